@@ -1,0 +1,91 @@
+"""Image grids with a label on every row and column, for a run's samples/ and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_INK, _PAPER = (28, 30, 34), (255, 255, 255)
+_GAP = 4
+
+
+def image_grid(
+    images: Sequence[Sequence[Image.Image | Tensor]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    scale: int = 1,
+) -> Image.Image:
+    """A table of images with a label before each row and above each column, wrapped to fit.
+
+    `images[i][j]` is a PIL image or a tensor (3, H, W) in [0, 1]; all are of one size. `scale` enlarges
+    each by whole pixels, so that small images show as they are. Raises `ValueError` where counts or sizes
+    differ.
+    """
+    cells = [[_to_pil(image) for image in row] for row in images]
+    _check(cells, row_labels, column_labels, scale)
+    width, height = (scale * side for side in cells[0][0].size)
+    font = ImageFont.load_default(size=min(18, max(11, width // 10)))
+    line = math.ceil(font.getbbox("Ág")[3]) + 2
+    margin = min(max(math.ceil(font.getlength(label)) for label in row_labels), max(width, 96))
+    above = [_wrap(label, font, width) for label in column_labels]
+    beside = [_wrap(label, font, margin) for label in row_labels]
+    head = line * max(map(len, above)) + 2 * _GAP
+    pitch = max(height, line * max(map(len, beside))) + _GAP
+    left = margin + 3 * _GAP
+
+    page = Image.new("RGB", (left + len(above) * (width + _GAP), head + len(beside) * pitch), _PAPER)
+    draw = ImageDraw.Draw(page)
+
+    def write(x: int, y: int, lines: Sequence[str]) -> None:
+        for index, text in enumerate(lines):
+            draw.text((x, y + index * line), text, _INK, font)
+
+    for j, lines in enumerate(above):
+        write(left + j * (width + _GAP), head - _GAP - line * len(lines), lines)
+    for i, (row, lines) in enumerate(zip(cells, beside, strict=True)):
+        top = head + i * pitch
+        write(_GAP, top + (pitch - _GAP - line * len(lines)) // 2, lines)
+        for j, cell in enumerate(row):
+            enlarged = cell.resize((width, height), Image.Resampling.NEAREST)
+            page.paste(enlarged, (left + j * (width + _GAP), top))
+    return page
+
+
+def _check(
+    cells: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    scale: int,
+) -> None:
+    counts = [len(row) for row in cells]
+    if not row_labels or not column_labels or counts != [len(column_labels)] * len(row_labels):
+        raise ValueError(
+            f"got rows of {counts} images, expected {len(row_labels)} rows of {len(column_labels)}, "
+            "one a label"
+        )
+    sizes = {cell.size for row in cells for cell in row}
+    if len(sizes) > 1 or scale < 1:
+        raise ValueError(f"got sizes {sorted(sizes)} and scale {scale}, expected one size and scale ≥ 1")
+
+
+def _to_pil(image: Image.Image | Tensor) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _wrap(text: str, font: Font, width: float) -> list[str]:
+    """Greedy line breaks at spaces; a single word that is too wide keeps its own line."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines or [""]

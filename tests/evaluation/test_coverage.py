@@ -1,0 +1,82 @@
+"""Coverage on points small enough to check by hand, and against its expectation for equal distributions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from scott.evaluation import coverage, expected_coverage
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values).unsqueeze(1)
+
+
+def normal(n: int, d: int, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_by_hand() -> None:
+    real = column(0, 1, 3, 10)
+    # Distance to the nearest other real point: 1, 1, 2, 7. To the fake at 4: 4, 3, 1, 6.
+    assert coverage(real, column(4), k=1) == 0.5
+    # To the second nearest: 3, 2, 3, 9. The same fake still reaches only 3 and 10.
+    assert coverage(real, column(4), k=2) == 0.5
+    # To the third nearest: 10, 9, 7, 10.
+    assert coverage(real, column(4), k=3) == 1.0
+
+
+def test_closer_is_strict() -> None:
+    assert coverage(column(0, 2), column(-2, 4), k=1) == 0.0
+
+
+def test_a_copy_covers_all_but_exact_duplicates() -> None:
+    real = normal(100, 8, seed=0)
+    assert coverage(real, real) == 1.0
+    # A point with k copies of itself has radius 0, and nothing is closer than 0.
+    repeated = torch.cat([real, real[:1].expand(5, -1)])
+    assert coverage(repeated, repeated) == pytest.approx(99 / 105)
+
+
+def test_a_dropped_mode_is_not_covered() -> None:
+    modes = torch.cat([normal(300, 2, seed=0), normal(100, 2, seed=1) + 100])
+    kept = normal(400, 2, seed=2)
+    assert coverage(modes, kept) <= 0.75
+    assert coverage(modes, kept) > 0.70
+
+
+@pytest.mark.parametrize("d", [1, 12])
+def test_equal_distributions_give_the_expectation(d: int) -> None:
+    expected = expected_coverage(5000, 5000)
+    assert expected == pytest.approx(0.969, abs=5e-4)
+    assert coverage(normal(5000, d, seed=0), normal(5000, d, seed=1)) == pytest.approx(expected, abs=0.01)
+
+
+def test_expectation_of_unequal_counts() -> None:
+    assert expected_coverage(7, 4, k=3) == pytest.approx(1 - math.comb(6, 3) / math.comb(10, 3))
+    drawn = [coverage(normal(7, 2, seed=2 * i), normal(4, 2, seed=2 * i + 1), k=3) for i in range(1000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(expected_coverage(7, 4, k=3), abs=0.02)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
+def test_the_chunk_does_not_matter(chunk_size: int) -> None:
+    real, fake = normal(150, 5, seed=0), normal(90, 5, seed=1)
+    assert coverage(real, fake, chunk_size=chunk_size) == coverage(real, fake, chunk_size=150)
+
+
+@pytest.mark.parametrize("k", [0, 4, -1])
+def test_refuses_k(k: int) -> None:
+    with pytest.raises(ValueError, match="expected 1 ≤ k < 4"):
+        coverage(column(0, 1, 2, 3), column(0, 1), k=k)
+    with pytest.raises(ValueError, match="expected 1 ≤ k < N"):
+        expected_coverage(4, 4, k=k)
+
+
+def test_refuses_features() -> None:
+    with pytest.raises(ValueError, match="fake features D = 2"):
+        coverage(torch.zeros(9, 3), torch.zeros(9, 2))
+    with pytest.raises(ValueError, match="non-finite"):
+        coverage(torch.full((9, 3), torch.nan), torch.zeros(9, 3))
+    with pytest.raises(ValueError, match="got 0 samples"):
+        coverage(torch.zeros(9, 3), torch.zeros(0, 3))
