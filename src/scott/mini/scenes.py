@@ -1,0 +1,141 @@
+"""Captioned pictures made from the glyphs: one subject, at a size and a place, on a plain background.
+
+Scene i of a split and seed is a pure function of (split, seed, i): nothing is stored, and a run that resumes sees
+the pictures it would have seen. One background a subject is held out of training: the (subject, background) pair
+is what evaluation asks for.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scott.mini import glyphs
+
+Split = Literal["train", "held-out"]
+RESOLUTION = 64
+
+BACKGROUNDS = {
+    "white": (246, 246, 246),
+    "black": (24, 24, 28),
+    "gray": (150, 152, 156),
+    "red": (205, 92, 92),
+    "yellow": (250, 226, 128),
+    "green": (140, 200, 150),
+    "blue": (128, 184, 240),
+    "pink": (244, 178, 202),
+}
+SIZES = {"small": (26, 31), "medium": (38, 43), "large": (53, 58)}  # longer side in pixels, ends included
+SIZE_WORDS = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium", "medium-sized", "mid-sized"),
+    "large": ("large", "big", "huge"),
+}
+# place → (horizontal, vertical) share of the free room, and the ways to say it
+PLACES: dict[str, tuple[float, float, tuple[str, ...]]] = {
+    "center": (0.5, 0.5, ("in the middle", "in the center", "at the center")),
+    "left": (0.0, 0.5, ("on the left", "at the left side", "to the left")),
+    "right": (1.0, 0.5, ("on the right", "at the right side", "to the right")),
+    "top": (0.5, 0.0, ("at the top", "in the upper part", "near the top")),
+    "bottom": (0.5, 1.0, ("at the bottom", "in the lower part", "near the bottom")),
+    "top left": (0.0, 0.0, ("at the top left", "in the top left corner", "in the upper left")),
+    "top right": (1.0, 0.0, ("at the top right", "in the top right corner", "in the upper right")),
+    "bottom left": (0.0, 1.0, ("at the bottom left", "in the bottom left corner", "in the lower left")),
+    "bottom right": (1.0, 1.0, ("at the bottom right", "in the bottom right corner", "in the lower right")),
+}
+# the larger the subject, the fewer places can be told apart
+PLACES_OF_SIZE = {"small": tuple(PLACES), "medium": tuple(PLACES)[:5], "large": ("center",)}
+MARGIN, JITTER = 2, 1  # pixels
+BACKGROUND_PHRASES = (
+    "on a {} background",
+    "on {}",
+    "against a {} background",
+    "in front of a {} backdrop",
+    "over a {} backdrop",
+)
+WITHOUT_ARTICLE = frozenset(
+    "bacon;baguette bread;ballet shoes;blueberries;bread;broccoli;butter;cherries;dna;fire;french fries;glasses;"
+    "grapes;green salad;high voltage;ice;jeans;leafy green;musical notes;pancakes;paw prints;popcorn;scissors;shorts;"
+    "socks;sushi;thread;wood;yarn".split(";")
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    subject: str
+    background: str
+    size: str
+    place: str
+    pixels: int
+    """Longer side of the subject."""
+    left: int
+    top: int
+    caption: str
+
+
+def held_out_background(subject_index: int) -> str:
+    """The background on which this subject is never shown in training."""
+    return list(BACKGROUNDS)[(3 * subject_index + subject_index // 8) % len(BACKGROUNDS)]
+
+
+def scene(index: int, *, split: Split, seed: int) -> Scene:
+    """Scene `index` of a split: subject, size, place, and background uniform over what the split allows.
+
+    The held-out split takes the subjects in turn, so that any whole number of rounds covers each equally.
+    """
+    rng = np.random.default_rng([seed, index, split == "held-out"])
+    drawings = glyphs.load()
+    subjects = list(drawings)
+    which = index % len(subjects) if split == "held-out" else int(rng.integers(len(subjects)))
+    subject, held_out = subjects[which], held_out_background(which)
+    allowed = [name for name in BACKGROUNDS if (name == held_out) == (split == "held-out")]
+    background = allowed[rng.integers(len(allowed))]
+    size = list(SIZES)[rng.integers(len(SIZES))]
+    place = PLACES_OF_SIZE[size][rng.integers(len(PLACES_OF_SIZE[size]))]
+    pixels = int(rng.integers(SIZES[size][0], SIZES[size][1] + 1))
+    width, height = _fit(drawings[subject], pixels)
+    right, down, _ = PLACES[place]
+    left, top = (
+        round(MARGIN + share * (RESOLUTION - 2 * MARGIN - extent)) + int(rng.integers(-JITTER, JITTER + 1))
+        for share, extent in ((right, width), (down, height))
+    )
+    return Scene(subject, background, size, place, pixels, left, top, _caption(subject, background, size, place, rng))
+
+
+def _fit(drawing: Image.Image, pixels: int) -> tuple[int, int]:
+    longer = max(drawing.size)
+    return max(1, round(drawing.width * pixels / longer)), max(1, round(drawing.height * pixels / longer))
+
+
+def _caption(subject: str, background: str, size: str, place: str, rng: np.random.Generator) -> str:
+    size_word = SIZE_WORDS[size][rng.integers(3)]
+    thing = f"{size_word} {subject.lower()}"
+    if subject not in WITHOUT_ARTICLE:
+        thing = f"a {thing}"
+    where = PLACES[place][2][rng.integers(3)]
+    behind = BACKGROUND_PHRASES[rng.integers(len(BACKGROUND_PHRASES))].format(background)
+    orders = (f"{thing} {where} {behind}", f"{behind}, {thing} {where}", f"{thing} {behind}, {where}")
+    return orders[rng.integers(3)]
+
+
+def render(scene: Scene) -> Image.Image:
+    """The 64x64 RGB picture of a scene."""
+    drawing = glyphs.load()[scene.subject]
+    small = drawing.resize(_fit(drawing, scene.pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    canvas = Image.new("RGB", (RESOLUTION, RESOLUTION), BACKGROUNDS[scene.background])
+    layer = np.asarray(small).astype(np.float32)  # premultiplied: composite is layer + (1 - alpha) * background
+    box = (scene.left, scene.top, scene.left + small.width, scene.top + small.height)
+    below = np.asarray(canvas.crop(box)).astype(np.float32)
+    mixed = layer[..., :3] + below * (1 - layer[..., 3:] / 255)
+    canvas.paste(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), box)
+    return canvas
+
+
+def batch(indices: range, *, split: Split, seed: int) -> tuple[Tensor, list[str]]:
+    """Pictures (B, 3, 64, 64) in [0, 1] and their captions."""
+    scenes = [scene(index, split=split, seed=seed) for index in indices]
+    pixels = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes]))
+    return pixels.permute(0, 3, 1, 2).float() / 255, [s.caption for s in scenes]
