@@ -1,0 +1,14 @@
+"""One error for every unknown name: what was got, what there is, and the nearest of them."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from scott.errors import UserError
+
+
+def unknown(what: str, got: object, choices: Iterable[str]) -> UserError:
+    """The error to raise when `got` is not among `choices`, e.g. `raise unknown("solver", name, SOLVERS)`."""
+    listed = list(choices)
+    nearest = get_close_matches(str(got), listed, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return UserError(f"got {what} {got!r}; expected one of {', '.join(map(repr, listed)) or 'none'}.{hint}")

@@ -1,0 +1,127 @@
+"""The times of SCott: where a jump starts and lands, its sub-steps, and where few-step sampling stops by.
+
+With a jump of J training steps walked in h sub-steps, everything happens on the grid t_i = t_data + i d,
+i = 0 .. M, d = J / h. On SD's 1,000 steps with J = 24, h = 3 that is {8i − 1}: the times a stock few-step
+scheduler visits with `original_inference_steps` = M = 125, so training and inference coincide.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from scott.diffusion.schedule import NoiseSchedule
+from scott.errors import UserError
+
+
+class JumpGrid:
+    """The grid of a jump of `jump` training steps in `substeps` equal sub-steps.
+
+    t_n is any grid time with i ≥ h, and t_m = t_n − jump. i = h lands exactly on clean data, where the
+    boundary condition makes the target the data itself: these jumps anchor every other.
+
+    Raises:
+        UserError: the sub-steps do not divide the jump, the jump exceeds the schedule, or no whole
+            `original_inference_steps` spaces its times by jump / substeps.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, jump: int = 24, substeps: int = 3) -> None:
+        if jump < 1 or substeps < 1 or jump % substeps:
+            raise UserError(
+                f"got jump {jump} and {substeps} sub-steps; jump must be a multiple of substeps. "
+                f"Use jump={max(jump // max(substeps, 1), 1) * max(substeps, 1)}."
+            )
+        steps = schedule.training_steps
+        if jump > steps:
+            raise UserError(
+                f"got jump {jump} on a schedule of {steps} training steps: t_m would fall below clean data. "
+                f"Use a jump of at most {steps}."
+            )
+        self.schedule = schedule
+        self.jump = jump
+        self.substeps = substeps
+        self.spacing = jump // substeps
+        self.original_inference_steps = steps // self.spacing
+        if steps // self.original_inference_steps != self.spacing:
+            raise UserError(
+                f"got a sub-step of {self.spacing} on {steps} training steps; expected one that some "
+                f"original_inference_steps gives. Use a sub-step of {steps // self.original_inference_steps}."
+            )
+
+    @cached_property
+    def times(self) -> Tensor:
+        """(M + 1,) every grid time, ascending; the first is clean data."""
+        schedule = self.schedule
+        share = torch.arange(self.original_inference_steps + 1, dtype=torch.float64) * self.spacing
+        span = schedule.t_max - schedule.t_data
+        return (schedule.t_data + span * share / schedule.training_steps).to(schedule.time_dtype)
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """(batch,) times t_n, uniform over the grid times with i ≥ h, on the generator's device."""
+        device = "cpu" if generator is None else generator.device
+        low, high = self.substeps, self.original_inference_steps + 1
+        index = torch.randint(low, high, (batch,), generator=generator, device=device)
+        return self.times.to(device)[index]
+
+    def target(self, t_n: Tensor) -> Tensor:
+        """t_m = t_n − jump, (B,) like t_n.
+
+        Raises:
+            UserError: a t_n is off the grid, or so low that t_m would fall below clean data.
+        """
+        return self.times[self._index(t_n) - self.substeps].to(t_n.device)
+
+    def substep_times(self, t_n: Tensor) -> list[Tensor]:
+        """[t_n, .., t_m]: the h + 1 times of the walk, each (B,). Raises as `target`."""
+        index = self._index(t_n)
+        return [self.times[index - k].to(t_n.device) for k in range(self.substeps + 1)]
+
+    def inference_times(self, steps: int) -> list[float]:
+        """The descending times of `steps`-step sampling: grid indices M − ⌊k M / steps⌋, k = 0 .. steps − 1.
+
+        Those of diffusers' LCMScheduler.set_timesteps(steps, original_inference_steps=M).
+
+        Raises:
+            UserError: steps is not from 1 to M.
+        """
+        count = self.original_inference_steps
+        if not 1 <= steps <= count:
+            raise UserError(
+                f"got {steps} inference steps; expected from 1 to {count}, the times on the grid."
+            )
+        return self.times[[count - k * count // steps for k in range(steps)]].tolist()
+
+    def _index(self, t_n: Tensor) -> Tensor:
+        t = t_n.detach().cpu()
+        elapsed = (t.double() - self.schedule.t_data) / self.schedule.unit / self.spacing
+        index = elapsed.round().long()
+        off = (elapsed - index).abs() > 1e-3
+        off |= (index < self.substeps) | (index > self.original_inference_steps)
+        if bool(off.any()):
+            first, last = self.times[self.substeps].item(), self.times[-1].item()
+            raise UserError(
+                f"got t_n {t[off][0].item()}; expected a grid time from {first} to {last} in steps of "
+                f"{self.spacing * self.schedule.unit} (from a lower one t_m would fall below clean data). "
+                "Draw t_n with JumpGrid.sample."
+            )
+        return index
+
+
+def equal_substeps(t_n: Tensor, t_m: Tensor, substeps: int) -> list[Tensor]:
+    """[t_n, .., t_m]: substeps + 1 equally spaced times, each (B,), of t_n's dtype.
+
+    Raises:
+        UserError: there is no whole number of sub-steps, or integer times do not divide into them.
+    """
+    if substeps < 1:
+        raise UserError(f"got {substeps} sub-steps; expected 1 or more.")
+    span = t_m - t_n
+    if t_n.is_floating_point():
+        return [t_n + span * (k / substeps) for k in range(substeps)] + [t_m]
+    if bool((span % substeps).any()):
+        worst = int(-span[span % substeps != 0][0])
+        raise UserError(
+            f"got jump {worst} and {substeps} sub-steps; jump must be a multiple of substeps. "
+            f"Use a jump of {max(worst // substeps, 1) * substeps}."
+        )
+    return [t_n + span // substeps * k for k in range(substeps + 1)]

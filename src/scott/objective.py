@@ -1,0 +1,113 @@
+"""SCott's losses as pure functions: L_CD against the target student, a hinge game against the discriminator.
+
+    L_CD  = E[ w(t_n) d(f_θ(z_tn, t_n), f_θ⁻(ẑ_tm, t_m)) ]
+    L_D   = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))]
+    L_adv = −E[D(fake)]
+
+Each returns its named terms; `loss` is the one to differentiate. Nothing is hidden or drawn, and a loss that
+is not finite is returned as it is, for the loop to stop on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scott.choices import unknown
+from scott.diffusion import Denoiser
+from scott.errors import UserError
+
+
+@dataclass(frozen=True)
+class ConsistencyLoss:
+    """loss: scalar. per_sample: (B,), weighted, without gradient; tells at which times a loss is large."""
+
+    loss: Tensor
+    per_sample: Tensor
+
+
+@dataclass(frozen=True)
+class DiscriminatorLoss:
+    """loss = real + fake, scalars; the accuracies are the shares of logits with the right sign."""
+
+    loss: Tensor
+    real: Tensor
+    fake: Tensor
+    real_accuracy: Tensor
+    fake_accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class GeneratorLoss:
+    """loss: scalar. fooled: the share of fakes that the discriminator takes for real."""
+
+    loss: Tensor
+    fooled: Tensor
+
+
+@torch.no_grad()
+def consistency_target(target_student: Denoiser, x_m: Tensor, t_m: Tensor, cond: Any) -> Tensor:
+    """f_θ⁻(ẑ_tm, t_m) without gradient, like x_m (B, ...); ω, where the student takes it, travels in cond.
+
+    The target student has the boundary built in, so on clean data the target is x_m itself.
+    """
+    return target_student(x_m, t_m, cond)
+
+
+def consistency_loss(
+    prediction: Tensor,
+    target: Tensor,
+    kind: str = "l2",
+    huber_c: float = 1e-3,
+    weight: Tensor | None = None,
+) -> ConsistencyLoss:
+    """L_CD: the mean over samples of w d, in float32 at least.
+
+    With δ = prediction − target and the mean over a sample's elements,
+    l2: d = mean δ²;  l1: d = mean |δ|;  huber: d = mean (sqrt(δ² + c²) − c).
+
+    Args:
+        prediction, target: (B, ...); no gradient goes through the target.
+        kind: l2 (the paper's) | l1 | huber.
+        huber_c: c, in units of the data.
+        weight: w(t_n), (B,); 1 if not given.
+
+    Raises:
+        UserError: an unknown kind, or prediction and target of different shapes.
+    """
+    if prediction.shape != target.shape:
+        raise UserError(
+            f"got prediction {tuple(prediction.shape)} and target {tuple(target.shape)}; expected one shape. "
+            " Broadcasting them would compare every sample with every other."
+        )
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    delta = prediction.to(dtype) - target.detach().to(dtype)
+    match kind:
+        case "l2":
+            distance = delta**2
+        case "l1":
+            distance = delta.abs()
+        case "huber":
+            distance = (delta**2 + huber_c**2).sqrt() - huber_c
+        case _:
+            raise unknown("consistency loss", kind, ("l2", "l1", "huber"))
+    per_sample = distance.flatten(1).mean(1)
+    if weight is not None:
+        per_sample = per_sample * weight.to(per_sample)
+    return ConsistencyLoss(per_sample.mean(), per_sample.detach())
+
+
+def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> DiscriminatorLoss:
+    """L_D = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))] for logits of any shape."""
+    real, fake = torch.relu(1 - real_logits).mean(), torch.relu(1 + fake_logits).mean()
+    return DiscriminatorLoss(real + fake, real, fake, _share(real_logits > 0), _share(fake_logits < 0))
+
+
+def hinge_generator(fake_logits: Tensor) -> GeneratorLoss:
+    """L_adv = −E[D(fake)] for logits of any shape."""
+    return GeneratorLoss(-fake_logits.mean(), _share(fake_logits > 0))
+
+
+def _share(condition: Tensor) -> Tensor:
+    return condition.float().mean()

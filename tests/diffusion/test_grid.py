@@ -1,0 +1,88 @@
+"""The jump grid, against LCMScheduler's times and its own definition t_i = t_data + i d."""
+
+import diffusers
+import pytest
+import torch
+
+from scott.diffusion import DiscreteSchedule, FlowSchedule, JumpGrid, equal_substeps
+from scott.errors import UserError
+
+SD = DiscreteSchedule.stable_diffusion()
+
+
+@pytest.mark.parametrize(("jump", "substeps"), [(24, 3), (24, 2), (24, 1), (20, 1), (100, 4)])
+def test_inference_times_match_lcm_scheduler(jump, substeps):
+    grid = JumpGrid(SD, jump, substeps)
+    scheduler = diffusers.LCMScheduler()
+    for steps in range(1, grid.original_inference_steps + 1):
+        scheduler.set_timesteps(steps, original_inference_steps=grid.original_inference_steps)
+        times = grid.inference_times(steps)
+        assert times == scheduler.timesteps.tolist()
+        assert set(times) <= set(grid.times.tolist())
+
+
+def test_the_papers_grid():
+    grid = JumpGrid(SD)
+    assert grid.times.tolist() == [8 * i - 1 for i in range(126)]
+    assert grid.original_inference_steps == 125
+    assert grid.inference_times(2) == [999, 503]
+    assert grid.inference_times(4) == [999, 751, 503, 255]
+
+
+@pytest.mark.parametrize("schedule", [SD, FlowSchedule(3.0)], ids=["discrete", "flow"])
+def test_draws_targets_and_substeps(schedule):
+    grid = JumpGrid(schedule)
+    t_n = grid.sample(4000, torch.Generator().manual_seed(0))
+    assert t_n.dtype == schedule.time_dtype
+    assert torch.equal(t_n.unique(), grid.times[3:])
+    assert torch.equal(t_n, grid.sample(4000, torch.Generator().manual_seed(0)))
+    t_m = grid.target(t_n)
+    torch.testing.assert_close(t_n - t_m, torch.full_like(t_n, 24 * schedule.unit))
+    assert t_m.min().item() == schedule.t_data
+    walk = grid.substep_times(t_n)
+    assert len(walk) == 4
+    assert torch.equal(walk[0], t_n)
+    assert torch.equal(walk[-1], t_m)
+    for mine, equal in zip(walk, equal_substeps(t_n, t_m, 3), strict=True):
+        torch.testing.assert_close(mine, equal)
+
+
+def test_flow_grid_ends_exactly():
+    times = JumpGrid(FlowSchedule()).times
+    assert times[0].item() == 0
+    assert times[-1].item() == 1
+    torch.testing.assert_close(times, torch.arange(126) * 0.008)
+
+
+@pytest.mark.parametrize(
+    ("jump", "substeps", "message"),
+    [
+        (24, 5, "got jump 24 and 5 sub-steps; jump must be a multiple of substeps. Use jump=20"),
+        (0, 1, "Use jump=1"),
+        (24, 0, "multiple"),
+        (1008, 3, "below clean data"),
+        (900, 3, "Use a sub-step of 333"),
+    ],
+)
+def test_grid_errors(jump, substeps, message):
+    with pytest.raises(UserError, match=message):
+        JumpGrid(SD, jump, substeps)
+
+
+@pytest.mark.parametrize("t_n", [15, -1, 24, 1007])
+def test_times_off_the_grid_or_too_low(t_n):
+    with pytest.raises(UserError, match="expected a grid time from 23 to 999"):
+        JumpGrid(SD).target(torch.tensor([999, t_n]))
+
+
+@pytest.mark.parametrize("steps", [0, 126])
+def test_inference_steps_out_of_range(steps):
+    with pytest.raises(UserError, match="from 1 to 125"):
+        JumpGrid(SD).inference_times(steps)
+
+
+def test_equal_substeps_errors():
+    with pytest.raises(UserError, match="Use a jump of 20"):
+        equal_substeps(torch.tensor([999]), torch.tensor([975]), 5)
+    with pytest.raises(UserError, match="1 or more"):
+        equal_substeps(torch.tensor([0.5]), torch.tensor([0.4]), 0)

@@ -1,0 +1,135 @@
+"""Schedules against diffusers' own tables, and their ends, errors and JSON."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+
+from scott.diffusion import DiscreteSchedule, FlowSchedule, schedule_from_config
+from scott.errors import UserError
+
+LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
+ALL_TIMES = torch.arange(1000)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.DDIMScheduler(),
+        diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", **LATENT),
+        diffusers.DPMSolverMultistepScheduler(beta_schedule="linear", prediction_type="v_prediction"),
+        diffusers.LCMScheduler(),
+        diffusers.DDIMScheduler(trained_betas=[0.01, 0.02, 0.3]),
+        diffusers.DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True, **LATENT),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_discrete_matches_diffusers(scheduler):
+    schedule = DiscreteSchedule.from_config(scheduler.config)
+    times = torch.arange(len(scheduler.alphas_cumprod))
+    assert schedule.alpha(times).dtype == torch.float64
+    torch.testing.assert_close(
+        schedule.alpha(times) ** 2, scheduler.alphas_cumprod.double(), rtol=5e-5, atol=1e-7
+    )
+    assert schedule.prediction_type == scheduler.config.prediction_type
+
+
+def test_variance_preserving_and_clean_data():
+    schedule = DiscreteSchedule.stable_diffusion()
+    t = torch.arange(-1, 1000)
+    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones(1001).double())
+    assert schedule.alpha(t[:1]).item() == 1
+    assert schedule.sigma(t[:1]).item() == schedule.lam(t[:1]).item() == 0
+    assert bool((schedule.lam(t).diff() > 0).all())
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        DiscreteSchedule(
+            "scaled_linear", **LATENT, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+        ),
+        FlowSchedule(),
+        FlowSchedule(1.15),
+    ],
+    ids=str,
+)
+def test_zero_terminal_snr_is_exact(schedule):
+    t_max = torch.tensor([schedule.t_max])
+    assert schedule.alpha(t_max).item() == 0
+    assert schedule.sigma(t_max).item() == pytest.approx(1)
+    assert schedule.lam(t_max).item() == float("inf")
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matches_diffusers(shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    schedule = schedule_from_config(scheduler.config)
+    assert schedule == FlowSchedule(shift)
+    t = 1 - ALL_TIMES.double() / 1000
+    torch.testing.assert_close(schedule.sigma(t), scheduler.sigmas[:1000].double(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(schedule.timestep(t), scheduler.timesteps, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(schedule.alpha(t), 1 - schedule.sigma(t))
+
+
+def test_add_noise_matches_diffusers():
+    scheduler = diffusers.DDPMScheduler(beta_schedule="scaled_linear", **LATENT)
+    x0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    x_t = DiscreteSchedule.stable_diffusion().add_noise(x0, noise, t)
+    assert x_t.dtype == x0.dtype
+    torch.testing.assert_close(x_t, scheduler.add_noise(x0, noise, t), rtol=1e-5, atol=1e-5)
+
+
+def test_network_times():
+    assert DiscreteSchedule.stable_diffusion().timestep(torch.tensor([-1, 0, 999])).tolist() == [0, 0, 999]
+    assert FlowSchedule(3.0).timestep(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 750, 1000]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        DiscreteSchedule.stable_diffusion(),
+        DiscreteSchedule("squaredcos_cap_v2", 1e-4, 0.02, prediction_type="v_prediction"),
+        DiscreteSchedule.from_betas(torch.tensor([0.1, 0.2, 0.5])),
+        FlowSchedule(3.0),
+    ],
+    ids=str,
+)
+def test_json_round_trip(schedule):
+    rebuilt = schedule_from_config(json.loads(json.dumps(schedule.to_config())))
+    assert rebuilt == schedule
+    t = torch.tensor([schedule.t_data, schedule.t_max])
+    assert torch.equal(rebuilt.alpha(t), schedule.alpha(t))
+
+
+@pytest.mark.parametrize("t", [[0.5], [1000], [-2], [float("nan")]])
+def test_discrete_refuses_other_times(t):
+    with pytest.raises(UserError, match=r"expected an integer from -1 \(clean data\) to 999"):
+        DiscreteSchedule.stable_diffusion().alpha(torch.tensor(t))
+
+
+@pytest.mark.parametrize("t", [-0.01, 1.01, float("nan")])
+def test_flow_refuses_other_times(t):
+    with pytest.raises(UserError, match=r"expected one from 0 \(clean data\) to 1"):
+        FlowSchedule().sigma(torch.tensor([t]))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"beta_schedule": "linear", "beta_start": 1e-4}, "without beta_end"),
+        ({"beta_schedule": "scaled_liner", **LATENT}, "Did you mean 'scaled_linear'"),
+        ({"beta_schedule": "linear", "beta_start": -1, "beta_end": 1}, r"each in \(0, 1\]"),
+        ({"trained_betas": []}, "expected one or more"),
+        ({"trained_betas": [0.1], "snr_shift_scale": 3.0}, "snr_shift_scale"),
+        ({"trained_betas": [0.1], "prediction_type": "eps"}, "epsilon"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "one fixed shift"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}, "positive"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 10}, "expected 1000"),
+    ],
+)
+def test_config_errors(config, message):
+    with pytest.raises(UserError, match=message):
+        schedule_from_config(config)

@@ -1,0 +1,65 @@
+"""The layering: a lower room never imports a higher one, and heavy libraries stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import scott
+
+ROOT = Path(scott.__file__).parent
+LEVELS = [
+    {"errors", "choices", "rng"},
+    {"diffusion"},
+    {"solvers", "guidance", "sampling", "backbones", "data", "evaluation"},
+    {"objective", "discriminator"},
+    {"training", "export", "mini"},
+    {"recipes"},
+    {"cli", "__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODELS = {"diffusers", "transformers", "peft"}
+FILES = sorted(
+    path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT
+)
+
+
+def room_of(path):
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Every dotted module name a file imports, at any depth, relative ones made absolute."""
+    package = ("scott", *path.parent.parts)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_lower_rooms_never_import_higher_ones(path):
+    room = room_of(path)
+    assert room in LEVEL, f"give {room} its place in LEVELS"
+    for name in imports(path):
+        if name.startswith("scott.") and (other := name.split(".")[1]) in LEVEL:
+            assert LEVEL[other] <= LEVEL[room], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_heavy_libraries_stay_in_their_rooms(path):
+    libraries = {name.split(".")[0] for name in imports(path)}
+    if room_of(path) not in {"backbones", "mini", "export"}:
+        allowed = {"diffusers", "transformers"} if path == Path("evaluation/features.py") else set()
+        assert not libraries & (MODELS - allowed)
+    if path not in {Path("training/loop.py"), Path("training/checkpoint.py")}:
+        assert "accelerate" not in libraries
+
+
+def test_evaluation_never_sees_the_trainer():
+    for path in FILES:
+        if room_of(path) == "evaluation":
+            assert not [name for name in imports(path) if name.startswith("scott.training")]

@@ -1,0 +1,75 @@
+"""Losses against the formulas, worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from scott.diffusion import ConsistencyFunction, DiscreteSchedule
+from scott.errors import UserError
+from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator
+
+PREDICTION, TARGET = torch.tensor([[[1.0, 2.0]], [[0.0, -3.0]]]), torch.tensor([[[0.0, 2.0]], [[2.0, 1.0]]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_sample"),
+    [
+        ("l2", [1 / 2, (4 + 16) / 2]),
+        ("l1", [1 / 2, (2 + 4) / 2]),
+        ("huber", [(math.sqrt(1.25) - 0.5) / 2, (math.sqrt(4.25) - 0.5 + math.sqrt(16.25) - 0.5) / 2]),
+    ],
+)
+def test_consistency_loss(kind, per_sample):
+    result = consistency_loss(PREDICTION, TARGET, kind, huber_c=0.5)
+    torch.testing.assert_close(result.per_sample, torch.tensor(per_sample))
+    assert result.loss.item() == pytest.approx(sum(per_sample) / 2)
+    weighted = consistency_loss(PREDICTION, TARGET, kind, huber_c=0.5, weight=torch.tensor([2.0, 0.0]))
+    assert weighted.loss.item() == pytest.approx(per_sample[0])
+
+
+def test_gradient_reaches_the_prediction_only():
+    prediction, target = PREDICTION.clone().requires_grad_(), TARGET.clone().requires_grad_()
+    result = consistency_loss(prediction, target)
+    result.loss.backward()
+    torch.testing.assert_close(prediction.grad, 2 * (PREDICTION - TARGET) / 4)
+    assert target.grad is None
+    assert not result.per_sample.requires_grad
+
+
+def test_low_precision_is_summed_in_float32():
+    assert consistency_loss(PREDICTION.bfloat16(), TARGET.bfloat16()).loss.dtype == torch.float32
+
+
+def test_non_finite_is_returned_as_it_is():
+    assert consistency_loss(PREDICTION * float("nan"), TARGET).loss.isnan()
+    assert hinge_generator(torch.tensor([float("inf")])).loss.isinf()
+
+
+def test_target_has_no_gradient_and_is_the_data_at_clean_data():
+    weight = torch.tensor(2.0, requires_grad=True)
+    student = ConsistencyFunction(lambda x, t, cond: weight * x * cond, DiscreteSchedule.stable_diffusion())
+    x_m = torch.randn(2, 3)
+    target = consistency_target(student, x_m, torch.tensor([-1, 999]), 3.0)
+    assert not target.requires_grad
+    assert torch.equal(target[0], x_m[0])
+    torch.testing.assert_close(target[1], 6 * x_m[1])
+
+
+def test_hinge():
+    result = hinge_discriminator(torch.tensor([[2.0, 0.5], [-1.0, 3.0]]), torch.tensor([-2.0, 0.0]))
+    assert result.real.item() == (0 + 0.5 + 2 + 0) / 4
+    assert result.fake.item() == (0 + 1) / 2
+    assert result.loss.item() == 0.625 + 0.5
+    assert result.real_accuracy.item() == 0.75
+    assert result.fake_accuracy.item() == 0.5
+    generator = hinge_generator(torch.tensor([-2.0, 1.0, 4.0]))
+    assert generator.loss.item() == -1
+    assert generator.fooled.item() == pytest.approx(2 / 3)
+
+
+def test_errors():
+    with pytest.raises(UserError, match="got consistency loss 'l3'; expected one of 'l2', 'l1', 'huber'"):
+        consistency_loss(PREDICTION, TARGET, "l3")
+    with pytest.raises(UserError, match="expected one shape"):
+        consistency_loss(PREDICTION, TARGET[:, :, :1])
