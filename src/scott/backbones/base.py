@@ -1,0 +1,54 @@
+"""What the rest of scott asks of a teacher, whatever its architecture.
+
+A backbone is one frozen network with its text encoder and VAE. On it stand up to four models: the teacher (the plain
+network), the student, its EMA target, and the critic.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scott.diffusion import NoiseSchedule
+
+Cond = dict[str, Tensor]
+"""Conditioning by name, every value (B, ...). `guidance` (B,) is ω, the classifier-free guidance scale a student
+imitates, in the form uncond + ω (cond − uncond); a teacher ignores it."""
+
+
+class Backbone(Protocol):
+    schedule: NoiseSchedule
+    prediction: str
+    latent_shape: tuple[int, int, int]
+    device: torch.device
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+        """Text conditioning of B prompts. Raises `UserError` for a prompt longer than the text encoder takes."""
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, 8H, 8W) in [0, 1]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, 8H, 8W) in [0, 1] of scaled latents."""
+
+    def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 of the frozen network, unguided."""
+
+    def student(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 of the student's network; the boundary is not applied."""
+
+    def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 of the student's EMA."""
+
+    def critic_features(self, x0: Tensor, t: Tensor, cond: Cond) -> Any:
+        """The frozen encoder's features of x0, given time t and the text."""
+
+    def critic_logits(self, features: Any) -> Tensor:
+        """Logits (B, H, W) of the adapted decoder on those features."""
+
+    def student_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def target_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]: ...

@@ -1,0 +1,45 @@
+"""Does once what training would do at every step: resize, encode with the VAE, encode the caption."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scott.backbones import Backbone
+from scott.data.batch import Batch
+from scott.data.sources import CaptionedImages
+
+Progress = Callable[[int, int], None]
+
+
+def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 64) -> Batch:
+    """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors)."""
+    if not file.is_file():
+        parts: list[dict[str, Tensor]] = []
+        size = 8 * backbone.latent_shape[-1]
+        for start in range(0, len(images), chunk):
+            rows = range(start, min(start + chunk, len(images)))
+            pairs = [images[i] for i in rows]
+            mean, std = backbone.encode_images(torch.stack([to_pixels(image, size) for image, _ in pairs]))
+            cond = backbone.encode_prompts([caption for _, caption in pairs])
+            encoded = {"mean": mean, "std": std} | {f"cond.{name}": value for name, value in cond.items()}
+            parts.append({name: value.half().cpu() for name, value in encoded.items()})
+            progress(rows.stop, len(images))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, partial)
+        partial.rename(file)
+    tensors = load_file(file)
+    cond = {name.removeprefix("cond."): value for name, value in tensors.items() if name.startswith("cond.")}
+    return Batch(tensors["mean"], tensors["std"], cond)
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """(3, size, size) in [0, 1]: shorter side to `size` (Lanczos), centre crop."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255

@@ -1,0 +1,59 @@
+"""`scott mini build`: the embedded teacher from the glyphs, in resumable stages; deterministic given its seed.
+
+Glyphs → tokenizer → Mini-CLIP and VAE → cached latents → U-Net → a `StableDiffusionPipeline` folder in fp16.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from scott.backbones.unet import UNetBackbone
+from scott.mini import autoencoder, clip, unet
+
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+    # the trailing grid starts at t = 999, as the student's does
+    "timestep_spacing": "trailing",
+}
+
+
+def build(work: Path, out: Path, *, seed: int = 0, say: Callable[[str], None]) -> None:
+    """Train what is missing in `work` and write `out/teacher` (pipeline folder) and `out/clip` (both towers)."""
+    tokenizer_folder = work / "tokenizer"
+    if not tokenizer_folder.is_dir():
+        say("tokenizer")
+        clip.train_tokenizer(tokenizer_folder, seed=seed)
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    say(f"clip: {clip.STAGE.steps} steps, log in {work}/clip/log.jsonl")
+    towers = clip.train(work / "clip", tokenizer, seed=seed)
+    say(f"autoencoder: {autoencoder.STAGE.steps} steps, log in {work}/autoencoder/log.jsonl")
+    vae = autoencoder.train(work / "autoencoder", seed=seed)
+    text_encoder = CLIPTextModel(towers.config.text_config)
+    text_encoder.load_state_dict(towers.text_model.state_dict())
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet.build_model(),
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    # what ships is fp16, so the U-Net is trained on what the fp16 encoder and text tower give
+    for part in (pipeline.vae, pipeline.text_encoder, towers):
+        part.half().float()
+    say(f"unet: {unet.STAGE.steps} steps, log in {work}/unet/log.jsonl")
+    pipeline.unet = unet.train(work / "unet", UNetBackbone(pipeline), seed=seed)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out / "teacher")
+    towers.half().save_pretrained(out / "clip")
+    tokenizer.save_pretrained(out / "clip")

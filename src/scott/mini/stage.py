@@ -1,0 +1,104 @@
+"""One resumable training stage of the embedded teacher: AdamW, warm-up and cosine decay, EMA, checkpoints, a log.
+
+Every draw of a step comes from a generator seeded with (seed, step), so a resumed stage repeats what an uninterrupted
+one would have done without any generator state being stored.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scott.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from scott.training.ema import ema_update
+from scott.rng import generator_for
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema_decay: float = 0.999
+    clip_norm: float = 1.0
+    checkpoint_every: int = 250
+    log_every: int = 25
+
+
+def run_stage(
+    name: str, module: nn.Module, losses: Callable[[range, torch.Generator], Losses], config: StageConfig, folder: Path, *, seed: int
+) -> dict[str, Tensor]:
+    """Minimise the sum of `losses(indices, generator)` and return the EMA of the module's state.
+
+    `indices` counts samples from 0, a new range each step; the terms are logged by name to `folder/log.jsonl`.
+    Raises `FloatingPointError` when the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    average = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    start = 0
+    if latest := latest_checkpoint(folder):
+        parts, state = load_checkpoint(latest)
+        module.load_state_dict(parts["model"])
+        average = parts["average"]
+        load_optimizer_tensors(optimizer, parts["optimizer"])
+        start = state["step"]
+    parameters = list(module.parameters())
+    floats = [key for key, value in average.items() if value.is_floating_point()]
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.jsonl").open("a") as log:
+        for step in range(start, config.steps):
+            generator = generator_for(seed, step)
+            rate = config.learning_rate * _schedule(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            terms = losses(range(step * config.batch_size, (step + 1) * config.batch_size), generator)
+            loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{name}: step {step}: {({k: v.item() for k, v in terms.items()})}")
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimizer.step()
+            current = module.state_dict()
+            # the average forgets its start: early on it is the mean over the last tenth of the steps so far
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            ema_update([average[key] for key in floats], [current[key] for key in floats], decay)
+            if step % config.log_every == 0 or step == config.steps - 1:
+                record = {"step": step, "lr": rate, "gradient_norm": norm.item()}
+                record |= {key: value.item() for key, value in terms.items()}
+                rate_now = (step + 1 - start) / (time.monotonic() - began)
+                record |= {"steps_per_second": round(rate_now, 3), "eta_minutes": round((config.steps - step) / rate_now / 60, 1)}
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            if (step + 1) % config.checkpoint_every == 0 or step == config.steps - 1:
+                parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
+                save_checkpoint(folder, step + 1, parts, {"stage": name, "seed": seed})
+                prune_checkpoints(folder, keep=2)
+    return average
+
+
+def _schedule(step: int, config: StageConfig) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,88 @@
+"""Checkpoints that are whole or absent: safetensors and one JSON file in a folder that appears under its name last.
+
+A checkpoint folder holds one `<part>.safetensors` per part (student, target, critic, their optimizers, ...) and
+`state.json`. It is written beside its final name, synced, and renamed, so that a crash leaves the previous one.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scott.errors import UserError
+
+Parts = dict[str, dict[str, Tensor]]
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-XXXXXXXX` atomically and return its path."""
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, tensors in parts.items():
+        # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+    (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+    for written in [*partial.iterdir(), partial]:
+        _sync(written)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(folder)
+    return final
+
+
+def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
+    """The parts and the state of one checkpoint folder; `UserError` when it cannot be read."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
+    except Exception as error:  # safetensors raises its own class, which has no common base
+        raise UserError(f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before") from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`, or None."""
+    return max(checkpoints(folder), default=None)
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config)."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`, bit for bit."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""One run, as data: everything that decides what `scott distill` does, complete, printable and reloadable."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scott import solvers
+from scott.diffusion import JumpGrid, NoiseSchedule
+from scott.errors import UserError
+from scott.solvers import Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what a teacher needs otherwise.
+
+    Raises `UserError` when a value is out of range or contradicts another.
+    """
+
+    teacher: str
+    """A diffusers pipeline folder, a hub id, or `mini` for the embedded one."""
+    data: str
+    """`mini`, or a folder of images with their captions in .txt files beside them."""
+    out: Path
+    """The run folder. The same command on a folder that holds the run resumes it."""
+    seed: int = 0
+
+    max_steps: int = 40_000
+    batch_size: int = 40
+    learning_rate: float = 8e-6
+    critic_learning_rate: float = 2e-5
+    warmup_steps: int = 500
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    """Largest norm of the student's and of the critic's gradient, each."""
+    ema_decay: float = 0.95
+    """Decay of the target, which is also what is saved."""
+
+    solver: Literal["ddim", "er-sde", "dpmpp-sde"] = "er-sde"
+    eta: float = 0.2
+    """Noise of ddim and dpmpp-sde; 0 is the ODE."""
+    phi: str = "5"
+    """Noise function of er-sde: ode, or 1 to 5."""
+    order: int = 2
+    """Order of er-sde (1 to 3) and dpmpp-sde (1 or 2)."""
+    jump: int = 24
+    """t_n − t_m, in training steps."""
+    substeps: int = 3
+    """h: solver steps a jump."""
+
+    loss: Literal["l2", "l1", "huber"] = "l2"
+    adversarial_weight: float = 0.4
+    """λ_adv; 0 trains no critic."""
+    critic_time: Literal["paper", "matched"] = "matched"
+    """The time the critic is told for real latents: 0 (paper), or the fakes' own t_n (matched)."""
+    critic_noise: bool = False
+    """Re-noise what the critic sees, real and fake alike, to a random time."""
+    critic_rank: int = 64
+    guidance_min: float = 3.0
+    """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]; a LoRA student has one ω."""
+    guidance_max: float = 15.0
+
+    train: Literal["lora", "full"] = "lora"
+    lora_rank: int = 64
+
+    log_every: int = 10
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        positive = ("max_steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*positive, "learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
+        _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
+        _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
+        if self.train == "lora" and self.guidance_min != self.guidance_max:
+            raise UserError(
+                f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which has no ω input; "
+                "set guidance_min = guidance_max, or train full"
+            )
+
+    def make_solver(self, schedule: NoiseSchedule) -> Solver:
+        """The teacher's solver; only the options that it has are passed on."""
+        options: dict[str, dict[str, Any]] = {
+            "ddim": {"eta": self.eta},
+            "er-sde": {"phi": self.phi, "order": self.order},
+            "dpmpp-sde": {"eta": self.eta, "order": self.order},
+        }
+        return solvers.make(self.solver, schedule, **options[self.solver])
+
+    def make_grid(self, schedule: NoiseSchedule) -> JumpGrid:
+        return JumpGrid(schedule, jump=self.jump, substeps=self.substeps)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self) | {"out": str(self.out)}, indent=2)
+
+    @classmethod
+    def load(cls, file: Path) -> "DistillConfig":
+        """The config of a run folder's `config.json`; `UserError` when it is not one."""
+        try:
+            values = json.loads(file.read_text())
+            return cls(**(values | {"out": Path(values["out"])}))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file} is not the config of a scott run ({error}); choose another folder") from None
+
+    def differences(self, other: "DistillConfig") -> list[str]:
+        """`name: mine → theirs` for what decides the weights (the folder's own name and the log's pace do not)."""
+        free = {"out", "max_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in free]
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+LCM = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
+"""Latent consistency distillation (Luo et al. 2023) as a point of the same space: an ODE teacher, one step a jump, no critic."""
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise UserError(f"got {name} {value}; expected {expected}")

@@ -1,0 +1,156 @@
+"""The loop around `training.step`: optimizers, EMA, checkpoints, logs, and a run that resumes by the same command."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from scott.backbones import Backbone
+from scott.data.batch import BatchSource
+from scott.errors import UserError
+from scott.rng import generator_for
+from scott.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from scott.training.config import DistillConfig
+from scott.training.ema import ema_update
+from scott.training.metrics import MetricsLog, check_finite
+from scott.training.step import Draws, Gradients, distillation_step
+
+
+@dataclass
+class Hooks:
+    """What the loop calls on its way; each is given the number of steps done."""
+
+    progress: Callable[[int, dict[str, float]], None] = lambda step, terms: None
+    sample: Callable[[int], None] = lambda step: None
+
+
+def open_run(config: DistillConfig) -> int:
+    """Prepare `config.out` and return the step to start from: 0, or that of its newest checkpoint.
+
+    Raises `UserError` when the folder is in the way, or holds a run of another config.
+    """
+    out, file = config.out, config.out / "config.json"
+    if file.is_file():
+        if differences := DistillConfig.load(file).differences(config):
+            raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    file.write_text(config.to_json())
+    latest = latest_checkpoint(out / "checkpoints")
+    return load_checkpoint(latest)[1]["step"] if latest else 0
+
+
+def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks: Hooks | None = None) -> int:
+    """Train the backbone's student to `config.max_steps` in `config.out`, from its newest checkpoint on.
+
+    The backbone already has its student (and critic, where λ_adv > 0). Returns the number of steps this call made.
+    Raises `FloatingPointError` on a loss or gradient that is not finite; what was saved before stays.
+    """
+    hooks = hooks or Hooks()
+    start = open_run(config)
+    solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
+    trained = _Trained(backbone, config)
+    if start:
+        trained.load(config.out / "checkpoints")
+    accelerator = Accelerator(log_with="tensorboard", project_dir=config.out, cpu=backbone.device.type == "cpu")
+    accelerator.init_trackers("tensorboard")
+    log = MetricsLog(config.out / "metrics.jsonl", start)
+    uncond = backbone.encode_prompts([""])
+    began = time.monotonic()
+    for step in range(start, config.max_steps):
+        batch = data.batch(step, config.batch_size).to(backbone.device)
+        draws = Draws.make(batch.mean.shape, grid, config, generator_for(config.seed, step)).to(backbone.device)
+        gradients = distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+        norms = trained.update(gradients, step)
+        done = step + 1
+        if done % config.log_every == 0 or done == config.max_steps or not _finite(norms):
+            values = check_finite(step, gradients.terms | norms, draws.t_n)
+            values["seconds_per_step"] = (time.monotonic() - began) / (done - start)
+            log.write(done, values)
+            accelerator.log(values, step=done)
+            hooks.progress(done, values)
+        else:
+            hooks.progress(done, {})
+        if done % config.checkpoint_every == 0 or done == config.max_steps:
+            trained.save(config.out / "checkpoints", done)
+        if done % config.sample_every == 0 or done == config.max_steps:
+            hooks.sample(done)
+    accelerator.end_training()
+    return config.max_steps - start
+
+
+class _Trained:
+    """The student and the critic with their optimizers, and the student's EMA."""
+
+    def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
+        self.config = config
+        self.models: dict[str, dict[str, nn.Parameter]] = {"student": backbone.student_parameters()}
+        self.target = backbone.target_parameters()
+        rates = {"student": config.learning_rate, "critic": config.critic_learning_rate}
+        if config.adversarial_weight > 0:
+            self.models["critic"] = backbone.critic_parameters()
+        self.rates = {name: rates[name] for name in self.models}
+        self.optimizers = {
+            name: torch.optim.AdamW(list(parameters.values()), lr=rates[name], weight_decay=config.weight_decay)
+            for name, parameters in self.models.items()
+        }
+
+    def update(self, gradients: Gradients, step: int) -> dict[str, Tensor]:
+        """Clip, step both optimizers (unless a gradient is not finite), move the EMA; returns the norms before clipping."""
+        by_model = {"student": gradients.student, "critic": gradients.critic}
+        norms = {}
+        for name, parameters in self.models.items():
+            for parameter, gradient in zip(parameters.values(), by_model[name], strict=True):
+                parameter.grad = gradient
+            norms[f"{name}_gradient_norm"] = nn.utils.clip_grad_norm_(parameters.values(), self.config.clip_norm)
+        if not _finite(norms):
+            return norms
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+            optimizer.step()
+            optimizer.zero_grad()
+        ema_update(self.target.values(), self.models["student"].values(), self.config.ema_decay)
+        return norms
+
+    def save(self, folder: Path, step: int) -> None:
+        parts: dict[str, dict[str, Tensor]] = {name: dict(parameters) for name, parameters in self.models.items()}
+        parts["target"] = dict(self.target)
+        parts |= {f"{name}_optimizer": optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
+        save_checkpoint(folder, step, parts, {"seed": self.config.seed})
+        prune_checkpoints(folder, self.config.keep_checkpoints)
+
+    def load(self, folder: Path) -> None:
+        newest = latest_checkpoint(folder)
+        assert newest is not None, "open_run found a checkpoint"
+        parts, _ = load_checkpoint(newest)
+        for name, parameters in {**self.models, "target": self.target}.items():
+            load_parameters(parameters, parts[name], name)
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"])
+
+
+@torch.no_grad()
+def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], name: str) -> None:
+    """Copy checkpointed tensors into parameters; `UserError` unless names and shapes agree."""
+    shapes = {key: value.shape for key, value in parameters.items()}
+    if shapes != {key: value.shape for key, value in tensors.items()}:
+        raise UserError(f"the checkpoint's {name} does not fit this teacher and config; resume with those it was made with")
+    for key, parameter in parameters.items():
+        parameter.copy_(tensors[key])
+
+
+def _finite(norms: dict[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(norm)) for norm in norms.values())

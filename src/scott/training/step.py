@@ -1,0 +1,127 @@
+"""One training step of SCott (Algorithm 1 of the paper), in plain torch: draws in, gradients and named terms out.
+
+    x_n = α x0 + σ ε at t_n          x̂_m = Φ_SDE(guided teacher, x_n, t_n → t_m, h sub-steps)
+    L_CD  = d(f_θ(x_n, t_n), f_θ⁻(x̂_m, t_m))
+    L_adv = −D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
+
+The student descends L_CD + λ_adv L_adv and the critic L_D, both from the same forward passes: the features of a fake
+are computed once and decoded once.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from scott.backbones import Backbone, Cond
+from scott.data.batch import Batch
+from scott.diffusion import ConsistencyFunction, JumpGrid
+from scott.guidance import GuidedDenoiser
+from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator
+from scott.solvers import Solver
+from scott.training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random in a step. Noises are like the latents (B, C, H, W)."""
+
+    t_n: Tensor
+    omega: Tensor
+    latent: Tensor
+    noise: Tensor
+    walk: list[Tensor]
+    critic_t: Tensor
+    critic_noise: tuple[Tensor, Tensor]
+
+    @classmethod
+    def make(cls, shape: torch.Size, grid: JumpGrid, config: DistillConfig, generator: torch.Generator) -> "Draws":
+        """Draw on the generator's device (the CPU, so that every device sees the same)."""
+        normal = partial(torch.randn, shape, generator=generator)
+        share = torch.rand(shape[0], generator=generator)
+        return cls(
+            t_n=grid.sample(shape[0], generator),
+            omega=config.guidance_min + (config.guidance_max - config.guidance_min) * share,
+            latent=normal(),
+            noise=normal(),
+            walk=[normal() for _ in range(grid.substeps)],
+            critic_t=grid.sample(shape[0], generator),
+            critic_noise=(normal(), normal()),
+        )
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(
+            self.t_n.to(device),
+            self.omega.to(device),
+            self.latent.to(device),
+            self.noise.to(device),
+            [noise.to(device) for noise in self.walk],
+            self.critic_t.to(device),
+            (self.critic_noise[0].to(device), self.critic_noise[1].to(device)),
+        )
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients in the order of the parameters, and the step's terms as 0-d tensors."""
+
+    student: tuple[Tensor, ...]
+    critic: tuple[Tensor, ...]
+    terms: dict[str, Tensor]
+
+
+def distillation_step(
+    backbone: Backbone, solver: Solver, grid: JumpGrid, batch: Batch, uncond: Cond, draws: Draws, config: DistillConfig
+) -> Gradients:
+    """The gradients of one step; changes nothing. `uncond` is the empty prompt's condition, with batch 1."""
+    schedule, t_n = backbone.schedule, draws.t_n
+    cond = batch.cond | {"guidance": draws.omega}
+    student, target = (ConsistencyFunction(f, schedule) for f in (backbone.student, backbone.target))
+    x0 = batch.mean + batch.std * draws.latent
+    x_n = schedule.add_noise(x0, draws.noise, t_n)
+
+    with torch.no_grad():
+        teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega)
+        t_m = grid.target(t_n)
+        x_m = solver.jump(teacher, x_n, t_n, t_m, grid.substeps, batch.cond, noises=draws.walk)
+    f_m = consistency_target(target, x_m, t_m, cond)
+    f_n = student(x_n, t_n, cond)
+    consistency = consistency_loss(f_n, f_m, config.loss)
+    terms = {"consistency": consistency.loss.detach()}
+    student_parameters = tuple(backbone.student_parameters().values())
+    if config.adversarial_weight == 0:
+        return Gradients(torch.autograd.grad(consistency.loss, student_parameters), (), terms)
+
+    fake_logits, real_logits = _critic_logits(backbone, x0, f_n, cond, draws, config)
+    critic, adversarial = hinge_discriminator(real_logits, fake_logits), hinge_generator(fake_logits)
+    loss = consistency.loss + config.adversarial_weight * adversarial.loss
+    terms |= {
+        "adversarial": adversarial.loss.detach(),
+        "critic": critic.loss.detach(),
+        "critic_real_accuracy": critic.real_accuracy,
+        "critic_fake_accuracy": critic.fake_accuracy,
+    }
+    return Gradients(
+        # one decoder pass serves both: each backward walks only towards its own parameters
+        torch.autograd.grad(loss, student_parameters, retain_graph=True),
+        torch.autograd.grad(critic.loss, tuple(backbone.critic_parameters().values())),
+        terms,
+    )
+
+
+def _critic_logits(
+    backbone: Backbone, x0: Tensor, f_n: Tensor, cond: Cond, draws: Draws, config: DistillConfig
+) -> tuple[Tensor, Tensor]:
+    """D's logits of the student's output and of the data (section 6 of the method's notes in docs/architecture.md)."""
+    schedule = backbone.schedule
+    fake, real, t_fake = f_n, x0, draws.t_n
+    t_real = t_fake if config.critic_time == "matched" else torch.full_like(t_fake, schedule.t_data)
+    if config.critic_noise:
+        t_fake = t_real = draws.critic_t
+        fake = schedule.add_noise(fake, draws.critic_noise[0], t_fake)
+        real = schedule.add_noise(real, draws.critic_noise[1], t_real)
+    fake_logits = backbone.critic_logits(backbone.critic_features(fake, t_fake, cond))
+    with torch.no_grad():
+        real_features = backbone.critic_features(real, t_real, cond)
+    return fake_logits, backbone.critic_logits(real_features)
