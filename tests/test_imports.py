@@ -13,6 +13,7 @@ LEVELS = [
     {"diffusion"},
     {"solvers", "guidance", "sampling", "backbones", "data", "evaluation"},
     {"objective", "discriminator"},
+    {"generators"},
     {"training", "export", "mini"},
     {"recipes"},
     {"cli", "__main__"},

@@ -3,6 +3,7 @@
 LoRA (Hu et al. 2021): W x + (α / r) B A x, with B = 0 at the start, so a new adapter changes nothing.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,7 +38,9 @@ def add_adapter(network: nn.Module, name: str, targets: list[str], rank: int, al
     if rank < 1 or not targets:
         raise UserError(f"got LoRA rank {rank} on {len(targets)} layers; expected a rank of 1 or more and some layers")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-    inject_adapter_in_model(config, network, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
+        inject_adapter_in_model(config, network, adapter_name=name)
     use_adapter(network, None)
     return adapter_parameters(network, name)
 

@@ -5,12 +5,13 @@ network), the student, its EMA target, and the critic.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from scott.diffusion import NoiseSchedule
+from scott.diffusion import JumpGrid, NoiseSchedule
 
 Cond = dict[str, Tensor]
 """Conditioning by name, every value (B, ...). `guidance` (B,) is ω, the classifier-free guidance scale a student
@@ -21,7 +22,22 @@ class Backbone(Protocol):
     schedule: NoiseSchedule
     prediction: str
     latent_shape: tuple[int, int, int]
-    device: torch.device
+    original_inference_steps: int | None
+    """Of a consistency student, how many steps its training grid has; None for a teacher."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def to(self, device: torch.device | str) -> "Backbone": ...
+
+    def add_student(self, train: str, *, rank: int, alpha: float) -> None:
+        """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
+
+    def add_critic(self, rank: int) -> None:
+        """Make the critic: an adapter on the decoder, and a head that starts at zero."""
+
+    def save_student(self, folder: Path, grid: JumpGrid) -> None:
+        """Write the EMA student as a stock diffusers pipeline folder."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Cond:
         """Text conditioning of B prompts. Raises `UserError` for a prompt longer than the text encoder takes."""

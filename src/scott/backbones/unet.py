@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scott.backbones import adapters, unet_halves
 from scott.backbones.adapters import adapter
 from scott.backbones.base import Cond
-from scott.diffusion import JumpGrid, expand_like, schedule_from_config, to_x0
+from scott.diffusion import JumpGrid, schedule_from_config, to_x0
 from scott.errors import UserError
 
 GUIDANCE_EMBEDDING = 256  # width of the ω embedding, as in LCM
@@ -37,6 +37,7 @@ class UNetBackbone:
         self.prediction = pipeline.scheduler.config.prediction_type
         size = self.unet.config.sample_size
         self.latent_shape = (self.unet.config.in_channels, size, size)
+        self.original_inference_steps: int | None = pipeline.scheduler.config.get("original_inference_steps")
         self.train_mode: str | None = None
         self.critic_head: nn.Conv2d | None = None
 
@@ -102,13 +103,16 @@ class UNetBackbone:
             return self.critic_head(unet_halves.decode(self.unet, features)).squeeze(1)
 
     def _x0(self, unet: UNet2DConditionModel, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        omega = self._guidance_embedding(cond["guidance"]) if unet.config.time_cond_proj_dim else None
+        width = unet.config.time_cond_proj_dim
+        omega = self._guidance_embedding(cond["guidance"], width) if width else None
         output = unet(x_t, self.schedule.timestep(t), cond["text"], timestep_cond=omega).sample
         return to_x0(self.prediction, output, x_t, self.schedule.alpha(t), self.schedule.sigma(t))
 
-    def _guidance_embedding(self, omega: Tensor) -> Tensor:
-        # stock pipelines embed ω − 1 ("cond + w (cond − uncond)", w = ω − 1): this line is where the forms meet
-        return self.pipeline.get_guidance_scale_embedding(omega - 1, GUIDANCE_EMBEDDING, self.unet.dtype).to(self.device)
+    def _guidance_embedding(self, omega: Tensor, width: int) -> Tensor:
+        # stock pipelines embed ω − 1 ("cond + w (cond − uncond)", w = ω − 1): this line is where the forms meet.
+        # They do it on the CPU and in float32, whatever the network's.
+        embedding = self.pipeline.get_guidance_scale_embedding(omega.cpu() - 1, width)
+        return embedding.to(self.device, self.unet.dtype)
 
     # --- what is trained -------------------------------------------------------------------------------------
 
@@ -133,8 +137,8 @@ class UNetBackbone:
         layers = adapters.lora_targets(self.unet, "up_blocks", CRITIC_LAYERS)
         adapters.add_adapter(self.unet, "critic", layers, rank, float(rank if alpha is None else alpha))
         self.critic_head = nn.Conv2d(self.unet.config.block_out_channels[0], 1, 1).to(self.device)
-        nn.init.zeros_(self.critic_head.weight)
-        nn.init.zeros_(self.critic_head.bias)
+        for parameter in self.critic_head.parameters():
+            nn.init.zeros_(parameter)
 
     def student_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.student_unet.named_parameters()) if self.train_mode == "full" else self._lora("student")

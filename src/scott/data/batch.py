@@ -52,7 +52,9 @@ class CachedSource:
         """Samples step · size, ..., step · size + size − 1 of the endless sequence of shuffled epochs."""
         count = len(self.samples)
         positions = torch.arange(step * size, (step + 1) * size)
-        rows = torch.cat([self._order(int(e))[positions[positions // count == e] % count] for e in (positions // count).unique()])
+        rows = torch.cat(
+            [self._order(int(e))[positions[positions // count == e] % count] for e in (positions // count).unique()]
+        )
         return self.samples[rows]
 
     def describe(self) -> str:

@@ -27,7 +27,7 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
             mean, std = backbone.encode_images(torch.stack([to_pixels(image, size) for image, _ in pairs]))
             cond = backbone.encode_prompts([caption for _, caption in pairs])
             encoded = {"mean": mean, "std": std} | {f"cond.{name}": value for name, value in cond.items()}
-            parts.append({name: value.half().cpu() for name, value in encoded.items()})
+            parts.append({name: value.half().cpu().contiguous() for name, value in encoded.items()})
             progress(rows.stop, len(images))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")

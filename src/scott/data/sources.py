@@ -27,14 +27,18 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise UserError(f"no data at {folder}; expected `mini` or a folder of images with .txt captions beside them")
+            raise UserError(
+                f"no data at {folder}; expected `mini` or a folder of images with .txt captions beside them"
+            )
         self.name = str(folder)
         self.files: Sequence[Path] = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         without = [p for p in self.files if not p.with_suffix(".txt").is_file()]
         if not self.files:
             raise UserError(f"{folder} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
         if without:
-            raise UserError(f"{len(without)} of {len(self.files)} images have no caption, first {without[0]}; expected a .txt beside")
+            raise UserError(
+                f"{len(without)} of {len(self.files)} images lack a caption, first {without[0]}; expected a .txt beside"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -45,4 +49,8 @@ class Folder:
             image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             raise UserError(f"{file} is not a readable image ({error}); mend it or take it out") from None
-        return image, file.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        caption = file.with_suffix(".txt")
+        try:
+            return image, caption.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{caption} is not UTF-8 text ({error}); save it as UTF-8") from None

@@ -86,9 +86,7 @@ class JumpGrid:
         """
         count = self.original_inference_steps
         if not 1 <= steps <= count:
-            raise UserError(
-                f"got {steps} inference steps; expected from 1 to {count}, the times on the grid."
-            )
+            raise UserError(f"got {steps} inference steps; expected from 1 to {count}, the times on the grid.")
         return self.times[[count - k * count // steps for k in range(steps)]].tolist()
 
     def _index(self, t_n: Tensor) -> Tensor:

@@ -51,9 +51,7 @@ def to_x0(prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t
     return expand_like(q / delta, x_t) * x_t - expand_like(sigma_t / delta, x_t) * output
 
 
-def to_x0_eps(
-    prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor
-) -> tuple[Tensor, Tensor]:
+def to_x0_eps(prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
     """The clean data and the noise that a network's output stands for (Cramer's rule, above).
 
     Args:

@@ -135,8 +135,7 @@ class DiscreteSchedule(NoiseSchedule):
             )
         if config.get("snr_shift_scale", 1.0) != 1.0:
             raise UserError(
-                f"got snr_shift_scale {config['snr_shift_scale']}; expected 1. "
-                "Pass the shifted betas as trained_betas."
+                f"got snr_shift_scale {config['snr_shift_scale']}; expected 1. Pass the shifted betas as trained_betas."
             )
         if "trained_betas" in values:
             betas = tuple(float(beta) for beta in values["trained_betas"])

@@ -19,9 +19,7 @@ def clip_score(image_features: Matrix, text_features: Matrix) -> float:
     return (images * texts).sum(dim=1).mean().item()
 
 
-def retrieval_accuracy(
-    image_features: Matrix, text_features: Matrix, *, candidates: int | None = None
-) -> float:
+def retrieval_accuracy(image_features: Matrix, text_features: Matrix, *, candidates: int | None = None) -> float:
     """Share of images whose own caption has the highest cosine among the candidates' (R-precision at 1).
 
     The candidates are all N captions, or those of the image's group when rows are taken in consecutive

@@ -88,9 +88,7 @@ def _panel(title: str, series: Mapping[str, np.ndarray]) -> str:
         for weight, ordinates in (("thin", values), ("thick", _smooth(values))):
             line = " ".join(f"{x(s)},{y(v)}" for s, v in zip(steps, ordinates, strict=True))
             parts.append(f'<polyline class="s{colour} {weight}" points="{line}"/>')
-    names = "".join(
-        f'<li class="s{colour}">{escape(name)}</li>' for colour, name in enumerate(series, start=1)
-    )
+    names = "".join(f'<li class="s{colour}">{escape(name)}</li>' for colour, name in enumerate(series, start=1))
     return f'{"".join(parts)}</g></svg><ul class="legend">{names}</ul>'
 
 

@@ -65,8 +65,7 @@ def _check(
     counts = [len(row) for row in cells]
     if not row_labels or not column_labels or counts != [len(column_labels)] * len(row_labels):
         raise ValueError(
-            f"got rows of {counts} images, expected {len(row_labels)} rows of {len(column_labels)}, "
-            "one a label"
+            f"got rows of {counts} images, expected {len(row_labels)} rows of {len(column_labels)}, one a label"
         )
     sizes = {cell.size for row in cells for cell in row}
     if len(sizes) > 1 or scale < 1:

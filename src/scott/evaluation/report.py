@@ -186,9 +186,7 @@ def _figure(caption: str, image: Image.Image) -> str:
 
 
 def _panels(metrics: Sequence[Mapping[str, Any]]) -> str:
-    panels = "".join(
-        f'<div class="panel"><h3>{escape(title)}</h3>{svg}</div>' for title, svg in curves_svg(metrics)
-    )
+    panels = "".join(f'<div class="panel"><h3>{escape(title)}</h3>{svg}</div>' for title, svg in curves_svg(metrics))
     return f'<div class="panels">{panels}</div>' if panels else ""
 
 

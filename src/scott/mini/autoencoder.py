@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scott.mini import scenes
 from scott.mini.stage import StageConfig, run_stage
 
-KL_WEIGHT = 1e-5
-STAGE = StageConfig(steps=4000, batch_size=16, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
+KL_WEIGHT = 1e-6
+STAGE = StageConfig(steps=3000, batch_size=16, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
 
 
 def build_model() -> AutoencoderKL:
@@ -26,9 +26,27 @@ def build_model() -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=scenes.RESOLUTION,
     )
-    # at log-variance 0 the posterior's noise drowns the untrained mean and the decoder learns to ignore it
-    torch.nn.init.constant_(vae.quant_conv.bias[8:], -6.0)
+    _initialise(vae)
     return vae
+
+
+def _initialise(vae: AutoencoderKL) -> None:
+    """Orthogonal convolutions and silent residual branches: the untrained network is a linear autoencoder.
+
+    With the library's initialisation the colours alone take 500 steps to find; with this one, 30. The posterior starts
+    narrow, or its noise drowns the untrained mean and the decoder learns to ignore the latents.
+    """
+    for name, module in vae.named_modules():
+        if name.endswith((".conv2", ".to_out.0")):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        vae.quant_conv.weight[8:] *= 0.1
+        vae.quant_conv.bias[8:] = -6.0
 
 
 def reconstruction_terms(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:

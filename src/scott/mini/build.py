@@ -3,12 +3,13 @@
 Glyphs → tokenizer → Mini-CLIP and VAE → cached latents → U-Net → a `StableDiffusionPipeline` folder in fp16.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from scott.backbones.unet import UNetBackbone
 from scott.mini import autoencoder, clip, unet
@@ -55,5 +56,12 @@ def build(work: Path, out: Path, *, seed: int = 0, say: Callable[[str], None]) -
     pipeline.unet = unet.train(work / "unet", UNetBackbone(pipeline), seed=seed)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out / "teacher")
-    towers.half().save_pretrained(out / "clip")
-    tokenizer.save_pretrained(out / "clip")
+    save_clip(towers, tokenizer, out / "clip")
+
+
+def save_clip(towers: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Both towers in fp16 with their tokenizer and normalisation: all that `ClipFeatures.from_pretrained` reads."""
+    towers.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    normalisation = {"image_mean": [clip.MEAN] * 3, "image_std": [clip.STD] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(normalisation))

@@ -89,8 +89,6 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-
-
 def train(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, config: StageConfig = STAGE) -> CLIPModel:
     """Train (or resume) in `folder`; returns the averaged model in eval mode."""
     torch.manual_seed(seed)

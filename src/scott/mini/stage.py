@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scott.rng import generator_for
 from scott.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -23,7 +24,6 @@ from scott.training.checkpoint import (
     save_checkpoint,
 )
 from scott.training.ema import ema_update
-from scott.rng import generator_for
 
 Losses = dict[str, Tensor]
 
@@ -42,7 +42,13 @@ class StageConfig:
 
 
 def run_stage(
-    name: str, module: nn.Module, losses: Callable[[range, torch.Generator], Losses], config: StageConfig, folder: Path, *, seed: int
+    name: str,
+    module: nn.Module,
+    losses: Callable[[range, torch.Generator], Losses],
+    config: StageConfig,
+    folder: Path,
+    *,
+    seed: int,
 ) -> dict[str, Tensor]:
     """Minimise the sum of `losses(indices, generator)` and return the EMA of the module's state.
 
@@ -73,7 +79,7 @@ def run_stage(
             terms = losses(range(step * config.batch_size, (step + 1) * config.batch_size), generator)
             loss = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"{name}: step {step}: {({k: v.item() for k, v in terms.items()})}")
+                raise FloatingPointError(f"{name}: step {step}: { ({k: v.item() for k, v in terms.items()}) }")
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -86,7 +92,10 @@ def run_stage(
                 record = {"step": step, "lr": rate, "gradient_norm": norm.item()}
                 record |= {key: value.item() for key, value in terms.items()}
                 rate_now = (step + 1 - start) / (time.monotonic() - began)
-                record |= {"steps_per_second": round(rate_now, 3), "eta_minutes": round((config.steps - step) / rate_now / 60, 1)}
+                record |= {
+                    "steps_per_second": round(rate_now, 3),
+                    "eta_minutes": round((config.steps - step) / rate_now / 60, 1),
+                }
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             if (step + 1) % config.checkpoint_every == 0 or step == config.steps - 1:

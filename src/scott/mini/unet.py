@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scott.backbones.unet import UNetBackbone
@@ -15,11 +15,11 @@ from scott.mini.stage import StageConfig, run_stage
 
 CAPTION_DROPOUT = 0.1
 SCENES = 65_536  # cached scenes; a pass over them is 1,024 steps
-STAGE = StageConfig(steps=20_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
+STAGE = StageConfig(steps=12_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
 
 
 def build_model() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=8,
         out_channels=8,
@@ -31,10 +31,18 @@ def build_model() -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=16,
     )
+    # every residual branch and the output start at zero, as in ADM (Dhariwal & Nichol 2021)
+    for name, module in unet.named_modules():
+        if name.endswith((".conv2", ".proj_out")) or name == "conv_out":
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+    return unet
 
 
 @torch.no_grad()
-def cache_latents(file: Path, backbone: UNetBackbone, *, seed: int, count: int = SCENES, chunk: int = 256) -> dict[str, Tensor]:
+def cache_latents(
+    file: Path, backbone: UNetBackbone, *, seed: int, count: int = SCENES, chunk: int = 256
+) -> dict[str, Tensor]:
     """Mean and standard deviation of the latents, and the text embeddings, of the first training scenes (fp16)."""
     if not file.is_file():
         parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "text": []}

@@ -116,9 +116,7 @@ class Solver(ABC):
         x_t = expand_like(span.alpha_t, x) * x0_hat + expand_like(span.sigma_t * q, x) * eps_hat
         if self.stochastic:
             if noise is None:
-                raise UserError(
-                    f"got no noise for a step of {type(self).__name__}; expected w ~ N(0, I) like x."
-                )
+                raise UserError(f"got no noise for a step of {type(self).__name__}; expected w ~ N(0, I) like x.")
             x_t = x_t + expand_like(span.sigma_t * (1 - q**2).sqrt(), x) * noise
 
         past = history or History()

@@ -62,9 +62,7 @@ class ERSDE(Solver):
         lands = span.lam_t == 0
         lam_s, lam_t = span.lam_s, torch.where(lands, span.lam_s, span.lam_t)
         phi_t = self.phi(lam_t)
-        weight_1 = torch.where(
-            lands, 0, span.alpha_t * (lam_t - lam_s + phi_t * integral_1(self.phi, lam_t, lam_s))
-        )
+        weight_1 = torch.where(lands, 0, span.alpha_t * (lam_t - lam_s + phi_t * integral_1(self.phi, lam_t, lam_s)))
         slope = weight_1 / (lam[0] - lam[1])
         if len(x0) == 2:
             return expand_like(slope, x0[0]) * (x0[0] - x0[1])

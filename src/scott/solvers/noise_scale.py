@@ -57,9 +57,7 @@ def check_noise_scale(phi: NoiseScale, lam: Tensor) -> None:
     """
     g = growth(phi, lam)
     if bool((bad := ~(g > 0)).any()):
-        raise UserError(
-            f"got a phi with phi({lam[bad][0]:.4g}) = {float((g * lam)[bad][0])}; expected phi > 0."
-        )
+        raise UserError(f"got a phi with phi({lam[bad][0]:.4g}) = {float((g * lam)[bad][0])}; expected phi > 0.")
     if bool((falls := g[1:] < g[:-1] * (1 - 1e-9)).any()):
         at = lam[:-1][falls][0]
         raise UserError(

@@ -22,7 +22,9 @@ Parts = dict[str, dict[str, Tensor]]
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
     """Write `folder/step-XXXXXXXX` atomically and return its path."""
     final = folder / f"step-{step:08d}"
     partial = folder / f".partial-{final.name}"
@@ -30,7 +32,9 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, Te
     partial.mkdir(parents=True)
     for name, tensors in parts.items():
         # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / f"{name}.safetensors"
+        )
     (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
     for written in [*partial.iterdir(), partial]:
         _sync(written)
@@ -46,7 +50,9 @@ def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
         state = json.loads((path / "state.json").read_text())
         return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
     except Exception as error:  # safetensors raises its own class, which has no common base
-        raise UserError(f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before") from None
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
+        ) from None
 
 
 def checkpoints(folder: Path) -> list[Path]:

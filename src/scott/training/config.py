@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scott import solvers
+from scott.choices import unknown
 from scott.diffusion import JumpGrid, NoiseSchedule
 from scott.errors import UserError
 from scott.solvers import Solver
@@ -14,7 +16,7 @@ from scott.solvers import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what a teacher needs otherwise.
+    """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
     """
@@ -25,6 +27,8 @@ class DistillConfig:
     """`mini`, or a folder of images with their captions in .txt files beside them."""
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
+    method: Literal["scott", "lcm"] = "scott"
+    """lcm starts from `LCM_SETTINGS` instead of SCott's; a flag that is given still wins."""
     seed: int = 0
 
     max_steps: int = 40_000
@@ -71,8 +75,15 @@ class DistillConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and value not in choices:
+                raise unknown(field.name, value, choices)
+            if isinstance(value, float):
+                _require(math.isfinite(value), field.name, value, "a finite number")
         positive = ("max_steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*positive, "learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank"):
+        rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
+        for name in (*positive, *rates, "jump", "substeps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -81,7 +92,7 @@ class DistillConfig:
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
         if self.train == "lora" and self.guidance_min != self.guidance_max:
             raise UserError(
-                f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which has no ω input; "
+                f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "
                 "set guidance_min = guidance_max, or train full"
             )
 
@@ -117,8 +128,16 @@ class DistillConfig:
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
-LCM = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
-"""Latent consistency distillation (Luo et al. 2023) as a point of the same space: an ODE teacher, one step a jump, no critic."""
+LCM_SETTINGS: dict[str, Any] = {
+    "method": "lcm",
+    "solver": "ddim",
+    "eta": 0.0,
+    "jump": 20,
+    "substeps": 1,
+    "adversarial_weight": 0.0,
+}
+"""Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
+step a jump, and no critic."""
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -59,8 +59,8 @@ def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks:
     Raises `FloatingPointError` on a loss or gradient that is not finite; what was saved before stays.
     """
     hooks = hooks or Hooks()
-    start = open_run(config)
     solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
+    start = open_run(config)
     trained = _Trained(backbone, config)
     if start:
         trained.load(config.out / "checkpoints")
@@ -88,7 +88,7 @@ def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks:
         if done % config.sample_every == 0 or done == config.max_steps:
             hooks.sample(done)
     accelerator.end_training()
-    return config.max_steps - start
+    return max(0, config.max_steps - start)
 
 
 class _Trained:
@@ -108,7 +108,7 @@ class _Trained:
         }
 
     def update(self, gradients: Gradients, step: int) -> dict[str, Tensor]:
-        """Clip, step both optimizers (unless a gradient is not finite), move the EMA; returns the norms before clipping."""
+        """Clip, step both optimizers (unless a gradient is not finite), move the EMA; the norms before clipping."""
         by_model = {"student": gradients.student, "critic": gradients.critic}
         norms = {}
         for name, parameters in self.models.items():
@@ -136,6 +136,9 @@ class _Trained:
         newest = latest_checkpoint(folder)
         assert newest is not None, "open_run found a checkpoint"
         parts, _ = load_checkpoint(newest)
+        if missing := {*self.models, "target", *(f"{name}_optimizer" for name in self.optimizers)} - parts.keys():
+            lacks = ", ".join(sorted(missing))
+            raise UserError(f"checkpoint {newest} lacks {lacks}; delete it to resume from the one before")
         for name, parameters in {**self.models, "target": self.target}.items():
             load_parameters(parameters, parts[name], name)
         for name, optimizer in self.optimizers.items():
@@ -147,7 +150,9 @@ def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tens
     """Copy checkpointed tensors into parameters; `UserError` unless names and shapes agree."""
     shapes = {key: value.shape for key, value in parameters.items()}
     if shapes != {key: value.shape for key, value in tensors.items()}:
-        raise UserError(f"the checkpoint's {name} does not fit this teacher and config; resume with those it was made with")
+        raise UserError(
+            f"the checkpoint's {name} does not fit this teacher and config; resume with those it was made with"
+        )
     for key, parameter in parameters.items():
         parameter.copy_(tensors[key])
 

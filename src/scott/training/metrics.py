@@ -2,17 +2,18 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 
 class MetricsLog:
-    """Appends records; on opening, drops those of steps from `start` on, which a resumed run will write again."""
+    """Appends records; on opening, drops those after step `start`, which a resumed run will write again."""
 
     def __init__(self, file: Path, start: int = 0) -> None:
         self.file = file
-        kept = [record for record in read_metrics(file) if record["step"] < start]
+        kept = [record for record in read_metrics(file) if record["step"] <= start]
         file.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -33,7 +34,7 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     return records
 
 
-def check_finite(step: int, terms: dict[str, Tensor | float], t_n: Tensor) -> dict[str, float]:
+def check_finite(step: int, terms: Mapping[str, Tensor | float], t_n: Tensor) -> dict[str, float]:
     """The terms as floats. Raises `FloatingPointError` naming the step, the term and the range of t_n otherwise."""
     values = {name: float(value) for name, value in terms.items()}
     bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]

@@ -1,0 +1,65 @@
+"""A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from scott.backbones import Backbone, load_backbone
+from scott.data import CachedSource, CaptionedImages, Folder, prepare
+from scott.evaluation import image_grid
+from scott.export.pipeline import export_student
+from scott.generators import StudentSampler
+from scott.mini import embedded
+from scott.training.config import DistillConfig
+from scott.training.loop import Hooks, distill, open_run
+
+MINI_SCENES = 8192
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""(phase, done, in all, terms): called as the work goes on."""
+
+
+def teacher_of(name: str) -> Backbone:
+    """`mini`, or what `load_backbone` takes, on the best device there is."""
+    return (embedded.load_teacher() if name == "mini" else load_backbone(name)).to(best_device())
+
+
+def images_of(name: str) -> CaptionedImages:
+    return embedded.Scenes(MINI_SCENES) if name == "mini" else Folder(Path(name))
+
+
+def best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def run(config: DistillConfig, report: Report) -> Backbone:
+    """Distil as `config` says into `config.out`, resuming what is there, and write `config.out/student`.
+
+    Returns the backbone, whose target is the student. Everything that can be wrong with the input is found before the
+    first step (see `DistillConfig`, `load_backbone`, `open_run`).
+    """
+    backbone = teacher_of(config.teacher)
+    config.make_solver(backbone.schedule)
+    grid = config.make_grid(backbone.schedule)
+    images = images_of(config.data)
+    open_run(config)
+    cache = config.out / "latents.safetensors"
+    samples = prepare(images, backbone, cache, lambda done, total: report("encode", done, total, {}))
+    source = CachedSource(samples, images.name, config.seed)
+    backbone.add_student(config.train, rank=config.lora_rank, alpha=float(config.lora_rank))
+    if config.adversarial_weight > 0:
+        backbone.add_critic(config.critic_rank)
+    prompts = [images[i][1] for i in range(min(8, len(images)))]
+    guidance = (config.guidance_min + config.guidance_max) / 2
+
+    def draw(step: int) -> None:
+        rows = [StudentSampler(backbone, grid, steps, guidance)(prompts, config.seed) for steps in (1, 2, 4)]
+        grid_image = image_grid([list(row) for row in rows], [f"{n} steps" for n in (1, 2, 4)], prompts)
+        grid_image.save(config.out / "samples" / f"step-{step:08d}.png")
+
+    hooks = Hooks(progress=lambda done, terms: report("distil", done, config.max_steps, terms), sample=draw)
+    distill(backbone, source, config, hooks)
+    export_student(backbone, grid, config.out / "student", guidance=guidance)
+    return backbone

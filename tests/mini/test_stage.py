@@ -1,0 +1,82 @@
+"""A stage that is stopped and started again ends bit for bit where an uninterrupted one does."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from scott.mini.stage import StageConfig, run_stage
+from scott.training.checkpoint import checkpoints
+
+CONFIG = StageConfig(steps=25, batch_size=4, learning_rate=1e-2, warmup=5, checkpoint_every=10, log_every=5)
+
+
+class Stopped(Exception):
+    """Stands for the kill signal."""
+
+
+def train(folder, config=CONFIG, stop_at=None, poison_at=None):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def losses(indices, generator):
+        if indices.start == (stop_at or -1) * config.batch_size:
+            raise Stopped
+        x = torch.randn(len(indices), 3, generator=generator) + indices.start / 100
+        error = (module(x) - x.sum(1, keepdim=True)).square().mean()
+        factor = torch.nan if indices.start == (poison_at or -1) * config.batch_size else 1
+        return {"error": factor * error, "size": 0.01 * module[0].weight.norm()}
+
+    return run_stage("test", module, losses, config, folder, seed=0), module
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *train(folder)
+
+
+@pytest.mark.parametrize("stop_at", [3, 10, 14, 24])
+def test_a_stage_stopped_anywhere_is_an_uninterrupted_one(whole, tmp_path, stop_at):
+    folder, average, module = whole
+    with pytest.raises(Stopped):
+        train(tmp_path, stop_at=stop_at)
+    again, other = train(tmp_path)
+    assert average.keys() == again.keys()
+    assert all(torch.equal(average[key], again[key]) for key in average)
+    assert all(map(torch.equal, module.state_dict().values(), other.state_dict().values()))
+    name = checkpoints(folder)[-1].name
+    assert [path.name for path in checkpoints(tmp_path)] == [path.name for path in checkpoints(folder)]
+    for file in (folder / name).glob("*.safetensors"):
+        assert (tmp_path / name / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_finished_stage_is_read_back(whole):
+    folder, average, _ = whole
+    again, module = train(folder)
+    assert all(torch.equal(average[key], again[key]) for key in average)
+    assert all(map(torch.equal, module.state_dict().values(), whole[2].state_dict().values()))
+
+
+def test_the_average_lags_behind_the_model_and_the_loss_falls(whole):
+    folder, average, module = whole
+    assert not torch.equal(average["0.weight"], module.state_dict()["0.weight"])
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 5, 10, 15, 20, 24]
+    assert {"lr", "gradient_norm", "error", "size", "steps_per_second", "eta_minutes"} <= records[0].keys()
+
+
+def test_the_rate_warms_up_and_ends_near_a_fiftieth(whole):
+    records = [json.loads(line) for line in (whole[0] / "log.jsonl").read_text().splitlines()]
+    rates = {record["step"]: record["lr"] for record in records}
+    assert rates[0] == pytest.approx(1e-2 / 5)
+    assert rates[5] == pytest.approx(1e-2)
+    assert rates[15] == pytest.approx(1e-2 * (0.02 + 0.98 / 2))  # halfway between 5 and 25
+    assert 0.02 < rates[24] / 1e-2 < 0.03
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"test: step 12: .*nan"):
+        train(tmp_path, poison_at=12)
+    assert checkpoints(tmp_path)[-1].name == "step-00000010"

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: a run from nothing to pictures, and what bad input gets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from scott.cli import main
+from scott.mini.embedded import Scenes
+
+SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
+
+
+@pytest.fixture
+def scott(monkeypatch, capfd):
+    """Run a command line in this process: (exit code, what it printed on either stream)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    scenes = Scenes(6)
+    for index in range(len(scenes)):
+        image, caption = scenes[index]
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, pictures):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    command = [sys.executable, "-m", "scott.cli", "distill", "mini", "--data", str(pictures), "--out", str(out), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_distill_leaves_a_complete_run(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "samples", "student"}
+    steps = [json.loads(line)["step"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    assert (run_folder / "student" / "model_index.json").is_file()
+
+
+def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, scott):
+    before = (run_folder / "metrics.jsonl").read_text()
+    common = ["distill", "mini", "--data", pictures, "--out", run_folder]
+    assert scott(*common, *SMALL)[0] == 0
+    assert (run_folder / "metrics.jsonl").read_text() == before
+    code, said = scott(*common, *SMALL, "--eta", "0.5")
+    assert code == 2
+    assert "eta: 0.2 → 0.5" in said
+
+
+def test_sample_writes_pictures_with_their_parameters(run_folder, tmp_path, scott):
+    code, _ = scott("sample", run_folder, "--prompts", "a small red apple", "a fox", "--steps", "4", "--out", tmp_path)
+    assert code == 0
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(files) == 2
+    image = Image.open(files[0])
+    assert image.size == (64, 64)
+    assert json.loads(image.info["parameters"])["prompt"] == "a small red apple"
+
+
+def test_evaluate_writes_results(run_folder, tmp_path, scott):
+    file = tmp_path / "results.json"
+    code, _ = scott("evaluate", run_folder, "--steps", "1", "2", "--samples", "20", "--out", file)
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    assert {"student-1", "student-2", "real-vs-real"} <= rows.keys()
+    assert rows["student-2"]["network_calls"] == 2
+    assert rows["student-2"]["fid"] > rows["real-vs-real"]["fid"]
+
+
+BAD = {
+    "unknown command": (["distil"], "distill"),
+    "unknown recipe": (["distill", "minni"], "mini"),
+    "unknown flag": (["distill", "mini", "--max-step", "3"], "--max-steps"),
+    "unknown solver": (["distill", "mini", "--solver", "heun"], "er-sde"),
+    "unknown phi": (["distill", "mini", "--phi", "7"], "ode"),
+    "value of the wrong kind": (["distill", "mini", "--max-steps", "many"], "max-steps"),
+    "substeps that do not divide": (["distill", "mini", "--substeps", "5"], "multiple"),
+    "t_m below zero": (["distill", "mini", "--jump", "1200"], "below clean data"),
+    "guidance the wrong way round": (["distill", "mini", "--guidance-min", "9"], "guidance_max"),
+    "guidance range for LoRA": (["distill", "mini", "--train", "lora"], "guidance_min = guidance_max"),
+    "missing teacher": (["distill", "mini", "--teacher", "/nowhere/teacher"], "/nowhere/teacher"),
+    "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
+    "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "names"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_message_and_exit_code_2(arguments, names, tmp_path, monkeypatch, scott):
+    monkeypatch.chdir(tmp_path)
+    code, said = scott(*arguments)
+    assert code == 2
+    assert names in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir()), "nothing may be written"
+
+
+def test_a_prompt_too_long_is_refused_before_anything_is_written(run_folder, tmp_path, scott):
+    code, said = scott("sample", run_folder, "--prompts", "apple " * 40, "--out", tmp_path / "out")
+    assert code == 2
+    assert "40 tokens" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_folder_that_is_not_a_run_is_left_alone(tmp_path, pictures, scott):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, said = scott("distill", "mini", "--data", pictures, "--out", tmp_path, *SMALL)
+    assert code == 2
+    assert "not a run" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_teacher_is_no_student(scott):
+    from scott.mini.embedded import TEACHER
+
+    code, said = scott("sample", TEACHER, "--prompts", "a")
+    assert code == 2
+    assert "no few-step student" in said

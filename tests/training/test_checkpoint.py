@@ -1,0 +1,126 @@
+"""Checkpoints come back bit for bit, and are whole or absent."""
+
+import pytest
+import torch
+from torch import nn
+
+from scott.errors import UserError
+from scott.training import checkpoint
+from scott.training.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+def test_round_trip_is_bit_equal(tmp_path):
+    tensors = {
+        "nan": torch.tensor([float("nan"), float("-inf"), -0.0, 1e-45]),
+        "half": torch.randn(3, 2).half(),
+        "long": torch.arange(4),
+        "view": torch.randn(4, 6).T[1:],
+        "scalar": torch.tensor(2.5),
+    }
+    shared = torch.randn(5)
+    path = save_checkpoint(tmp_path, 7, {"a": tensors, "b": {"x": shared, "y": shared}}, {"seed": 3})
+    parts, state = load_checkpoint(path)
+    assert state == {"seed": 3, "step": 7}
+    assert parts.keys() == {"a", "b"}
+    for name, value in tensors.items():
+        assert parts["a"][name].dtype == value.dtype
+        assert parts["a"][name].numpy().tobytes() == value.contiguous().numpy().tobytes()
+    assert torch.equal(parts["b"]["x"], shared)
+    assert torch.equal(parts["b"]["y"], shared)
+
+
+def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
+
+    def steps(layer, optimizer, count):
+        for i in range(count):
+            optimizer.zero_grad()
+            layer(torch.full((1, 3), 1.0 + i)).square().sum().backward()
+            optimizer.step()
+
+    layer, optimizer = fresh()
+    steps(layer, optimizer, 3)
+    path = save_checkpoint(tmp_path, 3, {"m": layer.state_dict(), "o": optimizer_tensors(optimizer)}, {})
+    steps(layer, optimizer, 2)
+
+    again, other = fresh()
+    parts, _ = load_checkpoint(path)
+    again.load_state_dict(parts["m"])
+    load_optimizer_tensors(other, parts["o"])
+    steps(again, other, 2)
+    assert all(map(torch.equal, again.parameters(), layer.parameters()))
+    mine, theirs = optimizer_tensors(optimizer), optimizer_tensors(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"a": {"x": torch.ones(1)}}, {})
+
+    def crash(tensors, file):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {})
+    assert names(tmp_path) == ["step-00000001"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert torch.equal(load_checkpoint(latest_checkpoint(tmp_path))[0]["a"]["x"], torch.ones(1))
+    save_checkpoint(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_writing_a_step_again_replaces_it(tmp_path):
+    save_checkpoint(tmp_path, 1, {"old": {"x": torch.ones(1)}}, {})
+    save_checkpoint(tmp_path, 1, {"new": {"x": torch.ones(1)}}, {})
+    assert load_checkpoint(latest_checkpoint(tmp_path))[0].keys() == {"new"}
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty", "no state", "bad state"])
+def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
+    path = save_checkpoint(tmp_path, 5, {"a": {"x": torch.randn(100)}}, {})
+    file = path / "a.safetensors"
+    if harm == "truncated":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif harm == "empty":
+        file.write_bytes(b"")
+    elif harm == "no state":
+        (path / "state.json").unlink()
+    else:
+        (path / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"step-00000005 cannot be read .*delete it") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (3, 20, 100, 1):
+        save_checkpoint(tmp_path, step, {"a": {"x": torch.ones(1)}}, {})
+    prune_checkpoints(tmp_path, keep=2)
+    assert names(tmp_path) == ["step-00000020", "step-00000100"]
+    prune_checkpoints(tmp_path, keep=5)
+    assert names(tmp_path) == ["step-00000020", "step-00000100"]
+
+
+def test_what_is_not_a_checkpoint_is_passed_over(tmp_path):
+    assert latest_checkpoint(tmp_path / "none") is None
+    for name in ("step-1", "step-00000009x", ".partial-step-00000009", "step-best"):
+        (tmp_path / name).mkdir()
+    assert latest_checkpoint(tmp_path) is None

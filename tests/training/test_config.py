@@ -1,0 +1,115 @@
+"""A run's config survives the disk, and refuses what cannot be run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from scott.diffusion import DiscreteSchedule
+from scott.errors import UserError
+from scott.training.config import LCM_SETTINGS, DistillConfig
+
+SD = DiscreteSchedule.stable_diffusion()
+
+
+def config(**changes):
+    return DistillConfig(**({"teacher": "t", "data": "d", "out": Path("runs/a"), "train": "full"} | changes))
+
+
+def test_the_defaults_are_the_papers():
+    paper = config()
+    assert (paper.learning_rate, paper.critic_learning_rate) == (8e-6, 2e-5)
+    assert (paper.batch_size, paper.max_steps, paper.adversarial_weight) == (40, 40_000, 0.4)
+    assert (paper.jump, paper.substeps, paper.loss, paper.critic_rank) == (24, 3, "l2", 64)
+    solver = paper.make_solver(SD)
+    assert (type(solver).__name__, solver.order, solver.stochastic) == ("ERSDE", 2, True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"out": Path("x y/ω"), "seed": 3}, LCM_SETTINGS], ids=["plain", "path", "lcm"])
+def test_json_round_trip(tmp_path, changes):
+    file = tmp_path / "config.json"
+    file.write_text(config(**changes).to_json())
+    assert DistillConfig.load(file) == config(**changes)
+    assert set(json.loads(file.read_text())) == {field.name for field in dataclasses.fields(DistillConfig)}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"out": "a"}', '{"out": 3, "teacher": "t", "data": "d"}'])
+def test_another_file_is_not_a_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="is not the config of a scott run") as caught:
+        DistillConfig.load(tmp_path / "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_name_or_a_bad_value_on_disk_is_an_error(tmp_path):
+    file = tmp_path / "config.json"
+    for change in ({"learning_rat": 1.0}, {"batch_size": 0}):
+        file.write_text(json.dumps(json.loads(config().to_json()) | change))
+        with pytest.raises(UserError, match=next(iter(change))):
+            DistillConfig.load(file)
+
+
+POSITIVE = (
+    "max_steps batch_size learning_rate critic_learning_rate clip_norm jump substeps critic_rank lora_rank log_every "
+    "sample_every checkpoint_every keep_checkpoints"
+)
+OUT_OF_RANGE = [
+    *((name, value) for name in POSITIVE.split() for value in (0, -1)),
+    *((name, -1) for name in ("seed", "warmup_steps", "weight_decay", "adversarial_weight")),
+    *(("ema_decay", value) for value in (-0.1, 1.0, 1.5)),
+    ("guidance_min", 0.5),
+    ("guidance_max", 2.9),
+    *((name, "other") for name in ("method", "solver", "loss", "critic_time", "train")),
+]
+NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type is float]
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_an_error_that_names_it(name, value):
+    with pytest.raises(UserError, match=f"got {name} .*; expected"):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_finite(name, value):
+    with pytest.raises(UserError, match=name):
+        config(**{name: value})
+
+
+def test_a_lora_student_has_one_omega():
+    with pytest.raises(UserError, match="for a LoRA student"):
+        config(train="lora")
+    assert config(train="lora", guidance_min=7.5, guidance_max=7.5).train == "lora"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"solver": "ddim", "eta": -0.1},
+        {"solver": "ddim", "eta": 1.1},
+        {"phi": "6"},
+        {"order": 4},
+        {"order": 0},
+        {"solver": "dpmpp-sde", "order": 3},
+    ],
+    ids=str,
+)
+def test_a_solvers_options_are_checked(changes):
+    with pytest.raises(UserError):
+        config(**changes).make_solver(SD)
+
+
+@pytest.mark.parametrize("changes", [{"jump": 25}, {"jump": 1002}, {"substeps": 5}], ids=str)
+def test_the_grid_is_checked(changes):
+    with pytest.raises(UserError):
+        config(**changes).make_grid(SD)
+
+
+def test_differences_are_what_decides_the_weights():
+    mine = config()
+    assert mine.differences(config()) == []
+    free = dict.fromkeys(("max_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"), 1)
+    assert mine.differences(config(out=Path("b"), **free)) == []
+    assert mine.differences(config(seed=1, loss="l1")) == ["seed: 0 → 1", "loss: l2 → l1"]

@@ -1,0 +1,321 @@
+"""A run that is stopped anywhere and started again ends bit for bit where an uninterrupted one does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scott.data import Batch, CachedSource
+from scott.errors import UserError
+from scott.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
+from scott.training.config import DistillConfig
+from scott.training.ema import ema_update
+from scott.training.loop import Hooks, distill, open_run
+from scott.training.metrics import MetricsLog, read_metrics
+
+STEPS = 6
+TRAIN = ["lora", "full"]
+TERMS = {"consistency", "adversarial", "critic", "critic_real_accuracy", "critic_fake_accuracy"}
+FIELDS = {"step", *TERMS, "student_gradient_norm", "critic_gradient_norm", "seconds_per_step"}
+
+
+class Stopped(Exception):
+    """Stands for the kill signal."""
+
+
+@pytest.fixture
+def start(make_backbone):
+    """Start `scott distill` once more, as a fresh process would: new networks, the same command."""
+
+    def run(out, train="lora", hooks=None, data=None, **changes):
+        settings = {
+            "teacher": "tiny",
+            "data": "random",
+            "out": out,
+            "train": train,
+            "max_steps": STEPS,
+            "batch_size": 2,
+            "warmup_steps": 3,
+            "learning_rate": 1e-3,
+            "critic_learning_rate": 1e-3,
+            "guidance_min": 3.0,
+            "guidance_max": 3.0,
+            "log_every": 1,
+            "checkpoint_every": 2,
+            "sample_every": 3,
+        }
+        config = DistillConfig(**(settings | changes))
+        backbone = make_backbone(train, critic_rank=2 if config.adversarial_weight else 0)
+        return distill(backbone, data or source(backbone), config, hooks), backbone
+
+    return run
+
+
+def source(backbone, mean=None):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, 4, 8, 8, generator=generator) if mean is None else mean
+    cond = backbone.encode_prompts(["a", "b", "c", "a cat", ""])
+    return CachedSource(Batch(mean, torch.full_like(mean, 0.1), cond), "random", seed=0)
+
+
+def stop_at(step):
+    def progress(done, terms):
+        if done == step:
+            raise Stopped
+
+    return Hooks(progress=progress)
+
+
+def final(out):
+    return load_checkpoint(latest_checkpoint(out / "checkpoints"))
+
+
+def metrics(out):
+    records = read_metrics(out / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "seconds_per_step"} for record in records]
+
+
+def assert_same_run(one, other):
+    (parts, state), (theirs, their_state) = final(one), final(other)
+    assert state == their_state
+    assert parts.keys() == theirs.keys()
+    for part in parts:
+        assert parts[part].keys() == theirs[part].keys()
+        for name, value in parts[part].items():
+            assert torch.equal(value, theirs[part][name]), f"{part} {name}"
+    assert metrics(one) == metrics(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of uninterrupted runs by kind of student, made when first asked for."""
+    made = {}
+
+    def folder(start, train):
+        if train not in made:
+            made[train] = tmp_path_factory.mktemp(train) / "run"
+            assert start(made[train], train)[0] == STEPS
+        return made[train]
+
+    return folder
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_a_run_continued_is_an_uninterrupted_one(start, whole, tmp_path, train):
+    assert start(tmp_path, train, max_steps=4)[0] == 4
+    done, backbone = start(tmp_path, train)
+    assert done == STEPS - 4
+    assert_same_run(tmp_path, whole(start, train))
+    target = final(tmp_path)[0]["target"]
+    assert all(torch.equal(p, target[name]) for name, p in backbone.target_parameters().items())
+
+
+@pytest.mark.parametrize(("train", "killed_at"), [("lora", 1), ("lora", 5), ("full", 4)])
+def test_a_run_killed_anywhere_is_an_uninterrupted_one(start, whole, tmp_path, train, killed_at):
+    with pytest.raises(Stopped):
+        start(tmp_path, train, stop_at(killed_at))
+    start(tmp_path, train)
+    assert_same_run(tmp_path, whole(start, train))
+    assert [record["step"] for record in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_record_at_the_checkpoint_is_kept_when_the_next_comes_later(start, tmp_path):
+    start(tmp_path, max_steps=4, log_every=2, checkpoint_every=4)
+    start(tmp_path, log_every=2, checkpoint_every=4)
+    assert [record["step"] for record in metrics(tmp_path)] == [2, 4, 6]
+
+
+def test_a_finished_run_has_nothing_to_do(start, whole):
+    before = metrics(whole(start, "lora"))
+    assert start(whole(start, "lora"))[0] == 0
+    assert start(whole(start, "lora"), max_steps=3)[0] == 0
+    assert metrics(whole(start, "lora")) == before
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_the_student_moves_the_target_follows_and_the_teacher_stays(start, make_backbone, tmp_path, train):
+    _, backbone = start(tmp_path, train)
+    fresh = make_backbone(train, critic_rank=2)
+    assert not equal(backbone.student_parameters(), fresh.student_parameters())
+    assert not equal(backbone.student_parameters(), backbone.target_parameters())
+    assert not equal(backbone.critic_parameters(), fresh.critic_parameters())
+    base, plain = (
+        {name: p for name, p in b.unet.named_parameters() if ".lora_" not in name} for b in (backbone, fresh)
+    )
+    assert equal(base, plain)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_the_target_is_the_moving_average_of_the_student(start, tmp_path, make_backbone, train):
+    start(tmp_path, train, max_steps=2, checkpoint_every=1, ema_decay=0.75)
+    first, second = (load_checkpoint(path)[0] for path in checkpoints(tmp_path / "checkpoints"))
+    begin = make_backbone(train).target_parameters()
+    for name, value in first["student"].items():
+        torch.testing.assert_close(first["target"][name], 0.75 * begin[name] + 0.25 * value)
+    for name, value in second["student"].items():
+        torch.testing.assert_close(second["target"][name], 0.75 * first["target"][name] + 0.25 * value)
+
+
+def test_ema_in_numbers():
+    target, constant = [torch.zeros(2)], [torch.ones(2)]
+    for _ in range(10):
+        ema_update(target, constant, 0.9)
+    torch.testing.assert_close(target[0], torch.full((2,), 1 - 0.9**10))
+    with pytest.raises(ValueError, match="got 1 target and 2 source"):
+        ema_update(target, constant * 2, 0.9)
+
+
+def test_warm_up_is_linear_in_the_first_adam_step(start, make_backbone, tmp_path):
+    """Adam's first update is lr · sign(gradient): 1e-3 · 1/4 with four steps of warm-up."""
+    start(tmp_path, "full", max_steps=1, warmup_steps=4, adversarial_weight=0.0)
+    before = make_backbone("full").student_parameters()
+    student = final(tmp_path)[0]["student"]
+    moved = torch.cat([(value - before[name].detach()).abs().flatten() for name, value in student.items()])
+    assert moved.max() == pytest.approx(2.5e-4, rel=0.01)
+    assert moved.median() == pytest.approx(2.5e-4, rel=0.05)
+
+
+def test_records_have_their_fields(start, whole):
+    records = read_metrics(whole(start, "lora") / "metrics.jsonl")
+    assert all(record.keys() == FIELDS for record in records)
+    assert all(record["seconds_per_step"] > 0 for record in records)
+    assert all(0 <= record[f"critic_{kind}_accuracy"] <= 1 for record in records for kind in ("real", "fake"))
+
+
+def test_without_a_critic_there_is_nothing_of_it(start, tmp_path):
+    start(tmp_path, adversarial_weight=0.0, max_steps=2)
+    assert final(tmp_path)[0].keys() == {"student", "target", "student_optimizer"}
+    assert not [name for record in metrics(tmp_path) for name in record if "critic" in name or "adv" in name]
+
+
+def test_hooks_are_called_at_their_steps(start, tmp_path):
+    seen = {"progress": [], "terms": [], "sample": []}
+
+    def progress(done, terms):
+        seen["progress"].append(done)
+        if terms:
+            seen["terms"].append(done)
+
+    hooks = Hooks(progress=progress, sample=seen["sample"].append)
+    start(tmp_path, hooks=hooks, max_steps=5, log_every=2, checkpoint_every=1, keep_checkpoints=3)
+    assert seen == {"progress": [1, 2, 3, 4, 5], "terms": [2, 4, 5], "sample": [3, 5]}
+    names = [path.name for path in checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step-00000003", "step-00000004", "step-00000005"]
+    assert DistillConfig.load(tmp_path / "config.json").max_steps == 5
+
+
+# --- what stops a run ----------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_another_config_on_the_same_folder_is_refused_with_the_difference(start, whole):
+    out = whole(start, "lora")
+    before = contents(out)
+    with pytest.raises(UserError, match=r"holds another run \(seed: 0 → 1; loss: l2 → huber\)"):
+        start(out, seed=1, loss="huber")
+    assert contents(out) == before
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(start, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not a run of scott"):
+        start(tmp_path)
+    assert contents(tmp_path) == {Path("thesis.txt"): b"mine"}
+    with pytest.raises(UserError, match="is not a run of scott"):
+        start(tmp_path / "thesis.txt")
+    (tmp_path / "config.json").write_text('{"model": "another program\'s"}')
+    with pytest.raises(UserError, match="is not the config of a scott run"):
+        start(tmp_path)
+    assert contents(tmp_path).keys() == {Path("thesis.txt"), Path("config.json")}
+
+
+def test_a_config_that_cannot_run_leaves_no_folder(start, tmp_path):
+    for changes in ({"jump": 25}, {"solver": "ddim", "eta": 2.0}):
+        with pytest.raises(UserError):
+            start(tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_path, log_every):
+    class Poisoned:
+        def __init__(self, good):
+            self.good = good
+
+        def batch(self, step, size):
+            batch = self.good.batch(step, size)
+            return Batch(batch.mean * float("nan"), batch.std, batch.cond) if step == 4 else batch
+
+        def describe(self):
+            return "poisoned"
+
+    with pytest.raises(FloatingPointError, match=r"step 4: consistency = nan.* \(t_n from \d+ to \d+\)"):
+        start(tmp_path, data=Poisoned(source(make_backbone())), log_every=log_every)
+    assert final(tmp_path)[1]["step"] == 4
+    assert all(p.isfinite().all() for part in final(tmp_path)[0].values() for p in part.values())
+
+
+def test_a_corrupt_checkpoint_is_refused_and_deleting_it_resumes_from_the_one_before(start, whole, tmp_path):
+    start(tmp_path, max_steps=4)
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    (newest / "student.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="delete it to resume from the one before"):
+        start(tmp_path)
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert start(tmp_path)[0] == STEPS - 2
+    assert_same_run(tmp_path, whole(start, "lora"))
+
+
+@pytest.mark.parametrize("part", ["target", "critic", "student_optimizer"])
+def test_a_checkpoint_without_one_of_its_parts_is_refused(start, tmp_path, part):
+    start(tmp_path, max_steps=2)
+    (latest_checkpoint(tmp_path / "checkpoints") / f"{part}.safetensors").unlink()
+    with pytest.raises(UserError, match=f"lacks {part}; delete it"):
+        start(tmp_path)
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(start, tmp_path):
+    start(tmp_path, max_steps=2)
+    file = latest_checkpoint(tmp_path / "checkpoints") / "student.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="the checkpoint's student does not fit"):
+        start(tmp_path)
+
+
+def test_opening_a_new_run_writes_the_config(tmp_path):
+    config = DistillConfig(teacher="t", data="d", out=tmp_path / "a" / "b", train="full")
+    assert open_run(config) == 0
+    assert DistillConfig.load(config.out / "config.json") == config
+    assert (config.out / "samples").is_dir()
+
+
+# --- the log -------------------------------------------------------------------------------------------------
+
+
+def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    log = MetricsLog(file)
+    for step in (10, 20, 30):
+        log.write(step, {"x": step / 3})
+    with file.open("a") as stream:
+        stream.write('{"step": 40, "x"')
+    log = MetricsLog(file, start=20)
+    log.write(30, {"x": 0.5})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"step": 10, "x": 10 / 3},
+        {"step": 20, "x": 20 / 3},
+        {"step": 30, "x": 0.5},
+    ]

@@ -1,0 +1,288 @@
+"""One step beside naive ones: two critic passes, the whole network instead of its halves, autograd."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from scott.backbones import adapters
+from scott.data import Batch
+from scott.diffusion import ConsistencyFunction, DiscreteSchedule
+from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.step import Draws, distillation_step
+
+B = 3
+
+
+def make_config(**changes):
+    base = {"teacher": "t", "data": "d", "out": Path("x"), "train": "full", "guidance_min": 2.0, "guidance_max": 8.0}
+    if changes.get("train") == "lora":
+        base |= {"guidance_min": 4.0, "guidance_max": 4.0}
+    return DistillConfig(**(base | changes))
+
+
+class Step:
+    """A backbone off its start, a batch and draws."""
+
+    def __init__(self, make_backbone, perturb, config, prediction="epsilon"):
+        self.config = config
+        self.backbone = make_backbone(config.train, critic_rank=4, prediction_type=prediction)
+        for seed, owner in enumerate(
+            (self.backbone.student_parameters(), self.backbone.target_parameters(), self.backbone.critic_parameters())
+        ):
+            perturb(owner, seed)
+        generator = torch.Generator().manual_seed(0)
+        mean, std = torch.randn(B, 4, 8, 8, generator=generator), torch.rand(B, 4, 8, 8, generator=generator)
+        self.batch = Batch(mean, std, self.backbone.encode_prompts(["a cat", "dog", ""]))
+        self.uncond = self.backbone.encode_prompts([""])
+        self.solver = config.make_solver(self.backbone.schedule)
+        self.grid = config.make_grid(self.backbone.schedule)
+        self.draws = Draws.make(mean.shape, self.grid, config, torch.Generator().manual_seed(1))
+
+    def run(self):
+        return distillation_step(
+            self.backbone, self.solver, self.grid, self.batch, self.uncond, self.draws, self.config
+        )
+
+    # --- the same, by hand ---
+
+    @property
+    def cond(self):
+        return self.batch.cond | {"guidance": self.draws.omega}
+
+    @property
+    def x0(self):
+        return self.batch.mean + self.batch.std * self.draws.latent
+
+    def at(self, values, t):
+        return values[t + 1].float().view(-1, 1, 1, 1)
+
+    def noised(self, x0, noise, t):
+        alpha, sigma = _ladder(self.backbone)
+        return self.at(alpha, t) * x0 + self.at(sigma, t) * noise
+
+    def student(self):
+        f = ConsistencyFunction(self.backbone.student, self.backbone.schedule)
+        return f(self.noised(self.x0, self.draws.noise, self.draws.t_n), self.draws.t_n, self.cond)
+
+    @torch.no_grad()
+    def target(self):
+        """Two teacher calls a sub-step instead of one of twice the batch."""
+
+        def guided(x, t, cond):
+            uncond = {"text": self.uncond["text"].expand(B, -1, -1)}
+            nothing = self.backbone.teacher(x, t, uncond)
+            omega = self.draws.omega.view(-1, 1, 1, 1)
+            return nothing + omega * (self.backbone.teacher(x, t, cond) - nothing)
+
+        t_n = self.draws.t_n
+        t_m = t_n - self.config.jump
+        x_n = self.noised(self.x0, self.draws.noise, t_n)
+        h = self.config.substeps
+        x_m = self.solver.jump(guided, x_n, t_n, t_m, h, self.batch.cond, noises=self.draws.walk)
+        f = ConsistencyFunction(self.backbone.target, self.backbone.schedule)
+        return f(x_m, t_m, self.cond)
+
+    def logits(self, x0, t):
+        """The critic as one whole U-Net with its adapter on: what conv_out would be given, through the head."""
+        seen = []
+        hook = self.backbone.unet.conv_out.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        with adapters.adapter(self.backbone.unet, "critic"):
+            self.backbone.unet(x0, t.clamp(min=0), self.batch.cond["text"])
+        hook.remove()
+        return self.backbone.critic_head(seen[0])
+
+    def critic_inputs(self, fake):
+        t_fake = self.draws.t_n
+        t_real = t_fake if self.config.critic_time == "matched" else torch.full_like(t_fake, -1)
+        if not self.config.critic_noise:
+            return fake, t_fake, self.x0, t_real
+        t = self.draws.critic_t
+        noise = self.draws.critic_noise
+        return self.noised(fake, noise[0], t), t, self.noised(self.x0, noise[1], t), t
+
+
+def _ladder(backbone):
+    """α and σ from clean data (index 0) to t = 999, by SD's betas written out."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
+    return bar.sqrt(), (1 - bar).sqrt()
+
+
+def assert_close(got, expected):
+    assert len(got) == len(expected)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_backbone, perturb, train):
+    step = Step(make_backbone, perturb, make_config(train=train, adversarial_weight=0.0))
+    loss = (step.student() - step.target()).square().mean()
+    gradients = step.run()
+    assert gradients.critic == ()
+    assert gradients.terms.keys() == {"consistency"}
+    torch.testing.assert_close(gradients.terms["consistency"], loss.detach())
+    assert_close(gradients.student, torch.autograd.grad(loss, tuple(step.backbone.student_parameters().values())))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": "lora"},
+        {"critic_time": "paper"},
+        {"critic_noise": True},
+        {"loss": "l1", "adversarial_weight": 2.0},
+    ],
+    ids=str,
+)
+def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone, perturb, changes):
+    step = Step(make_backbone, perturb, make_config(**changes))
+    backbone, config = step.backbone, step.config
+    fake = step.student()
+    delta = fake - step.target()
+    consistency = delta.abs().mean() if config.loss == "l1" else delta.square().mean()
+    x_fake, t_fake, _, _ = step.critic_inputs(fake)
+    adversarial = -step.logits(x_fake, t_fake).mean()
+    expected_student = torch.autograd.grad(
+        consistency + config.adversarial_weight * adversarial, tuple(backbone.student_parameters().values())
+    )
+    x_fake, t_fake, x_real, t_real = step.critic_inputs(fake.detach())
+    fake_logits, real_logits = step.logits(x_fake, t_fake), step.logits(x_real, t_real)
+    critic = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
+    expected_critic = torch.autograd.grad(critic, tuple(backbone.critic_parameters().values()))
+
+    gradients = step.run()
+    assert_close(gradients.student, expected_student)
+    assert_close(gradients.critic, expected_critic)
+    assert any(g.abs().max() > 1e-4 for g in gradients.critic)
+    expected = {
+        "consistency": consistency,
+        "adversarial": adversarial,
+        "critic": critic,
+        "critic_real_accuracy": (real_logits > 0).float().mean(),
+        "critic_fake_accuracy": (fake_logits < 0).float().mean(),
+    }
+    assert gradients.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
+        assert not gradients.terms[name].requires_grad
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_nothing_is_random_and_nothing_is_changed(make_backbone, perturb, train):
+    step = Step(make_backbone, perturb, make_config(train=train))
+    owners = (step.backbone.student_parameters(), step.backbone.target_parameters(), step.backbone.critic_parameters())
+    before = [p.clone() for owner in owners for p in owner.values()]
+    first = step.run()
+    torch.manual_seed(99)
+    second = step.run()
+    assert all(map(torch.equal, first.student + first.critic, second.student + second.critic))
+    assert all(map(torch.equal, before, [p for owner in owners for p in owner.values()]))
+    assert all(p.grad is None for owner in owners for p in owner.values())
+
+
+def test_every_draw_but_the_unused_ones_matters(make_backbone, perturb):
+    step = Step(make_backbone, perturb, make_config(train="lora"))
+    expected = step.run()
+    other = Draws.make(step.batch.mean.shape, step.grid, step.config, torch.Generator().manual_seed(2))
+    for field in dataclasses.fields(Draws):
+        draws = dataclasses.replace(step.draws, **{field.name: getattr(other, field.name)})
+        step.draws, kept = draws, step.draws
+        same = all(map(torch.equal, step.run().student, expected.student))
+        step.draws = kept
+        # a LoRA student has one ω, and critic_noise is off
+        assert same == (field.name in {"omega", "critic_t", "critic_noise"}), field.name
+
+
+def test_draws_are_those_of_their_generator_and_in_range():
+    config = make_config()
+    grid = config.make_grid(DiscreteSchedule.stable_diffusion())
+    shape = torch.Size((500, 1, 2, 2))
+    one, two, three = (Draws.make(shape, grid, config, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(one.t_n, two.t_n)
+    assert torch.equal(one.walk[2], two.walk[2])
+    assert not torch.equal(one.noise, three.noise)
+    assert len(one.walk) == 3
+    assert set(one.t_n.tolist()) <= set(range(23, 1000, 8))
+    assert 2.0 <= one.omega.min() < 2.2
+    assert 7.8 < one.omega.max() <= 8.0
+    independent = [one.latent, one.noise, *one.walk, *one.critic_noise]
+    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in independent]))
+    assert (correlation - torch.eye(len(independent))).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_lcm_settings_are_latent_consistency_distillation(make_backbone, perturb, prediction):
+    step = Step(make_backbone, perturb, make_config(**LCM_SETTINGS), prediction)
+    backbone, draws, cond = step.backbone, step.draws, step.cond
+    alpha, sigma = _ladder(backbone)
+
+    def network(unet, x, t, text, omega=None):
+        embedding = None if omega is None else backbone.pipeline.get_guidance_scale_embedding(omega - 1, 256)
+        output = unet(x, t.clamp(min=0), text, timestep_cond=embedding).sample
+        a, s = step.at(alpha, t), step.at(sigma, t)
+        if prediction == "epsilon":
+            return (x - s * output) / a, output
+        return a * x - s * output, a * output + s * x
+
+    def f(unet, x, t):
+        tau = 10.0 * t.clamp(min=0).view(-1, 1, 1, 1)
+        x0, _ = network(unet, x, t, cond["text"], draws.omega)
+        return 0.25 / (tau**2 + 0.25) * x + tau / (tau**2 + 0.25).sqrt() * x0
+
+    t_n, t_m = draws.t_n, draws.t_n - 20
+    x_n = step.noised(step.x0, draws.noise, t_n)
+    with torch.no_grad():
+        x0_c, eps_c = network(backbone.unet, x_n, t_n, cond["text"])
+        x0_u, eps_u = network(backbone.unet, x_n, t_n, step.uncond["text"].expand(B, -1, -1))
+        w = draws.omega.view(-1, 1, 1, 1)
+        x_m = step.at(alpha, t_m) * (x0_u + w * (x0_c - x0_u)) + step.at(sigma, t_m) * (eps_u + w * (eps_c - eps_u))
+        target = f(backbone.target_unet, x_m, t_m)
+    loss = (f(backbone.student_unet, x_n, t_n) - target).square().mean()
+    expected = torch.autograd.grad(loss, tuple(backbone.student_parameters().values()))
+    gradients = step.run()
+    assert gradients.critic == ()
+    for mine, theirs in zip(gradients.student, expected, strict=True):
+        assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-6
+
+
+def test_clean_data_anchors_the_target(make_backbone, perturb):
+    """Where a jump lands on clean data the target is the teacher's answer, whatever the target network says."""
+    step = Step(make_backbone, perturb, make_config(adversarial_weight=0.0))
+    step.draws = dataclasses.replace(step.draws, t_n=torch.full((B,), 23))
+    before = step.run().terms["consistency"]
+    perturb(step.backbone.target_parameters(), 9)
+    assert torch.equal(step.run().terms["consistency"], before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({}, {"teacher": 3, "student": 1, "target": 1, "critic_features": 2, "critic_logits": 2}),
+        ({"adversarial_weight": 0.0}, {"teacher": 3, "student": 1, "target": 1}),
+        (LCM_SETTINGS, {"teacher": 1, "student": 1, "target": 1}),
+    ],
+    ids=["scott", "no critic", "lcm"],
+)
+def test_network_calls(make_backbone, perturb, monkeypatch, changes, calls):
+    step = Step(make_backbone, perturb, make_config(**changes))
+    counted = {}
+
+    def counting(name, call):
+        def wrapped(*args):
+            counted[name] = counted.get(name, 0) + 1
+            return call(*args)
+
+        return wrapped
+
+    for name in ("teacher", "student", "target", "critic_features", "critic_logits"):
+        monkeypatch.setattr(step.backbone, name, counting(name, getattr(step.backbone, name)))
+    rows = []
+    step.backbone.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    step.run()
+    assert counted == calls
+    # the frozen network runs for the teacher alone, both halves of guidance at once
+    assert rows == [2 * B] * calls["teacher"]
