@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from scott.cli import main
-from scott.mini.embedded import Scenes
+from scott.mini.scenes import Scenes
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
 

@@ -206,6 +206,8 @@ def test_draws_are_those_of_their_generator_and_in_range():
     assert torch.equal(one.walk[2], two.walk[2])
     assert not torch.equal(one.noise, three.noise)
     assert len(one.walk) == 3
+    moved = one.to(torch.device("cpu"))
+    torch.testing.assert_close(vars(moved), vars(one), rtol=0, atol=0)
     assert set(one.t_n.tolist()) <= set(range(23, 1000, 8))
     assert 2.0 <= one.omega.min() < 2.2
     assert 7.8 < one.omega.max() <= 8.0

@@ -16,7 +16,7 @@ from scott.data.sources import CaptionedImages
 Progress = Callable[[int, int], None]
 
 
-def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 64) -> Batch:
+def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 32) -> Batch:
     """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors)."""
     if not file.is_file():
         parts: list[dict[str, Tensor]] = []
@@ -27,11 +27,11 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
             mean, std = backbone.encode_images(torch.stack([to_pixels(image, size) for image, _ in pairs]))
             cond = backbone.encode_prompts([caption for _, caption in pairs])
             encoded = {"mean": mean, "std": std} | {f"cond.{name}": value for name, value in cond.items()}
-            parts.append({name: value.half().cpu().contiguous() for name, value in encoded.items()})
+            parts.append({name: value.half().cpu() for name, value in encoded.items()})
             progress(rows.stop, len(images))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, partial)
+        save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, partial)
         partial.rename(file)
     tensors = load_file(file)
     cond = {name.removeprefix("cond."): value for name, value in tensors.items() if name.startswith("cond.")}

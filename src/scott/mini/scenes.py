@@ -175,3 +175,21 @@ def batch(indices: range, *, split: Split, seed: int) -> tuple[Tensor, list[str]
     scenes = [scene(index, split=split, seed=seed) for index in indices]
     pixels = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes]))
     return pixels.permute(0, 3, 1, 2).float() / 255, [s.caption for s in scenes]
+
+
+class Scenes:
+    """The first `count` scenes of a split as captioned images."""
+
+    def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
+        self.count, self.split, self.seed = count, split, seed
+        self.name = f"mini ({split})"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        this = scene(index, split=self.split, seed=self.seed)
+        return render(this), this.caption
+
+    def captions(self) -> list[str]:
+        return [scene(i, split=self.split, seed=self.seed).caption for i in range(self.count)]

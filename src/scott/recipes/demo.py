@@ -11,7 +11,7 @@ from scott.backbones import Backbone
 from scott.diffusion import JumpGrid
 from scott.evaluation import Results, Row, image_grid, write_report
 from scott.generators import StudentSampler, TeacherSampler
-from scott.mini import embedded
+from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 from scott.recipes.measure import SEED, HeldOut, recorded_teacher_rows, student_rows
 from scott.recipes.run import Report, run
@@ -54,7 +54,7 @@ def draw_grids(backbone: Backbone, grid: JumpGrid, folder: Path) -> list[tuple[s
     samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
     samplers |= {f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, grid, n, GUIDANCE) for n in STUDENT_STEPS}
     # a stride, so that the pictures are not of one stretch of the alphabet
-    captions = embedded.Scenes(GRIDS * COLUMNS * 17, "held-out").captions()[::17]
+    captions = Scenes(GRIDS * COLUMNS * 17, "held-out").captions()[::17]
     folder.mkdir(parents=True, exist_ok=True)
     grids = []
     for index in range(GRIDS):

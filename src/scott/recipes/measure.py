@@ -10,6 +10,7 @@ from scott.evaluation import ClipFeatures, Results, Row, evaluate, real_against_
 from scott.evaluation.features import Matrix
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini import embedded
+from scott.mini.scenes import Scenes
 
 SEED = 1
 BATCH = 64
@@ -23,7 +24,7 @@ class HeldOut:
         if samples < 10:
             raise UserError(f"got {samples} samples; expected 10 or more, 1,000 for a figure worth reading")
         self.features = features or embedded.load_features()
-        self.prompts: list[str] = embedded.Scenes(samples, "held-out", seed=0).captions()
+        self.prompts: list[str] = Scenes(samples, "held-out", seed=0).captions()
         self.real: Matrix = embedded.real_features(self.features, samples, seed=0)
 
     def floor(self) -> Row:

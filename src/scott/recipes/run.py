@@ -11,6 +11,7 @@ from scott.evaluation import image_grid
 from scott.export.pipeline import export_student
 from scott.generators import StudentSampler
 from scott.mini import embedded
+from scott.mini.scenes import Scenes
 from scott.training.config import DistillConfig
 from scott.training.loop import Hooks, distill, open_run
 
@@ -25,7 +26,7 @@ def teacher_of(name: str) -> Backbone:
 
 
 def images_of(name: str) -> CaptionedImages:
-    return embedded.Scenes(MINI_SCENES) if name == "mini" else Folder(Path(name))
+    return Scenes(MINI_SCENES) if name == "mini" else Folder(Path(name))
 
 
 def best_device() -> torch.device:
