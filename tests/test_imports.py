@@ -9,7 +9,7 @@ import scott
 
 ROOT = Path(scott.__file__).parent
 LEVELS = [
-    {"errors", "choices", "rng", "progress"},
+    {"errors", "choices", "files", "rng", "progress"},
     {"diffusion"},
     {"solvers", "guidance", "sampling", "backbones", "data", "evaluation"},
     {"objective", "discriminator"},

@@ -33,7 +33,7 @@ def load_backbone(teacher: str | Path) -> Backbone:
         raise UserError(f"{teacher} is a {index.get('_class_name')} with {network}; expected {known}")
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            str(teacher), torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+            str(teacher), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
         )
         _check_vocabulary(pipeline)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:

@@ -40,6 +40,9 @@ class BatchSource(Protocol):
         """One line for the run's records: what the data is and how much of it."""
 
 
+_ORDER = 1  # keeps the stream of an epoch's order apart from those of the steps
+
+
 class CachedSource:
     """A data set held in memory as one `Batch`, visited in a new order each epoch."""
 
@@ -61,4 +64,4 @@ class CachedSource:
         return f"{self.name}, {len(self.samples):,} captioned images"
 
     def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.samples), generator=generator_for(self.seed, epoch))
+        return torch.randperm(len(self.samples), generator=generator_for(self.seed, epoch, _ORDER))

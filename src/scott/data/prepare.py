@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,8 +18,12 @@ Progress = Callable[[int, int], None]
 
 
 def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 32) -> Batch:
-    """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors)."""
-    if not file.is_file():
+    """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors).
+
+    A file that was made from another source or another number of images is made again.
+    """
+    made_from = {"source": images.name, "count": str(len(images))}
+    if _metadata(file) != made_from:
         parts: list[dict[str, Tensor]] = []
         size = 8 * backbone.latent_shape[-1]
         for start in range(0, len(images), chunk):
@@ -31,11 +36,20 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
             progress(rows.stop, len(images))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, partial)
+        save_file(
+            {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, partial, made_from
+        )
         partial.rename(file)
     tensors = load_file(file)
     cond = {name.removeprefix("cond."): value for name, value in tensors.items() if name.startswith("cond.")}
     return Batch(tensors["mean"], tensors["std"], cond)
+
+
+def _metadata(file: Path) -> dict[str, str] | None:
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:

@@ -16,7 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from scott.evaluation.curves import curves_svg
-from scott.evaluation.results import Results, Row, write_atomically
+from scott.evaluation.results import Results, Row
+from scott.files import write_atomically
 
 _COLUMNS = [
     "sampler",

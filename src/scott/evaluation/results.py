@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from scott.errors import UserError
+from scott.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,3 @@ class Results:
                 f'{str(path)!r} is not a results file: expected {{"rows": [...], "meta": {{...}}}} '
                 f"with rows of {names} ({type(error).__name__}: {error})"
             ) from error
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write UTF-8 text beside `path`, then move it there: a reader never sees half a file."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

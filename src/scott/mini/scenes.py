@@ -182,7 +182,7 @@ class Scenes:
 
     def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
         self.count, self.split, self.seed = count, split, seed
-        self.name = f"mini ({split})"
+        self.name = f"mini ({split}, seed {seed})"
 
     def __len__(self) -> int:
         return self.count

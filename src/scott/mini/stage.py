@@ -4,7 +4,6 @@ Every draw of a step comes from a generator seeded with (seed, step), so a resum
 one would have done without any generator state being stored.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from scott.training.checkpoint import (
     save_checkpoint,
 )
 from scott.training.ema import ema_update
+from scott.training.metrics import MetricsLog
 
 Losses = dict[str, Tensor]
 
@@ -70,38 +70,32 @@ def run_stage(
     floats = [key for key, value in average.items() if value.is_floating_point()]
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.jsonl").open("a") as log:
-        for step in range(start, config.steps):
-            generator = generator_for(seed, step)
-            rate = config.learning_rate * _schedule(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            terms = losses(range(step * config.batch_size, (step + 1) * config.batch_size), generator)
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"{name}: step {step}: { ({k: v.item() for k, v in terms.items()}) }")
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            current = module.state_dict()
-            # the average forgets its start: early on it is the mean over the last tenth of the steps so far
-            decay = min(config.ema_decay, (1 + step) / (10 + step))
-            ema_update([average[key] for key in floats], [current[key] for key in floats], decay)
-            if step % config.log_every == 0 or step == config.steps - 1:
-                record = {"step": step, "lr": rate, "gradient_norm": norm.item()}
-                record |= {key: value.item() for key, value in terms.items()}
-                rate_now = (step + 1 - start) / (time.monotonic() - began)
-                record |= {
-                    "steps_per_second": round(rate_now, 3),
-                    "eta_minutes": round((config.steps - step) / rate_now / 60, 1),
-                }
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-            if (step + 1) % config.checkpoint_every == 0 or step == config.steps - 1:
-                parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
-                save_checkpoint(folder, step + 1, parts, {"stage": name, "seed": seed})
-                prune_checkpoints(folder, keep=2)
+    log = MetricsLog(folder / "log.jsonl", start)
+    for step in range(start, config.steps):
+        done = step + 1
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config)
+        terms = losses(range(step * config.batch_size, done * config.batch_size), generator_for(seed, step))
+        loss = torch.stack(list(terms.values())).sum()
+        values = {key: value.item() for key, value in terms.items()}
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{name}: step {step}: {values}")
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+        current = module.state_dict()
+        # the average forgets its start: early on it is the mean over the last tenth of the steps so far
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        ema_update([average[key] for key in floats], [current[key] for key in floats], decay)
+        if done % config.log_every == 0 or done == config.steps:
+            seconds = (time.monotonic() - began) / (done - start)
+            pace = {"seconds_per_step": seconds, "eta_minutes": (config.steps - done) * seconds / 60}
+            log.write(done, {"gradient_norm": norm.item(), **values, **pace})
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
+            save_checkpoint(folder, done, parts, {"stage": name, "seed": seed})
+            prune_checkpoints(folder, keep=2)
     return average
 
 

@@ -15,7 +15,7 @@ from scott.mini.stage import StageConfig, run_stage
 
 CAPTION_DROPOUT = 0.1
 SCENES = 49_152  # cached scenes; a pass over them is 768 steps
-STAGE = StageConfig(steps=12_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
+STAGE = StageConfig(steps=10_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
 
 
 def build_model() -> UNet2DConditionModel:

@@ -7,6 +7,7 @@ import torch
 
 from scott.backbones import Backbone, load_backbone
 from scott.data import CachedSource, CaptionedImages, Folder, prepare
+from scott.errors import UserError
 from scott.evaluation import image_grid
 from scott.export.pipeline import export_student
 from scott.generators import StudentSampler
@@ -42,6 +43,8 @@ def run(config: DistillConfig, report: Report) -> Backbone:
     first step (see `DistillConfig`, `load_backbone`, `open_run`).
     """
     backbone = teacher_of(config.teacher)
+    if backbone.original_inference_steps is not None:
+        raise UserError(f"{config.teacher} is a few-step student already; distil from the teacher it was made from")
     config.make_solver(backbone.schedule)
     grid = config.make_grid(backbone.schedule)
     images = images_of(config.data)
@@ -49,6 +52,7 @@ def run(config: DistillConfig, report: Report) -> Backbone:
     cache = config.out / "latents.safetensors"
     samples = prepare(images, backbone, cache, lambda done, total: report("encode", done, total, {}))
     source = CachedSource(samples, images.name, config.seed)
+    torch.manual_seed(config.seed)  # LoRA's A is random
     backbone.add_student(config.train, rank=config.lora_rank, alpha=float(config.lora_rank))
     if config.adversarial_weight > 0:
         backbone.add_critic(config.critic_rank)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scott.backbones import Backbone
 from scott.data.batch import BatchSource
 from scott.errors import UserError
+from scott.files import write_atomically
 from scott.rng import generator_for
 from scott.training.checkpoint import (
     latest_checkpoint,
@@ -47,7 +48,7 @@ def open_run(config: DistillConfig) -> int:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    file.write_text(config.to_json())
+    write_atomically(file, config.to_json())
     latest = latest_checkpoint(out / "checkpoints")
     return load_checkpoint(latest)[1]["step"] if latest else 0
 

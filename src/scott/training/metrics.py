@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from scott.files import write_atomically
+
 
 class MetricsLog:
     """Appends records; on opening, drops those after step `start`, which a resumed run will write again."""
@@ -14,9 +16,9 @@ class MetricsLog:
     def __init__(self, file: Path, start: int = 0) -> None:
         self.file = file
         kept = [record for record in read_metrics(file) if record["step"] <= start]
-        file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         with self.file.open("a") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
 
