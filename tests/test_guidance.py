@@ -24,16 +24,11 @@ class Recorder:
 
     def __call__(self, x_t, t, cond):
         self.batches.append(len(x_t))
-        return (
-            torch.tanh(x_t + cond["text"][:, None])
-            + cond["pooled"]["bias"][:, None] * t[:, None, None] / 1000
-        )
+        return torch.tanh(x_t + cond["text"][:, None]) + cond["pooled"]["bias"][:, None] * t[:, None, None] / 1000
 
 
 def expanded(cond):
-    return {
-        name: expanded(leaf) if isinstance(leaf, dict) else leaf.expand(3, -1) for name, leaf in cond.items()
-    }
+    return {name: expanded(leaf) if isinstance(leaf, dict) else leaf.expand(3, -1) for name, leaf in cond.items()}
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

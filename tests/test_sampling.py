@@ -15,9 +15,7 @@ def network(x, t):
     return expand_like(SD.sigma(t), x) * x + 0.1 * torch.sin(3 * x + expand_like(t / 100, x))
 
 
-STUDENT = ConsistencyFunction(
-    lambda x, t, cond: to_x0("epsilon", network(x, t), x, SD.alpha(t), SD.sigma(t)), SD
-)
+STUDENT = ConsistencyFunction(lambda x, t, cond: to_x0("epsilon", network(x, t), x, SD.alpha(t), SD.sigma(t)), SD)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from scott.errors import UserError
@@ -170,7 +171,7 @@ def main() -> None:
         hide_loading_bars()
         command.run()
     except (UserError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from the last checkpoint")

@@ -29,7 +29,5 @@ def test_consistency_function_mixes_by_sample():
         f = ConsistencyFunction(lambda x_t, t, cond: 2 * x_t + cond, schedule)(x, t, 1.0)
         tau = schedule.timestep(t[1:]).item()
         assert torch.equal(f[0], x[0])
-        expected = 0.25 / ((10 * tau) ** 2 + 0.25) * x[1] + 10 * tau / ((10 * tau) ** 2 + 0.25) ** 0.5 * (
-            2 * x[1] + 1
-        )
+        expected = 0.25 / ((10 * tau) ** 2 + 0.25) * x[1] + 10 * tau / ((10 * tau) ** 2 + 0.25) ** 0.5 * (2 * x[1] + 1)
         torch.testing.assert_close(f[1], expected)

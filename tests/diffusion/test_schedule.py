@@ -30,9 +30,7 @@ def test_discrete_matches_diffusers(scheduler):
     schedule = DiscreteSchedule.from_config(scheduler.config)
     times = torch.arange(len(scheduler.alphas_cumprod))
     assert schedule.alpha(times).dtype == torch.float64
-    torch.testing.assert_close(
-        schedule.alpha(times) ** 2, scheduler.alphas_cumprod.double(), rtol=5e-5, atol=1e-7
-    )
+    torch.testing.assert_close(schedule.alpha(times) ** 2, scheduler.alphas_cumprod.double(), rtol=5e-5, atol=1e-7)
     assert schedule.prediction_type == scheduler.config.prediction_type
 
 
@@ -48,9 +46,7 @@ def test_variance_preserving_and_clean_data():
 @pytest.mark.parametrize(
     "schedule",
     [
-        DiscreteSchedule(
-            "scaled_linear", **LATENT, rescale_betas_zero_snr=True, prediction_type="v_prediction"
-        ),
+        DiscreteSchedule("scaled_linear", **LATENT, rescale_betas_zero_snr=True, prediction_type="v_prediction"),
         FlowSchedule(),
         FlowSchedule(1.15),
     ],

@@ -79,9 +79,7 @@ def test_unnormalised_embeddings_of_the_model(clip: ClipFeatures, folder: Path) 
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (61, 40), (23, 57), (9, 12)])
-def test_preprocessing_is_that_of_the_image_processor(
-    clip: ClipFeatures, folder: Path, shape: tuple[int, int]
-) -> None:
+def test_preprocessing_is_that_of_the_image_processor(clip: ClipFeatures, folder: Path, shape: tuple[int, int]) -> None:
     image = photo(*shape)
     pixels = CLIPImageProcessorPil.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():

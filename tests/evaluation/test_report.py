@@ -111,9 +111,7 @@ def test_page_shows_texts_as_they_are(page: Page) -> None:
 
 
 def test_page_of_nothing_is_a_page(tmp_path) -> None:
-    write_report(
-        tmp_path / "r.html", title="Empty", results=Results(), config={}, metrics=[], grids=[], notes=[]
-    )
+    write_report(tmp_path / "r.html", title="Empty", results=Results(), config={}, metrics=[], grids=[], notes=[])
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert not {"section", "details", "dl"} & set(page.tags)
 
@@ -140,9 +138,7 @@ def test_curves_are_bounded_and_pass_over_gaps() -> None:
 
 def test_grid_keeps_the_pixels_and_makes_room_for_labels() -> None:
     red, blue = Image.new("RGB", (10, 10), "red"), torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 10, 10)
-    grid = image_grid(
-        [[red, blue], [blue, red]], ["teacher", "student"], ["a", "a caption of words"], scale=5
-    )
+    grid = image_grid([[red, blue], [blue, red]], ["teacher", "student"], ["a", "a caption of words"], scale=5)
     colours = grid.getcolors()
     assert colours is not None
     counts = {colour: count for count, colour in colours}

@@ -39,9 +39,7 @@ def test_er_sde_as_usually_written(phi):
     lam_s, lam_t = SD.lam(S), SD.lam(T)
     r = NOISE_SCALES[phi](lam_t) / NOISE_SCALES[phi](lam_s)
     x0, alpha_s, alpha_t = MIXTURE(X, S, None), SD.alpha(S), SD.alpha(T)
-    usual = (
-        alpha_t / alpha_s * r * X + alpha_t * (1 - r) * x0 + alpha_t * (lam_t**2 - r**2 * lam_s**2).sqrt() * W
-    )
+    usual = alpha_t / alpha_s * r * X + alpha_t * (1 - r) * x0 + alpha_t * (lam_t**2 - r**2 * lam_s**2).sqrt() * W
     close(one_step(make("er-sde", SD, phi=phi, order=1)), usual)
 
 
@@ -69,9 +67,7 @@ def test_er_sde_terms_as_usually_written():
 
         for k in range(3):
             before = x
-            x, history = solver.step(
-                recorded, x, times[k].expand(4), times[k + 1].expand(4), None, W, history
-            )
+            x, history = solver.step(recorded, x, times[k].expand(4), times[k + 1].expand(4), None, W, history)
         first_order, _ = make("er-sde", SD, phi=lambda lam: lam**2, order=1).step(
             MIXTURE, before, times[2].expand(4), times[3].expand(4), None, W
         )
@@ -113,7 +109,6 @@ def test_pure_noise_is_the_limit_of_nearly_pure_noise():
     ):
         solver = make(name, flow, **options)
         at, near = (
-            solver.step(denoiser, X, torch.full((4,), s, dtype=torch.float64), t, None, W)[0]
-            for s in (1.0, 1 - 1e-12)
+            solver.step(denoiser, X, torch.full((4,), s, dtype=torch.float64), t, None, W)[0] for s in (1.0, 1 - 1e-12)
         )
         torch.testing.assert_close(at, near, rtol=0, atol=1e-4)

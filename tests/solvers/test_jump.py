@@ -59,8 +59,7 @@ def test_equal_noise_is_equal_to_the_bit(name, options):
     denoiser, x, t_n, t_m, _ = problem(SD, torch.float32)
     solver = make(name, SD, **options)
     draws = [
-        solver.jump(denoiser, x, t_n, t_m, 3, None, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
+        solver.jump(denoiser, x, t_n, t_m, 3, None, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     ]
     assert draws[0].dtype == torch.float32
     assert torch.equal(draws[0], draws[1])
@@ -78,9 +77,7 @@ def test_a_jump_is_its_steps(name, options):
         return denoiser(x, t, cond)
 
     for k in range(3):
-        walked, history = solver.step(
-            denoiser, walked, t_n - 8 * k, t_n - 8 * (k + 1), None, noises[k], history
-        )
+        walked, history = solver.step(denoiser, walked, t_n - 8 * k, t_n - 8 * (k + 1), None, noises[k], history)
     assert torch.equal(solver.jump(recorded, x, t_n, t_m, 3, "cond", noises=noises), walked)
     assert seen == [((t_n - 8 * k).tolist(), "cond") for k in range(3)]
 

@@ -40,9 +40,9 @@ def test_integrals(name):
     for (low, high), (i1, i2) in zip(SPANS, ours, strict=True):
 
         def integral(f, low=low, high=high):
-            return quad(
-                lambda u: math.exp(u) * f(math.exp(u)), math.log(low), math.log(high), epsrel=1e-12, limit=500
-            )[0]
+            return quad(lambda u: math.exp(u) * f(math.exp(u)), math.log(low), math.log(high), epsrel=1e-12, limit=500)[
+                0
+            ]
 
         assert i1.item() == pytest.approx(integral(lambda x: 1 / PAPER[name](x)), rel=1e-8)
         assert i2.item() == pytest.approx(integral(lambda x, s=high: (x - s) / PAPER[name](x)), rel=1e-8)

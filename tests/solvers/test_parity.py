@@ -41,13 +41,9 @@ def test_ddim(eta):
     scheduler.set_timesteps(125)
     x, noises = draws()
     theirs = x
-    for t, noise, ours in zip(
-        scheduler.timesteps, noises, walk(make("ddim", SD, eta=eta), x, noises), strict=True
-    ):
+    for t, noise, ours in zip(scheduler.timesteps, noises, walk(make("ddim", SD, eta=eta), x, noises), strict=True):
         output = network(theirs, t.expand(len(x)))
-        theirs = scheduler.step(
-            output, int(t), theirs, eta=eta, variance_noise=noise if eta else None
-        ).prev_sample
+        theirs = scheduler.step(output, int(t), theirs, eta=eta, variance_noise=noise if eta else None).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 

@@ -159,11 +159,6 @@ class UNetBackbone:
 
     def save_student(self, folder: Path, grid: JumpGrid) -> None:
         """Write the EMA student as a `StableDiffusionPipeline` folder with an `LCMScheduler` on the training grid."""
-        unet = UNet2DConditionModel.from_config(self.unet.config)
-        if self.train_mode == "full":
-            unet = self.target_unet
-        else:
-            unet.load_state_dict(adapters.merged_state(self.unet, "target"))
         config: dict[str, Any] = dict(self.pipeline.scheduler.config)
         shared = {key: config[key] for key in LCMScheduler().config if key in config and not key.startswith("_")}
         scheduler = LCMScheduler.from_config(
@@ -173,8 +168,15 @@ class UNetBackbone:
             clip_sample=False,
             thresholding=False,
         )
-        parts = {**self.pipeline.components, "unet": unet, "scheduler": scheduler}
+        parts = {**self.pipeline.components, "unet": self._target_network(), "scheduler": scheduler}
         StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+
+    def _target_network(self) -> UNet2DConditionModel:
+        if self.train_mode == "full":
+            return self.target_unet
+        unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet.load_state_dict(adapters.merged_state(self.unet, "target"))
+        return unet
 
 
 def _with_guidance(unet: UNet2DConditionModel) -> UNet2DConditionModel:
