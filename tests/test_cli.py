@@ -63,17 +63,19 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
     common = ["distill", "mini", "--data", pictures, "--out", run_folder]
     assert scott(*common, *SMALL)[0] == 0
     assert (run_folder / "metrics.jsonl").read_text() == before
-    code, said = scott(*common, *SMALL, "--eta", "0.5")
+    code, said = scott(*common, *SMALL, "--ema-decay", "0.5")
     assert code == 2
-    assert "eta: 0.2 → 0.5" in said
+    assert "ema_decay: 0.98 → 0.5" in said
 
 
 def test_sample_writes_pictures_with_their_parameters(run_folder, tmp_path, scott):
     code, _ = scott("sample", run_folder, "--prompts", "a small red apple", "a fox", "--steps", "4", "--out", tmp_path)
     assert code == 0
-    files = sorted(tmp_path.glob("*.png"))
-    assert len(files) == 2
-    image = Image.open(files[0])
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "a-small-red-apple-4-steps-seed-0.png",
+        "a-fox-4-steps-seed-1.png",
+    }
+    image = Image.open(tmp_path / "a-small-red-apple-4-steps-seed-0.png")
     assert image.size == (64, 64)
     assert json.loads(image.info["parameters"])["prompt"] == "a small red apple"
 
@@ -93,6 +95,11 @@ BAD = {
     "unknown recipe": (["distill", "minni"], "mini"),
     "unknown flag": (["distill", "mini", "--max-step", "3"], "--max-steps"),
     "unknown solver": (["distill", "mini", "--solver", "heun"], "er-sde"),
+    "a flag the solver does not have": (["distill", "mini", "--eta", "0.5"], "does not have"),
+    "guidance the student was not trained for": (
+        ["sample", "RUN", "--prompts", "a", "--guidance", "50"],
+        "trained for",
+    ),
     "unknown phi": (["distill", "mini", "--phi", "7"], "ode"),
     "value of the wrong kind": (["distill", "mini", "--max-steps", "many"], "max-steps"),
     "substeps that do not divide": (["distill", "mini", "--substeps", "5"], "multiple"),
@@ -106,9 +113,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "names"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_message_and_exit_code_2(arguments, names, tmp_path, monkeypatch, scott):
+def test_bad_input_is_one_message_and_exit_code_2(arguments, names, run_folder, tmp_path, monkeypatch, scott):
     monkeypatch.chdir(tmp_path)
-    code, said = scott(*arguments)
+    code, said = scott(*(run_folder if argument == "RUN" else argument for argument in arguments))
     assert code == 2
     assert names in said
     assert "Traceback" not in said

@@ -6,12 +6,17 @@ grows: the fixed point of strong noise is the posterior mean. The student is tra
 data upwards; its loss is a parabola in a_t, so one Newton step on the loss is training to convergence.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
-from scott.diffusion import DiscreteSchedule, expand_like
+from scott.data.batch import Batch
+from scott.diffusion import DiscreteSchedule, c_out, c_skip, expand_like
 from scott.objective import consistency_loss, consistency_target
+from scott.recipes import mini
 from scott.solvers import make
+from scott.training.step import Draws, distillation_step
 
 SD = DiscreteSchedule.stable_diffusion()
 SAMPLES = 100_000
@@ -79,3 +84,55 @@ def test_table(name, s):
     a = distil(make(solver, SD, **options), s, torch.Generator().manual_seed(0))
     spread = a * variance(s, torch.tensor(999)).sqrt().item() / s
     assert spread == pytest.approx(TABLE[s][name], rel=0.02)
+
+
+class Linear:
+    """A backbone whose student is one number a grid time, x̂0 = a_i x, and whose teacher is exact (N(0, s²) data)."""
+
+    schedule = SD
+
+    def __init__(self, s, grid):
+        self.s, self.grid = s, grid
+        self.a = torch.zeros(len(grid.times), dtype=torch.float64, requires_grad=True)
+
+    def teacher(self, x, t, cond):
+        return (SD.alpha(t) * self.s**2 / variance(self.s, t))[:, None] * x
+
+    def student(self, x, t, cond):
+        return self.a[torch.searchsorted(self.grid.times, t)][:, None] * x
+
+    target = student
+
+    def student_parameters(self):
+        return {"a": self.a}
+
+
+@pytest.mark.parametrize("s", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.6])
+def test_the_training_step_on_its_own_grid(eta, s):
+    """`distillation_step` with `JumpGrid` and `Draws` finds the fixed point f(z_t) = A_t z_t with
+    A_s = A_t E[z_t | z_s] / z_s a sub-step and A = 1 on clean data, grid time by grid time from below."""
+    config = mini(solver="ddim", eta=eta, adversarial_weight=0.0, guidance_min=1.0, guidance_max=1.0)
+    grid, solver = config.make_grid(SD), config.make_solver(SD)
+    linear = Linear(s, grid)
+    generator = torch.Generator().manual_seed(0)
+    for index, time in enumerate(grid.times.tolist()[1:], start=1):
+        draws = Draws.make(torch.Size([4000, 1]), grid, config, generator)
+        draws = dataclasses.replace(draws, t_n=torch.full((4000,), time))
+        batch = Batch(torch.zeros(4000, 1), torch.full((4000, 1), s), {})
+        slopes = []
+        for value in (0.0, 1.0):  # the loss is a parabola in a_i: two slopes give its minimum
+            linear.a.data[index] = value
+            (gradient,) = distillation_step(linear, solver, grid, batch, {}, draws, config).student
+            slopes.append(gradient[index].item())
+        linear.a.data[index] = slopes[0] / (slopes[0] - slopes[1])
+
+    t = grid.times
+    alpha, sigma, v = SD.alpha(t), SD.sigma(t), variance(s, t)
+    factor = torch.ones(len(t), dtype=torch.float64)
+    for i in range(1, len(t)):
+        q = (1 - eta**2 * (1 - (SD.lam(t[i - 1]) / SD.lam(t[i])) ** 2)).sqrt()
+        factor[i] = (alpha[i - 1] * alpha[i] * s**2 + sigma[i - 1] * q * sigma[i]) / v[i]
+    exact = factor.prod().item()
+    found = (c_skip(t[-1:]) + c_out(t[-1:]) * linear.a[-1].item()).item()
+    assert found == pytest.approx(exact, rel=0.02)

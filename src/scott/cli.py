@@ -62,8 +62,8 @@ class Sample:
     """Prompts, or one .txt file with a prompt a line."""
     steps: int = 2
     seed: int = 0
-    guidance: float = 2.5
-    """ω, in the form uncond + ω (cond − uncond)."""
+    guidance: float | None = None
+    """ω, in the form uncond + ω (cond − uncond); by default the middle of what the student was trained for."""
     out: Path = Path("samples")
 
     def run(self) -> None:
@@ -80,9 +80,11 @@ class Evaluate:
     student: Positional[str]
     steps: tuple[int, ...] = (1, 2, 4)
     samples: int = 1000
-    guidance: float = 2.5
+    guidance: float | None = None
+    split: Literal["held-out", "validation"] = "held-out"
+    """Choose by validation; report held-out."""
     out: Path | None = None
-    """Where to write results.json; by default beside the student."""
+    """Where to write the results; by default evaluation.json beside the student."""
 
     def run(self) -> None:
         from scott.evaluation import table
@@ -90,38 +92,61 @@ class Evaluate:
 
         with Bars(console) as bars:
             results, file = evaluate_student(
-                self.student, self.steps, samples=self.samples, guidance=self.guidance, out=self.out, report=bars.report
+                self.student,
+                self.steps,
+                samples=self.samples,
+                guidance=self.guidance,
+                split=self.split,
+                out=self.out,
+                report=bars.report,
             )
         console.print(table(results))
         console.print(f"results {file}")
 
 
 @dataclass
-class Mini:
-    """The embedded teacher itself: `build` trains it from the glyphs (hours), `eval` measures it."""
+class MiniBuild:
+    """Train the embedded teacher from its glyphs: hours, on the CPU, resumed by the same command."""
 
-    action: Positional[Literal["build", "eval"]]
     work: Path = Path("runs/mini-build")
     """Where the stages keep their checkpoints and logs."""
     out: Path = Path("runs/mini-teacher")
-    """build: where teacher/ and clip/ are written."""
-    samples: int = 1000
+    """Where teacher/ and clip/ are written."""
     seed: int = 0
 
     def run(self) -> None:
-        if self.action == "build":
-            from scott.mini.build import build
+        from scott.mini.build import build
 
-            build(self.work, self.out, seed=self.seed, say=console.print)
-            return
+        build(self.work, self.out, seed=self.seed, say=console.print)
+
+
+@dataclass
+class MiniEval:
+    """Measure an embedded teacher at several guidance scales, and the CLIP that measures it."""
+
+    teacher: Path | None = None
+    """What `scott mini build` wrote; by default the teacher that ships."""
+    split: Literal["validation", "held-out"] = "validation"
+    """Choose by validation; report held-out."""
+    samples: int = 1000
+    out: Path = Path("mini-eval.json")
+
+    def run(self) -> None:
         from scott.evaluation import table
         from scott.recipes.teacher import measure_teacher
 
-        folder = self.out if (self.out / "teacher").is_dir() else None
         with Bars(console) as bars:
-            results, retrieval = measure_teacher(folder, samples=self.samples, report=bars.report)
+            results = measure_teacher(self.teacher, samples=self.samples, split=self.split, report=bars.report)
+        results.save(self.out)
         console.print(table(results))
-        console.print(f"retrieval among {self.samples} real pictures: {retrieval:.3f}")
+        console.print(
+            f"retrieval among {self.samples} real pictures {results.meta['retrieval']:.3f}   results {self.out}"
+        )
+
+
+@dataclass
+class Mini:
+    """The embedded teacher itself: `build` trains it from the glyphs, `eval` measures it."""
 
 
 def _recipes(method: str) -> Any:
@@ -138,17 +163,22 @@ _COMMANDS: dict[str, Any] = {"demo": Demo, "distill": Distill, "sample": Sample,
 
 
 def _parse(arguments: list[str]) -> Any:
-    if arguments[:1] == ["distill"]:
-        method = "lcm" if _value_of("--method", arguments) == "lcm" else "scott"
-        flat = (OmitArgPrefixes, OmitSubcommandPrefixes)
-        recipe = _recipes(method)
-        return Distill(
-            tyro.cli(recipe, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__)
-        )
-    commands: Any = Union[  # noqa: UP007 (built at run time)
-        tuple(Annotated[command, subcommand(name)] for name, command in _COMMANDS.items())
-    ]
-    return tyro.cli(commands, prog="scott", args=arguments, description=__doc__)
+    flat = (OmitArgPrefixes, OmitSubcommandPrefixes)
+    match arguments[:1]:
+        case ["distill"]:
+            recipes = _recipes("lcm" if _value_of("--method", arguments) == "lcm" else "scott")
+            parsed = tyro.cli(
+                recipes, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__
+            )
+            return Distill(parsed)
+        case ["mini"]:
+            return tyro.cli(_choice(build=MiniBuild, eval=MiniEval), prog="scott mini", args=arguments[1:])
+        case _:
+            return tyro.cli(_choice(**_COMMANDS), prog="scott", args=arguments, description=__doc__)
+
+
+def _choice(**commands: Any) -> Any:
+    return Union[tuple(Annotated[command, subcommand(name)] for name, command in commands.items())]  # noqa: UP007
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -170,11 +200,11 @@ def main() -> None:
 
         hide_loading_bars()
         command.run()
-    except (UserError, FloatingPointError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from the last checkpoint")
+        Console(stderr=True).print("stopped; a run goes on from its last checkpoint by the same command")
         sys.exit(130)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scott.backbones import Backbone
-from scott.diffusion import ConsistencyFunction, JumpGrid, normal_like
+from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
 from scott.guidance import GuidedDenoiser
 from scott.sampling import sample, walk
 from scott.solvers import make
@@ -23,8 +23,8 @@ class TeacherSampler:
 
     @property
     def network_calls(self) -> int:
-        """Conditional and unconditional, each step."""
-        return 2 * self.steps
+        """Conditional and, where there is guidance, unconditional, each step."""
+        return self.steps if self.guidance == 1 else 2 * self.steps
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         return self.backbone.decode(self.latents(prompts, seed))
@@ -43,11 +43,11 @@ class StudentSampler:
     """A student under consistency multistep sampling, at its training grid's times."""
 
     backbone: Backbone
+    network: Denoiser
+    """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
     grid: JumpGrid
     steps: int
     guidance: float
-    network: str = "target"
-    """Which model of the backbone draws: the EMA of one in training, or "teacher" for a student that was loaded."""
 
     @property
     def network_calls(self) -> int:
@@ -63,7 +63,7 @@ class StudentSampler:
         noise, generator = _initial_noise(backbone, len(prompts), seed)
         omega = torch.full((len(prompts),), self.guidance, device=backbone.device)
         cond = backbone.encode_prompts(prompts) | {"guidance": omega}
-        student = ConsistencyFunction(getattr(backbone, self.network), backbone.schedule)
+        student = ConsistencyFunction(self.network, backbone.schedule)
         times = self.grid.inference_times(self.steps)
         return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)
 

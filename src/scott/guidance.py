@@ -35,7 +35,7 @@ class GuidedDenoiser:
     low_memory: bool = False
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-        scale = torch.as_tensor(self.scale, dtype=torch.float64, device="cpu")
+        scale = torch.as_tensor(self.scale).detach().cpu().double()
         if bool((scale == 1).all()):
             return self.predict(x_t, t, cond)
         if self.low_memory:

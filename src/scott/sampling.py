@@ -72,8 +72,5 @@ def walk(
     """
     if len(times) < 2:
         raise UserError(f"got times {list(times)}; expected two or more, descending towards clean data.")
-    x, history = noise, None
-    for s, t in pairwise(torch.tensor(times, dtype=solver.schedule.time_dtype)):
-        w = normal_like(x, generator) if solver.stochastic else None
-        x, history = solver.step(denoiser, x, s.expand(len(x)), t.expand(len(x)), cond, w, history)
-    return x
+    steps = [torch.full((len(noise),), time, dtype=solver.schedule.time_dtype) for time in times]
+    return solver.walk(denoiser, noise, steps, cond, generator)

@@ -268,9 +268,9 @@ def test_the_saved_student_is_the_target_in_a_stock_pipeline(
     omega = 4.0 if train == "full" else 1.0
     for steps in (1, 2, 4):
         expected = draw_stock(stock, steps, omega, seed=5)
-        ours = StudentSampler(backbone, grid, steps, omega).latents([PROMPT], 5)
+        ours = StudentSampler(backbone, backbone.target, grid, steps, omega).latents([PROMPT], 5)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
-        again = StudentSampler(reloaded, grid, steps, omega, network="teacher").latents([PROMPT], 5)
+        again = StudentSampler(reloaded, reloaded.teacher, grid, steps, omega).latents([PROMPT], 5)
         torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
 
 
@@ -281,7 +281,7 @@ def test_the_saved_student_needs_no_scott(make_backbone, perturb, tmp_path):
     command = [sys.executable, "-c", STOCK, tmp_path / "student", tmp_path / "out.pt", "2", "1.0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert done.returncode == 0, done.stderr
-    ours = StudentSampler(backbone, grid, 2, 1.0).latents([PROMPT], 5)
+    ours = StudentSampler(backbone, backbone.target, grid, 2, 1.0).latents([PROMPT], 5)
     torch.testing.assert_close(ours, torch.load(tmp_path / "out.pt"), rtol=0, atol=1e-4)
 
 

@@ -48,13 +48,3 @@ def test_halves_are_the_whole_with_the_critic_on(make_backbone, perturb):
             assert_equal_forward(backbone.unet, *inputs(size))
         changed = backbone.teacher(*inputs((8, 8))[:2], {"text": inputs((8, 8))[2]})
     assert not torch.equal(changed, plain)
-
-
-def test_features_detached_are_the_same_values_without_a_graph(make_backbone):
-    x, t, text = inputs((8, 8))
-    features = unet_halves.encode(make_backbone().unet, x.requires_grad_(), t, text)
-    detached = features.detach()
-    assert features.middle.requires_grad
-    assert not any(part.requires_grad for part in (detached.middle, *detached.skips))
-    assert torch.equal(detached.middle, features.middle)
-    assert all(map(torch.equal, detached.skips, features.skips))

@@ -7,14 +7,13 @@ from PIL import Image
 
 from scott.data import prepare
 from scott.data.prepare import to_pixels
-from scott.errors import UserError
 
 
 class Images:
     name = "noise"
 
     def __init__(self, count, caption="a cat"):
-        self.count, self.caption = count, caption
+        self.count, self.caption, self.version = count, caption, f"{count} {caption}"
 
     def __len__(self):
         return self.count
@@ -52,11 +51,23 @@ def test_the_second_time_the_file_is_read(make_backbone, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["latents.safetensors"]
 
 
-def test_a_caption_too_long_leaves_no_file(make_backbone, tmp_path):
-    file = tmp_path / "latents.safetensors"
-    with pytest.raises(UserError, match="expected at most 14"):
-        prepare(Images(2, "b" * 20), make_backbone(), file, lambda done, total: None)
-    assert not file.exists()
+def test_a_caption_too_long_is_cut(make_backbone, tmp_path):
+    backbone = make_backbone()
+    batch = prepare(Images(2, "b" * 20), backbone, tmp_path / "latents.safetensors", lambda done, total: None)
+    cut = backbone.encode_prompts(["b" * 20], truncate=True)["text"]
+    torch.testing.assert_close(batch.cond["text"][:1].float(), cut, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("spoil", ["other images", "other caption", "corrupt"])
+def test_a_file_of_other_images_is_made_again(make_backbone, tmp_path, spoil):
+    backbone, file = make_backbone(), tmp_path / "latents.safetensors"
+    prepare(Images(3), backbone, file, lambda done, total: None)
+    if spoil == "corrupt":
+        file.write_bytes(b"not safetensors")
+    images = {"other images": Images(2), "other caption": Images(3, "a dog"), "corrupt": Images(3)}[spoil]
+    expected = prepare(images, backbone, tmp_path / "fresh.safetensors", lambda done, total: None)
+    again = prepare(images, backbone, file, lambda done, total: None)
+    assert torch.equal(again.cond["text"], expected.cond["text"])
 
 
 def test_pixels_are_the_centre_square():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from scott.diffusion import DiscreteSchedule
+from scott.errors import UserError
 from scott.recipes import RECIPES
-from scott.solvers import make
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
 
@@ -44,6 +44,9 @@ def test_sd15_is_the_paper():
 
 def test_the_solver_is_given_only_what_it_has():
     schedule = DiscreteSchedule.stable_diffusion()
-    for name in ("ddim", "er-sde", "dpmpp-sde"):
-        built = RECIPES["mini"](solver=name, eta=0.3, order=1).make_solver(schedule)
-        assert type(built) is type(make(name, schedule))
+    assert RECIPES["mini"](solver="ddim", eta=0.3).make_solver(schedule).eta == 0.3
+    assert RECIPES["mini"](solver="dpmpp-sde", eta=0.3, order=1).make_solver(schedule).order == 1
+    assert RECIPES["mini"](solver="er-sde", order=1).make_solver(schedule).order == 1
+    for solver, option in (("ddim", {"order": 1}), ("er-sde", {"eta": 0.5}), ("dpmpp-sde", {"phi": "3"})):
+        with pytest.raises(UserError, match="does not have"):
+            RECIPES["mini"](solver=solver, **option)

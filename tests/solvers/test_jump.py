@@ -133,3 +133,17 @@ def test_walk_errors():
 def test_make_errors(name, options, message):
     with pytest.raises(UserError, match=message):
         make(name, SD, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("ddim", {"eta": 0.3}), ("er-sde", {"order": 3}), ("dpmpp-sde", {})])
+def test_a_sample_on_clean_data_rests_while_others_walk(name, options):
+    """The lowest jumps of a grid end early: each sample is what it would be alone with its own shorter walk."""
+    solver, grid = make(name, SD, **options), JumpGrid(SD)
+    x, *noises = (torch.randn(4, 2, generator=torch.Generator().manual_seed(k)) for k in range(4))
+    t_n = torch.tensor([7, 15, 23, 999])
+    walked = solver.walk(lambda x, t, cond: 0.5 * x, x, grid.substep_times(t_n), None, noises=noises)
+    for row, steps in enumerate([1, 2, 3, 3]):
+        times = [time[row : row + 1] for time in grid.substep_times(t_n)[: steps + 1]]
+        own = [noise[row : row + 1] for noise in noises[:steps]]
+        alone = solver.walk(lambda x, t, cond: 0.5 * x, x[row : row + 1], times, None, noises=own)
+        torch.testing.assert_close(walked[row : row + 1], alone, rtol=0, atol=0)

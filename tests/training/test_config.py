@@ -60,7 +60,7 @@ OUT_OF_RANGE = [
     *(("ema_decay", value) for value in (-0.1, 1.0, 1.5)),
     ("guidance_min", 0.5),
     ("guidance_max", 2.9),
-    *((name, "other") for name in ("method", "solver", "loss", "critic_time", "train")),
+    *((name, "other") for name in ("method", "solver", "loss", "critic_input", "train")),
 ]
 NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type is float]
 

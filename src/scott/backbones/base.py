@@ -39,8 +39,8 @@ class Backbone(Protocol):
     def save_student(self, folder: Path, grid: JumpGrid) -> None:
         """Write the EMA student as a stock diffusers pipeline folder."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
-        """Text conditioning of B prompts. Raises `UserError` for a prompt longer than the text encoder takes."""
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, 8H, 8W) in [0, 1]."""

@@ -39,6 +39,8 @@ class UNetBackbone:
         self.latent_shape = (self.unet.config.in_channels, size, size)
         self.original_inference_steps: int | None = pipeline.scheduler.config.get("original_inference_steps")
         self.train_mode: str | None = None
+        self.student_unet: UNet2DConditionModel | None = None
+        self.target_unet: UNet2DConditionModel | None = None
         self.critic_head: nn.Conv2d | None = None
 
     @property
@@ -47,7 +49,7 @@ class UNetBackbone:
 
     def to(self, device: torch.device | str) -> "UNetBackbone":
         self.pipeline.to(device)
-        for module in (getattr(self, "student_unet", None), getattr(self, "target_unet", None), self.critic_head):
+        for module in (self.student_unet, self.target_unet, self.critic_head):
             if module is not None:
                 module.to(device)
         return self
@@ -55,16 +57,22 @@ class UNetBackbone:
     # --- text and images -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Cond:
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """{"text": (B, L, D)}: the last hidden state, as the stock pipeline takes it."""
         limit = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        if not truncate:
+            self._check_length(prompts, limit)
+        return {"text": self.text_encoder(tokens.input_ids.to(self.device))[0]}
+
+    def _check_length(self, prompts: Sequence[str], limit: int) -> None:
         for prompt, ids in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(
                     f"got a prompt of {len(ids) - 2} tokens, expected at most {limit - 2}; shorten it: {prompt[:80]!r}"
                 )
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt")
-        return {"text": self.text_encoder(tokens.input_ids.to(self.device))[0]}
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,15 +91,16 @@ class UNetBackbone:
         return self._x0(self.unet, x_t, t, cond)
 
     def student(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        if self.train_mode == "full":
-            return self._x0(self.student_unet, x_t, t, cond)
-        with adapter(self.unet, "student"):
-            return self._x0(self.unet, x_t, t, cond)
+        return self._trained_x0("student", self.student_unet, x_t, t, cond)
 
     def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        if self.train_mode == "full":
-            return self._x0(self.target_unet, x_t, t, cond)
-        with adapter(self.unet, "target"):
+        return self._trained_x0("target", self.target_unet, x_t, t, cond)
+
+    def _trained_x0(self, name: str, copy: UNet2DConditionModel | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        assert self.train_mode is not None, "add_student comes first"
+        if copy is not None:
+            return self._x0(copy, x_t, t, cond)
+        with adapter(self.unet, name):
             return self._x0(self.unet, x_t, t, cond)
 
     def critic_features(self, x0: Tensor, t: Tensor, cond: Cond) -> unet_halves.Features:
@@ -132,19 +141,19 @@ class UNetBackbone:
             raise UserError(f"got train {train!r}; expected lora or full")
         self.train_mode = train
 
-    def add_critic(self, rank: int, alpha: float | None = None) -> None:
+    def add_critic(self, rank: int) -> None:
         """Make the critic: LoRA on the decoder's attention and convolutions, and a 1x1 head that starts at zero."""
         layers = adapters.lora_targets(self.unet, "up_blocks", CRITIC_LAYERS)
-        adapters.add_adapter(self.unet, "critic", layers, rank, float(rank if alpha is None else alpha))
+        adapters.add_adapter(self.unet, "critic", layers, rank, float(rank))
         self.critic_head = nn.Conv2d(self.unet.config.block_out_channels[0], 1, 1).to(self.device)
         for parameter in self.critic_head.parameters():
             nn.init.zeros_(parameter)
 
     def student_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.student_unet.named_parameters()) if self.train_mode == "full" else self._lora("student")
+        return self._lora("student") if self.student_unet is None else dict(self.student_unet.named_parameters())
 
     def target_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.target_unet.named_parameters()) if self.train_mode == "full" else self._lora("target")
+        return self._lora("target") if self.target_unet is None else dict(self.target_unet.named_parameters())
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
         if self.critic_head is None:
@@ -172,7 +181,7 @@ class UNetBackbone:
         StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
 
     def _target_network(self) -> UNet2DConditionModel:
-        if self.train_mode == "full":
+        if self.target_unet is not None:
             return self.target_unet
         unet = UNet2DConditionModel.from_config(self.unet.config)
         unet.load_state_dict(adapters.merged_state(self.unet, "target"))
@@ -182,7 +191,7 @@ class UNetBackbone:
 def _with_guidance(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A copy of `unet` that takes an ω embedding; its projection starts at zero, so ω changes nothing yet."""
     config = {**unet.config, "time_cond_proj_dim": GUIDANCE_EMBEDDING}
-    copy = UNet2DConditionModel.from_config(config).to(unet.device)
+    copy = UNet2DConditionModel.from_config(config).to(unet.device).eval()
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     new = [key for key in missing if not key.startswith("time_embedding.cond_proj")]
     if new or unexpected:

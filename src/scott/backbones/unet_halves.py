@@ -19,17 +19,10 @@ class Features(NamedTuple):
     time: Tensor
     text: Tensor
 
-    def detach(self) -> "Features":
-        return self._replace(middle=self.middle.detach(), skips=tuple(skip.detach() for skip in self.skips))
 
-
-def encode(
-    unet: UNet2DConditionModel, x_t: Tensor, timestep: Tensor, text: Tensor, added: dict[str, Tensor] | None = None
-) -> Features:
+def encode(unet: UNet2DConditionModel, x_t: Tensor, timestep: Tensor, text: Tensor) -> Features:
     """Down and middle blocks on x_t (B, C, H, W) at the network's timestep (B,), with text (B, L, D)."""
     time = unet.time_embedding(unet.get_time_embed(sample=x_t, timestep=timestep))
-    extra = unet.get_aug_embed(emb=time, encoder_hidden_states=text, added_cond_kwargs=added)
-    time = time if extra is None else time + extra
     sample = unet.conv_in(x_t)
     skips: tuple[Tensor, ...] = (sample,)
     for block in unet.down_blocks:

@@ -36,9 +36,6 @@ class BatchSource(Protocol):
 
     def batch(self, step: int, size: int) -> Batch: ...
 
-    def describe(self) -> str:
-        """One line for the run's records: what the data is and how much of it."""
-
 
 _ORDER = 1  # keeps the stream of an epoch's order apart from those of the steps
 
@@ -59,9 +56,6 @@ class CachedSource:
             [self._order(int(e))[positions[positions // count == e] % count] for e in (positions // count).unique()]
         )
         return self.samples[rows]
-
-    def describe(self) -> str:
-        return f"{self.name}, {len(self.samples):,} captioned images"
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.samples), generator=generator_for(self.seed, epoch, _ORDER))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,9 +20,9 @@ Progress = Callable[[int, int], None]
 def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 32) -> Batch:
     """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors).
 
-    A file that was made from another source or another number of images is made again.
+    Captions longer than the text encoder takes are cut. A file that was made from other images is made again.
     """
-    made_from = {"source": images.name, "count": str(len(images))}
+    made_from = {"source": images.name, "version": images.version}
     if _metadata(file) != made_from:
         parts: list[dict[str, Tensor]] = []
         size = 8 * backbone.latent_shape[-1]
@@ -30,7 +30,7 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
             rows = range(start, min(start + chunk, len(images)))
             pairs = [images[i] for i in rows]
             mean, std = backbone.encode_images(torch.stack([to_pixels(image, size) for image, _ in pairs]))
-            cond = backbone.encode_prompts([caption for _, caption in pairs])
+            cond = backbone.encode_prompts([caption for _, caption in pairs], truncate=True)
             encoded = {"mean": mean, "std": std} | {f"cond.{name}": value for name, value in cond.items()}
             parts.append({name: value.half().cpu() for name, value in encoded.items()})
             progress(rows.stop, len(images))
@@ -46,10 +46,11 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
 
 
 def _metadata(file: Path) -> dict[str, str] | None:
-    if not file.is_file():
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata()
+    except (OSError, SafetensorError):
         return None
-    with safe_open(file, "pt") as opened:
-        return opened.metadata()
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Captioned images, wherever they are: something with a length whose item i is (image, caption)."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 class CaptionedImages(Protocol):
     name: str
+    version: str
+    """Differs when the images or captions do."""
 
     def __len__(self) -> int: ...
 
@@ -39,6 +42,9 @@ class Folder:
             raise UserError(
                 f"{len(without)} of {len(self.files)} images lack a caption, first {without[0]}; expected a .txt beside"
             )
+        stats = ((p, p.stat(), p.with_suffix(".txt").stat()) for p in self.files)
+        states = [(p.name, i.st_size, i.st_mtime_ns, c.st_size, c.st_mtime_ns) for p, i, c in stats]
+        self.version = hashlib.sha256(repr(states).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)

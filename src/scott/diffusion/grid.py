@@ -17,8 +17,9 @@ from scott.errors import UserError
 class JumpGrid:
     """The grid of a jump of `jump` training steps in `substeps` equal sub-steps.
 
-    t_n is any grid time with i ≥ h, and t_m = t_n − jump. i = h lands exactly on clean data, where the
-    boundary condition makes the target the data itself: these jumps anchor every other.
+    t_n is any grid time but clean data, and t_m = max(t_n − jump, t_data). The lowest h of them land on clean data,
+    where the boundary condition makes the target the data itself. Every target time is clean data or drawn as a t_n
+    in turn, so each of the h interleaved chains of targets is anchored.
 
     Raises:
         UserError: the sub-steps do not divide the jump, the jump exceeds the schedule, or no whole
@@ -57,24 +58,23 @@ class JumpGrid:
         return (schedule.t_data + span * share / schedule.training_steps).to(schedule.time_dtype)
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """(batch,) times t_n, uniform over the grid times with i ≥ h, on the generator's device."""
+        """(batch,) times t_n, uniform over the grid times above clean data, on the generator's device."""
         device = "cpu" if generator is None else generator.device
-        low, high = self.substeps, self.original_inference_steps + 1
-        index = torch.randint(low, high, (batch,), generator=generator, device=device)
+        index = torch.randint(1, len(self.times), (batch,), generator=generator, device=device)
         return self.times.to(device)[index]
 
     def target(self, t_n: Tensor) -> Tensor:
-        """t_m = t_n − jump, (B,) like t_n.
+        """t_m = max(t_n − jump, t_data), (B,) like t_n.
 
         Raises:
-            UserError: a t_n is off the grid, or so low that t_m would fall below clean data.
+            UserError: a t_n is off the grid, or clean data already.
         """
-        return self.times[self._index(t_n) - self.substeps].to(t_n.device)
+        return self.substep_times(t_n)[-1]
 
     def substep_times(self, t_n: Tensor) -> list[Tensor]:
-        """[t_n, .., t_m]: the h + 1 times of the walk, each (B,). Raises as `target`."""
+        """[t_n, .., t_m]: the h + 1 times of the walk, each (B,); once on clean data, it stays. Raises as `target`."""
         index = self._index(t_n)
-        return [self.times[index - k].to(t_n.device) for k in range(self.substeps + 1)]
+        return [self.times[(index - k).clamp(min=0)].to(t_n.device) for k in range(self.substeps + 1)]
 
     def inference_times(self, steps: int) -> list[float]:
         """The descending times of `steps`-step sampling: grid indices M − ⌊k M / steps⌋, k = 0 .. steps − 1.
@@ -94,13 +94,12 @@ class JumpGrid:
         elapsed = (t.double() - self.schedule.t_data) / self.schedule.unit / self.spacing
         index = elapsed.round().long()
         off = (elapsed - index).abs() > 1e-3
-        off |= (index < self.substeps) | (index > self.original_inference_steps)
+        off |= (index < 1) | (index > self.original_inference_steps)
         if bool(off.any()):
-            first, last = self.times[self.substeps].item(), self.times[-1].item()
+            first, last = self.times[1].item(), self.times[-1].item()
             raise UserError(
                 f"got t_n {t[off][0].item()}; expected a grid time from {first} to {last} in steps of "
-                f"{self.spacing * self.schedule.unit} (from a lower one t_m would fall below clean data). "
-                "Draw t_n with JumpGrid.sample."
+                f"{self.spacing * self.schedule.unit}. Draw t_n with JumpGrid.sample."
             )
         return index
 

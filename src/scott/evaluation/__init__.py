@@ -11,8 +11,8 @@ from scott.evaluation.coverage import coverage, expected_coverage
 from scott.evaluation.curves import curves_svg
 from scott.evaluation.features import ClipFeatures, Features
 from scott.evaluation.fid import FeatureStatistics, frechet_distance
-from scott.evaluation.grids import image_grid
-from scott.evaluation.protocols import Generate, batch_seed, evaluate, real_against_real
+from scott.evaluation.grids import image_grid, to_pil
+from scott.evaluation.protocols import Generate, batch_seed, evaluate, real_against_real, timed
 from scott.evaluation.report import markdown_table, table, write_report
 from scott.evaluation.results import Results, Row
 
@@ -35,5 +35,7 @@ __all__ = [
     "real_against_real",
     "retrieval_accuracy",
     "table",
+    "timed",
+    "to_pil",
     "write_report",
 ]

@@ -26,7 +26,7 @@ def image_grid(
     each by whole pixels, so that small images show as they are. Raises `ValueError` where counts or sizes
     differ.
     """
-    cells = [[_to_pil(image) for image in row] for row in images]
+    cells = [[to_pil(image) for image in row] for row in images]
     _check(cells, row_labels, column_labels, scale)
     width, height = (scale * side for side in cells[0][0].size)
     font = ImageFont.load_default(size=min(18, max(11, width // 10)))
@@ -72,7 +72,8 @@ def _check(
         raise ValueError(f"got sizes {sorted(sizes)} and scale {scale}, expected one size and scale ≥ 1")
 
 
-def _to_pil(image: Image.Image | Tensor) -> Image.Image:
+def to_pil(image: Image.Image | Tensor) -> Image.Image:
+    """An RGB picture from another picture, or from a tensor (3, H, W) in [0, 1]."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()

@@ -59,11 +59,8 @@ def evaluate(
     image_features, text_features, seconds, counts = [], [], [], []
     for index, start in enumerate(range(0, len(prompts), batch_size)):
         batch = prompts[start : start + batch_size]
-        begin = time.perf_counter()
-        images = generate(batch, batch_seed(seed, index))
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        seconds.append(time.perf_counter() - begin)
+        images, taken = timed(generate, batch, batch_seed(seed, index))
+        seconds.append(taken)
         counts.append(len(batch))
         if len(check_images(images)) != len(batch):
             raise ValueError(f"{name}: got {len(images)} images for {len(batch)} prompts")
@@ -83,6 +80,15 @@ def evaluate(
         coverage=coverage(reference_features, fakes),
         samples=len(prompts),
     )
+
+
+def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor, float]:
+    """`generate(prompts, seed)` and the seconds it took, its device's queue emptied."""
+    begin = time.perf_counter()
+    images = generate(prompts, seed)
+    if images.device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(images.device)
+    return images, time.perf_counter() - begin
 
 
 def real_against_real(features_a: Matrix, features_b: Matrix) -> Row:

@@ -183,6 +183,7 @@ class Scenes:
     def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
         self.count, self.split, self.seed = count, split, seed
         self.name = f"mini ({split}, seed {seed})"
+        self.version = str(count)
 
     def __len__(self) -> int:
         return self.count

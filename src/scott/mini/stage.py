@@ -73,8 +73,9 @@ def run_stage(
     log = MetricsLog(folder / "log.jsonl", start)
     for step in range(start, config.steps):
         done = step + 1
+        rate = config.learning_rate * _schedule(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config)
+            group["lr"] = rate
         terms = losses(range(step * config.batch_size, done * config.batch_size), generator_for(seed, step))
         loss = torch.stack(list(terms.values())).sum()
         values = {key: value.item() for key, value in terms.items()}
@@ -91,7 +92,7 @@ def run_stage(
         if done % config.log_every == 0 or done == config.steps:
             seconds = (time.monotonic() - began) / (done - start)
             pace = {"seconds_per_step": seconds, "eta_minutes": (config.steps - done) * seconds / 60}
-            log.write(done, {"gradient_norm": norm.item(), **values, **pace})
+            log.write(done, {"lr": rate, "gradient_norm": norm.item(), **values, **pace})
         if done % config.checkpoint_every == 0 or done == config.steps:
             parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
             save_checkpoint(folder, done, parts, {"stage": name, "seed": seed})

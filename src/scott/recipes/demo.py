@@ -1,25 +1,24 @@
 """`scott demo`: the whole of the method on the embedded teacher in minutes, with the evidence in one folder."""
 
 import dataclasses
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from scott.backbones import Backbone
 from scott.diffusion import JumpGrid
-from scott.evaluation import Results, Row, image_grid, write_report
+from scott.evaluation import Results, Row, image_grid, timed, write_report
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
-from scott.recipes.measure import SEED, HeldOut, recorded_teacher_rows, student_rows
+from scott.recipes.measure import BATCH, SEED, Reference, Tick, recorded_teacher_row
 from scott.recipes.run import Report, run
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 
 GUIDANCE = 2.5
-"""ω at which teacher and student are compared: where the teacher's FID is lowest on training captions."""
+"""ω at which teacher and student are compared: where the teacher's FID is lowest on the validation split."""
 TEACHER_STEPS = (50, 2)
 STUDENT_STEPS = (1, 2, 4)
 GRIDS, COLUMNS = 2, 8
@@ -31,15 +30,14 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     backbone = run(config, report)
     grid = config.make_grid(backbone.schedule)
     grids = draw_grids(backbone, grid, out / "samples")
-    held_out = HeldOut(samples)
+    reference = Reference(samples)
 
     def tick(name: str, done: int, total: int) -> None:
         report(f"evaluate {name}", done, total, {})
 
-    rows = [held_out.floor(), *_teacher_rows(held_out, backbone, samples, tick)]
-    rows += student_rows(
-        held_out, backbone, grid, STUDENT_STEPS, name="scott", guidance=GUIDANCE, network="target", tick=tick
-    )
+    rows = [reference.floor(), *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
+    for n in STUDENT_STEPS:
+        rows.append(reference.row(f"scott-{n}", StudentSampler(backbone, backbone.target, grid, n, GUIDANCE), tick))
     results = Results(
         rows, {"samples": samples, "guidance": GUIDANCE, "seed": seed, "teacher": "mini", "updates": max_steps}
     )
@@ -52,7 +50,10 @@ def draw_grids(backbone: Backbone, grid: JumpGrid, folder: Path) -> list[tuple[s
     """Same held-out captions, same noise: the teacher in 50 and 2 steps, the student in 1, 2 and 4."""
     samplers: dict[str, TeacherSampler | StudentSampler]
     samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
-    samplers |= {f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, grid, n, GUIDANCE) for n in STUDENT_STEPS}
+    samplers |= {
+        f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, GUIDANCE)
+        for n in STUDENT_STEPS
+    }
     # a stride, so that the pictures are not of one stretch of the alphabet
     captions = Scenes(GRIDS * COLUMNS * 17, "held-out").captions()[::17]
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,25 +67,16 @@ def draw_grids(backbone: Backbone, grid: JumpGrid, folder: Path) -> list[tuple[s
     return grids
 
 
-def _teacher_rows(
-    held_out: HeldOut, backbone: Backbone, samples: int, tick: Callable[[str, int, int], None]
-) -> list[Row]:
-    """The recorded rows at this sample size with the time measured here on a few images, or else all measured here."""
-    recorded = {row.steps: row for row in recorded_teacher_rows(samples)}
-    rows = []
-    for steps in TEACHER_STEPS:
-        sampler = TeacherSampler(backbone, steps, GUIDANCE)
-        name = f"teacher-ddim-{steps}"
-        if steps not in recorded:
-            rows.append(held_out.row(name, sampler, tick))
-            continue
-        few = held_out.prompts[:32]
-        sampler(few[:2], SEED)  # warm-up
-        began = time.perf_counter()
-        sampler(few, SEED)
-        seconds = (time.perf_counter() - began) / len(few)
-        rows.append(dataclasses.replace(recorded[steps], recorded=True, seconds_per_image=seconds))
-    return rows
+def _teacher_row(reference: Reference, backbone: Backbone, steps: int, tick: Tick) -> Row:
+    """The recorded row, with the time measured here on one batch, or else all of it measured here."""
+    sampler = TeacherSampler(backbone, steps, GUIDANCE)
+    recorded = recorded_teacher_row(steps, len(reference.prompts), GUIDANCE)
+    if recorded is None:
+        return reference.row(f"teacher-ddim-{steps}", sampler, tick)
+    few = reference.prompts[:BATCH]
+    sampler(few[:2], SEED)  # warm-up
+    _, seconds = timed(sampler, few, SEED)
+    return replace(recorded, seconds_per_image=seconds / len(few))
 
 
 def _write_report(out: Path, config: DistillConfig, results: Results, grids: list[tuple[str, Image.Image]]) -> None:

@@ -1,35 +1,45 @@
 """The figures of a run on the embedded teacher's held-out captions: teacher, student, real against real."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from scott.backbones import Backbone
-from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Results, Row, evaluate, real_against_real
-from scott.evaluation.features import Matrix
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini import embedded
-from scott.mini.scenes import Scenes
+from scott.mini.scenes import Scenes, Split
 
 SEED = 1
+VALIDATION_SEED = 100
 BATCH = 64
 Tick = Callable[[str, int, int], None]
+EvaluationSplit = Literal["held-out", "validation"]
 
 
-class HeldOut:
-    """Held-out captions and the features of as many real held-out pictures, which every row is measured against."""
+class Reference:
+    """Captions of a split of the embedded data, and the features of as many real pictures that rows are measured on.
 
-    def __init__(self, samples: int, features: ClipFeatures | None = None) -> None:
+    "held-out" holds the (subject, background) pairs that training never shows. Whatever is chosen by its figures is
+    chosen on "validation": pairs of the training split, in pictures of a seed that training does not use.
+    """
+
+    def __init__(self, samples: int, split: EvaluationSplit = "held-out", features: ClipFeatures | None = None) -> None:
         if samples < 10:
             raise UserError(f"got {samples} samples; expected 10 or more, 1,000 for a figure worth reading")
         self.features = features or embedded.load_features()
-        self.prompts: list[str] = Scenes(samples, "held-out", seed=0).captions()
-        self.real: Matrix = embedded.real_features(self.features, samples, seed=0)
+        self.split: Split = "held-out" if split == "held-out" else "train"
+        self.seed = 0 if split == "held-out" else VALIDATION_SEED
+        self.prompts = Scenes(samples, self.split, self.seed).captions()
+        self.real = embedded.real_features(self.features, samples, seed=self.seed, split=self.split)
 
     def floor(self) -> Row:
         """Other pictures of the same captions' distribution against the reference."""
-        return real_against_real(self.real, embedded.real_features(self.features, len(self.prompts), seed=1))
+        return real_against_real(
+            self.real,
+            embedded.real_features(self.features, len(self.prompts), seed=self.seed + 1, split=self.split),
+        )
 
     def row(self, name: str, sampler: TeacherSampler | StudentSampler, tick: Tick) -> Row:
         return evaluate(
@@ -46,24 +56,12 @@ class HeldOut:
         )
 
 
-def student_rows(
-    held_out: HeldOut,
-    backbone: Backbone,
-    grid: JumpGrid,
-    steps: Sequence[int],
-    *,
-    name: str,
-    guidance: float,
-    network: str,
-    tick: Tick,
-) -> list[Row]:
-    """`name-1`, `name-2`, ...: the student at each number of steps."""
-    return [held_out.row(f"{name}-{n}", StudentSampler(backbone, grid, n, guidance, network), tick) for n in steps]
-
-
-def recorded_teacher_rows(samples: int, file: Path = embedded.RECORDED) -> list[Row]:
-    """The teacher's rows of the recorded run at this sample size, marked as recorded; empty when there are none."""
+def recorded_teacher_row(steps: int, samples: int, guidance: float, file: Path = embedded.RECORDED) -> Row | None:
+    """The recorded row of the teacher at these steps, sample size and ω, marked as recorded; None if there is none."""
     if not file.is_file():
-        return []
-    rows = Results.load(file).rows
-    return [row for row in rows if row.name.startswith("teacher") and row.samples == samples]
+        return None
+    results = Results.load(file)
+    if results.meta["guidance"] != guidance:
+        return None
+    rows = [row for row in results.rows if row.name == f"teacher-ddim-{steps}" and row.samples == samples]
+    return replace(rows[0], recorded=True) if rows else None

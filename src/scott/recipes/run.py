@@ -60,11 +60,15 @@ def run(config: DistillConfig, report: Report) -> Backbone:
     guidance = (config.guidance_min + config.guidance_max) / 2
 
     def draw(step: int) -> None:
-        rows = [StudentSampler(backbone, grid, steps, guidance)(prompts, config.seed) for steps in (1, 2, 4)]
+        rows = [
+            StudentSampler(backbone, backbone.target, grid, steps, guidance)(prompts, config.seed)
+            for steps in (1, 2, 4)
+        ]
         grid_image = image_grid([list(row) for row in rows], [f"{n} steps" for n in (1, 2, 4)], prompts)
         grid_image.save(config.out / "samples" / f"step-{step:08d}.png")
 
     hooks = Hooks(progress=lambda done, terms: report("distil", done, config.max_steps, terms), sample=draw)
     distill(backbone, source, config, hooks)
-    export_student(backbone, grid, config.out / "student", guidance=guidance)
-    return backbone
+    device = backbone.device
+    export_student(backbone, grid, config)
+    return backbone.to(device)

@@ -5,25 +5,26 @@ from pathlib import Path
 from scott.evaluation import Results, retrieval_accuracy
 from scott.generators import TeacherSampler
 from scott.mini import embedded
-from scott.recipes.measure import HeldOut
+from scott.recipes.measure import EvaluationSplit, Reference
 from scott.recipes.run import Report, best_device
 
 SCALES = (1.5, 2.5, 3.5, 5.0)
 STEPS = 50
 
 
-def measure_teacher(folder: Path | None, *, samples: int, report: Report) -> tuple[Results, float]:
-    """Rows of the 50-step teacher at several guidance scales, and Mini-CLIP's caption retrieval on real pictures.
+def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit, report: Report) -> Results:
+    """Rows of the 50-step teacher at several guidance scales; `meta` has Mini-CLIP's retrieval on the real pictures.
 
     `folder` is what `scott mini build` wrote, None the teacher that ships.
     """
     teacher = embedded.load_teacher(*([folder / "teacher"] if folder else [])).to(best_device())
     features = embedded.load_features(*([folder / "clip"] if folder else []))
-    held_out = HeldOut(samples, features)
-    retrieval = retrieval_accuracy(held_out.real, features.texts(held_out.prompts))
-    rows = [held_out.floor()]
+    reference = Reference(samples, split, features)
+    retrieval = retrieval_accuracy(reference.real, features.texts(reference.prompts))
+    rows = [reference.floor()]
     for scale in SCALES:
-        name = f"teacher-ddim-{STEPS}-cfg-{scale:g}"
         sampler = TeacherSampler(teacher, STEPS, scale)
-        rows.append(held_out.row(name, sampler, lambda n, done, total: report(f"evaluate {n}", done, total, {})))
-    return Results(rows, {"samples": samples, "retrieval": retrieval, "teacher": str(folder or "shipped")}), retrieval
+        name = f"teacher-ddim-{STEPS}-cfg-{scale:g}"
+        rows.append(reference.row(name, sampler, lambda n, done, total: report(f"evaluate {n}", done, total, {})))
+    meta = {"samples": samples, "split": split, "retrieval": retrieval, "teacher": str(folder or "shipped")}
+    return Results(rows, meta)

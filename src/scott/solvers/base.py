@@ -148,14 +148,36 @@ class Solver(ABC):
         Raises:
             UserError: integer times do not divide into h sub-steps, or there are not h noises.
         """
-        if noises is not None and len(noises) != substeps:
-            raise UserError(f"got {len(noises)} noises for {substeps} sub-steps; expected one for each.")
+        return self.walk(denoiser, x, equal_substeps(t_n, t_m, substeps), cond, generator, noises)
+
+    def walk(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        times: list[Tensor],
+        cond: Any,
+        generator: torch.Generator | None = None,
+        noises: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The steps times[0] → times[1] → ..., each (B,); a sample whose time does not change rests.
+
+        So a batch may hold jumps that reach clean data early (see `JumpGrid.substep_times`).
+
+        Raises:
+            UserError: there is not one noise a step, or a time ascends.
+        """
+        if noises is not None and len(noises) != len(times) - 1:
+            raise UserError(f"got {len(noises)} noises for {len(times) - 1} sub-steps; expected one for each.")
         history = None
-        for k, (s, t) in enumerate(pairwise(equal_substeps(t_n, t_m, substeps))):
+        for k, (s, t) in enumerate(pairwise(times)):
             noise = noises[k] if noises is not None else None
             if noise is None and self.stochastic:
                 noise = normal_like(x, generator)
-            x, history = self.step(denoiser, x, s, t, cond, noise, history)
+            rests = s == t
+            # a resting sample goes along with the walk's first step, and its result is dropped
+            s, t = torch.where(rests, times[0], s), torch.where(rests, times[1], t)
+            stepped, history = self.step(denoiser, x, s, t, cond, noise, history)
+            x = torch.where(expand_like(rests, x).bool(), x, stepped)
         return x
 
 

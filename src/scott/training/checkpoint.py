@@ -65,6 +65,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(checkpoints(folder), default=None)
 
 
+def checkpoint_step(path: Path) -> int:
+    """The number of steps that had been made when `path` was written."""
+    return int(path.name.removeprefix("step-"))
+
+
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for old in checkpoints(folder)[:-keep]:

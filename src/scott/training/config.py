@@ -28,7 +28,7 @@ class DistillConfig:
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
     method: Literal["scott", "lcm"] = "scott"
-    """lcm starts from `LCM_SETTINGS` instead of SCott's; a flag that is given still wins."""
+    """Which settings the recipe starts from, SCott's or `LCM_SETTINGS`; a flag that is given still wins."""
     seed: int = 0
 
     max_steps: int = 40_000
@@ -57,16 +57,15 @@ class DistillConfig:
     loss: Literal["l2", "l1", "huber"] = "l2"
     adversarial_weight: float = 0.4
     """λ_adv; 0 trains no critic."""
-    critic_time: Literal["paper", "matched"] = "matched"
-    """The time the critic is told for real latents: 0 (paper), or the fakes' own t_n (matched)."""
-    critic_noise: bool = False
-    """Re-noise what the critic sees, real and fake alike, to a random time."""
+    critic_input: Literal["paper", "matched", "renoised"] = "paper"
+    """What the critic is told: t = 0 for data and t_n for the student's output (paper), t_n for both (matched), or both
+    noised to one random time (renoised)."""
     critic_rank: int = 64
     guidance_min: float = 3.0
     """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]; a LoRA student has one ω."""
     guidance_max: float = 15.0
 
-    train: Literal["lora", "full"] = "lora"
+    train: Literal["lora", "full"] = "full"
     lora_rank: int = 64
 
     log_every: int = 10
@@ -90,6 +89,11 @@ class DistillConfig:
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
+        for name in _WITHOUT_EFFECT[self.solver]:
+            if getattr(self, name) not in (_DEFAULTS[name], LCM_SETTINGS.get(name)):
+                raise UserError(
+                    f"got {name} {getattr(self, name)}, which the solver {self.solver} does not have; leave it out"
+                )
         if self.train == "lora" and self.guidance_min != self.guidance_max:
             raise UserError(
                 f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "
@@ -138,6 +142,10 @@ LCM_SETTINGS: dict[str, Any] = {
 }
 """Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
 step a jump, and no critic."""
+
+
+_WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -15,6 +15,7 @@ from scott.errors import UserError
 from scott.files import write_atomically
 from scott.rng import generator_for
 from scott.training.checkpoint import (
+    checkpoint_step,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
@@ -47,10 +48,13 @@ def open_run(config: DistillConfig) -> int:
             raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
+    latest = latest_checkpoint(out / "checkpoints")
+    start = checkpoint_step(latest) if latest else 0
+    if start > config.max_steps:
+        raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
     (out / "samples").mkdir(parents=True, exist_ok=True)
     write_atomically(file, config.to_json())
-    latest = latest_checkpoint(out / "checkpoints")
-    return load_checkpoint(latest)[1]["step"] if latest else 0
+    return start
 
 
 def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks: Hooks | None = None) -> int:
@@ -89,7 +93,7 @@ def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks:
         if done % config.sample_every == 0 or done == config.max_steps:
             hooks.sample(done)
     accelerator.end_training()
-    return max(0, config.max_steps - start)
+    return config.max_steps - start
 
 
 class _Trained:

@@ -83,9 +83,9 @@ def distillation_step(
 
     with torch.no_grad():
         teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega)
-        t_m = grid.target(t_n)
-        x_m = solver.jump(teacher, x_n, t_n, t_m, grid.substeps, batch.cond, noises=draws.walk)
-    f_m = consistency_target(target, x_m, t_m, cond)
+        times = grid.substep_times(t_n)
+        x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
+    f_m = consistency_target(target, x_m, times[-1], cond)
     f_n = student(x_n, t_n, cond)
     consistency = consistency_loss(f_n, f_m, config.loss)
     terms = {"consistency": consistency.loss.detach()}
@@ -113,11 +113,12 @@ def distillation_step(
 def _critic_logits(
     backbone: Backbone, x0: Tensor, f_n: Tensor, cond: Cond, draws: Draws, config: DistillConfig
 ) -> tuple[Tensor, Tensor]:
-    """D's logits of the student's output and of the data (section 6 of the method's notes in docs/architecture.md)."""
+    """D's logits of the student's output and of the data (what it is told of time is `critic_input`)."""
     schedule = backbone.schedule
-    fake, real, t_fake = f_n, x0, draws.t_n
-    t_real = t_fake if config.critic_time == "matched" else torch.full_like(t_fake, schedule.t_data)
-    if config.critic_noise:
+    fake, real, t_fake, t_real = f_n, x0, draws.t_n, draws.t_n
+    if config.critic_input == "paper":
+        t_real = torch.full_like(t_fake, schedule.t_data)
+    elif config.critic_input == "renoised":
         t_fake = t_real = draws.critic_t
         fake = schedule.add_noise(fake, draws.critic_noise[0], t_fake)
         real = schedule.add_noise(real, draws.critic_noise[1], t_real)
