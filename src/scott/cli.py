@@ -112,12 +112,15 @@ class MiniBuild:
     """Where the stages keep their checkpoints and logs."""
     out: Path = Path("runs/mini-teacher")
     """Where teacher/ and clip/ are written."""
+    start: Path | None = None
+    """What an earlier build wrote: its encoders are kept and its U-Net is trained further."""
+    unet_steps: int = 10_000
     seed: int = 0
 
     def run(self) -> None:
         from scott.mini.build import build
 
-        build(self.work, self.out, seed=self.seed, say=console.print)
+        build(self.work, self.out, seed=self.seed, unet_steps=self.unet_steps, start=self.start, say=console.print)
 
 
 @dataclass

@@ -59,7 +59,7 @@ def reconstruction_terms(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def train(folder: Path, *, seed: int, config: StageConfig = STAGE) -> AutoencoderKL:
+def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     """Train (or resume) in `folder`; returns the averaged model with its `scaling_factor` measured, in eval mode."""
     torch.manual_seed(seed)
     vae = build_model().train()

@@ -5,6 +5,7 @@ Glyphs → tokenizer → Mini-CLIP and VAE → cached latents → U-Net → a `S
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from scott.backbones.unet import UNetBackbone
+from scott.errors import UserError
 from scott.mini import autoencoder, clip, unet
 
 SCHEDULER = {
@@ -26,17 +28,50 @@ SCHEDULER = {
 }
 
 
-def build(work: Path, out: Path, *, seed: int = 0, say: Callable[[str], None]) -> None:
-    """Train what is missing in `work` and write `out/teacher` (pipeline folder) and `out/clip` (both towers)."""
+def build(
+    work: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    unet_steps: int = unet.STAGE.steps,
+    start: Path | None = None,
+    say: Callable[[str], None],
+) -> None:
+    """Train what is missing in `work` and write `out/teacher` (pipeline folder) and `out/clip` (both towers).
+
+    With `start`, a folder that an earlier build wrote, its encoders are kept and its U-Net is trained further.
+    """
+    torch.manual_seed(seed)
+    pipeline, towers = _load(start) if start else _train_encoders(work, seed, say)
+    # what ships is fp16, so the U-Net is trained on what the fp16 encoder and text tower give
+    for part in (pipeline.vae, pipeline.text_encoder, towers):
+        part.half().float()
+    say(f"unet: {unet_steps} steps, log in {work}/unet/log.jsonl")
+    config = replace(unet.STAGE, steps=unet_steps)
+    pipeline.unet = unet.train(work / "unet", UNetBackbone(pipeline), seed=seed, config=config)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out / "teacher")
+    save_clip(towers, pipeline.tokenizer, out / "clip")
+
+
+def _load(start: Path) -> tuple[StableDiffusionPipeline, CLIPModel]:
+    if not (start / "teacher").is_dir():
+        raise UserError(f"no teacher in {start}; expected a folder that `scott mini build` wrote")
+    pipeline = StableDiffusionPipeline.from_pretrained(start / "teacher", dtype=torch.float32)
+    return pipeline, CLIPModel.from_pretrained(start / "clip", dtype=torch.float32)
+
+
+def _train_encoders(work: Path, seed: int, say: Callable[[str], None]) -> tuple[StableDiffusionPipeline, CLIPModel]:
+    """Tokenizer, Mini-CLIP and VAE, in a pipeline whose U-Net is untrained."""
     tokenizer_folder = work / "tokenizer"
     if not tokenizer_folder.is_dir():
         say("tokenizer")
         clip.train_tokenizer(tokenizer_folder, seed=seed)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     say(f"clip: {clip.STAGE.steps} steps, log in {work}/clip/log.jsonl")
-    towers = clip.train(work / "clip", tokenizer, seed=seed)
+    towers = clip.train(work / "clip", tokenizer, seed=seed, config=clip.STAGE)
     say(f"autoencoder: {autoencoder.STAGE.steps} steps, log in {work}/autoencoder/log.jsonl")
-    vae = autoencoder.train(work / "autoencoder", seed=seed)
+    vae = autoencoder.train(work / "autoencoder", seed=seed, config=autoencoder.STAGE)
     text_encoder = CLIPTextModel(towers.config.text_config)
     text_encoder.load_state_dict(towers.text_model.state_dict())
     pipeline = StableDiffusionPipeline(
@@ -49,14 +84,7 @@ def build(work: Path, out: Path, *, seed: int = 0, say: Callable[[str], None]) -
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    # what ships is fp16, so the U-Net is trained on what the fp16 encoder and text tower give
-    for part in (pipeline.vae, pipeline.text_encoder, towers):
-        part.half().float()
-    say(f"unet: {unet.STAGE.steps} steps, log in {work}/unet/log.jsonl")
-    pipeline.unet = unet.train(work / "unet", UNetBackbone(pipeline), seed=seed)
-    pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(out / "teacher")
-    save_clip(towers, tokenizer, out / "clip")
+    return pipeline, towers
 
 
 def save_clip(towers: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:

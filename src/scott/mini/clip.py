@@ -89,7 +89,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def train(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, config: StageConfig = STAGE) -> CLIPModel:
+def train(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, config: StageConfig) -> CLIPModel:
     """Train (or resume) in `folder`; returns the averaged model in eval mode."""
     torch.manual_seed(seed)
     clip = build_model(tokenizer).train()

@@ -39,14 +39,13 @@ def build_model() -> UNet2DConditionModel:
     return unet
 
 
-def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig = STAGE) -> UNet2DConditionModel:
+def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig) -> UNet2DConditionModel:
     """Train (or resume) in `folder` with ε-prediction on Stable Diffusion's schedule; the averaged model, eval mode."""
     images = scenes.Scenes(SCENES, "train", seed)
     cached = prepare(images, backbone, folder / "latents.safetensors", lambda done, total: None)
     empty = backbone.encode_prompts([""])["text"]
     schedule = DiscreteSchedule.stable_diffusion()
-    torch.manual_seed(seed)
-    unet = build_model().train()
+    unet = backbone.unet.requires_grad_(True).train()
 
     def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
         batch = len(indices)
