@@ -12,8 +12,8 @@ Recipe = Callable[..., DistillConfig]
 def mini(method: str = "scott", **changes: Any) -> DistillConfig:
     """The embedded teacher, a full fine-tune on two CPU cores.
 
-    A 4.75 M-parameter network from a random start takes larger steps than SD1.5 does: 3e-4 instead of 8e-6. The
-    guidance range holds the scale at which the teacher is best.
+    A 4.75 M-parameter network takes larger steps than SD1.5 does: 2e-4 instead of 8e-6 (1e-3 is too large). The
+    guidance range is centred on 2.5, where the teacher is best on the validation split.
     """
     return _complete(
         method,
@@ -23,12 +23,14 @@ def mini(method: str = "scott", **changes: Any) -> DistillConfig:
             "out": Path("runs/mini"),
             "max_steps": 3000,
             "batch_size": 32,
-            "learning_rate": 3e-4,
+            "learning_rate": 2e-4,
             "critic_learning_rate": 3e-4,
             "warmup_steps": 50,
             "ema_decay": 0.98,
             "guidance_min": 1.5,
-            "guidance_max": 5.0,
+            "guidance_max": 3.5,
+            "adversarial_weight": 0.1,
+            "critic_input": "matched",
             "critic_rank": 16,
             "train": "full",
             "sample_every": 500,
