@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, one a phase, and what the losses are."""
+"""Progress bars with the time left, one a phase."""
 
 from types import TracebackType
 
@@ -9,7 +9,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -19,10 +18,10 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(24),
+            # 80 columns hold all of it
+            TextColumn("{task.description:<22}"),
+            BarColumn(14),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[terms]}"),
@@ -43,6 +42,5 @@ class Bars:
         if phase not in self._tasks:
             self._tasks[phase] = self._progress.add_task(phase, total=total, terms="")
         self._progress.update(self._tasks[phase], completed=done)
-        if terms:
-            shown = (f"{name} {terms[name]:.3g}" for name in ("consistency", "adversarial", "critic") if name in terms)
-            self._progress.update(self._tasks[phase], terms=" ".join(shown))
+        if "consistency" in terms:
+            self._progress.update(self._tasks[phase], terms=f"L_CD {terms['consistency']:.3g}")
