@@ -33,7 +33,7 @@ def test_it_loads_as_a_teacher(built):
 
 def test_the_text_tower_is_the_pipelines_text_encoder(built):
     features, teacher = load_features(built / "out" / "clip"), load_teacher(built / "out" / "teacher")
-    mine, theirs = features.model.text_model.state_dict(), teacher.text_encoder.state_dict()
+    mine, theirs = features.model.text_model.state_dict(), teacher.pipeline.text_encoder.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
@@ -49,7 +49,7 @@ def test_everything_that_ships_is_half_precision(built):
 def test_going_on_keeps_the_encoders_and_moves_the_network(built):
     first, second = (load_teacher(built / name / "teacher") for name in ("out", "out2"))
     for part in ("vae", "text_encoder"):
-        before, after = (getattr(teacher, part).state_dict() for teacher in (first, second))
+        before, after = (getattr(teacher.pipeline, part).state_dict() for teacher in (first, second))
         assert all(torch.equal(before[key], after[key]) for key in before)
-    before, after = (teacher.unet.state_dict() for teacher in (first, second))
+    before, after = (teacher.network.state_dict() for teacher in (first, second))
     assert any(not torch.equal(before[key], after[key]) for key in before)

@@ -58,6 +58,7 @@ def _load(start: Path) -> tuple[StableDiffusionPipeline, CLIPModel]:
     if not (start / "teacher").is_dir():
         raise UserError(f"no teacher in {start}; expected a folder that `scott mini build` wrote")
     pipeline = StableDiffusionPipeline.from_pretrained(start / "teacher", dtype=torch.float32)
+    pipeline.unet = unet.grown(pipeline.unet)
     return pipeline, CLIPModel.from_pretrained(start / "clip", dtype=torch.float32)
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from scott.backbones import Backbone, load_backbone
+from scott.backbones import LatentBackbone, load_backbone
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
 from scott.mini.glyphs import ASSETS
@@ -16,11 +17,11 @@ RECORDED = ASSETS / "recorded.json"
 """Results of the recorded run, committed beside the weights they were measured on."""
 
 
-def load_teacher(folder: Path = TEACHER) -> Backbone:
+def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> LatentBackbone:
     """The teacher that ships with scott, or one that `scott mini build` made in `folder`."""
     if not folder.is_dir():
         raise UserError(f"no embedded teacher at {folder}; reinstall scott, or make one with `scott mini build`")
-    return load_backbone(folder)
+    return load_backbone(folder, dtype)
 
 
 def load_features(folder: Path = CLIP) -> ClipFeatures:

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 from scott.backbones.unet import UNetBackbone
 from scott.data import prepare
 from scott.diffusion import DiscreteSchedule
+from scott.errors import UserError
 from scott.mini import scenes
 from scott.mini.stage import StageConfig, run_stage
 
 CAPTION_DROPOUT = 0.1
 SCENES = 49_152  # cached scenes; a pass over them is 768 steps
-STAGE = StageConfig(steps=10_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
+STAGE = StageConfig(steps=22_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
 
 
 def build_model() -> UNet2DConditionModel:
@@ -25,7 +26,8 @@ def build_model() -> UNet2DConditionModel:
         out_channels=8,
         block_out_channels=(96, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        # one attention at 8x8, on the way down: small subjects are three latents wide and have to be placed
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128,
         attention_head_dim=4,
@@ -39,13 +41,22 @@ def build_model() -> UNet2DConditionModel:
     return unet
 
 
+def grown(earlier: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Today's architecture with an earlier build's weights; attention it did not have starts as the identity."""
+    unet = build_model()
+    lacking, unknown = unet.load_state_dict(earlier.state_dict(), strict=False)
+    if unknown or any(".attentions." not in name for name in lacking):
+        raise UserError(f"the U-Net to start from has other layers than `mini build` trains: {(lacking + unknown)[0]}")
+    return unet
+
+
 def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig) -> UNet2DConditionModel:
     """Train (or resume) in `folder` with ε-prediction on Stable Diffusion's schedule; the averaged model, eval mode."""
     images = scenes.Scenes(SCENES, "train", seed)
     cached = prepare(images, backbone, folder / "latents.safetensors", lambda done, total: None)
     empty = backbone.encode_prompts([""])["text"]
     schedule = DiscreteSchedule.stable_diffusion()
-    unet = backbone.unet.requires_grad_(True).train()
+    unet = backbone.network.requires_grad_(True).train()
 
     def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
         batch = len(indices)

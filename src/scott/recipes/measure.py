@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Results, Row, evaluate, real_against_real
@@ -21,6 +24,9 @@ EvaluationSplit = Literal["held-out", "validation"]
 class Reference:
     """Captions of a split of the embedded data, and the features of as many real pictures that rows are measured on.
 
+    The pictures are of other draws of the split than the captions, so that `floor`, the captions' own real pictures
+    against the reference, is what a perfect sampler would get.
+
     "held-out" holds the (subject, background) pairs that training never shows. Whatever is chosen by its figures is
     chosen on "validation": pairs of the training split, in pictures of a seed that training does not use.
     """
@@ -31,15 +37,17 @@ class Reference:
         self.features = features or embedded.load_features()
         self.split: Split = "held-out" if split == "held-out" else "train"
         self.seed = 0 if split == "held-out" else VALIDATION_SEED
-        self.prompts = Scenes(samples, self.split, self.seed).captions()
+        self.prompts = Scenes(samples, self.split, self.seed + 1).captions()
         self.real = embedded.real_features(self.features, samples, seed=self.seed, split=self.split)
 
     def floor(self) -> Row:
-        """Other pictures of the same captions' distribution against the reference."""
-        return real_against_real(
-            self.real,
-            embedded.real_features(self.features, len(self.prompts), seed=self.seed + 1, split=self.split),
-        )
+        """The captions' own real pictures against the reference."""
+        return real_against_real(self.real, self.captions_own)
+
+    @cached_property
+    def captions_own(self) -> Tensor:
+        """Features of the real pictures that the captions were written for."""
+        return embedded.real_features(self.features, len(self.prompts), seed=self.seed + 1, split=self.split)
 
     def row(self, name: str, sampler: TeacherSampler | StudentSampler, tick: Tick) -> Row:
         return evaluate(

@@ -17,10 +17,10 @@ def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit
 
     `folder` is what `scott mini build` wrote, None the teacher that ships.
     """
-    teacher = embedded.load_teacher(*([folder / "teacher"] if folder else [])).to(best_device())
-    features = embedded.load_features(*([folder / "clip"] if folder else []))
+    teacher = embedded.load_teacher(folder / "teacher" if folder else embedded.TEACHER).to(best_device())
+    features = embedded.load_features(folder / "clip" if folder else embedded.CLIP)
     reference = Reference(samples, split, features)
-    retrieval = retrieval_accuracy(reference.real, features.texts(reference.prompts))
+    retrieval = retrieval_accuracy(reference.captions_own, features.texts(reference.prompts))
     rows = [reference.floor()]
     for scale in SCALES:
         sampler = TeacherSampler(teacher, STEPS, scale)
