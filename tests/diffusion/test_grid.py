@@ -84,10 +84,17 @@ def test_times_off_the_grid_or_too_low(t_n):
         JumpGrid(SD).target(torch.tensor([999, t_n]))
 
 
+@pytest.mark.parametrize("schedule", [SD, FlowSchedule(3.0)], ids=["discrete", "flow"])
 @pytest.mark.parametrize("steps", [0, 126])
-def test_inference_steps_out_of_range(steps):
+def test_inference_steps_out_of_range(schedule, steps):
     with pytest.raises(UserError, match="from 1 to 125"):
-        JumpGrid(SD).inference_times(steps)
+        JumpGrid(schedule).inference_times(steps)
+
+
+@pytest.mark.parametrize(("jump", "substeps"), [(24, 3), (100, 4)])
+def test_a_flows_inference_times_are_its_own_whatever_the_grid(jump, substeps):
+    schedule = FlowSchedule(3.0)
+    assert JumpGrid(schedule, jump, substeps).inference_times(4) == schedule.inference_times(4)
 
 
 def test_equal_substeps_errors():

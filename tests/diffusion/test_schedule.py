@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule, schedule_from_config
+from scott.diffusion.schedule import FEW_STEP_SHIFT
 from scott.errors import UserError
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -68,6 +69,30 @@ def test_flow_matches_diffusers(shift):
     torch.testing.assert_close(schedule.sigma(t), scheduler.sigmas[:1000].double(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(schedule.timestep(t), scheduler.timesteps, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(schedule.alpha(t), 1 - schedule.sigma(t))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flows_few_step_times_are_those_of_the_stock_scheduler(shift, steps):
+    """In σ and in what the network is told, whatever the shift that the teacher was trained with."""
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)
+    scheduler.set_timesteps(steps)
+    schedule = FlowSchedule(shift)
+    times = torch.tensor(schedule.inference_times(steps), dtype=schedule.time_dtype)
+    assert times[0] == 1
+    assert (times.diff() < 0).all()
+    torch.testing.assert_close(schedule.sigma(times).float(), scheduler.sigmas[:-1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(schedule.timestep(times), scheduler.timesteps, rtol=0, atol=1e-3)
+
+
+def test_the_last_of_a_flows_few_steps_stands_where_work_is_left():
+    """σ = .6 by the choice of the shift; with SD3's own of 3 it would be σ = .009."""
+    for steps in (2, 4, 8):
+        last = torch.tensor(FlowSchedule(3.0).inference_times(steps)[-1:])
+        assert FlowSchedule(3.0).sigma(last).item() == pytest.approx(0.6, abs=1e-3)
+    own = diffusers.FlowMatchLCMScheduler(shift=3.0)
+    own.set_timesteps(2)
+    assert own.sigmas[1].item() == pytest.approx(0.009, abs=1e-3)
 
 
 def test_add_noise_matches_diffusers():

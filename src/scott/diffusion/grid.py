@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scott.diffusion.schedule import NoiseSchedule
+from scott.diffusion.schedule import FlowSchedule, NoiseSchedule
 from scott.errors import UserError
 
 
@@ -79,7 +79,8 @@ class JumpGrid:
     def inference_times(self, steps: int) -> list[float]:
         """The descending times of `steps`-step sampling: grid indices M − ⌊k M / steps⌋, k = 0 .. steps − 1.
 
-        Those of diffusers' LCMScheduler.set_timesteps(steps, original_inference_steps=M).
+        Those of diffusers' LCMScheduler.set_timesteps(steps, original_inference_steps=M). A flow has times of its own
+        (`FlowSchedule.inference_times`), which need not be on the grid.
 
         Raises:
             UserError: steps is not from 1 to M.
@@ -87,6 +88,8 @@ class JumpGrid:
         count = self.original_inference_steps
         if not 1 <= steps <= count:
             raise UserError(f"got {steps} inference steps; expected from 1 to {count}, the times on the grid.")
+        if isinstance(self.schedule, FlowSchedule):
+            return self.schedule.inference_times(steps)
         return self.times[[count - k * count // steps for k in range(steps)]].tolist()
 
     def _index(self, t_n: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ from scott.diffusion.prediction import prediction_name
 from scott.diffusion.tensors import expand_like
 from scott.errors import UserError
 
+FEW_STEP_SHIFT = 38.71
+"""Shift of the stock scheduler of a flow student (`FlowSchedule.inference_times`)."""
+
 
 class NoiseSchedule(ABC):
     """α_t, σ_t and λ_t as functions of a time in the schedule's own units, and those units' ends and step.
@@ -233,12 +236,23 @@ class FlowSchedule(NoiseSchedule):
         return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        t = self._checked(t)
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        return _shifted(self._checked(t), self.shift)
 
     def timestep(self, t: Tensor) -> Tensor:
         """1000 σ_t, float32 on t's device."""
         return (1000 * self.sigma(t)).float().to(t.device)
+
+    def inference_times(self, steps: int) -> list[float]:
+        """Descending times of few-step sampling: those of diffusers' `FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)`.
+
+        With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ = S_K(x) at `steps` values x from 1 down
+        to S_K(1/1000), so the last of several steps always stands at σ = S_K(S_K(1/1000)); K is chosen to make that
+        .6. (With the teacher's own shift of 3 the second of two steps would stand at σ = .009 and do nothing.) The
+        times do not depend on this schedule's shift in σ, which is all that the network is told.
+        """
+        x = torch.linspace(1, _shifted(torch.tensor(0.001), FEW_STEP_SHIFT).item(), steps, dtype=torch.float64)
+        sigma = _shifted(x, FEW_STEP_SHIFT)
+        return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype).tolist()
 
     def _checked(self, t: Tensor) -> Tensor:
         t = t.detach().cpu().to(torch.float64)
@@ -256,6 +270,10 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     if "Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"):
         return FlowSchedule.from_config(config)
     return DiscreteSchedule.from_config(config)
+
+
+def _shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def _linear(start: float, end: float, steps: int) -> Tensor:
