@@ -1,4 +1,4 @@
-"""A whole `StableDiffusionPipeline`, small enough to run a test in, and backbones made of it."""
+"""A whole pipeline of each family, small enough to run a test in, and backbones made of them."""
 
 import copy
 import functools
@@ -8,11 +8,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from scott.backbones import load_backbone
+from scott.diffusion import JumpGrid
 
 MAX_TOKENS = 16
 disable_progress_bar()
@@ -49,6 +70,52 @@ def tiny_unet():
     return make
 
 
+def tiny_clip_config(tokenizer, **options):
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+def tiny_t5(features=32):
+    """A T5 encoder and a tokenizer of letters."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(ord("a"), ord("z") + 1))]
+    tokenizer = T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=features, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    return tokenizer, T5EncoderModel(config)
+
+
+def tiny_vae(channels=4, **options):
+    return AutoencoderKL(
+        latent_channels=channels,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        sample_size=64,
+        **options,
+    )
+
+
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tiny_unet):
     """`tiny_sd(folder, prediction_type="epsilon", **unet_options)` writes a pipeline folder and returns its path."""
@@ -56,40 +123,12 @@ def tiny_sd(tiny_unet):
     def write(folder, prediction_type="epsilon", **unet_options):
         torch.manual_seed(0)
         tokenizer = tiny_tokenizer()
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
-            sample_size=64,
-        )
-        scheduler = DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=prediction_type,
-        )
         StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(text),
+            vae=tiny_vae(),
+            text_encoder=CLIPTextModel(tiny_clip_config(tokenizer)),
             tokenizer=tokenizer,
             unet=tiny_unet(**unet_options),
-            scheduler=scheduler,
+            scheduler=DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction_type),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -99,31 +138,148 @@ def tiny_sd(tiny_unet):
     return write
 
 
+def tiny_sdxl(tiny_unet, folder):
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    unet = tiny_unet(
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        use_linear_projection=True,
+    )
+    StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(tiny_clip_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_clip_config(tokenizer, projection_dim=32)),
+        tokenizer=tokenizer,
+        tokenizer_2=tiny_tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(**STABLE_DIFFUSION),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_pixart(folder):
+    """PixArt-α, with the learned variance its networks have. 32 latents a side: stock pipelines know no less."""
+    torch.manual_seed(0)
+    tokenizer, encoder = tiny_t5()
+    transformer = PixArtTransformer2DModel(
+        sample_size=32,
+        num_layers=4,
+        patch_size=4,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=32,
+        out_channels=8,
+    )
+    PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=tiny_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_sd3(folder):
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    tokenizer_3, t5 = tiny_t5(features=64)  # as many as the two CLIPs have together, which are padded to it
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=4,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    config = tiny_clip_config(tokenizer, projection_dim=32)
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=t5,
+        tokenizer_3=tokenizer_3,
+    ).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def sd_folders(tiny_sd, tmp_path_factory):
-    """prediction type → folder. Not to be written to."""
+def teacher_folders(tiny_sd, tiny_unet, tmp_path_factory):
+    """family → folder of a tiny pipeline, for sd1, sd2, sdxl, pixart and sd3. Not to be written to."""
+    new = tmp_path_factory.mktemp
     return {
-        "epsilon": tiny_sd(tmp_path_factory.mktemp("sd1")),
-        "v_prediction": tiny_sd(tmp_path_factory.mktemp("sd2"), "v_prediction", use_linear_projection=True),
+        "sd1": tiny_sd(new("sd1")),
+        "sd2": tiny_sd(new("sd2"), "v_prediction", use_linear_projection=True),
+        "sdxl": tiny_sdxl(tiny_unet, new("sdxl")),
+        "pixart": tiny_pixart(new("pixart")),
+        "sd3": tiny_sd3(new("sd3")),
     }
 
 
+@pytest.fixture(params=["sd1", "sd2", "sdxl", "pixart", "sd3"])
+def family(request):
+    """Runs the test once for every family."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def make_backbone(sd_folders):
-    """`make_backbone(train=None, critic_rank=0, prediction_type="epsilon")`: a fresh one, alike each time."""
+def sd_folders(teacher_folders):
+    """prediction type → folder. Not to be written to."""
+    return {"epsilon": teacher_folders["sd1"], "v_prediction": teacher_folders["sd2"]}
+
+
+@pytest.fixture(scope="session")
+def make_backbone(teacher_folders):
+    """`make_backbone(train=None, critic_rank=0, family="sd1", critic="lora", dtype=torch.float32)`: a fresh one, alike
+    each time."""
+
+    def copied(backbone):
+        # what no test writes to is shared
+        frozen = (p for name, p in backbone.pipeline.components.items() if name.startswith(("vae", "text", "tok")))
+        return copy.deepcopy(backbone, {id(part): part for part in frozen if part is not None})
 
     @functools.cache
-    def original(train, critic_rank, prediction_type):
-        backbone = load_backbone(sd_folders[prediction_type])
+    def original(train, critic_rank, family, critic, dtype):
+        if not train and not critic_rank:
+            return load_backbone(teacher_folders[family], dtype)
+        backbone = copied(original(None, 0, family, "lora", dtype))
         torch.manual_seed(1)
         if train:
             backbone.add_student(train, rank=4, alpha=4.0)
         if critic_rank:
-            backbone.add_critic(critic_rank)
+            backbone.add_critic(critic_rank, critic)
         return backbone
 
-    def make(train=None, critic_rank=0, prediction_type="epsilon"):
-        return copy.deepcopy(original(train, critic_rank, prediction_type))
+    def make(train=None, critic_rank=0, family="sd1", critic="lora", dtype=torch.float32):
+        return copied(original(train, critic_rank, family, critic, dtype))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def inputs():
+    """`inputs(backbone, seed=0)`: two states, their times (the last and a middle one) and their condition."""
+
+    def make(backbone, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        cond = backbone.encode_prompts(["a cat", "dog"]) | {"guidance": torch.tensor([3.0, 7.5])}
+        x = torch.randn(2, *backbone.latent_shape, generator=generator)
+        return x, JumpGrid(backbone.schedule).times[[-1, 34]], cond
 
     return make
 

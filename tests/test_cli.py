@@ -105,7 +105,10 @@ BAD = {
     "substeps that do not divide": (["distill", "mini", "--substeps", "5"], "multiple"),
     "t_m below zero": (["distill", "mini", "--jump", "1200"], "below clean data"),
     "guidance the wrong way round": (["distill", "mini", "--guidance-min", "9"], "guidance_max"),
-    "guidance range for LoRA": (["distill", "mini", "--train", "lora"], "guidance_min = guidance_max"),
+    "guidance range for LoRA": (
+        ["distill", "mini", "--train", "lora", "--guidance-max", "4"],
+        "guidance_min = guidance_max",
+    ),
     "missing teacher": (["distill", "mini", "--teacher", "/nowhere/teacher"], "/nowhere/teacher"),
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
     "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),

@@ -32,7 +32,7 @@ class TeacherSampler:
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         backbone = self.backbone
-        guided = GuidedDenoiser(backbone.teacher, backbone.encode_prompts([""]), self.guidance)
+        guided = GuidedDenoiser(backbone.teacher, backbone.unconditional(), self.guidance)
         times = trailing_times(backbone, self.steps)
         noise, _ = _initial_noise(backbone, len(prompts), seed)
         return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, backbone.encode_prompts(prompts), times)

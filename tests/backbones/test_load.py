@@ -6,12 +6,22 @@ import shutil
 import pytest
 
 from scott.backbones import load_backbone
+from scott.backbones.dit import PixArtBackbone
+from scott.backbones.mmdit import SD3Backbone
+from scott.backbones.unet import SDXLBackbone, UNetBackbone
+from scott.diffusion import DiscreteSchedule, FlowSchedule
 from scott.errors import UserError
 
 
 @pytest.fixture
-def folder(sd_folders, tmp_path):
-    return shutil.copytree(sd_folders["epsilon"], tmp_path / "teacher")
+def folder(teacher_folders, tmp_path):
+    return shutil.copytree(teacher_folders["sd1"], tmp_path / "teacher")
+
+
+@pytest.fixture
+def folder_of(teacher_folders, tmp_path):
+    """`folder_of(family)`: a copy of its pipeline to do harm to."""
+    return lambda family: shutil.copytree(teacher_folders[family], tmp_path / family)
 
 
 def complaint(teacher):
@@ -75,16 +85,122 @@ def test_corrupt_config(folder, file):
     assert "cannot be loaded" in complaint(folder)
 
 
+# --- families ------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "sd1": (UNetBackbone, "epsilon", (4, 8, 8), 64),
+    "sd2": (UNetBackbone, "v_prediction", (4, 8, 8), 64),
+    "sdxl": (SDXLBackbone, "epsilon", (4, 8, 8), 64),
+    "pixart": (PixArtBackbone, "epsilon", (4, 32, 32), 256),
+    "sd3": (SD3Backbone, "flow", (4, 8, 8), 64),
+}
+
+
+def test_a_folder_of_each_family_is_recognised(teacher_folders, family):
+    backbone = load_backbone(teacher_folders[family])
+    found = (type(backbone), backbone.prediction, backbone.latent_shape, backbone.resolution)
+    assert found == KINDS[family]
+    if family == "sd3":
+        assert backbone.schedule == FlowSchedule(3.0)
+    else:
+        assert isinstance(backbone.schedule, DiscreteSchedule)
+        assert backbone.schedule.prediction_type == backbone.prediction
+    assert backbone.original_inference_steps is None
+    assert backbone.takes_guidance == (family in ("sd1", "sd2", "sdxl"))
+
+
+def edit_index(folder, change):
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def test_pixart_sigma_takes_longer_prompts_than_alpha(folder_of):
+    folder = folder_of("pixart")
+    assert load_backbone(folder).encode_prompts(["a"])["text"].shape[1] == 120
+    edit_index(folder, {"_class_name": "PixArtSigmaPipeline"})
+    assert load_backbone(folder).encode_prompts(["a"])["text"].shape[1] == 300
+
+
+def test_a_safety_checker_is_not_read(folder):
+    edit_index(folder, {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]})
+    edit_index(folder, {"requires_safety_checker": True})
+    assert load_backbone(folder).pipeline.safety_checker is None
+
+
+def test_sd3_does_without_its_t5(folder_of):
+    folder = folder_of("sd3")
+    edit_index(folder, {"text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+    backbone = load_backbone(folder)
+    assert backbone.encode_prompts(["a cat"])["text"].shape[-1] == 64
+    with pytest.raises(UserError, match="got a prompt of 15 tokens, expected at most 14"):
+        backbone.encode_prompts(["b " * 15])
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("sdxl", "tokenizer_2"),
+        ("sdxl", "text_encoder_2"),
+        ("sdxl", "unet"),
+        ("sd3", "tokenizer_2"),
+        ("sd3", "tokenizer_3"),
+        ("sd3", "text_encoder_2"),
+        ("sd3", "text_encoder_3"),
+        ("sd3", "transformer"),
+        ("pixart", "tokenizer"),
+        ("pixart", "text_encoder"),
+        ("pixart", "transformer"),
+    ],
+)
+def test_a_part_that_is_missing_or_cut_off(folder_of, family, part):
+    folder = folder_of(family)
+    file = folder / part / "tokenizer.json" if "tokenizer" in part else weights(folder, part)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert "cannot be loaded" in complaint(folder)
+    file.unlink()
+    assert "cannot be loaded" in complaint(folder)
+    shutil.rmtree(folder / part)
+    assert "cannot be loaded" in complaint(folder)
+    edit_index(folder, {part: [None, None]})
+    if part == "text_encoder_3":
+        load_backbone(folder)
+    else:
+        assert ("no network" if part in ("unet", "transformer") else f"it has no {part}") in complaint(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline with UNet2DConditionModel"),
+        ({"_class_name": "FluxPipeline", "unet": ["diffusers", "FluxTransformer2DModel"]}, "a FluxPipeline with Flux"),
         ({"unet": ["diffusers", "KandinskyNet"]}, "is a StableDiffusionPipeline with KandinskyNet"),
         ({"unet": None, "transformer": ["diffusers", "SD3Transformer2DModel"]}, "SD3Transformer2DModel"),
-        ({"unet": [None, None]}, "expected StableDiffusionPipeline with UNet2DConditionModel"),
+        ({"unet": [None, None]}, "is a StableDiffusionPipeline with no network"),
+        ({"_class_name": None}, "is a None with UNet2DConditionModel"),
     ],
 )
-def test_unknown_family(folder, change, said):
-    file = folder / "model_index.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert said in complaint(folder)
+def test_an_unknown_family_is_named_with_the_known_ones(folder, change, said):
+    edit_index(folder, change)
+    message = complaint(folder)
+    assert said in message
+    for pipeline, network in (
+        ("StableDiffusionPipeline", "UNet2DConditionModel"),
+        ("StableDiffusionXLPipeline", "UNet2DConditionModel"),
+        ("PixArtAlphaPipeline", "PixArtTransformer2DModel"),
+        ("PixArtSigmaPipeline", "PixArtTransformer2DModel"),
+        ("StableDiffusion3Pipeline", "SD3Transformer2DModel"),
+    ):
+        assert f"{pipeline} with {network}" in message
+
+
+def test_a_pipeline_of_another_family_than_its_parts(folder):
+    """SD1 under SDXL's name: its second text encoder is missing."""
+    edit_index(folder, {"_class_name": "StableDiffusionXLPipeline"})
+    assert "it has no tokenizer_2 and no text_encoder_2" in complaint(folder)
+
+
+def test_a_vae_that_normalises_by_channel(folder):
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}))
+    with pytest.raises(UserError, match="the VAE has latents_mean; expected one with a scaling factor alone"):
+        load_backbone(folder)

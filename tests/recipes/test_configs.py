@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.recipes import RECIPES
+from scott.recipes.run import add_models, check
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
 
@@ -40,6 +42,59 @@ def test_sd15_is_the_paper():
     assert (config.solver, config.phi, config.order, config.jump, config.substeps) == ("er-sde", "5", 2, 24, 3)
     assert (config.adversarial_weight, config.learning_rate, config.critic_learning_rate) == (0.4, 8e-6, 2e-5)
     assert (config.batch_size, config.max_steps, config.critic_rank) == (40, 40_000, 64)
+
+
+@pytest.mark.parametrize("name", ["sd15", "realistic-vision", "sdxl"])
+def test_a_full_student_of_a_unet_is_told_its_guidance_and_a_lora_is_not(name):
+    lora, full = (RECIPES[name](data="d", train=train) for train in ("lora", "full"))
+    assert RECIPES[name](data="d") == lora
+    assert lora.guidance_min == lora.guidance_max
+    assert (full.guidance_min, full.guidance_max) == (3.0, 15.0)
+    assert RECIPES[name](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
+
+
+@pytest.mark.parametrize("name", ["pixart", "sd3"])
+def test_a_transformer_is_trained_for_one_guidance_scale(name):
+    for train in ("lora", "full"):
+        config = RECIPES[name](data="d", train=train)
+        assert config.guidance_min == config.guidance_max
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_lora_student_with_a_range_of_guidance_is_refused(name):
+    with pytest.raises(UserError, match=r"for a LoRA student, .* set guidance_min = guidance_max") as error:
+        RECIPES[name](data="d", train="lora", guidance_min=2.0, guidance_max=9.0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_transformer_student_with_a_range_of_guidance_is_refused(make_backbone, family):
+    ranged = RECIPES["sd15"](data="d", train="full", guidance_min=2.0, guidance_max=9.0)
+    single = dataclasses.replace(ranged, guidance_max=2.0)
+    backbone = make_backbone(family=family)
+    check(backbone, single)
+    if backbone.takes_guidance:
+        check(backbone, ranged)
+        return
+    with pytest.raises(UserError, match=r"from 2\.0 to 9\.0 .* takes no ω; set guidance_min = guidance_max") as error:
+        check(backbone, ranged)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("critic", ["lora", "full", "unconditional", "none"])
+def test_the_models_are_those_of_the_config_and_alike_each_time(make_backbone, critic):
+    config = RECIPES["sd15"](data="d", critic=critic, lora_rank=2, lora_alpha=3.0, critic_rank=3, seed=5)
+    one, other = make_backbone(), make_backbone()
+    for backbone in (one, other):
+        add_models(backbone, config)
+    assert one.adapters.scales["student"] == one.adapters.scales["target"] == 1.5
+    assert one.critic_kind == (None if critic == "none" else critic)
+    assert bool(one.critic_parameters()) == (critic != "none")
+    for mine, theirs in (
+        (one.student_parameters(), other.student_parameters()),
+        (one.critic_parameters(), other.critic_parameters()),
+    ):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_the_solver_is_given_only_what_it_has():

@@ -69,6 +69,30 @@ def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def test_whole_numbers_in_an_optimizers_state_stay_so(tmp_path):
+    """bitsandbytes counts steps in an int, where torch has a tensor."""
+
+    class Counting(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                state = self.state[p]
+                state["step"] = state.get("step", 0) + 1
+
+    parameter = nn.Parameter(torch.zeros(2))
+    one, other = Counting([parameter]), Counting([parameter])
+    one.step()
+    one.step()
+    path = save_checkpoint(tmp_path, 2, {"o": optimizer_tensors(one)}, {})
+    load_optimizer_tensors(other, load_checkpoint(path)[0]["o"])
+    assert other.state[parameter]["step"] == 2
+    assert isinstance(other.state[parameter]["step"], int)
+    other.step()
+    assert other.state[parameter]["step"] == 3
+
+
 def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"a": {"x": torch.ones(1)}}, {})
 

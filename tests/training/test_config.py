@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
@@ -22,11 +23,28 @@ def test_the_defaults_are_the_papers():
     assert (paper.learning_rate, paper.critic_learning_rate) == (8e-6, 2e-5)
     assert (paper.batch_size, paper.max_steps, paper.adversarial_weight) == (40, 40_000, 0.4)
     assert (paper.jump, paper.substeps, paper.loss, paper.critic_rank) == (24, 3, "l2", 64)
+    assert (paper.critic, paper.critic_input, paper.has_critic) == ("lora", "paper", True)
     solver = paper.make_solver(SD)
     assert (type(solver).__name__, solver.order, solver.stochastic) == ("ERSDE", 2, True)
 
 
-@pytest.mark.parametrize("changes", [{}, {"out": Path("x y/ω"), "seed": 3}, LCM_SETTINGS], ids=["plain", "path", "lcm"])
+EVERYTHING = {
+    "critic": "unconditional",
+    "lora_alpha": 0.5,
+    "precision": "fp16",
+    "gradient_checkpointing": True,
+    "low_memory": True,
+    "compile": True,
+    "optimizer": "adamw8bit",
+    "train": "lora",
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"out": Path("x y/ω"), "seed": 3}, LCM_SETTINGS, EVERYTHING],
+    ids=["plain", "path", "lcm", "everything"],
+)
 def test_json_round_trip(tmp_path, changes):
     file = tmp_path / "config.json"
     file.write_text(config(**changes).to_json())
@@ -60,9 +78,11 @@ OUT_OF_RANGE = [
     *(("ema_decay", value) for value in (-0.1, 1.0, 1.5)),
     ("guidance_min", 0.5),
     ("guidance_max", 2.9),
-    *((name, "other") for name in ("method", "solver", "loss", "critic_input", "train")),
+    *(("lora_alpha", value) for value in (0.0, -1.0)),
+    *((name, "other") for name in ("method", "solver", "loss", "critic", "critic_input", "train")),
+    *((name, "other") for name in ("precision", "optimizer")),
 ]
-NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type is float]
+NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type in (float, float | None)]
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
@@ -79,9 +99,34 @@ def test_numbers_are_finite(name, value):
 
 
 def test_a_lora_student_has_one_omega():
-    with pytest.raises(UserError, match="for a LoRA student"):
-        config(train="lora")
+    with pytest.raises(UserError, match=r"from 3\.0 to 15\.0 for a LoRA .* guidance_min = guidance_max") as caught:
+        config(train="lora", guidance_max=15.0)
+    assert "\n" not in str(caught.value)
     assert config(train="lora", guidance_min=7.5, guidance_max=7.5).train == "lora"
+    assert config(train="full", guidance_max=15.0).guidance_max == 15
+
+
+def test_a_run_trains_lora_for_one_omega_unless_told_otherwise():
+    default = DistillConfig(teacher="t", data="d", out=Path("a"))
+    assert (default.train, default.guidance_min, default.guidance_max) == ("lora", 3.0, 3.0)
+    assert (default.precision, default.dtype, default.optimizer) == ("fp32", torch.float32, "adamw")
+    assert [default.gradient_checkpointing, default.low_memory, default.compile] == [False] * 3
+
+
+def test_alpha_is_the_rank_unless_it_is_given():
+    assert config(lora_rank=16).alpha == 16.0
+    assert config(lora_rank=16, lora_alpha=8.0).alpha == 8.0
+
+
+def test_there_is_a_critic_where_it_has_a_weight():
+    assert not config(critic="none").has_critic
+    assert not config(adversarial_weight=0.0).has_critic
+    assert config(critic="full").has_critic
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_precision_is_that_of_the_frozen_network(precision, dtype):
+    assert config(precision=precision).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -112,4 +157,9 @@ def test_differences_are_what_decides_the_weights():
     assert mine.differences(config()) == []
     free = dict.fromkeys(("max_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"), 1)
     assert mine.differences(config(out=Path("b"), **free)) == []
+    # what saves memory changes the numbers by rounding only
+    assert mine.differences(config(gradient_checkpointing=True, low_memory=True, compile=True)) == []
     assert mine.differences(config(seed=1, loss="l1")) == ["seed: 0 → 1", "loss: l2 → l1"]
+    decisive = {"critic": "full", "lora_alpha": 1.0, "precision": "bf16", "optimizer": "adamw8bit", "train": "lora"}
+    found = {line.split(":")[0] for line in mine.differences(config(**decisive))}
+    assert found == decisive.keys()

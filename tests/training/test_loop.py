@@ -1,21 +1,24 @@
 """A run that is stopped anywhere and started again ends bit for bit where an uninterrupted one does."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.training.runs import STEPS, assert_same_run, final, metrics, source
 
-from scott.data import Batch, CachedSource
+from scott.data import Batch
+from scott.diffusion import JumpGrid
 from scott.errors import UserError
+from scott.generators import StudentSampler
 from scott.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
-from scott.training.loop import Hooks, distill, open_run
+from scott.training.loop import Hooks, open_run
 from scott.training.metrics import MetricsLog, read_metrics
 
-STEPS = 6
 TRAIN = ["lora", "full"]
 TERMS = {"consistency", "adversarial", "critic", "critic_real_accuracy", "critic_fake_accuracy"}
 FIELDS = {"step", *TERMS, "student_gradient_norm", "critic_gradient_norm", "seconds_per_step"}
@@ -25,68 +28,12 @@ class Stopped(Exception):
     """Stands for the kill signal."""
 
 
-@pytest.fixture
-def start(make_backbone):
-    """Start `scott distill` once more, as a fresh process would: new networks, the same command."""
-
-    def run(out, train="lora", hooks=None, data=None, backbone=None, **changes):
-        settings = {
-            "teacher": "tiny",
-            "data": "random",
-            "out": out,
-            "train": train,
-            "max_steps": STEPS,
-            "batch_size": 2,
-            "warmup_steps": 3,
-            "learning_rate": 1e-3,
-            "critic_learning_rate": 1e-3,
-            "substeps": 1,
-            "guidance_min": 3.0,
-            "guidance_max": 3.0,
-            "log_every": 1,
-            "checkpoint_every": 2,
-            "sample_every": 3,
-        }
-        config = DistillConfig(**(settings | changes))
-        backbone = backbone or make_backbone(train, critic_rank=2 if config.adversarial_weight else 0)
-        return distill(backbone, data or source(backbone), config, hooks), backbone
-
-    return run
-
-
-def source(backbone, mean=None):
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(5, 4, 8, 8, generator=generator) if mean is None else mean
-    cond = backbone.encode_prompts(["a", "b", "c", "a cat", ""])
-    return CachedSource(Batch(mean, torch.full_like(mean, 0.1), cond), "random", seed=0)
-
-
 def stop_at(step):
     def progress(done, terms):
         if done == step:
             raise Stopped
 
     return Hooks(progress=progress)
-
-
-def final(out):
-    return load_checkpoint(latest_checkpoint(out / "checkpoints"))
-
-
-def metrics(out):
-    records = read_metrics(out / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k != "seconds_per_step"} for record in records]
-
-
-def assert_same_run(one, other):
-    (parts, state), (theirs, their_state) = final(one), final(other)
-    assert state == their_state
-    assert parts.keys() == theirs.keys()
-    for part in parts:
-        assert parts[part].keys() == theirs[part].keys()
-        for name, value in parts[part].items():
-            assert torch.equal(value, theirs[part][name]), f"{part} {name}"
-    assert metrics(one) == metrics(other)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +91,31 @@ def test_the_student_moves_the_target_follows_and_the_teacher_stays(start, make_
     assert not equal(backbone.student_parameters(), backbone.target_parameters())
     assert not equal(backbone.critic_parameters(), fresh.critic_parameters())
     base, plain = (
-        {name: p for name, p in b.unet.named_parameters() if ".lora_" not in name} for b in (backbone, fresh)
+        {name: p for name, p in b.network.named_parameters() if ".lora_" not in name} for b in (backbone, fresh)
     )
     assert equal(base, plain)
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_three_steps_and_a_two_step_sample_of_every_family(start, make_backbone, tmp_path, family, train):
+    """A critic that is trained whole beside the full student; the base stays as it was, bit for bit."""
+    done, backbone = start(tmp_path, train, family=family, critic=train, max_steps=3, solver="dpmpp-sde", order=1)
+    assert done == 3
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert all(record["student_gradient_norm"] > 0 for record in records)
+    fresh = make_backbone(train, critic_rank=2, family=family, critic=train)
+    assert not equal(backbone.target_parameters(), fresh.target_parameters())
+    assert not equal(backbone.critic_parameters(), fresh.critic_parameters())
+    base, plain = (
+        {name: p for name, p in b.network.named_parameters() if ".lora_" not in name} for b in (backbone, fresh)
+    )
+    assert equal(base, plain)
+    latents = StudentSampler(backbone, backbone.target, JumpGrid(backbone.schedule), 2, 3.0).latents(["a cat"], 0)
+    assert latents.shape == (1, *backbone.latent_shape)
+    assert latents.isfinite().all()
+    assert backbone.decode(latents).shape == (1, 3, backbone.resolution, backbone.resolution)
 
 
 def equal(one, other):
@@ -190,8 +159,9 @@ def test_records_have_their_fields(start, whole):
     assert all(0 <= record[f"critic_{kind}_accuracy"] <= 1 for record in records for kind in ("real", "fake"))
 
 
-def test_without_a_critic_there_is_nothing_of_it(start, tmp_path):
-    start(tmp_path, adversarial_weight=0.0, max_steps=2)
+@pytest.mark.parametrize("changes", [{"adversarial_weight": 0.0}, {"critic": "none"}], ids=str)
+def test_without_a_critic_there_is_nothing_of_it(start, tmp_path, changes):
+    start(tmp_path, max_steps=2, **changes)
     assert final(tmp_path)[0].keys() == {"student", "target", "student_optimizer"}
     assert not [name for record in metrics(tmp_path) for name in record if "critic" in name or "adv" in name]
 
@@ -260,7 +230,7 @@ def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_p
     backbone = make_backbone("lora", critic_rank=2)
     with pytest.raises(FloatingPointError, match=r"step 4: consistency = nan.* \(t_n from \d+ to \d+\)"):
         start(tmp_path, data=Poisoned(source(backbone)), backbone=backbone, log_every=log_every)
-    assert all(p.isfinite().all() for p in backbone.unet.parameters())
+    assert all(p.isfinite().all() for p in backbone.network.parameters())
     assert final(tmp_path)[1]["step"] == 4
     assert all(p.isfinite().all() for part in final(tmp_path)[0].values() for p in part.values())
 

@@ -1,113 +1,14 @@
 """One step beside naive ones: two critic passes, the whole network instead of its halves, autograd."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from tests.training.by_hand import B, Step, ladder, make_config
 
-from scott.backbones import adapters
-from scott.data import Batch
-from scott.diffusion import ConsistencyFunction, DiscreteSchedule
-from scott.training.config import LCM_SETTINGS, DistillConfig
-from scott.training.step import Draws, distillation_step
-
-B = 3
-
-
-def make_config(**changes):
-    base = {"teacher": "t", "data": "d", "out": Path("x"), "train": "full", "guidance_min": 2.0, "guidance_max": 8.0}
-    if changes.get("train") == "lora":
-        base |= {"guidance_min": 4.0, "guidance_max": 4.0}
-    return DistillConfig(**(base | changes))
-
-
-class Step:
-    """A backbone off its start, a batch and draws."""
-
-    def __init__(self, make_backbone, perturb, config, prediction="epsilon"):
-        self.config = config
-        self.backbone = make_backbone(config.train, critic_rank=4, prediction_type=prediction)
-        for seed, owner in enumerate(
-            (self.backbone.student_parameters(), self.backbone.target_parameters(), self.backbone.critic_parameters())
-        ):
-            perturb(owner, seed)
-        generator = torch.Generator().manual_seed(0)
-        mean, std = torch.randn(B, 4, 8, 8, generator=generator), torch.rand(B, 4, 8, 8, generator=generator)
-        self.batch = Batch(mean, std, self.backbone.encode_prompts(["a cat", "dog", ""]))
-        self.uncond = self.backbone.encode_prompts([""])
-        self.solver = config.make_solver(self.backbone.schedule)
-        self.grid = config.make_grid(self.backbone.schedule)
-        self.draws = Draws.make(mean.shape, self.grid, config, torch.Generator().manual_seed(1))
-
-    def run(self):
-        return distillation_step(
-            self.backbone, self.solver, self.grid, self.batch, self.uncond, self.draws, self.config
-        )
-
-    # --- the same, by hand ---
-
-    @property
-    def cond(self):
-        return self.batch.cond | {"guidance": self.draws.omega}
-
-    @property
-    def x0(self):
-        return self.batch.mean + self.batch.std * self.draws.latent
-
-    def at(self, values, t):
-        return values[t + 1].float().view(-1, 1, 1, 1)
-
-    def noised(self, x0, noise, t):
-        alpha, sigma = _ladder(self.backbone)
-        return self.at(alpha, t) * x0 + self.at(sigma, t) * noise
-
-    def student(self):
-        f = ConsistencyFunction(self.backbone.student, self.backbone.schedule)
-        return f(self.noised(self.x0, self.draws.noise, self.draws.t_n), self.draws.t_n, self.cond)
-
-    @torch.no_grad()
-    def target(self):
-        """Two teacher calls a sub-step instead of one of twice the batch."""
-
-        def guided(x, t, cond):
-            uncond = {"text": self.uncond["text"].expand(B, -1, -1)}
-            nothing = self.backbone.teacher(x, t, uncond)
-            omega = self.draws.omega.view(-1, 1, 1, 1)
-            return nothing + omega * (self.backbone.teacher(x, t, cond) - nothing)
-
-        t_n = self.draws.t_n
-        t_m = t_n - self.config.jump
-        x_n = self.noised(self.x0, self.draws.noise, t_n)
-        h = self.config.substeps
-        x_m = self.solver.jump(guided, x_n, t_n, t_m, h, self.batch.cond, noises=self.draws.walk)
-        f = ConsistencyFunction(self.backbone.target, self.backbone.schedule)
-        return f(x_m, t_m, self.cond)
-
-    def logits(self, x0, t):
-        """The critic as one whole U-Net with its adapter on: what conv_out would be given, through the head."""
-        seen = []
-        hook = self.backbone.unet.conv_out.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        with adapters.adapter(self.backbone.unet, "critic"):
-            self.backbone.unet(x0, t.clamp(min=0), self.batch.cond["text"])
-        hook.remove()
-        return self.backbone.critic_head(seen[0])
-
-    def critic_inputs(self, fake):
-        t_fake = self.draws.t_n
-        t_real = t_fake if self.config.critic_input == "matched" else torch.full_like(t_fake, -1)
-        if self.config.critic_input != "renoised":
-            return fake, t_fake, self.x0, t_real
-        t = self.draws.critic_t
-        noise = self.draws.critic_noise
-        return self.noised(fake, noise[0], t), t, self.noised(self.x0, noise[1], t), t
-
-
-def _ladder(backbone):
-    """α and σ from clean data (index 0) to t = 999, by SD's betas written out."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, 0)])
-    return bar.sqrt(), (1 - bar).sqrt()
+from scott.diffusion import DiscreteSchedule
+from scott.training.config import LCM_SETTINGS
+from scott.training.step import Draws
 
 
 def assert_close(got, expected):
@@ -116,9 +17,13 @@ def assert_close(got, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
-def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_backbone, perturb, train):
-    step = Step(make_backbone, perturb, make_config(train=train, adversarial_weight=0.0))
+@pytest.mark.parametrize(
+    "changes",
+    [{"train": "lora", "adversarial_weight": 0.0}, {"adversarial_weight": 0.0}, {"critic": "none"}],
+    ids=str,
+)
+def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_backbone, perturb, changes):
+    step = Step(make_backbone, perturb, make_config(**changes))
     loss = (step.student() - step.target()).square().mean()
     gradients = step.run()
     assert gradients.critic == ()
@@ -135,6 +40,7 @@ def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_bac
         {"critic_input": "matched"},
         {"critic_input": "renoised"},
         {"loss": "l1", "adversarial_weight": 2.0},
+        {"critic": "unconditional"},
     ],
     ids=str,
 )
@@ -169,6 +75,25 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
     for name, value in expected.items():
         torch.testing.assert_close(gradients.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
         assert not gradients.terms[name].requires_grad
+
+
+def test_a_full_critic_trains_its_encoder_too(make_backbone, perturb):
+    """Its gradient is that of the critic's loss on detached fakes, and the student's does not move it."""
+    step = Step(make_backbone, perturb, make_config(critic="full", critic_input="matched"))
+    backbone = step.backbone
+    fake, t_n, cond = step.student(), step.draws.t_n, step.cond
+
+    def logits(x0):
+        return backbone.critic_logits(backbone.critic_features(x0, t_n, cond))
+
+    critic = (1 - logits(step.x0)).clamp(min=0).mean() + (1 + logits(fake.detach())).clamp(min=0).mean()
+    parameters = backbone.critic_parameters()
+    expected = torch.autograd.grad(critic, tuple(parameters.values()))
+    gradients = step.run()
+    assert_close(gradients.critic, expected)
+    by_name = dict(zip(parameters, gradients.critic, strict=True))
+    assert by_name["conv_in.weight"].abs().max() > 0
+    assert by_name["down_blocks.0.resnets.0.conv1.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -216,11 +141,11 @@ def test_draws_are_those_of_their_generator_and_in_range():
     assert (correlation - torch.eye(len(independent))).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_lcm_settings_are_latent_consistency_distillation(make_backbone, perturb, prediction):
-    step = Step(make_backbone, perturb, make_config(**LCM_SETTINGS), prediction)
+@pytest.mark.parametrize(("family", "prediction"), [("sd1", "epsilon"), ("sd2", "v_prediction")])
+def test_the_lcm_settings_are_latent_consistency_distillation(make_backbone, perturb, family, prediction):
+    step = Step(make_backbone, perturb, make_config(**LCM_SETTINGS), family)
     backbone, draws, cond = step.backbone, step.draws, step.cond
-    alpha, sigma = _ladder(backbone)
+    alpha, sigma = ladder(backbone)
 
     def network(unet, x, t, text, omega=None):
         embedding = None if omega is None else backbone.pipeline.get_guidance_scale_embedding(omega - 1, 256)
@@ -238,12 +163,12 @@ def test_the_lcm_settings_are_latent_consistency_distillation(make_backbone, per
     t_n, t_m = draws.t_n, draws.t_n - 20
     x_n = step.noised(step.x0, draws.noise, t_n)
     with torch.no_grad():
-        x0_c, eps_c = network(backbone.unet, x_n, t_n, cond["text"])
-        x0_u, eps_u = network(backbone.unet, x_n, t_n, step.uncond["text"].expand(B, -1, -1))
+        x0_c, eps_c = network(backbone.network, x_n, t_n, cond["text"])
+        x0_u, eps_u = network(backbone.network, x_n, t_n, step.uncond["text"].expand(B, -1, -1))
         w = draws.omega.view(-1, 1, 1, 1)
         x_m = step.at(alpha, t_m) * (x0_u + w * (x0_c - x0_u)) + step.at(sigma, t_m) * (eps_u + w * (eps_c - eps_u))
-        target = f(backbone.target_unet, x_m, t_m)
-    loss = (f(backbone.student_unet, x_n, t_n) - target).square().mean()
+        target = f(backbone.copies["target"], x_m, t_m)
+    loss = (f(backbone.copies["student"], x_n, t_n) - target).square().mean()
     expected = torch.autograd.grad(loss, tuple(backbone.student_parameters().values()))
     gradients = step.run()
     assert gradients.critic == ()
@@ -283,8 +208,43 @@ def test_network_calls(make_backbone, perturb, monkeypatch, changes, calls):
     for name in ("teacher", "student", "target", "critic_features", "critic_logits"):
         monkeypatch.setattr(step.backbone, name, counting(name, getattr(step.backbone, name)))
     rows = []
-    step.backbone.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    step.backbone.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     step.run()
     assert counted == calls
     # the frozen network runs for the teacher alone, both halves of guidance at once
     assert rows == [2 * B] * calls["teacher"]
+
+
+# --- every family --------------------------------------------------------------------------------------------
+
+
+def assert_equal_up_to_rounding(ours, expected, tolerance=1e-5):
+    for mine, theirs in ((ours.student, expected.student), (ours.critic, expected.critic)):
+        scale = max(g.norm() for g in theirs)
+        for g, e in zip(mine, theirs, strict=True):
+            assert (g - e).norm() <= tolerance * scale
+
+
+def test_a_step_scales_with_the_loss_and_is_the_same_in_less_memory(make_backbone, perturb, family):
+    changes = {"train": "lora", "solver": "ddim", "eta": 0.2, "substeps": 2, "jump": 16}
+    step = Step(make_backbone, perturb, make_config(**changes), family)
+    expected = step.run()
+    assert max(g.abs().max() for g in expected.student) > 0
+    assert max(g.abs().max() for g in expected.critic) > 0
+    scaled = step.run(loss_scale=1024.0)  # a power of two: exact
+    for name, value in expected.terms.items():
+        assert torch.equal(scaled.terms[name], value)
+    pairs = zip(scaled.student + scaled.critic, expected.student + expected.critic, strict=True)
+    assert all(torch.equal(g / 1024, e) for g, e in pairs)
+    assert_equal_up_to_rounding(step.run(low_memory=True), expected)
+    step.backbone.checkpoint_activations()
+    assert_equal_up_to_rounding(step.run(), expected, 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["er-sde", "dpmpp-sde", "ddim"])
+def test_every_solver_walks_a_flow_teacher(make_backbone, perturb, solver):
+    step = Step(make_backbone, perturb, make_config(train="lora", solver=solver, adversarial_weight=0.0), "sd3")
+    gradients = step.run()
+    assert gradients.terms["consistency"].isfinite()
+    assert all(g.isfinite().all() for g in gradients.student)
+    assert step.grid.target(step.grid.times[-1:]).item() == pytest.approx(1 - 24 / 1000)

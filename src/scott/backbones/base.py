@@ -6,7 +6,7 @@ network), the student, its EMA target, and the critic.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,32 @@ class Backbone(Protocol):
     schedule: NoiseSchedule
     prediction: str
     latent_shape: tuple[int, int, int]
+    resolution: int
+    """Side of the pictures, in pixels, that latents of `latent_shape` stand for."""
+    takes_guidance: ClassVar[bool]
+    """Whether a full student is told ω; one that is not is trained for a single ω."""
     original_inference_steps: int | None
     """Of a consistency student, how many steps its training grid has; None for a teacher."""
 
     @property
     def device(self) -> torch.device: ...
 
-    def to(self, device: torch.device | str) -> "Backbone": ...
+    def to(self, device: torch.device | str) -> Self: ...
 
     def add_student(self, train: str, *, rank: int, alpha: float) -> None:
         """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
 
-    def add_critic(self, rank: int) -> None:
-        """Make the critic: an adapter on the decoder, and a head that starts at zero."""
+    def add_critic(self, rank: int, kind: str = "lora") -> None:
+        """Make the critic: an adapter on the decoder ("lora", "unconditional") or a copy ("full"), and a head."""
+
+    def compile(self) -> None:
+        """torch.compile the networks."""
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+
+    def park_encoders(self) -> None:
+        """Move the text encoders off the device; prompts can still be encoded."""
 
     def save_student(self, folder: Path, grid: JumpGrid) -> None:
         """Write the EMA student as a stock diffusers pipeline folder."""
@@ -42,11 +55,14 @@ class Backbone(Protocol):
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
 
+    def unconditional(self) -> Cond:
+        """The condition that guidance pushes away from, with batch 1."""
+
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, 8H, 8W) in [0, 1]."""
+        """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, 8H, 8W) in [0, 1] of scaled latents."""
+        """Pixels (B, 3, H', W') in [0, 1] of scaled latents."""
 
     def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """x̂0 of the frozen network, unguided."""
@@ -61,7 +77,7 @@ class Backbone(Protocol):
         """The frozen encoder's features of x0, given time t and the text."""
 
     def critic_logits(self, features: Any) -> Tensor:
-        """Logits (B, H, W) of the adapted decoder on those features."""
+        """Logits (B, ...), one a place, of the adapted decoder on those features."""
 
     def student_parameters(self) -> dict[str, nn.Parameter]: ...
 

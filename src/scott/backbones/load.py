@@ -5,55 +5,97 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from scott.backbones.base import Backbone
-from scott.backbones.unet import UNetBackbone
+from scott.backbones.dit import PixArtBackbone
+from scott.backbones.latent import LatentBackbone
+from scott.backbones.mmdit import SD3Backbone
+from scott.backbones.unet import SDXLBackbone, UNetBackbone
 from scott.errors import UserError
 
-FAMILIES = {"UNet2DConditionModel": ("StableDiffusionPipeline", UNetBackbone)}
+FAMILIES: dict[str, tuple[type[DiffusionPipeline], str, type[LatentBackbone]]] = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, "UNet2DConditionModel", UNetBackbone),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, "UNet2DConditionModel", SDXLBackbone),
+    "PixArtAlphaPipeline": (PixArtAlphaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
+    "PixArtSigmaPipeline": (PixArtSigmaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
+    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, "SD3Transformer2DModel", SD3Backbone),
+}
+_RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
+"""What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
 
-def load_backbone(teacher: str | Path) -> Backbone:
+def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
     """The backbone of a diffusers pipeline: a local folder, or a hub id such as `stable-diffusion-v1-5/...`.
+
+    The frozen network and the text encoders are held in `dtype`, the VAE in fp32.
 
     Raises:
         UserError: no pipeline there, a file missing or corrupt, or a family scott does not know.
     """
-    index = _model_index(teacher)
+    index = model_index(teacher)
+    pipeline_class, _, backbone = family_of(teacher, index)
+    # a part that scott does not use, which may be large, is not read
+    options: dict[str, Any] = {
+        name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
+    }
+    # a text part that is left out has to be left out by name
+    text = [name for name in index if name.startswith(("text_encoder", "tokenizer"))]
+    options |= {name: None for name in text if index[name] in (None, [None, None])}
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            str(teacher), dtype={"vae": torch.float32, "default": dtype}, **options
+        )
+        _check_text_parts(pipeline)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
+    return backbone(pipeline)
+
+
+def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[DiffusionPipeline], str, type[LatentBackbone]]:
+    """The family of a model index; `UserError` with what is known when it is none of them."""
     parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and any(entry)}
     network = parts.get("unet", parts.get("transformer", "no network"))
-    if network not in FAMILIES or index.get("_class_name") != FAMILIES[network][0]:
-        known = ", ".join(f"{pipeline} with {name}" for name, (pipeline, _) in FAMILIES.items())
+    network = _RENAMED.get(network, network)
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is None or family[1] != network:
+        known = ", ".join(f"{pipeline} with {name}" for pipeline, (_, name, _) in FAMILIES.items())
         raise UserError(f"{teacher} is a {index.get('_class_name')} with {network}; expected {known}")
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(teacher), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
-        )
-        _check_vocabulary(pipeline)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{teacher} cannot be loaded: {_first_line(error)}. Copy or download it again") from None
-    return FAMILIES[network][1](pipeline)
+    return family
 
 
-def _model_index(teacher: str | Path) -> dict[str, Any]:
+def model_index(teacher: str | Path) -> dict[str, Any]:
+    """`model_index.json` of a folder or a hub id; `UserError` when there is none."""
+    return read_json(teacher, "model_index.json")
+
+
+def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a pipeline's folder or hub id; `UserError` when there is none."""
     folder = Path(teacher)
     if folder.is_dir():
-        file = folder / "model_index.json"
+        file = folder / name
         if not file.is_file():
-            raise UserError(f"{folder} has no model_index.json; expected a diffusers pipeline folder")
+            raise UserError(f"{folder} has no {name}; expected a diffusers pipeline folder")
     elif folder.is_absolute() or len(folder.parts) != 2:
         raise UserError(f"no teacher at {folder}; expected a diffusers pipeline folder or a hub id (owner/name)")
     else:
         try:
-            file = Path(hf_hub_download(str(teacher), "model_index.json"))
+            file = Path(hf_hub_download(str(teacher), name))
         except (OSError, ValueError, HFValidationError) as error:
-            raise UserError(f"no folder {teacher}, and the hub does not give it: {_first_line(error)}") from None
+            raise UserError(f"no folder {teacher}, and the hub does not give it: {first_line(error)}") from None
     try:
         index = json.loads(file.read_text())
     except ValueError as error:
@@ -63,14 +105,22 @@ def _model_index(teacher: str | Path) -> dict[str, Any]:
     return index
 
 
-def _check_vocabulary(pipeline: StableDiffusionPipeline) -> None:
-    # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
-    known, embedded = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
-    if known < embedded // 2:
-        raise ValueError(f"the tokenizer knows {known} tokens and the text encoder {embedded}")
+def _check_text_parts(pipeline: DiffusionPipeline) -> None:
+    """Raises ValueError for what the pipeline's class would only miss when it meets a prompt."""
+    parts = pipeline.components
+    for encoder in [name for name in parts if name.startswith("text_encoder")]:
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        if parts[encoder] is None and encoder == "text_encoder_3":
+            continue  # SD3 does without its T5
+        if absent := [name for name in (tokenizer, encoder) if parts[name] is None]:
+            raise ValueError(f"it has no {' and no '.join(absent)}")
+        # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
+        if parts[tokenizer]("a cat").input_ids == parts[tokenizer]("a dog").input_ids:
+            raise ValueError(f"{tokenizer} knows no words; a file of it is missing")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 

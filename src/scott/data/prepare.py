@@ -25,7 +25,7 @@ def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: P
     made_from = {"source": images.name, "version": images.version}
     if _metadata(file) != made_from:
         parts: list[dict[str, Tensor]] = []
-        size = 8 * backbone.latent_shape[-1]
+        size = backbone.resolution
         for start in range(0, len(images), chunk):
             rows = range(start, min(start + chunk, len(images)))
             pairs = [images[i] for i in rows]

@@ -77,17 +77,24 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config)."""
+    """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config).
+
+    A whole number, which 8-bit optimizers count steps in, becomes an int64 scalar.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+        for index, entry in state.items()
+        for name, value in entry.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`, bit for bit."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -5,7 +5,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
+
+import torch
 
 from scott import solvers
 from scott.choices import unknown
@@ -57,16 +59,34 @@ class DistillConfig:
     loss: Literal["l2", "l1", "huber"] = "l2"
     adversarial_weight: float = 0.4
     """λ_adv; 0 trains no critic."""
+    critic: Literal["lora", "full", "unconditional", "none"] = "lora"
+    """Table 7 of the paper: LoRA on the decoder, a trained copy of the whole network, LoRA told neither time nor text,
+    or no critic at all (as with an adversarial weight of 0)."""
     critic_input: Literal["paper", "matched", "renoised"] = "paper"
     """What the critic is told: t = 0 for data and t_n for the student's output (paper), t_n for both (matched), or both
     noised to one random time (renoised)."""
     critic_rank: int = 64
     guidance_min: float = 3.0
-    """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]; a LoRA student has one ω."""
-    guidance_max: float = 15.0
+    """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. A LoRA student, or a
+    transformer, takes no ω and is trained for a single one."""
+    guidance_max: float = 3.0
 
-    train: Literal["lora", "full"] = "full"
+    train: Literal["lora", "full"] = "lora"
+    """LoRA keeps one network in memory; full trains a copy, beside one more for the EMA."""
     lora_rank: int = 64
+    lora_alpha: float | None = None
+    """α of LoRA, whose update counts α / rank; the rank by default."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the frozen network; what is trained, and its optimizer, is fp32 always."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    low_memory: bool = False
+    """The teacher's conditional and unconditional calls one after the other, not as one batch."""
+    compile: bool = False
+    """torch.compile the networks: a minute or more at the start."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit needs bitsandbytes (and a GPU) and keeps a quarter of the optimizer's memory."""
 
     log_every: int = 10
     sample_every: int = 1000
@@ -75,7 +95,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)
+            value = getattr(self, field.name)
+            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             if choices and value not in choices:
                 raise unknown(field.name, value, choices)
             if isinstance(value, float):
@@ -86,6 +107,7 @@ class DistillConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
@@ -99,6 +121,20 @@ class DistillConfig:
                 f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "
                 "set guidance_min = guidance_max, or train full"
             )
+
+    @property
+    def has_critic(self) -> bool:
+        return self.adversarial_weight > 0 and self.critic != "none"
+
+    @property
+    def alpha(self) -> float:
+        """α of LoRA."""
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen network."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def make_solver(self, schedule: NoiseSchedule) -> Solver:
         """The teacher's solver; only the options that it has are passed on."""
@@ -126,7 +162,9 @@ class DistillConfig:
 
     def differences(self, other: "DistillConfig") -> list[str]:
         """`name: mine → theirs` for what decides the weights (the folder's own name and the log's pace do not)."""
-        free = {"out", "max_steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+        pace = {"log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+        memory = {"gradient_checkpointing", "low_memory", "compile"}  # the same numbers, up to rounding
+        free = {"out", "max_steps"} | pace | memory
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

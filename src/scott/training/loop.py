@@ -1,5 +1,6 @@
 """The loop around `training.step`: optimizers, EMA, checkpoints, logs, and a run that resumes by the same command."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,30 @@ from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
 from scott.training.metrics import MetricsLog, check_finite
 from scott.training.step import Draws, Gradients, distillation_step
+
+
+@dataclass
+class LossScale:
+    """The factor that keeps fp16 gradients from underflow: halved when one overflows, doubled after 2,000 good steps.
+
+    torch's GradScaler follows the same rule, but only for gradients that `backward` made.
+    """
+
+    value: float = 2.0**16
+    good_steps: int = 0
+
+    def lower(self) -> bool:
+        """Halve it; False when it is 1 already, so that too large a scale is not what is wrong."""
+        if self.value <= 1:
+            return False
+        self.value, self.good_steps = self.value / 2, 0
+        return True
+
+    def count(self) -> None:
+        """One more good step."""
+        self.good_steps += 1
+        if self.good_steps == 2000:
+            self.value, self.good_steps = 2 * self.value, 0
 
 
 @dataclass
@@ -72,16 +97,17 @@ def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks:
     accelerator = Accelerator(log_with="tensorboard", project_dir=config.out, cpu=backbone.device.type == "cpu")
     accelerator.init_trackers("tensorboard")
     log = MetricsLog(config.out / "metrics.jsonl", start)
-    uncond = backbone.encode_prompts([""])
+    uncond = backbone.unconditional()
     began = time.monotonic()
     for step in range(start, config.max_steps):
         batch = data.batch(step, config.batch_size).to(backbone.device)
         draws = Draws.make(batch.mean.shape, grid, config, generator_for(config.seed, step)).to(backbone.device)
-        gradients = distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+        gradients = distillation_step(backbone, solver, grid, batch, uncond, draws, config, trained.loss_scale)
         norms = trained.update(gradients, step)
         done = step + 1
-        if done % config.log_every == 0 or done == config.max_steps or not _finite(norms):
-            values = check_finite(step, gradients.terms | norms, draws.t_n)
+        values = check_finite(step, gradients.terms | norms, draws.t_n)
+        del gradients  # or the next step would hold them beside its own
+        if done % config.log_every == 0 or done == config.max_steps:
             values["seconds_per_step"] = (time.monotonic() - began) / (done - start)
             log.write(done, values)
             accelerator.log(values, step=done)
@@ -104,24 +130,36 @@ class _Trained:
         self.models: dict[str, dict[str, nn.Parameter]] = {"student": backbone.student_parameters()}
         self.target = backbone.target_parameters()
         rates = {"student": config.learning_rate, "critic": config.critic_learning_rate}
-        if config.adversarial_weight > 0:
+        if config.has_critic:
             self.models["critic"] = backbone.critic_parameters()
         self.rates = {name: rates[name] for name in self.models}
+        make = optimizer_class(config.optimizer)
         self.optimizers = {
-            name: torch.optim.AdamW(list(parameters.values()), lr=rates[name], weight_decay=config.weight_decay)
+            name: make(list(parameters.values()), lr=rates[name], weight_decay=config.weight_decay)
             for name, parameters in self.models.items()
         }
+        self.scale = LossScale() if config.precision == "fp16" else None
+
+    @property
+    def loss_scale(self) -> float:
+        return self.scale.value if self.scale else 1.0
 
     def update(self, gradients: Gradients, step: int) -> dict[str, Tensor]:
-        """Clip, step both optimizers (unless a gradient is not finite), move the EMA; the norms before clipping."""
+        """Clip, step both optimizers and move the EMA; the gradients' norms before clipping.
+
+        The gradients are those of the loss times `loss_scale`. Where one is not finite, nothing is moved; there are no
+        norms then if a smaller scale may help.
+        """
         by_model = {"student": gradients.student, "critic": gradients.critic}
         norms = {}
         for name, parameters in self.models.items():
             for parameter, gradient in zip(parameters.values(), by_model[name], strict=True):
-                parameter.grad = gradient
+                parameter.grad = gradient / self.loss_scale if self.scale else gradient
             norms[f"{name}_gradient_norm"] = nn.utils.clip_grad_norm_(parameters.values(), self.config.clip_norm)
-        if not _finite(norms):
-            return norms
+        if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
+            return {} if self.scale and self.scale.lower() else norms
+        if self.scale:
+            self.scale.count()
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
@@ -134,13 +172,14 @@ class _Trained:
         parts: dict[str, dict[str, Tensor]] = {name: dict(parameters) for name, parameters in self.models.items()}
         parts["target"] = dict(self.target)
         parts |= {f"{name}_optimizer": optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
-        save_checkpoint(folder, step, parts, {"seed": self.config.seed})
+        state = {"seed": self.config.seed, "loss_scale": dataclasses.asdict(self.scale) if self.scale else None}
+        save_checkpoint(folder, step, parts, state)
         prune_checkpoints(folder, self.config.keep_checkpoints)
 
     def load(self, folder: Path) -> None:
         newest = latest_checkpoint(folder)
         assert newest is not None, "open_run found a checkpoint"
-        parts, _ = load_checkpoint(newest)
+        parts, state = load_checkpoint(newest)
         if missing := {*self.models, "target", *(f"{name}_optimizer" for name in self.optimizers)} - parts.keys():
             lacks = ", ".join(sorted(missing))
             raise UserError(f"checkpoint {newest} lacks {lacks}; delete it to resume from the one before")
@@ -148,6 +187,8 @@ class _Trained:
             load_parameters(parameters, parts[name], name)
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"])
+        if self.scale:
+            self.scale = LossScale(**state["loss_scale"])
 
 
 @torch.no_grad()
@@ -162,5 +203,12 @@ def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tens
         parameter.copy_(tensors[key])
 
 
-def _finite(norms: dict[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(norm)) for norm in norms.values())
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed."""
+    if name == "adamw":
+        return torch.optim.AdamW
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise UserError("got optimizer adamw8bit without bitsandbytes; pip install bitsandbytes") from None
+    return bitsandbytes.optim.AdamW8bit

@@ -72,9 +72,19 @@ class Gradients:
 
 
 def distillation_step(
-    backbone: Backbone, solver: Solver, grid: JumpGrid, batch: Batch, uncond: Cond, draws: Draws, config: DistillConfig
+    backbone: Backbone,
+    solver: Solver,
+    grid: JumpGrid,
+    batch: Batch,
+    uncond: Cond,
+    draws: Draws,
+    config: DistillConfig,
+    loss_scale: float = 1.0,
 ) -> Gradients:
-    """The gradients of one step; changes nothing. `uncond` is the empty prompt's condition, with batch 1."""
+    """The gradients of one step, times `loss_scale`; changes nothing.
+
+    `uncond` is the condition guidance pushes away from, with batch 1.
+    """
     schedule, t_n = backbone.schedule, draws.t_n
     cond = batch.cond | {"guidance": draws.omega}
     student, target = (ConsistencyFunction(f, schedule) for f in (backbone.student, backbone.target))
@@ -82,7 +92,7 @@ def distillation_step(
     x_n = schedule.add_noise(x0, draws.noise, t_n)
 
     with torch.no_grad():
-        teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega)
+        teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega, config.low_memory)
         times = grid.substep_times(t_n)
         x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
     f_m = consistency_target(target, x_m, times[-1], cond)
@@ -90,8 +100,8 @@ def distillation_step(
     consistency = consistency_loss(f_n, f_m, config.loss)
     terms = {"consistency": consistency.loss.detach()}
     student_parameters = tuple(backbone.student_parameters().values())
-    if config.adversarial_weight == 0:
-        return Gradients(torch.autograd.grad(consistency.loss, student_parameters), (), terms)
+    if not config.has_critic:
+        return Gradients(torch.autograd.grad(loss_scale * consistency.loss, student_parameters), (), terms)
 
     fake_logits, real_logits = _critic_logits(backbone, x0, f_n, cond, draws, config)
     critic, adversarial = hinge_discriminator(real_logits, fake_logits), hinge_generator(fake_logits)
@@ -104,8 +114,8 @@ def distillation_step(
     }
     return Gradients(
         # one decoder pass serves both: each backward walks only towards its own parameters
-        torch.autograd.grad(loss, student_parameters, retain_graph=True),
-        torch.autograd.grad(critic.loss, tuple(backbone.critic_parameters().values())),
+        torch.autograd.grad(loss_scale * loss, student_parameters, retain_graph=True),
+        torch.autograd.grad(loss_scale * critic.loss, tuple(backbone.critic_parameters().values())),
         terms,
     )
 
@@ -123,6 +133,4 @@ def _critic_logits(
         fake = schedule.add_noise(fake, draws.critic_noise[0], t_fake)
         real = schedule.add_noise(real, draws.critic_noise[1], t_real)
     fake_logits = backbone.critic_logits(backbone.critic_features(fake, t_fake, cond))
-    with torch.no_grad():
-        real_features = backbone.critic_features(real, t_real, cond)
-    return fake_logits, backbone.critic_logits(real_features)
+    return fake_logits, backbone.critic_logits(backbone.critic_features(real, t_real, cond))

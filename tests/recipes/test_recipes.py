@@ -1,0 +1,157 @@
+"""Every recipe's models at their real size, on the meta device; and each recipe run on a tiny pipeline."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from tests.backbones.published import write_configs
+from torch import nn
+
+from scott.backbones.skeleton import skeleton
+from scott.generators import StudentSampler
+from scott.mini.embedded import TEACHER
+from scott.recipes import RECIPES
+from scott.recipes.run import add_models, run
+
+PUBLISHED = {"sd15": "sd15", "realistic-vision": "sd15", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
+"""Recipe → the config files in tests/backbones/configs; Realistic Vision is a fine-tune of SD1.5."""
+
+COUNTED = {
+    # (recipe, configs): (network, student's LoRA, its layers, critic with its head, its layers), all at rank 64
+    # networks: see tests/backbones/test_skeleton.py; the rest counted here, and by hand in `low_rank_size`
+    ("sd15", "sd15"): (859_520_964, 64_159_744, 256, 30_581_057, 111),
+    ("realistic-vision", "sd15"): (859_520_964, 64_159_744, 256, 30_581_057, 111),
+    ("sd15", "sd21"): (865_910_724, 64_684_032, 256, 30_875_969, 111),
+    ("sdxl", "sdxl"): (2_567_463_684, 194_478_080, 771, 62_275_905, 317),
+    ("pixart", "pixart"): (610_856_096, 53_673_984, 280, 26_838_145, 140),
+    ("pixart", "pixart-1024"): (611_349_152, 53_673_984, 280, 26_838_145, 140),
+    ("sd3", "sd3"): (2_028_328_000, 83_755_008, 285, 41_289_217, 141),
+}
+
+EMBEDDINGS = r"time_emb_proj|time_embedding|add_embedding|adaln_single|caption_projection|time_text_embed|pos_embed"
+NOT_ADAPTED = re.compile(rf"conv_in|conv_out|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d|^norm_out")
+"""All that a student's LoRA leaves out: input and output layers, and what embeds times, sizes and text."""
+FEED_FORWARD = re.compile(r"\.ff(_context)?\.|\.proj_(in|out)$")
+
+
+def equipped(recipe, folder, **settings):
+    config = RECIPES[recipe](teacher=str(folder), data="none", **settings)
+    backbone = skeleton(folder, config.dtype)
+    add_models(backbone, dataclasses.replace(config, compile=False))
+    return config, backbone
+
+
+def size(parameters):
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def low_rank_size(layers, rank):
+    """r (fan in + out) a layer: A is (r, in) or (r, in, k, k), and B (out, r)."""
+    return sum(rank * (layer.weight[0].numel() + layer.weight.shape[0]) for layer in layers.values())
+
+
+def layers_of(network):
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def test_every_recipe_is_counted_here():
+    assert {recipe for recipe, _ in COUNTED} | {"mini"} == set(RECIPES)
+    assert set(PUBLISHED) | {"mini"} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("recipe", "configs"), COUNTED, ids=map("-".join, COUNTED))
+def test_what_a_recipe_trains_at_its_real_size(recipe, configs, tmp_path):
+    folder = write_configs(configs, tmp_path)
+    plain = skeleton(folder)
+    config, backbone = equipped(recipe, folder)
+    assert (config.train, config.lora_rank, config.critic, config.critic_rank) == ("lora", 64, "lora", 64)
+    student, critic = backbone.student_parameters(), backbone.critic_parameters()
+    network = plain.network.num_parameters()
+    counts = (network, size(student), len(student) // 2, size(critic), (len(critic) - 2) // 2)
+    assert counts == COUNTED[recipe, configs]
+    if configs == "sd15":
+        assert 0.034 <= size(critic) / network <= 0.038, "the paper's 3.6 %"
+
+    wanted = {name: layer for name, layer in layers_of(plain.network).items() if not NOT_ADAPTED.search(name)}
+    assert adapted(student) == wanted.keys()
+    assert size(student) == low_rank_size(wanted, 64)
+    decoder = {name: layer for name, layer in wanted.items() if name.startswith(plain.decoder_prefixes)}
+    if plain.part == "unet":  # the paper's critic: attention and convolutions
+        decoder = {name: layer for name, layer in decoder.items() if not FEED_FORWARD.search(name)}
+    assert adapted(critic) == decoder.keys()
+    assert size(critic) == low_rank_size(decoder, 64) + plain.feature_channels + 1
+    assert {p.device.type for p in [*student.values(), *critic.values()]} == {"meta"}
+    assert {p.dtype for p in [*student.values(), *critic.values()]} == {torch.float32}
+    assert backbone.network.dtype == config.dtype
+
+
+def adapted(parameters):
+    return {name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_full_student_is_the_whole_network_and_a_unets_takes_omega(recipe, tmp_path):
+    folder = write_configs(PUBLISHED[recipe], tmp_path)
+    _, backbone = equipped(recipe, folder, train="full")
+    # ω is embedded in 256 numbers, which join those of the time in the width of the first block
+    extra = 256 * backbone.network.config.block_out_channels[0] if backbone.takes_guidance else 0
+    assert backbone.takes_guidance == (backbone.part == "unet")
+    assert size(backbone.student_parameters()) == COUNTED[recipe, PUBLISHED[recipe]][0] + extra
+    assert size(backbone.target_parameters()) == size(backbone.student_parameters())
+
+
+def test_the_embedded_teachers_recipe():
+    plain = skeleton(TEACHER)
+    config, backbone = equipped("mini", TEACHER)
+    assert (config.train, config.critic, config.critic_rank) == ("full", "lora", 16)
+    width = plain.network.config.block_out_channels[0]
+    assert size(backbone.student_parameters()) == plain.network.num_parameters() + 256 * width
+    layers = layers_of(plain.network)
+    decoder = {name: layers[name] for name in adapted(backbone.critic_parameters())}
+    assert size(backbone.critic_parameters()) == low_rank_size(decoder, 16) + width + 1
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, caption in enumerate(["a cat", "dog", "red", ""]):
+        Image.effect_noise((64, 64), 60.0 + index).convert("RGB").save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
+    return folder
+
+
+TINY = {"mini": None, "sd15": "sd1", "realistic-vision": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
+
+
+@pytest.mark.parametrize(("recipe", "family"), [*TINY.items(), ("sd15", "sd2")])
+def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, pictures, tmp_path):
+    """Three steps and a picture in two, with the recipe's own settings but for sizes and rates.
+
+    Warming up to 8e-6 would move a student by less than bf16 shows.
+    """
+    small = {"batch_size": 2, "max_steps": 3, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
+    fast = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2, "warmup_steps": 0}
+    teacher = str(teacher_folders[family]) if family else "mini"
+    config = RECIPES[recipe](teacher=teacher, data=str(pictures), out=tmp_path / "run", **small, **fast)
+    backbone = run(config, lambda *_: None)
+
+    assert backbone.network.dtype == config.dtype
+    log = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == [1, 2, 3]
+    for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters()):
+        assert all(bool(parameter.isfinite().all()) for parameter in parameters.values())
+    omega = (config.guidance_min + config.guidance_max) / 2
+    grid = config.make_grid(backbone.schedule)
+    drawn, untrained = (
+        StudentSampler(backbone, model, grid, 2, omega)(["a cat", "dog"], 0)
+        for model in (backbone.target, backbone.teacher)
+    )
+    assert drawn.shape == (2, 3, backbone.resolution, backbone.resolution)
+    assert bool(drawn.isfinite().all())
+    assert not torch.equal(drawn, untrained)
+    index = json.loads((config.out / "student" / "model_index.json").read_text())
+    assert index["_class_name"] == type(backbone.pipeline).__name__
+    assert list((config.out / "student" / backbone.part).glob("*.safetensors"))

@@ -1,0 +1,36 @@
+"""A small source of batches, and what a run left in its folder."""
+
+import torch
+
+from scott.data import Batch, CachedSource
+from scott.training.checkpoint import latest_checkpoint, load_checkpoint
+from scott.training.metrics import read_metrics
+
+STEPS = 6
+
+
+def source(backbone, mean=None):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(5, *backbone.latent_shape, generator=generator) if mean is None else mean
+    cond = backbone.encode_prompts(["a", "b", "c", "a cat", ""])
+    return CachedSource(Batch(mean, torch.full_like(mean, 0.1), cond), "random", seed=0)
+
+
+def final(out):
+    return load_checkpoint(latest_checkpoint(out / "checkpoints"))
+
+
+def metrics(out):
+    records = read_metrics(out / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "seconds_per_step"} for record in records]
+
+
+def assert_same_run(one, other):
+    (parts, state), (theirs, their_state) = final(one), final(other)
+    assert state == their_state
+    assert parts.keys() == theirs.keys()
+    for part in parts:
+        assert parts[part].keys() == theirs[part].keys()
+        for name, value in parts[part].items():
+            assert torch.equal(value, theirs[part][name]), f"{part} {name}"
+    assert metrics(one) == metrics(other)
