@@ -1,0 +1,67 @@
+"""`scott distill … --dry-run`: what a run would train, call and hold. Nothing is written, and no weights are read."""
+
+import dataclasses
+import json
+
+from rich.table import Table
+
+from scott.backbones.skeleton import skeleton
+from scott.mini import embedded
+from scott.recipes.run import add_models, check
+from scott.training.budget import Budget, budget_of
+from scott.training.config import DistillConfig
+
+
+def plan(config: DistillConfig) -> Budget:
+    """The budget of a run. Raises `UserError` where the run would, but for its data and its folder."""
+    teacher = embedded.TEACHER if config.teacher == "mini" else config.teacher
+    backbone = skeleton(teacher, config.dtype)
+    check(backbone, config)
+    add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
+    return budget_of(backbone, config)
+
+
+def as_json(budget: Budget) -> str:
+    return json.dumps(dataclasses.asdict(budget) | {"total": budget.total}, indent=2)
+
+
+def as_table(budget: Budget, config: DistillConfig) -> Table:
+    """Parameters, calls and memory, in one table of 80 columns."""
+    table = Table("", "", "", title=f"{config.teacher}, {budget.teacher}", show_header=False)
+    table.columns[1].justify = "right"
+    student = f"lora, rank {config.lora_rank}" if config.train == "lora" else "full"
+    critic = f"{config.critic}, rank {config.critic_rank}" if config.critic != "full" else "full"
+    table.add_row("[bold]parameters")
+    table.add_row("network", f"{budget.parameters:,}", budget.network)
+    table.add_row("student", f"{budget.student:,}", f"{budget.student / budget.parameters:.2%}, {student}")
+    if config.has_critic:
+        table.add_row("critic", f"{budget.critic:,}", f"{budget.critic / budget.parameters:.2%}, {critic}")
+    table.add_section()
+    table.add_row("[bold]network calls a step")
+    for calls in budget.calls:
+        backward = f", and {calls.backward} backward" if calls.backward else ""
+        table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
+    table.add_section()
+    table.add_row("[bold]memory")
+    for part, size in budget.training.items():
+        table.add_row(part, _bytes(size), _NOTES.get(part, "").format(config=config))
+    table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
+    for part, size in budget.preparing.items():
+        table.add_row(part, _bytes(size), "until the data are prepared")
+    return table
+
+
+_NOTES = {
+    "frozen network": "{config.precision}",
+    "VAE": "fp32",
+    "student": "fp32",
+    "EMA target": "fp32",
+    "critic": "fp32",
+    "optimizers": "{config.optimizer}",
+    "gradients": "fp32",
+    "activations": "at the peak of a step, batch {config.batch_size}",
+}
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

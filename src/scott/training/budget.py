@@ -1,0 +1,125 @@
+"""What a run will train, call and hold, told before any weight is read.
+
+Resident parts are counted from the tensors themselves. What a step holds besides (its graph, above all) is found by
+carrying the step out on the meta device, where tensors have a size and no content, at the run's own batch size.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from scott.backbones import LatentBackbone
+from scott.training.config import DistillConfig
+from scott.training.meta_step import step_peak
+
+SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
+BLOCK = 256  # elements that share one of its scales
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How often a step runs one model, forward and backward, on how many samples a call."""
+
+    model: str
+    forward: int
+    backward: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Parameters as counts, memory as bytes by part.
+
+    `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
+    allocator come on top. `preparing` is what stands beside the network only while the data are encoded.
+    """
+
+    teacher: str
+    network: str
+    parameters: int
+    student: int
+    critic: int
+    calls: tuple[Calls, ...]
+    training: dict[str, int]
+    preparing: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.training.values())
+
+
+def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
+    """The budget of a run of `config` on a skeleton that has its student and critic already."""
+    base = _base(backbone)
+    student, target, critic = (
+        tuple(parameters.values())
+        for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
+    )
+    trained = (*student, *critic)
+    gradients = storage_bytes(trained)
+    copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
+    encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
+    return Budget(
+        teacher=type(backbone.pipeline).__name__,
+        network=type(backbone.network).__name__,
+        parameters=sum(tensor.numel() for tensor in base if isinstance(tensor, nn.Parameter)),
+        student=_count(student),
+        critic=_count(critic),
+        calls=calls_of(config),
+        training={
+            "frozen network": storage_bytes(base),
+            "VAE": storage_bytes(_tensors(backbone.vae)),
+            "student": storage_bytes([*student, *copies.get("student", ())]),
+            "EMA target": storage_bytes([*target, *copies.get("target", ())]),
+            "critic": storage_bytes([*critic, *copies.get("critic", ())]),
+            "optimizers": optimizer_bytes(trained, config.optimizer),
+            "gradients": gradients,
+            "activations": step_peak(backbone, config) - gradients,
+        },
+        preparing={"text encoders": storage_bytes(t for part in encoders if part for t in _tensors(part))},
+    )
+
+
+def calls_of(config: DistillConfig) -> tuple[Calls, ...]:
+    """Network calls of one step, by model; backward passes are counted where they arrive, each time they do."""
+    batch = config.batch_size
+    guided = config.guidance_max > 1
+    halves = 2 if guided and config.low_memory else 1
+    calls = [
+        Calls("teacher", halves * config.substeps, 0, batch * (2 if guided else 1) // halves),
+        Calls("target", 1, 0, batch),
+        Calls("student", 1, 1, batch),
+    ]
+    if config.has_critic:
+        # the fake's features carry the student's gradient; its logits are walked once for each of the two updates
+        calls += [Calls("critic encoder", 2, 1, batch), Calls("critic decoder", 2, 3, batch)]
+    return tuple(calls)
+
+
+def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
+    """AdamW keeps two fp32 moments of each parameter; adamw8bit two bytes, and two scales a block of 256."""
+    if optimizer == "adamw":
+        return sum(8 * p.numel() for p in parameters)
+    sizes = [p.numel() for p in parameters]
+    return sum(8 * n if n < SMALL else 2 * n + 8 * -(-n // BLOCK) for n in sizes)
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages below some tensors."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def _base(backbone: LatentBackbone) -> list[Tensor]:
+    """The frozen network's own tensors, without the adapters that stand on it."""
+    tensors = [*backbone.network.named_parameters(), *backbone.network.named_buffers()]
+    return [tensor for name, tensor in tensors if ".lora_A." not in name and ".lora_B." not in name]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
