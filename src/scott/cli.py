@@ -1,4 +1,4 @@
-"""The command line: demo | distill | sample | evaluate | mini. Bad input is one message and exit code 2."""
+"""The command line: demo | distill | sample | export | evaluate | mini. Bad input is one message and exit code 2."""
 
 import os
 import sys
@@ -44,33 +44,89 @@ class Distill:
     """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
 
     config: DistillConfig
+    dry_run: bool = False
+    """Say what would be trained, called and held, and stop: no weights are read and nothing is written."""
+    json: bool = False
+    """With --dry-run: say it as JSON."""
 
     def run(self) -> None:
+        if self.json and not self.dry_run:
+            raise UserError("got --json, which only --dry-run has; add it, or leave --json out")
+        if self.dry_run:
+            self._plan()
+            return
         from scott.recipes.run import run
 
         with Bars(console) as bars:
             run(self.config, bars.report)
         console.print(f"student {self.config.out / 'student'}")
 
+    def _plan(self) -> None:
+        from scott.recipes.plan import as_json, as_table, plan
+
+        with console.status("a step without weights"):
+            budget = plan(self.config)
+        if self.json:
+            console.print_json(as_json(budget))
+        else:
+            console.print(as_table(budget, self.config))
+
 
 @dataclass
 class Sample:
-    """Draw with a student: a run folder, or a student's pipeline folder."""
+    """Draw with a student: a run folder, one of its exports, or a teacher and a LoRA file."""
 
-    student: Positional[str]
-    prompts: tuple[str, ...]
+    student: Positional[str | None] = None
+    """A run folder, a student's pipeline folder or hub id, or (with --engine onnx) an ONNX export."""
+    prompts: tuple[str, ...] = tyro.MISSING
     """Prompts, or one .txt file with a prompt a line."""
+    teacher: str | None = None
+    """With --lora: the teacher it was made for, a pipeline folder, a hub id or `mini`."""
+    lora: str | None = None
+    """A LoRA file (or its folder) that `scott export` wrote."""
+    engine: Literal["torch", "onnx"] = "torch"
     steps: int = 2
+    """1 to 8."""
     seed: int = 0
+    """Of the first picture; each further one takes the next."""
     guidance: float | None = None
     """ω, in the form uncond + ω (cond − uncond); by default the middle of what the student was trained for."""
+    grid: bool = False
+    """Write a contact sheet of all pictures too."""
     out: Path = Path("samples")
 
     def run(self) -> None:
         from scott.recipes.draw import draw
 
-        files = draw(self.student, self.prompts, steps=self.steps, seed=self.seed, guidance=self.guidance, out=self.out)
+        files = draw(
+            self.prompts,
+            student=self.student,
+            teacher=self.teacher,
+            lora=self.lora,
+            engine=self.engine,
+            steps=self.steps,
+            seed=self.seed,
+            guidance=self.guidance,
+            grid=self.grid,
+            out=self.out,
+        )
         console.print("\n".join(str(file) for file in files))
+
+
+@dataclass
+class Export:
+    """Write a run's student as others read it, from its newest checkpoint, and compare it with what is read back."""
+
+    run_folder: Positional[Path]
+    to: Literal["diffusers", "lora", "kohya", "onnx"]
+    """diffusers: a stock pipeline folder. lora: a file for `load_lora_weights`. kohya: one for A1111 and ComfyUI.
+    onnx: text encoders, backbone and VAE decoder for onnxruntime."""
+
+    def run(self) -> None:
+        from scott.recipes.export import export
+
+        folder = export(self.run_folder, self.to)
+        console.print(f"export {folder}   card {folder / 'card.md'}")
 
 
 @dataclass
@@ -152,28 +208,33 @@ class Mini:
     """The embedded teacher itself: `build` trains it from the glyphs, `eval` measures it."""
 
 
-def _recipes(method: str) -> Any:
-    """`distill RECIPE`: one sub-command a recipe, its defaults those of the method."""
+def _recipes(method: str, train: str | None) -> Any:
+    """`distill RECIPE`: one sub-command a recipe, its defaults those of the method and of what is trained."""
     choices = []
     for name, recipe in RECIPES.items():
-        default = recipe(method, **_NO_DEFAULT.get(name, {}))
-        choices.append(Annotated[DistillConfig, subcommand(name, default=default, description=recipe.__doc__)])
+        asked = {"train": train} if train else {}
+        default = recipe(method, **asked, **({} if name == "mini" else {"data": tyro.MISSING}))
+        choices.append(Annotated[Distill, subcommand(name, default=Distill(default), description=recipe.__doc__)])
     return Union[tuple(choices)]  # noqa: UP007 (built at run time)
 
 
-_NO_DEFAULT: dict[str, dict[str, Any]] = {"sd15": {"data": tyro.MISSING}}
-_COMMANDS: dict[str, Any] = {"demo": Demo, "distill": Distill, "sample": Sample, "evaluate": Evaluate, "mini": Mini}
+_COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "distill": Distill,
+    "sample": Sample,
+    "export": Export,
+    "evaluate": Evaluate,
+    "mini": Mini,
+}
 
 
 def _parse(arguments: list[str]) -> Any:
     flat = (OmitArgPrefixes, OmitSubcommandPrefixes)
     match arguments[:1]:
         case ["distill"]:
-            recipes = _recipes("lcm" if _value_of("--method", arguments) == "lcm" else "scott")
-            parsed = tyro.cli(
-                recipes, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__
-            )
-            return Distill(parsed)
+            method, train = _value_of("--method", arguments), _value_of("--train", arguments)
+            recipes = _recipes("lcm" if method == "lcm" else "scott", train if train in ("lora", "full") else None)
+            return tyro.cli(recipes, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__)
         case ["mini"]:
             return tyro.cli(_choice(build=MiniBuild, eval=MiniEval), prog="scott mini", args=arguments[1:])
         case _:

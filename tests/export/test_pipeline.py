@@ -1,37 +1,91 @@
-"""An export is done when what was read back draws the same, and not before."""
+"""A stock pipeline is done when what was read back draws the same, and not before."""
 
-import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from scott.errors import UserError
-from scott.export.pipeline import export_student
-from scott.recipes import mini
+from scott.export.pipeline import call_options, write_student
+from scott.export.trained import Trained, difference, replacing
+from scott.generators import StudentSampler
+
+WITHOUT_SCOTT = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+latents = pipe("a dog", num_inference_steps=2, guidance_scale=float(sys.argv[2]), generator=torch.manual_seed(3),
+               output_type="latent").images
+assert not [name for name in sys.modules if name.split(".")[0] == "scott"]
+torch.save(latents, sys.argv[3])
+"""
 
 
-@pytest.mark.parametrize("train", ["full", "lora"])
-def test_a_student_is_written_with_its_guidance(make_backbone, tmp_path, train):
-    backbone = make_backbone(train)
-    config = mini(out=tmp_path, train=train, guidance_min=2.0, guidance_max=2.0)
-    folder = export_student(backbone, config.make_grid(backbone.schedule), config)
-    assert json.loads((folder / "scott.json").read_text()) == {"train": train, "guidance_min": 2.0, "guidance_max": 2.0}
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+def drawn(trained: Trained):
+    backbone = trained.backbone
+    return StudentSampler(backbone, backbone.target, trained.grid, 2, trained.info.guidance).latents(["a dog"], 3)
 
 
-def test_a_student_that_reads_back_differently_is_refused_and_the_old_one_stays(make_backbone, tmp_path, monkeypatch):
-    backbone = make_backbone("full")
-    config = mini(out=tmp_path, guidance_min=2.0, guidance_max=2.0)
-    grid = config.make_grid(backbone.schedule)
-    old = (export_student(backbone, grid, config) / "model_index.json").stat().st_mtime_ns
-    save = backbone.save_student
+@pytest.mark.parametrize(
+    ("family", "train"), [("sd1", "full"), ("sd2", "lora"), ("sdxl", "full"), ("pixart", "full"), ("sd3", "lora")]
+)
+def test_the_stock_call_draws_the_student(make_trained, tmp_path, family, train):
+    trained = make_trained(family, train)
+    write_student(trained, tmp_path / "student")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipe.set_progress_bar_config(disable=True)
+    latents = pipe(
+        "a dog",
+        num_inference_steps=2,
+        guidance_scale=trained.info.guidance_scale,
+        generator=torch.manual_seed(3),
+        output_type="latent",
+        **call_options(type(pipe).__name__),
+    ).images
+    assert trained.info.guidance_scale == (4.0 if (family, train) in {("sd1", "full"), ("sdxl", "full")} else 1.0)
+    assert difference(drawn(trained), latents) < 1e-4
 
-    def save_then_move(folder, grid):
-        save(folder, grid)
+
+def test_the_stock_call_needs_no_scott(make_trained, tmp_path):
+    trained = make_trained("sdxl", "full")
+    write_student(trained, tmp_path / "student")
+    out = tmp_path / "latents.pt"
+    command = [sys.executable, "-c", WITHOUT_SCOTT, tmp_path / "student", "4.0", out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert difference(drawn(trained), torch.load(out)) < 1e-4
+
+
+def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path, monkeypatch):
+    trained = make_trained(train="full")
+    save = trained.backbone.save_student
+
+    def move_then_save(folder, grid):
         with torch.no_grad():
-            next(iter(backbone.target_parameters().values())).add_(0.1)
+            next(iter(trained.backbone.target_parameters().values())).add_(0.1)
+        save(folder, grid)
 
-    monkeypatch.setattr(backbone, "save_student", save_then_move)
+    monkeypatch.setattr(trained.backbone, "save_student", move_then_save)
     with pytest.raises(UserError, match="of a spread off"):
-        export_student(backbone, grid, config)
-    assert (tmp_path / "student" / "model_index.json").stat().st_mtime_ns == old
+        write_student(trained, tmp_path)
+
+
+def refuse(partial):
+    (partial / "file").write_text("bad")
+    raise UserError("differs")
+
+
+def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
+    folder = tmp_path / "student"
+    for text in ("old", "new"):
+        with replacing(folder) as partial:
+            (partial / "file").write_text(text)
+            assert not folder.exists() or (folder / "file").read_text() == "old"
+        assert (folder / "file").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    with pytest.raises(UserError), replacing(folder) as partial:
+        refuse(partial)
+    assert (folder / "file").read_text() == "new"

@@ -1,45 +1,57 @@
 """The student as a stock diffusers pipeline folder, reloaded and compared before it is called done."""
 
-import json
-import shutil
 from pathlib import Path
+from typing import Any
 
-from scott.backbones import Backbone, load_backbone
-from scott.diffusion import JumpGrid
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from scott.backbones import load_backbone
 from scott.errors import UserError
-from scott.generators import StudentSampler
-from scott.training.config import DistillConfig
+from scott.export.trained import PROMPT, SEED, Trained, difference, draw_latents, student_grid
 
 TOLERANCE = 1e-4
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
 deviation; both drawn on the CPU in fp32, where the two differ only by rounding."""
-STUDENT_INFO = "scott.json"
 
 
-def export_student(backbone: Backbone, grid: JumpGrid, config: DistillConfig) -> Path:
-    """Write the EMA student to `config.out/student`, replacing an older one only when the new one draws the same.
+def write_student(trained: Trained, folder: Path) -> None:
+    """Write the EMA student to `folder` as a pipeline of the teacher's class, with its few-step scheduler.
 
-    Beside the pipeline stands `scott.json`: the range of ω the student was trained for.
-
-    Raises `UserError` when the reloaded student's 2-step latent is off by more than `TOLERANCE` of its spread; what was
-    written stays for inspection.
+    Raises `UserError` when the 2-step latent of what is read back, drawn by the stock pipeline or by scott, is off by
+    more than `TOLERANCE` of its spread.
     """
-    folder = config.out / "student"
-    partial = folder.with_name(".partial-student")
-    shutil.rmtree(partial, ignore_errors=True)
-    backbone.save_student(partial, grid)
-    info = {"train": config.train, "guidance_min": config.guidance_min, "guidance_max": config.guidance_max}
-    (partial / STUDENT_INFO).write_text(json.dumps(info))
-    here, there = backbone.to("cpu"), load_backbone(partial)
-    drawn = [
-        StudentSampler(here, here.target, grid, 2, config.guidance_min).latents([""], 0),
-        StudentSampler(there, there.teacher, grid, 2, config.guidance_min).latents([""], 0),
-    ]
-    difference = ((drawn[0] - drawn[1]).abs().max() / drawn[0].std()).item()
-    if not difference <= TOLERANCE:
+    expected = trained.latents()
+    trained.backbone.save_student(folder, trained.grid)
+    there, info = load_backbone(folder), trained.info
+    check("the stock pipeline", folder, expected, stock_latents(there.pipeline, info.guidance_scale))
+    grid = student_grid(there.schedule, info.original_inference_steps)
+    check("scott", folder, expected, draw_latents(there, grid, info.guidance))
+
+
+def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float) -> Tensor:
+    """The 2-step latent of `PROMPT` as anyone draws it, without scott."""
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.random.fork_rng(devices=[]):
+        return pipeline(
+            PROMPT,
+            num_inference_steps=2,
+            guidance_scale=guidance_scale,
+            generator=torch.manual_seed(SEED),  # torch's own: SD3's pipeline hands no other to its scheduler
+            output_type="latent",
+            **call_options(type(pipeline).__name__),
+        ).images
+
+
+def call_options(pipeline: str) -> dict[str, Any]:
+    """What the call of a stock pipeline class has to say so as to draw the prompt and the size it is given."""
+    return {"use_resolution_binning": False, "clean_caption": False} if pipeline.startswith("PixArt") else {}
+
+
+def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Raise `UserError` unless the latents differ by at most `tolerance` of their spread."""
+    if not (off := difference(expected, got)) <= tolerance:
         raise UserError(
-            f"the student read back from {partial} draws {difference:.2g} of a spread off; expected {TOLERANCE}"
+            f"the student read back from {folder} by {what} draws {off:.2g} of a spread off; expected {tolerance}"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder

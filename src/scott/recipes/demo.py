@@ -9,6 +9,7 @@ from PIL import Image
 from scott.backbones import Backbone
 from scott.diffusion import JumpGrid
 from scott.evaluation import Results, Row, image_grid, timed, write_report
+from scott.export.card import write_cards
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
@@ -42,6 +43,7 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
         rows, {"samples": samples, "guidance": GUIDANCE, "seed": seed, "teacher": "mini", "updates": max_steps}
     )
     results.save(out / "results.json")
+    write_cards(out, config)
     _write_report(out, config, results, grids)
     return results
 
@@ -82,7 +84,7 @@ def _teacher_row(reference: Reference, backbone: Backbone, steps: int, tick: Tic
 def _write_report(out: Path, config: DistillConfig, results: Results, grids: list[tuple[str, Image.Image]]) -> None:
     by_name = {row.name: row for row in results.rows}
     notes = [
-        "A 4.75 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
+        "A 5 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"The teacher walked each jump of {config.jump} training steps in {config.substeps} sub-steps of "
         f"{config.solver}; a rank-{config.critic_rank} LoRA critic on its decoder weighed {config.adversarial_weight}.",

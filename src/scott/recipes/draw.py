@@ -5,18 +5,31 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from scott.backbones import Backbone, load_backbone
-from scott.diffusion import JumpGrid
+from scott.backbones import LatentBackbone, load_backbone
+from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
-from scott.evaluation import Results, to_pil
-from scott.export.pipeline import STUDENT_INFO
+from scott.evaluation import Results, image_grid, to_pil
+from scott.export.card import FOLDERS, write_cards
+from scott.export.lora import apply_lora
+from scott.export.onnx import FILE as ONNX_FILE
+from scott.export.onnx import load_onnx
+from scott.export.trained import StudentInfo, student_grid
 from scott.generators import StudentSampler
 from scott.mini.scenes import RESOLUTION
 from scott.recipes.measure import SEED, EvaluationSplit, Reference
-from scott.recipes.run import Report, best_device
+from scott.recipes.run import Report, best_device, teacher_of
+from scott.training.config import DistillConfig
+
+MAX_STEPS = 8
+"""Most steps `scott sample` draws in; a student is made for few."""
+COLUMNS = 6
+"""Pictures beside one another in a contact sheet."""
+Engine = Literal["torch", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -24,73 +37,114 @@ class Student:
     """A saved student, ready to draw."""
 
     name: str
-    backbone: Backbone
+    backbone: LatentBackbone
+    network: Denoiser
     grid: JumpGrid
-    guidance_range: tuple[float, float] | None
-    """The ω it was trained for; None where a pipeline made elsewhere does not say."""
+    info: StudentInfo | None
+    """What it was made for; None where a pipeline made elsewhere does not say."""
 
     def guidance(self, asked: float | None) -> float:
         """ω to draw with: what was asked, or the middle of the range. Raises `UserError` outside the range."""
-        if self.guidance_range is None:
+        if self.info is None:
             if asked is None:
                 raise UserError(f"{self.name} does not say which guidance it was trained for; give --guidance")
             return asked
-        low, high = self.guidance_range
         if asked is None:
-            return (low + high) / 2
+            return self.info.guidance
+        low, high = self.info.guidance_min, self.info.guidance_max
         if not low <= asked <= high:
             raise UserError(f"got guidance {asked}; {self.name} was trained for {low} to {high}")
         return asked
 
     def sampler(self, steps: int, guidance: float) -> StudentSampler:
-        return StudentSampler(self.backbone, self.backbone.teacher, self.grid, steps, guidance)
+        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance)
 
 
-def load_student(name: str) -> Student:
-    """A run folder's student, or a pipeline folder's (or hub id's), with the grid it was trained on.
+def load_student(name: str, engine: Engine = "torch") -> Student:
+    """A run folder's student, or that of an export's folder (or hub id), with the grid it was trained on.
 
-    Raises `UserError` when there is none, or when the pipeline is no consistency student.
+    Raises `UserError` when there is none for this engine, or when the pipeline is no consistency student.
     """
     folder = Path(name)
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
-        folder = folder / "student"
-        if not folder.is_dir():
+    if _is_run(folder):
+        folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
+        if engine == "torch" and not folder.is_dir():
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
-    backbone = load_backbone(str(folder)).to(best_device())
+    if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
+        raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
+    is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))
+    if is_onnx and engine == "torch":
+        raise UserError(f"{name} is an ONNX export; add --engine onnx")
+    if engine == "onnx" and not is_onnx:
+        raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
+    backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder)).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
-    spacing = backbone.schedule.training_steps // backbone.original_inference_steps
-    grid = JumpGrid(backbone.schedule, jump=spacing, substeps=1)
-    info = folder / STUDENT_INFO
-    values = json.loads(info.read_text()) if info.is_file() else None
-    return Student(name, backbone, grid, (values["guidance_min"], values["guidance_max"]) if values else None)
+    grid = student_grid(backbone.schedule, backbone.original_inference_steps)
+    return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
+
+
+def load_lora_student(teacher: str, lora: str) -> Student:
+    """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
+    backbone = teacher_of(teacher)
+    info = apply_lora(backbone, Path(lora))
+    grid = student_grid(backbone.schedule, info.original_inference_steps)
+    return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
+
+
+def find_student(student: str | None, teacher: str | None, lora: str | None, engine: Engine) -> Student:
+    """The student that a command line names: by itself, or as a teacher and a LoRA."""
+    if student is not None and teacher is None and lora is None:
+        return load_student(student, engine)
+    if student is None and teacher is not None and lora is not None:
+        if engine != "torch":
+            raise UserError("got --engine onnx with a LoRA, which only torch applies; leave it out")
+        return load_lora_student(teacher, lora)
+    raise UserError("expected either a student (a run folder or an export), or both --teacher and --lora")
 
 
 def draw(
-    student: str, prompts: Sequence[str], *, steps: int, seed: int, guidance: float | None, out: Path
+    prompts: Sequence[str],
+    *,
+    student: str | None = None,
+    teacher: str | None = None,
+    lora: str | None = None,
+    engine: Engine = "torch",
+    steps: int = 2,
+    seed: int = 0,
+    guidance: float | None = None,
+    grid: bool = False,
+    out: Path,
 ) -> list[Path]:
-    """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata.
+    """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata; the files.
 
-    Image i uses the seed `seed + i`.
+    Image i uses the seed `seed + i`. With `grid`, the last file is a contact sheet of them all.
     """
     texts = _prompts(prompts)
-    loaded = load_student(student)
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"got {steps} steps; expected 1 to {MAX_STEPS}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out")
+    loaded = find_student(student, teacher, lora, engine)
     scale = loaded.guidance(guidance)
     loaded.grid.inference_times(steps)
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose another --out")
     sampler = loaded.sampler(steps, scale)
     out.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, pictures = [], []
     for index, prompt in enumerate(texts):
         (pixels,) = sampler([prompt], seed + index)
-        info = {"prompt": prompt, "seed": seed + index, "steps": steps, "guidance_scale": scale, "student": student}
-        metadata = PngInfo()
-        metadata.add_text("parameters", json.dumps(info, ensure_ascii=False))
+        made = {"prompt": prompt, "seed": seed + index}
         file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"
-        to_pil(pixels).save(file, pnginfo=metadata)
-        files.append(file)
+        pictures.append(to_pil(pixels))
+        files.append(
+            _save(pictures[-1], file, made | {"steps": steps, "guidance_scale": scale, "student": loaded.name})
+        )
+    if grid:
+        made = {"prompts": texts, "seed": seed}
+        file = out / f"grid-{steps}-steps-seed-{seed}.png"
+        sheet = _contact_sheet(pictures, texts)
+        files.append(_save(sheet, file, made | {"steps": steps, "guidance_scale": scale, "student": loaded.name}))
     return files
 
 
@@ -110,8 +164,7 @@ def evaluate_student(
     """
     loaded = load_student(student)
     scale = loaded.guidance(guidance)
-    if loaded.backbone.latent_shape[-1] * 8 != RESOLUTION:
-        size = loaded.backbone.latent_shape[-1] * 8
+    if (size := loaded.backbone.resolution) != RESOLUTION:
         raise UserError(
             f"{student} draws {size} px pictures; the embedded data it would be measured on has {RESOLUTION}"
         )
@@ -128,6 +181,8 @@ def evaluate_student(
     results = Results(rows, meta)
     file = out or (Path(student) / "evaluation.json" if Path(student).is_dir() else Path("evaluation.json"))
     results.save(file)
+    if _is_run(Path(student)):
+        write_cards(Path(student), DistillConfig.load(Path(student) / "config.json"))
     return results, file
 
 
@@ -136,11 +191,38 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
         file = Path(prompts[0])
         if not file.is_file():
             raise UserError(f"no prompts file {file}; expected a text file with a prompt a line")
-        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8 text; expected a text file with a prompt a line") from None
     texts = [prompt for prompt in prompts if prompt]
     if not texts:
         raise UserError("got no prompts; give one or more after --prompts, or a .txt file with a prompt a line")
     return texts
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> Path:
+    """Write a PNG that says in its metadata how it was made."""
+    metadata = PngInfo()
+    metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
+    picture.save(file, pnginfo=metadata)
+    return file
+
+
+def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
+    """All pictures under their prompts, `COLUMNS` in a row."""
+    starts = range(0, len(pictures), COLUMNS)
+    rows = [image_grid([pictures[i : i + COLUMNS]], [""], prompts[i : i + COLUMNS]) for i in starts]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
 
 
 def _slug(prompt: str) -> str:

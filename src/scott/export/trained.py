@@ -1,0 +1,156 @@
+"""What is exported: a trained student in memory, what it was made for, and the folder an export appears in."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scott.backbones import LatentBackbone
+from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
+from scott.errors import UserError
+from scott.generators import StudentSampler
+from scott.mini import embedded
+from scott.training.config import DistillConfig
+
+STUDENT_INFO = "scott.json"
+PROMPT = "a cat"
+"""What an export is compared on."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """What a student was made for, as every export carries it in `scott.json` and a LoRA file in its metadata."""
+
+    pipeline: str
+    """Class name of the stock pipeline."""
+    scheduler: str
+    train: str
+    updates: int
+    guidance_min: float
+    guidance_max: float
+    takes_guidance: bool
+    """Whether the network is told ω; one that is not has its ω built in."""
+    original_inference_steps: int
+    times: dict[str, list[float]]
+    """Number of steps → the network's times (σ for a flow), descending."""
+    lora_rank: int | None
+    lora_alpha: float | None
+
+    @property
+    def guidance(self) -> float:
+        """The middle of the ω it was trained for."""
+        return (self.guidance_min + self.guidance_max) / 2
+
+    @property
+    def guidance_scale(self) -> float:
+        """What a stock pipeline is called with: ω, or 1 (no guidance) where ω is built in."""
+        return self.guidance if self.takes_guidance else 1.0
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> "StudentInfo":
+        """Inverse of `to_json`; `UserError`, which names the source, when the text is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
+
+    @classmethod
+    def read(cls, folder: Path) -> "StudentInfo | None":
+        """Of an export's folder; None where there is no such file."""
+        file = folder / STUDENT_INFO
+        return cls.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's student: the target of an fp32 backbone on the CPU."""
+
+    backbone: LatentBackbone
+    config: DistillConfig
+    updates: int
+
+    @property
+    def teacher(self) -> str | Path:
+        return teacher_source(self.config)
+
+    @cached_property
+    def grid(self) -> JumpGrid:
+        return self.config.make_grid(self.backbone.schedule)
+
+    @cached_property
+    def info(self) -> StudentInfo:
+        config, count = self.config, self.grid.original_inference_steps
+        is_lora = config.train == "lora"
+        return StudentInfo(
+            pipeline=type(self.backbone.pipeline).__name__,
+            scheduler=type(self.backbone.few_step_scheduler(self.grid)).__name__,
+            train=config.train,
+            updates=self.updates,
+            guidance_min=config.guidance_min,
+            guidance_max=config.guidance_max,
+            takes_guidance=self.backbone.takes_guidance and not is_lora,
+            original_inference_steps=count,
+            times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
+            lora_rank=config.lora_rank if is_lora else None,
+            lora_alpha=config.alpha if is_lora else None,
+        )
+
+    def latents(self) -> Tensor:
+        """The student's own 2-step latent of `PROMPT`, which every export has to draw again."""
+        return draw_latents(self.backbone, self.grid, self.info.guidance)
+
+
+def teacher_source(config: DistillConfig) -> str | Path:
+    """What `load_backbone` makes a run's teacher of."""
+    return embedded.TEACHER if config.teacher == "mini" else config.teacher
+
+
+def draw_latents(backbone: LatentBackbone, grid: JumpGrid, guidance: float) -> Tensor:
+    """scott's 2-step latent of `PROMPT`, from the backbone's target or, where it has none, from its plain network."""
+    network = backbone.target if backbone.train_mode else backbone.teacher
+    return StudentSampler(backbone, network, grid, 2, guidance).latents([PROMPT], SEED)
+
+
+def student_grid(schedule: NoiseSchedule, original_inference_steps: int) -> JumpGrid:
+    """A grid with the inference times of the one a student was trained on."""
+    return JumpGrid(schedule, jump=schedule.training_steps // original_inference_steps, substeps=1)
+
+
+def difference(expected: Tensor, got: Tensor) -> float:
+    """The largest difference over the standard deviation of what was expected."""
+    return ((expected - got).abs().max() / expected.std()).item()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write an export to, which takes `folder`'s name when the block ends without an error.
+
+    Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection.
+    """
+    partial, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _network_times(grid: JumpGrid, steps: int) -> list[float]:
+    times = torch.tensor(grid.inference_times(steps), dtype=grid.schedule.time_dtype)
+    if isinstance(grid.schedule, FlowSchedule):
+        return [round(sigma, 4) for sigma in grid.schedule.sigma(times).tolist()]
+    return times.tolist()

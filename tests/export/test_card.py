@@ -1,0 +1,118 @@
+"""A card says what the student is, and its snippet draws with it as it stands."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from scott.errors import UserError
+from scott.evaluation import Results, Row
+from scott.export.card import FOLDERS, card, teacher_licence, write_cards
+from scott.export.lora import lora_form, save_lora
+from scott.export.trained import STUDENT_INFO, StudentInfo
+from scott.mini.embedded import TEACHER
+from scott.recipes import mini
+
+
+def block(text):
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("family", "train", "kind"),
+    [
+        ("sdxl", "full", "diffusers"),
+        ("pixart", "lora", "diffusers"),
+        ("pixart", "lora", "lora"),
+        ("sd1", "lora", "kohya"),
+        ("sd3", "lora", "lora"),
+    ],
+)
+def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, family, train, kind):
+    trained = make_trained(family, train)
+    folder = tmp_path / FOLDERS[kind]
+    if kind == "diffusers":
+        trained.backbone.save_student(folder, trained.grid)
+    else:
+        folder.mkdir()
+        save_lora(trained, folder, lora_form(trained, kohya=kind == "kohya"))
+    monkeypatch.chdir(tmp_path)
+    exec(block(card(trained.config, trained.info, kind, folder)), {})
+    assert Image.open("picture.png").size == (trained.backbone.resolution,) * 2
+
+
+def test_what_a_full_students_card_says(make_trained, tmp_path):
+    trained = make_trained("sd1", "full")
+    text = card(trained.config, trained.info, "diffusers", tmp_path)
+    for said in (
+        trained.config.teacher,
+        "see the teacher's page",
+        "`LCMScheduler` with `original_inference_steps=125`",
+        "1: 999; 2: 999, 503; 4: 999, 751, 503, 255; 8: 999, 879, 751, 631, 503, 375, 255, 127",
+        "ER-SDE with φ 5, order 2; jump 24 in 3 sub-steps; l2 loss; λ_adv 0.4, critic lora (paper)",
+        "4, given as `guidance_scale`",
+        "7 of batch 40",
+        "the whole network",
+        "    guidance_scale=4.0,\n",
+    ):
+        assert said in text
+    assert "Measured" not in text
+
+
+def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tmp_path):
+    trained = make_trained("sd3")
+    text = card(trained.config, trained.info, "lora", tmp_path)
+    for said in ("4, built in: draw with `guidance_scale=1.0`", "2: 1, 0.6;", "σ", "LoRA of rank 4, α 8"):
+        assert said in text
+    config = mini(train="lora")
+    assert "from_pretrained(TEACHER)" in card(config, trained.info, "lora", tmp_path)
+
+
+def test_cards_take_up_what_was_measured(make_trained, tmp_path):
+    trained = make_trained("sd1", "full")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / STUDENT_INFO).write_text(trained.info.to_json())
+    write_cards(tmp_path, trained.config)
+    assert "Measured" not in (tmp_path / "card.md").read_text()
+    row = Row("student-2", 2, 2, 0.1, 12.34, 0.8, 0.9, samples=100)
+    Results([row], {"samples": 100, "split": "held-out"}).save(tmp_path / "evaluation.json")
+    write_cards(tmp_path, trained.config)
+    for file in (tmp_path / "card.md", tmp_path / "student" / "card.md"):
+        assert "| student-2 | 2 | 2 | 0.1 | 12.3 |" in file.read_text()
+        assert "samples 100, split held-out" in file.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "evaluation.json", "student"]
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: creativeml-openrail-m\ntags:\n- art\n---\n# A model\n", "creativeml-openrail-m"),
+        ("---\ntags: x\nlicense: 'mit'\n---", "mit"),
+        ("---\ntags: x\n---\nlicense: not here\n", "see the teacher's page"),
+        ("# A model\n\n---\nlicense: nor here\n---\n", "see the teacher's page"),
+        (None, "see the teacher's page"),
+    ],
+)
+def test_the_licence_is_the_readmes(tmp_path, text, licence):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert teacher_licence(str(tmp_path)) == licence
+
+
+def test_the_licence_of_a_teacher_that_is_no_folder():
+    assert "LICENSES.md" in teacher_licence("mini")
+    assert (TEACHER.parent / "LICENSES.md").is_file()
+    assert teacher_licence("owner/model") == "see the teacher's page, <https://huggingface.co/owner/model>"
+
+
+def test_what_a_student_was_made_for_survives_its_file(make_trained, tmp_path):
+    info = make_trained("sdxl").info
+    assert StudentInfo.read(tmp_path) is None
+    (tmp_path / STUDENT_INFO).write_text(info.to_json())
+    assert StudentInfo.read(tmp_path) == info
+    assert torch.tensor(info.times["2"]).tolist() == [999, 503]
+    (tmp_path / STUDENT_INFO).write_text('{"train": "lora"}')
+    with pytest.raises(UserError, match="export it again"):
+        StudentInfo.read(tmp_path)

@@ -1,0 +1,152 @@
+"""A LoRA file is the student on the original teacher, for readers that are not ours, and never silently nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from scott.backbones.adapters import lora_targets
+from scott.backbones.unet import UNetBackbone
+from scott.errors import UserError
+from scott.export import lora
+from scott.export.lora import FORMS, apply_lora, lora_form, save_lora, write_lora
+from scott.export.pipeline import call_options
+from scott.export.trained import difference, draw_latents
+from scott.generators import StudentSampler
+
+FAMILIES = {"sd1": "diffusers", "sd2": "diffusers", "sdxl": "diffusers", "pixart": "peft", "sd3": "diffusers"}
+KOHYA = ("sd1", "sd2", "sdxl")
+CONFIGS = Path(__file__).parents[1] / "backbones" / "configs"
+"""The config files of published pipelines."""
+
+
+def drawn(trained):
+    backbone = trained.backbone
+    return StudentSampler(backbone, backbone.target, trained.grid, 2, 4.0).latents(["a dog"], 3)
+
+
+def stock(trained, load=lambda pipe: None):
+    """What the original teacher draws in 2 steps under the few-step scheduler, once `load` has been at it."""
+    pipe = DiffusionPipeline.from_pretrained(trained.config.teacher)
+    pipe.scheduler = trained.backbone.few_step_scheduler(trained.grid)
+    load(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    options = call_options(type(pipe).__name__)
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "generator": torch.manual_seed(3)}
+    return pipe("a dog", output_type="latent", **call, **options).images
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_makes_the_original_teacher_the_student(make_trained, tmp_path, family):
+    trained = make_trained(family)
+    form = lora_form(trained, kohya=False)
+    assert form == FAMILIES[family]
+    write_lora(trained, tmp_path, form)
+
+    def load(pipe):
+        if form == "peft":
+            pipe.transformer = PeftModel.from_pretrained(pipe.transformer, tmp_path)
+        else:
+            pipe.load_lora_weights(tmp_path, weight_name=FORMS[form].file)
+
+    expected = drawn(trained)
+    assert difference(expected, stock(trained, load)) < 1e-4
+    assert difference(expected, stock(trained)) > 0.01, "the LoRA has to matter"
+
+
+@pytest.mark.parametrize("family", KOHYA)
+def test_the_kohya_file_converts_back(make_trained, tmp_path, family):
+    trained = make_trained(family)
+    for form in ("diffusers", "kohya"):
+        (tmp_path / form).mkdir()
+        write_lora(trained, tmp_path / form, form)
+    file = tmp_path / "kohya" / FORMS["kohya"].file
+    tensors = load_file(file)
+    assert {key.split(".", 1)[1] for key in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert all(key.startswith("lora_unet_") for key in tensors)
+    assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {8.0}
+    pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    back, alphas = pipeline.lora_state_dict(dict(tensors))
+    back = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in back.items()})
+    original = load_file(tmp_path / "diffusers" / FORMS["diffusers"].file)
+    original = {key.removeprefix("unet."): value for key, value in original.items()}
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[key], original[key]) for key in original)
+    assert len(alphas) == len(original) / 2
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_kohya_names_of_the_published_networks_convert_back(name):
+    config = json.loads((CONFIGS / f"{name}.json").read_text())["unet/config.json"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    layers = lora_targets(unet, ("",), UNetBackbone.student_layers)
+    keys = {layer: FORMS["kohya"].keys("unet", layer) for layer in layers}
+    tensors = {key: torch.full((1, 1), index) for index, pair in enumerate(keys.values()) for key in pair}
+    assert len(tensors) == 2 * len(layers) > 300
+    back, _ = StableDiffusionXLPipeline.lora_state_dict(tensors)
+    back = convert_unet_state_dict_to_peft(back)
+    expected = {key: index for index, layer in enumerate(layers) for key in FORMS["diffusers"].keys("unet", layer)}
+    assert {key: value.item() for key, value in back.items()} == expected
+
+
+def test_a_file_that_loads_as_nothing_is_refused(make_trained, tmp_path, monkeypatch):
+    wrong = dataclasses.replace(FORMS["diffusers"], keys=lambda part, layer: (f"model.{layer}.lora_A.weight",) * 2)
+    monkeypatch.setitem(FORMS, "diffusers", wrong)
+    with pytest.raises(UserError, match="changes 0 layers"):
+        write_lora(make_trained(), tmp_path, "diffusers")
+
+
+def test_a_file_without_alpha_is_refused(make_trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora, "save_file", lambda tensors, file, metadata: save_file(tensors, file, {"format": "pt"}))
+    with pytest.raises(UserError, match="differs on layer"):
+        write_lora(make_trained(), tmp_path, "diffusers")
+
+
+def test_a_file_that_lacks_a_layer_is_refused(make_trained, tmp_path, monkeypatch):
+    def save_most(tensors, file, metadata):
+        save_file({key: tensors[key] for key in sorted(tensors)[2:]}, file, {"format": "pt"})
+
+    monkeypatch.setattr(lora, "save_file", save_most)
+    with pytest.raises(UserError, match=r"changes \d+ layers"):
+        write_lora(make_trained(), tmp_path, "diffusers")
+
+
+@pytest.mark.parametrize(("family", "form"), [("sdxl", "diffusers"), ("sdxl", "kohya"), ("pixart", "peft")])
+def test_scott_reads_its_own_file(make_trained, make_backbone, tmp_path, family, form):
+    trained = make_trained(family)
+    save_lora(trained, tmp_path, form)
+    with safe_open(tmp_path / FORMS[form].file, "pt") as file:
+        assert {"format", "scott"} <= file.metadata().keys()
+    for path in (tmp_path, tmp_path / FORMS[form].file):
+        backbone = make_backbone(family=family)
+        assert apply_lora(backbone, path) == trained.info
+        assert torch.equal(draw_latents(backbone, trained.grid, 4.0), trained.latents())
+
+
+def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbone, tmp_path):
+    save_lora(make_trained("sd1"), tmp_path, "diffusers")
+    with pytest.raises(UserError, match="another kind of teacher"):
+        apply_lora(make_backbone(family="sd3"), tmp_path)
+    with pytest.raises(UserError, match="no LoRA file"):
+        apply_lora(make_backbone(), tmp_path / "nowhere")
+    foreign, broken = tmp_path / "foreign.safetensors", tmp_path / "broken.safetensors"
+    save_file({"a": torch.zeros(1)}, foreign)
+    broken.write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match="was not written by"):
+        apply_lora(make_backbone(), foreign)
+    with pytest.raises(UserError, match="cannot be read"):
+        apply_lora(make_backbone(), broken)
+
+
+def test_a_transformer_has_no_kohya_form(make_trained):
+    for family in ("pixart", "sd3"):
+        with pytest.raises(UserError, match="use --to lora"):
+            lora_form(make_trained(family), kohya=True)

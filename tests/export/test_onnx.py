@@ -1,0 +1,107 @@
+"""ONNX exports answer as torch does, part by part, and draw the same picture without torch's networks."""
+
+import sys
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from scott.backbones import load_backbone
+from scott.errors import UserError
+from scott.export import card, onnx
+from scott.export.onnx import load_onnx, require_onnx, write_onnx
+from scott.export.pipeline import write_student
+from scott.export.trained import STUDENT_INFO, difference, student_grid
+from scott.generators import StudentSampler
+from scott.recipes import mini
+from scott.recipes.draw import load_student
+
+SMALL = {
+    "unet": {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
+    "transformer": {"num_layers": 2},
+    "vae": {
+        "block_out_channels": (8,),
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "mid_block_add_attention": False,
+    },
+}
+
+
+@pytest.fixture
+def student(make_trained, teacher_folders, tmp_path):
+    """`student(family, train)`: (stock folder, its backbone, grid, info), of as few layers as a family can do with."""
+
+    def make(family, train):
+        pipe = DiffusionPipeline.from_pretrained(teacher_folders[family])
+        torch.manual_seed(0)
+        for name, part in pipe.components.items():
+            if name in SMALL:
+                setattr(pipe, name, type(part).from_config({**part.config, **SMALL[name]}))
+            elif name.startswith("text_encoder"):
+                setattr(pipe, name, type(part)(type(part.config)(**part.config.to_dict() | {"num_hidden_layers": 1})))
+        pipe.save_pretrained(tmp_path / "teacher")
+        trained = make_trained(train=train, backbone=load_backbone(tmp_path / "teacher"))
+        write_student(trained, tmp_path / "student")
+        backbone = load_backbone(tmp_path / "student")
+        grid = student_grid(backbone.schedule, trained.info.original_inference_steps)
+        return tmp_path / "student", backbone, grid, trained.info
+
+    return make
+
+
+def test_onnxruntime_draws_the_student(student, tmp_path, monkeypatch):
+    """SDXL's full student has every input there is: two encoders, pooled text, sizes, ω."""
+    folder, backbone, grid, info = student("sdxl", "full")
+    write_onnx(folder, backbone, grid, info, tmp_path / "onnx")
+    assert not list((tmp_path / "onnx").rglob("*.safetensors"))
+    read = load_onnx(tmp_path / "onnx")
+    for prompts in (["a dog"], ["a dog", "", "cat"]):
+        samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0) for either in (backbone, read)]
+        expected, got = (sampler.latents(prompts, 3) for sampler in samplers)
+        assert difference(expected, got) < 1e-3
+        assert (backbone.decode(expected) - read.decode(expected)).abs().max() < 1e-3
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "onnx" / STUDENT_INFO).write_text(info.to_json())
+    monkeypatch.setattr(card, "EXAMPLE", "a dog")  # tiny tokenizers take no more
+    exec(card.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
+    assert Image.open("picture.png").size == (backbone.resolution,) * 2
+    with pytest.raises(UserError, match="add --engine onnx"):
+        load_student(str(tmp_path / "onnx"))
+    with pytest.raises(UserError, match="no ONNX export"):
+        load_student(str(folder), "onnx")
+
+
+def test_a_transformer_that_squeezes_nothing_and_reshapes_by_anothers_batch(make_backbone, tmp_path):
+    """PixArt's does both, and is called with a dictionary of what is not there."""
+    backbone = make_backbone(family="pixart")
+    network = type(backbone.network).from_config({**backbone.network.config, "num_layers": 1}).eval()
+    cond = backbone.encode_prompts(["a cat", ""])
+    call = {"hidden_states": torch.randn(2, *backbone.latent_shape), "encoder_hidden_states": cond["text"]}
+    call |= {"timestep": torch.tensor([999, 3]), "encoder_attention_mask": cond["mask"]}
+    graph = onnx._Graph(network, call | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}})
+    assert graph.names == list(call)
+    onnx._export(graph, graph.names, tmp_path / "model.onnx")
+    onnx._check_part(graph, tmp_path / "model.onnx", "transformer")
+
+
+def test_a_part_that_answers_otherwise_is_refused(student, tmp_path, monkeypatch):
+    export = onnx._export
+
+    def export_then_move(graph, names, file):
+        export(graph, names, file)
+        with torch.no_grad():
+            next(graph.parameters()).add_(torch.randn(next(graph.parameters()).shape))
+
+    monkeypatch.setattr(onnx, "_export", export_then_move)
+    with pytest.raises(UserError, match="text_encoder under onnxruntime is off"):
+        write_onnx(*student("sd1", "lora"), tmp_path / "onnx")
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    require_onnx()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"^ONNX needs onnxruntime; pip install .*\[onnx\]'$"):
+        require_onnx()

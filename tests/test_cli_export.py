@@ -1,0 +1,160 @@
+"""`scott export` and the whole of `scott sample`, as a user meets them, on a LoRA run of the embedded teacher."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scott.cli import main
+from scott.mini.scenes import Scenes
+from scott.recipes import mini
+
+PROMPT = "a small red apple"
+
+
+@pytest.fixture
+def scott(monkeypatch, capfd):
+    """Run a command line in this process: (exit code, what it printed on either stream)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    pictures = tmp_path_factory.mktemp("pictures")
+    for index, (image, caption) in enumerate(Scenes(2)[i] for i in range(2)):
+        image.save(pictures / f"{index}.png")
+        (pictures / f"{index}.txt").write_text(caption)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    small = ["--max-steps", "1", "--batch-size", "1", "--lora-rank", "4", "--lora-alpha", "8", "--critic", "none"]
+    small += ["--learning-rate", "0.01", "--warmup-steps", "0", "--ema-decay", "0"]  # one step that shows
+    command = ["scott", "distill", "mini", "--train", "lora", "--data", str(pictures), "--out", str(out), *small]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        main()
+    return out
+
+
+def pixels(file):
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def test_a_lora_run_ends_with_its_exports_and_cards(run_folder):
+    for name in ("student/model_index.json", "lora/pytorch_lora_weights.safetensors", "card.md"):
+        assert (run_folder / name).is_file()
+    for name in ("student", "lora"):
+        assert f"{run_folder / name}" in (run_folder / name / "card.md").read_text()
+
+
+def test_an_export_says_where_it_is_and_draws_what_the_run_draws(run_folder, tmp_path, scott):
+    code, said = scott("export", run_folder, "--to", "kohya")
+    assert code == 0
+    assert str(run_folder / "kohya" / "card.md") in said.replace("\n", "")
+    ways = {
+        "run": [run_folder],
+        "student": [run_folder / "student"],
+        "lora": ["--teacher", "mini", "--lora", run_folder / "lora" / "pytorch_lora_weights.safetensors"],
+        "kohya": ["--teacher", "mini", "--lora", run_folder / "kohya"],
+    }
+    for name, arguments in ways.items():
+        assert scott("sample", *arguments, "--prompts", PROMPT, "--seed", 5, "--out", tmp_path / name)[0] == 0
+        (file,) = (tmp_path / name).iterdir()
+        assert np.abs(pixels(file) - pixels(next((tmp_path / "run").iterdir()))).max() <= 1
+        assert json.loads(Image.open(file).info["parameters"])["seed"] == 5
+
+
+def test_a_contact_sheet_holds_every_picture(run_folder, tmp_path, scott):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"{n} apples\n" for n in "abcdefgh"))
+    out = tmp_path / "out"
+    assert scott("sample", run_folder, "--prompts", prompts, "--steps", 1, "--grid", "--out", out)[0] == 0
+    sheet = out / "grid-1-steps-seed-0.png"
+    assert len(list(out.iterdir())) == 9
+    made = json.loads(Image.open(sheet).info["parameters"])
+    assert (len(made["prompts"]), made["steps"], made["seed"]) == (8, 1, 0)
+    page = pixels(sheet)
+    for index, name in enumerate("abcdefgh"):
+        picture = pixels(out / f"{name}-apples-1-steps-seed-{index}.png")
+        assert any(
+            np.array_equal(page[y : y + 64, x : x + 64], picture)
+            for y, x in np.argwhere((page == picture[0, 0]).all(-1))
+            if y + 64 <= page.shape[0] and x + 64 <= page.shape[1]
+        ), name
+
+
+def test_guidance_and_names_of_a_student_come_from_what_it_was_trained_for(run_folder, tmp_path, scott):
+    scott("sample", run_folder, "--prompts", PROMPT, "--out", tmp_path)
+    (file,) = tmp_path.iterdir()
+    parameters = json.loads(Image.open(file).info["parameters"])
+    assert parameters["guidance_scale"] == mini(train="lora").guidance_min
+    assert parameters["student"] == str(run_folder)
+
+
+BAD = {
+    "no student": (["--prompts", "a"], "both --teacher and --lora"),
+    "a teacher alone": (["--teacher", "mini", "--prompts", "a"], "both --teacher and --lora"),
+    "a student and a LoRA": (["RUN", "--lora", "RUN/lora", "--prompts", "a"], "both --teacher and --lora"),
+    "a LoRA as a student": (["RUN/lora", "--prompts", "a"], "give it as --lora"),
+    "a LoRA file as a student": (["RUN/lora/x.safetensors", "--prompts", "a"], "give it as --lora"),
+    "a LoRA that is none": (["--teacher", "mini", "--lora", "RUN/student", "--prompts", "a"], "no LoRA file"),
+    "a LoRA of another teacher": (
+        ["--teacher", "OTHER", "--lora", "RUN/lora", "--prompts", "a"],
+        "another kind of teacher",
+    ),
+    "ONNX that was not exported": (["RUN", "--engine", "onnx", "--prompts", "a"], "--to onnx"),
+    "ONNX with a LoRA": (
+        ["--teacher", "mini", "--lora", "RUN/lora", "--engine", "onnx", "--prompts", "a"],
+        "--engine onnx",
+    ),
+    "an unknown engine": (["RUN", "--engine", "tensorrt", "--prompts", "a"], "onnx"),
+    "no steps": (["RUN", "--steps", "0", "--prompts", "a"], "1 to 8"),
+    "too many steps": (["RUN", "--steps", "9", "--prompts", "a"], "1 to 8"),
+    "no prompts": (["RUN"], "prompts"),
+    "a prompts file that is not there": (["RUN", "--prompts", "nowhere.txt"], "no prompts file nowhere.txt"),
+    "a prompts file that is no text": (["RUN", "--prompts", "RUN/binary.txt"], "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
+def test_bad_samples_are_one_message(arguments, said, run_folder, teacher_folders, tmp_path, monkeypatch, scott):
+    monkeypatch.chdir(tmp_path)
+    (run_folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    names = {"RUN": str(run_folder), "OTHER": str(teacher_folders["sd3"])}
+    first, slash, rest = zip(*(argument.partition("/") for argument in arguments), strict=True)
+    code, printed = scott("sample", *(names.get(a, a) + b + c for a, b, c in zip(first, slash, rest, strict=True)))
+    assert code == 2
+    assert said in " ".join(printed.replace("│", " ").split()), printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir()), "nothing may be written"
+
+
+def test_bad_exports_are_one_message(run_folder, tmp_path, scott):
+    for arguments, said in (
+        ([tmp_path, "--to", "diffusers"], "expected the run folder"),
+        ([run_folder, "--to", "gguf"], "kohya"),
+        ([run_folder], "--to"),
+    ):
+        code, printed = scott("export", *arguments)
+        assert code == 2
+        assert said in " ".join(printed.replace("│", " ").split()), printed
+    broken = tmp_path / "run"
+    shutil.copytree(run_folder, broken)
+    (broken / "student" / "scott.json").write_text("{}")
+    code, printed = scott("sample", broken, "--prompts", "a", "--out", tmp_path / "out")
+    assert code == 2
+    assert "export it again" in printed.replace("\n", " ")
+    assert scott("export", broken, "--to", "diffusers")[0] == 0
+    assert scott("sample", broken, "--prompts", "a", "--out", tmp_path / "out")[0] == 0
