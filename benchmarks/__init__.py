@@ -1,0 +1,1 @@
+"""How fast a training step and a sample are, as ratios to the least that could do the work (see README.md)."""

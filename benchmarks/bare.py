@@ -1,0 +1,50 @@
+"""The same network calls with nothing around them: what a step and a sample would cost if all else were free."""
+
+import torch
+from torch import Tensor
+
+from scott.backbones import LatentBackbone
+from scott.backbones.base import Cond
+from scott.guidance import cat_cond, expand_cond
+
+TIME = 500
+"""A network costs the same at every time."""
+
+
+def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, substeps: int) -> None:
+    """The calls of a LoRA step with its critic: `substeps` doubled batches of the teacher, the target, the student
+    with its gradient, and the critic on a fake and on a real batch with both gradients."""
+    network, adapters = backbone.network, backbone.adapters
+    t = torch.full((len(x),), TIME)
+    doubled = torch.cat([x, x]), torch.cat([t, t]), cat_cond(expand_cond(uncond, len(x)), cond)
+    with torch.no_grad():
+        for _ in range(substeps):
+            backbone.predict(network, *doubled)
+        with adapters.use("target"):
+            backbone.predict(network, x, t, cond)
+    with adapters.use("student"):
+        fake = backbone.predict(network, x, t, cond)
+    fake_logits, real_logits = (_critic(backbone, images, t, cond) for images in (fake, x))
+    student, critic = (
+        list(parameters.values()) for parameters in (backbone.student_parameters(), backbone.critic_parameters())
+    )
+    torch.autograd.grad(fake.mean() + fake_logits.mean(), student, retain_graph=True)
+    torch.autograd.grad(fake_logits.mean() + real_logits.mean(), critic)
+
+
+def _critic(backbone: LatentBackbone, images: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    features = backbone.encode(backbone.network, images, t, cond)
+    with backbone.adapters.use("critic"):
+        decoded = backbone.decode_features(backbone.network, features)
+    assert backbone.critic_head is not None
+    return backbone.critic_head(decoded)
+
+
+@torch.no_grad()
+def bare_sample(backbone: LatentBackbone, noise: Tensor, cond: Cond, steps: int) -> Tensor:
+    """`steps` network calls and a decoding."""
+    t = torch.full((len(noise),), TIME)
+    x = noise
+    for _ in range(steps):
+        x = backbone.predict(backbone.network, x, t, cond)
+    return backbone.vae.decode(x).sample

@@ -1,0 +1,122 @@
+"""A LoRA training step against the bare network calls, its adapters against the plain network, and plain LCM."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.adapters import adapter_calls, adapter_figures
+from benchmarks.bare import TIME, bare_step
+from benchmarks.harness import main
+from benchmarks.models import Data, Model, random_data
+from benchmarks.plain import PlainLCM
+from benchmarks.timing import Call, interleaved
+from scott.backbones import LatentBackbone
+from scott.recipes.run import add_models
+from scott.rng import generator_for
+from scott.training.budget import calls_of
+from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.loop import _Trained
+from scott.training.step import Draws, distillation_step
+
+
+def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any]:
+    """The step's figures of one model (README.md says what each is)."""
+    ours, plain = model.teacher(), PlainLCM(model.teacher().pipeline, lcm(model.config))
+    data = random_data(ours, batch_size or model.config.batch_size)
+    add_models(ours, model.config)
+    steps = step_calls(ours, plain, data, model.config)
+    times = interleaved(steps, repeats)
+    # one pass costs a tenth of a step, and is timed the more often
+    passes = interleaved(adapter_calls(ours, plain, data.encoded, model.config), 3 * repeats)
+    calls, flops = network_calls(model.config), forward_equivalents(ours, steps["floor"], data)
+    over_plain = times.ratio("step", "plain_step") * calls["plain"]
+    return {
+        "batch_size": len(data.prompts),
+        "step_over_floor": times.ratio("step", "floor"),
+        **adapter_figures(passes),
+        "per_call_over_plain": over_plain / calls["scott"],
+        "per_flop_over_plain": over_plain / flops,
+        "network_calls": calls | {"scott_by_flops": flops},
+        "resident_weight_ratio": resident_bytes(ours) / plain_bytes(plain),
+        "seconds": times.medians() | passes.medians(),
+    }
+
+
+def network_calls(config: DistillConfig) -> dict[str, float]:
+    """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
+
+    The critic's encoder and decoder are half a network each, and its own backward passes walk the decoder alone.
+    """
+    halves = ("critic encoder", "critic decoder")
+    passes = (
+        (call.forward + 2 * call.backward) * call.samples * (0.5 if call.model in halves else 1.0)
+        for call in calls_of(config)
+    )
+    teacher, target, student = 1 + 1, 1, 1 + 2
+    return {"scott": sum(passes) / config.batch_size, "plain": float(teacher + target + student)}
+
+
+def forward_equivalents(backbone: LatentBackbone, floor: Call, data: Data) -> float:
+    """The arithmetic of the bare calls in forward passes of the plain network for one image.
+
+    Plain LCM's is 6 by this count too: its backward pass makes the gradients of inputs and of weights. Ours makes
+    those of inputs and of thin adapters.
+    """
+    with FlopCounterMode(display=False) as step:
+        floor()
+    encoded = data.encoded
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        backbone.teacher(encoded.mean, torch.full((len(encoded),), TIME), encoded.cond)
+    return step.get_total_flops() / forward.get_total_flops()
+
+
+def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: DistillConfig) -> dict[str, Call]:
+    """The whole step as the loop makes it (draws, gradients, both optimizers, EMA), its floor, and plain LCM's."""
+    solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
+    plain_grid = plain.config.make_grid(backbone.schedule)
+    trained, uncond = _Trained(backbone, config), backbone.unconditional()
+    encoded, numbers = data.encoded, itertools.count()
+
+    def step() -> None:
+        number = next(numbers)
+        draws = Draws.make(encoded.mean.shape, grid, config, generator_for(config.seed, number))
+        trained.update(distillation_step(backbone, solver, grid, encoded, uncond, draws, config), number)
+
+    def plain_step() -> None:
+        draws = Draws.make(encoded.mean.shape, plain_grid, plain.config, generator_for(config.seed, next(numbers)))
+        plain.step(data.pixels, data.prompts, draws)
+
+    def floor() -> None:
+        bare_step(backbone, encoded.mean, encoded.cond, uncond, config.substeps)
+
+    return {"step": step, "floor": floor, "plain_step": plain_step}
+
+
+def resident_bytes(backbone: LatentBackbone) -> int:
+    """Of the weights that a LoRA step on cached latents leaves on its device.
+
+    The frozen network with all adapters, the critic's head, and the VAE, which draws the run's samples; the text
+    encoders are parked.
+    """
+    assert backbone.critic_head is not None
+    return _bytes(backbone.network, backbone.critic_head, backbone.vae)
+
+
+def plain_bytes(plain: PlainLCM) -> int:
+    return _bytes(plain.teacher, plain.student, plain.target, plain.vae, plain.text_encoder)
+
+
+def _bytes(*modules: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
+
+
+def lcm(config: DistillConfig) -> DistillConfig:
+    return dataclasses.replace(config, **LCM_SETTINGS)
+
+
+if __name__ == "__main__":
+    main(measure, __doc__ or "")
