@@ -170,7 +170,7 @@ class MiniBuild:
     """Where teacher/ and clip/ are written."""
     start: Path | None = None
     """What an earlier build wrote: its encoders are kept and its U-Net is trained further."""
-    unet_steps: int = 10_000
+    unet_steps: int = 22_000
     seed: int = 0
 
     def run(self) -> None:
