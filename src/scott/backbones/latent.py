@@ -256,7 +256,7 @@ class LatentBackbone(ABC):
         return dict(self.copies[name].named_parameters()) if name in self.copies else self.adapters.parameters(name)
 
     def compile(self) -> None:
-        """torch.compile the forward pass of the network and of its copies."""
+        """torch.compile the forward pass of the network and of its copies; the critic's halves run as they are."""
         for network in (self.network, *self.copies.values()):
             network.compile()
 
