@@ -99,11 +99,10 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
 def resident_bytes(backbone: LatentBackbone) -> int:
     """Of the weights that a LoRA step on cached latents leaves on its device.
 
-    The frozen network with all adapters, the critic's head, and the VAE, which draws the run's samples; the text
-    encoders are parked.
+    The frozen network with all adapters and the critic's head; text encoders and VAE are parked.
     """
     assert backbone.critic_head is not None
-    return _bytes(backbone.network, backbone.critic_head, backbone.vae)
+    return _bytes(backbone.network, backbone.critic_head)
 
 
 def plain_bytes(plain: PlainLCM) -> int:

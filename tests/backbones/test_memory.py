@@ -1,5 +1,6 @@
 """What saves memory or time changes no numbers but by rounding: recomputation, half precision, parking, compiling."""
 
+import copy
 import functools
 
 import pytest
@@ -146,7 +147,7 @@ def test_parked_encoders_encode_alike_for_the_networks_device(make_backbone, mon
             monkeypatch.setattr(part, "to", lambda device, name=name: moved.append((name, device)))
     backbone.park_encoders()
     encoders = {name for name in backbone.pipeline.components if name.startswith("text_encoder")}
-    assert set(moved) == {(name, "cpu") for name in encoders}
+    assert set(moved) == {(name, "cpu") for name in encoders | {"vae"}}
     monkeypatch.undo()
     after = backbone.encode_prompts(["a cat", "dog"])
     assert before.keys() == after.keys()
@@ -205,3 +206,18 @@ def test_compiling_reaches_the_network_and_its_copies(make_backbone, monkeypatch
     backbone = make_backbone("full", critic_rank=4, critic="full")
     backbone.compile()
     assert compiled == [backbone.network, *backbone.copies.values()]
+
+
+def test_a_parked_vae_decodes_where_the_latents_are_and_goes_back(make_backbone, monkeypatch):
+    backbone = make_backbone()
+    backbone.park_encoders()
+    moved, meta = [], copy.deepcopy(backbone.vae).to("meta")
+    monkeypatch.setattr(backbone.vae, "to", lambda device: moved.append(str(device)))
+    monkeypatch.setattr(backbone.vae, "decode", meta.decode)
+    assert backbone.decode(torch.zeros(1, *backbone.latent_shape, device="meta")).device.type == "meta"
+    assert moved == ["meta", "cpu"]
+    moved.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(backbone.vae, "to", moved.append)
+    backbone.decode(torch.zeros(1, *backbone.latent_shape))
+    assert not moved, "one that is there already is left alone"

@@ -47,7 +47,7 @@ class Backbone(Protocol):
         """Compute activations again in the backward pass instead of keeping them."""
 
     def park_encoders(self) -> None:
-        """Move the text encoders off the device; prompts can still be encoded."""
+        """Move text encoders and VAE off the device; prompts can still be encoded, latents decoded."""
 
     def save_student(self, folder: Path, grid: JumpGrid) -> None:
         """Write the EMA student as a stock diffusers pipeline folder."""

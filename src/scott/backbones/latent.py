@@ -6,7 +6,8 @@ network is called, cut in halves, and told about the text.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -87,7 +88,11 @@ class LatentBackbone(ABC):
         return self.encode_prompts([""])
 
     def park_encoders(self) -> None:
-        """Move the text encoders to the CPU, where prompts are still encoded: training on cached latents needs none."""
+        """Move text encoders and VAE to the CPU: training on cached latents needs none.
+
+        Prompts are still encoded there; the VAE is moved back for as long as it decodes.
+        """
+        self.vae.to("cpu")
         for name, component in self.pipeline.components.items():
             if name.startswith("text_encoder") and component is not None:
                 component.to("cpu")
@@ -109,7 +114,8 @@ class LatentBackbone(ABC):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         scale, shift = self.vae.config.scaling_factor, getattr(self.vae.config, "shift_factor", None) or 0.0
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / scale + shift).sample
+        with _lent(self.vae, latents.device):
+            pixels = self.vae.decode(latents.to(self.vae.dtype) / scale + shift).sample
         return (pixels / 2 + 0.5).clamp(0, 1)
 
     # --- the network of the family ---------------------------------------------------------------------------
@@ -299,6 +305,20 @@ class LatentBackbone(ABC):
 
 
 _PIPELINE_OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
+
+
+@contextmanager
+def _lent(module: ModelMixin, device: torch.device) -> Iterator[None]:
+    """A module on another device for a while."""
+    home = module.device
+    if home == device:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

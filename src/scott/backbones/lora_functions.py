@@ -36,8 +36,9 @@ class MergedLinear(torch.autograd.Function):
         x_needs, a_needs, b_needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3], ctx.needs_input_grad[4]
         grad_x = g @ torch.addmm(weight, b, a, alpha=ctx.scale) if x_needs else None
         rows, g = x.flatten(0, -2), g.flatten(0, -2)
-        grad_a = ctx.scale * (g @ b).T @ rows if a_needs else None
-        grad_b = ctx.scale * g.T @ (rows @ a.T) if b_needs else None
+        # the scale last: these products are the weight's size, their factors as long as the batch
+        grad_a = ctx.scale * ((g @ b).T @ rows) if a_needs else None
+        grad_b = ctx.scale * (g.T @ (rows @ a.T)) if b_needs else None
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -69,11 +70,12 @@ class MergedConv2d(torch.autograd.Function):
             merged = _merged(weight, a, b, ctx.scale)
             grad_x = conv2d_input(x.shape, merged, g, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[3]:
-            inner = torch.einsum("nohw,or->nrhw", g, b)
+            # batched products read g as it lies; an einsum would bring it into another order first
+            inner = (b.T @ g.flatten(2)).unflatten(2, g.shape[2:])
             grad_a = ctx.scale * conv2d_weight(x, a.shape, inner, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[4]:
             down = F.conv2d(x, a, None, ctx.stride, ctx.padding)
-            grad_b = ctx.scale * torch.einsum("nohw,nrhw->or", g, down)
+            grad_b = ctx.scale * (g.flatten(2) @ down.flatten(2).mT).sum(0)
         return grad_x, None, None, grad_a, grad_b, None, None, None
 
 

@@ -47,19 +47,20 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
         table.add_row(part, _bytes(size), _NOTES.get(part, "").format(config=config))
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
     for part, size in budget.preparing.items():
-        table.add_row(part, _bytes(size), "until the data are prepared")
+        table.add_row(part, _bytes(size), _NOTES[part])
     return table
 
 
 _NOTES = {
     "frozen network": "{config.precision}",
-    "VAE": "fp32",
     "student": "fp32",
     "EMA target": "fp32",
     "critic": "fp32",
     "optimizers": "{config.optimizer}",
     "gradients": "fp32",
     "activations": "at the peak of a step, batch {config.batch_size}",
+    "VAE": "while data are encoded or samples decoded",
+    "text encoders": "until the data are prepared",
 }
 
 

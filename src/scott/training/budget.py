@@ -32,7 +32,7 @@ class Budget:
     """Parameters as counts, memory as bytes by part.
 
     `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
-    allocator come on top. `preparing` is what stands beside the network only while the data are encoded.
+    allocator come on top. `preparing` is what stands beside the network only while data are encoded or samples decoded.
     """
 
     teacher: str
@@ -69,7 +69,6 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
         calls=calls_of(config),
         training={
             "frozen network": storage_bytes(base),
-            "VAE": storage_bytes(_tensors(backbone.vae)),
             "student": storage_bytes([*student, *copies.get("student", ())]),
             "EMA target": storage_bytes([*target, *copies.get("target", ())]),
             "critic": storage_bytes([*critic, *copies.get("critic", ())]),
@@ -77,7 +76,10 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
             "gradients": gradients,
             "activations": step_peak(backbone, config) - gradients,
         },
-        preparing={"text encoders": storage_bytes(t for part in encoders if part for t in _tensors(part))},
+        preparing={
+            "VAE": storage_bytes(_tensors(backbone.vae)),
+            "text encoders": storage_bytes(t for part in encoders if part for t in _tensors(part)),
+        },
     )
 
 

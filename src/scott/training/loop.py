@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -206,7 +207,7 @@ def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tens
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed."""
     if name == "adamw":
-        return torch.optim.AdamW
+        return partial(torch.optim.AdamW, fused=True)
     try:
         import bitsandbytes
     except ImportError:
