@@ -19,7 +19,7 @@ from scott.recipes.run import add_models
 from scott.rng import generator_for
 from scott.training.budget import calls_of
 from scott.training.config import LCM_SETTINGS, DistillConfig
-from scott.training.loop import _Trained
+from scott.training.optimization import Optimization
 from scott.training.step import Draws, distillation_step
 
 
@@ -78,7 +78,7 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
     """The whole step as the loop makes it (draws, gradients, both optimizers, EMA), its floor, and plain LCM's."""
     solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
     plain_grid = plain.config.make_grid(backbone.schedule)
-    trained, uncond = _Trained(backbone, config), backbone.unconditional()
+    trained, uncond = Optimization(backbone, config), backbone.unconditional()
     encoded, numbers = data.encoded, itertools.count()
 
     def step() -> None:

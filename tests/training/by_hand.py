@@ -40,9 +40,9 @@ class Step:
         self.grid = config.make_grid(self.backbone.schedule)
         self.draws = Draws.make(mean.shape, self.grid, config, torch.Generator().manual_seed(1))
 
-    def run(self, loss_scale=1.0, **changes):
+    def run(self, loss_scale=1.0, lap=lambda part: None, **changes):
         config = dataclasses.replace(self.config, **changes)
-        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config, loss_scale)
+        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config, loss_scale, lap)
         return distillation_step(self.backbone, *parts)
 
     # --- the same, by hand ---

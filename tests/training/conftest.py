@@ -26,6 +26,7 @@ def start(make_backbone):
             "log_every": 1,
             "checkpoint_every": 2,
             "sample_every": 3,
+            "loader_workers": 0,
         }
         config = DistillConfig(**(settings | changes))
         if backbone is None:

@@ -7,6 +7,8 @@ from scott.training.checkpoint import latest_checkpoint, load_checkpoint
 from scott.training.metrics import read_metrics
 
 STEPS = 6
+MEASURED = ("seconds_", "images_per_second", "memory_gb")
+"""Figures that no two runs share."""
 
 
 def source(backbone, mean=None):
@@ -22,7 +24,7 @@ def final(out):
 
 def metrics(out):
     records = read_metrics(out / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k != "seconds_per_step"} for record in records]
+    return [{k: v for k, v in record.items() if not k.startswith(MEASURED)} for record in records]
 
 
 def assert_same_run(one, other):

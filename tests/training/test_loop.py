@@ -20,8 +20,10 @@ from scott.training.loop import Hooks, open_run
 from scott.training.metrics import MetricsLog, read_metrics
 
 TRAIN = ["lora", "full"]
-TERMS = {"consistency", "adversarial", "critic", "critic_real_accuracy", "critic_fake_accuracy"}
-FIELDS = {"step", *TERMS, "student_gradient_norm", "critic_gradient_norm", "seconds_per_step"}
+TERMS = {"consistency", "adversarial", "critic", "critic_real_accuracy", "critic_fake_accuracy", "adversarial_ratio"}
+PARTS = {f"seconds_{part}" for part in ("data", "teacher", "student", "critic", "update")}
+FIELDS = {"step", *TERMS, "student_gradient_norm", "critic_gradient_norm", "ema_distance"}
+FIELDS |= {*PARTS, "seconds_per_step", "images_per_second", "memory_gb"}
 
 
 class Stopped(Exception):
@@ -155,7 +157,11 @@ def test_warm_up_is_linear_in_the_first_adam_step(start, make_backbone, tmp_path
 def test_records_have_their_fields(start, whole):
     records = read_metrics(whole(start, "lora") / "metrics.jsonl")
     assert all(record.keys() == FIELDS for record in records)
-    assert all(record["seconds_per_step"] > 0 for record in records)
+    for record in records:
+        assert record["seconds_per_step"] == pytest.approx(sum(record[part] for part in PARTS))
+        assert record["images_per_second"] == pytest.approx(2 / record["seconds_per_step"])
+        assert min(record[part] for part in PARTS) > 0
+        assert record["ema_distance"] > 0
     assert all(0 <= record[f"critic_{kind}_accuracy"] <= 1 for record in records for kind in ("real", "fake"))
 
 
@@ -174,9 +180,14 @@ def test_hooks_are_called_at_their_steps(start, tmp_path):
         if terms:
             seen["terms"].append(done)
 
-    hooks = Hooks(progress=progress, sample=seen["sample"].append)
+    def sample(done):
+        seen["sample"].append(done)
+        return {"difference": done / 2}
+
+    hooks = Hooks(progress=progress, sample=sample)
     start(tmp_path, hooks=hooks, max_steps=5, log_every=2, checkpoint_every=1, keep_checkpoints=3)
-    assert seen == {"progress": [1, 2, 3, 4, 5], "terms": [2, 4, 5], "sample": [3, 5]}
+    assert seen == {"progress": [1, 2, 3, 4, 5], "terms": [2, 3, 4, 5], "sample": [3, 5]}
+    assert [(r["step"], r["difference"]) for r in metrics(tmp_path) if "difference" in r] == [(3, 1.5), (5, 2.5)]
     names = [path.name for path in checkpoints(tmp_path / "checkpoints")]
     assert names == ["step-00000003", "step-00000004", "step-00000005"]
     assert DistillConfig.load(tmp_path / "config.json").max_steps == 5
@@ -223,8 +234,8 @@ def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_p
         def __init__(self, good):
             self.good = good
 
-        def batch(self, step, size):
-            batch = self.good.batch(step, size)
+        def batch(self, step, size, part=slice(None)):
+            batch = self.good.batch(step, size, part)
             return Batch(batch.mean * float("nan"), batch.std, batch.cond) if step == 4 else batch
 
     backbone = make_backbone("lora", critic_rank=2)

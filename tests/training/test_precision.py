@@ -11,8 +11,8 @@ from tests.training.runs import assert_same_run, final, metrics
 from torch import nn
 
 from scott.errors import UserError
-from scott.training import loop
-from scott.training.loop import LossScale, optimizer_class
+from scott.training import loop, optimization
+from scott.training.optimization import LossScale, optimizer_class
 from scott.training.step import Gradients
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,7 +84,7 @@ def test_the_loss_scale_halves_doubles_and_ends_at_one():
 
 
 def test_an_overflow_lowers_the_scale_and_moves_nothing(start, half, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LossScale", functools.partial(LossScale, value=2.0**60))
+    monkeypatch.setattr(optimization, "LossScale", functools.partial(LossScale, value=2.0**60))
     backbone = half("fp16")
     owners = (backbone.student_parameters, backbone.target_parameters, backbone.critic_parameters)
     before = [p.clone() for owner in owners for p in owner().values()]
@@ -98,7 +98,7 @@ def test_an_overflow_lowers_the_scale_and_moves_nothing(start, half, tmp_path, m
 
 
 def test_training_goes_on_where_the_overflow_ends_and_resumes_bit_for_bit(start, half, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LossScale", functools.partial(LossScale, value=2.0**30))
+    monkeypatch.setattr(optimization, "LossScale", functools.partial(LossScale, value=2.0**30))
     for name, stops in (("whole", [10]), ("twice", [6, 10])):
         for max_steps in stops:
             settings = {"precision": "fp16", "max_steps": max_steps, "adversarial_weight": 0.0}

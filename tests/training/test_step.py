@@ -17,6 +17,10 @@ def assert_close(got, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def norm_at(output, loss):
+    return torch.autograd.grad(loss, output, retain_graph=True)[0].norm()
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"train": "lora", "adversarial_weight": 0.0}, {"adversarial_weight": 0.0}, {"critic": "none"}],
@@ -53,7 +57,9 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
     x_fake, t_fake, _, _ = step.critic_inputs(fake)
     adversarial = -step.logits(x_fake, t_fake).mean()
     expected_student = torch.autograd.grad(
-        consistency + config.adversarial_weight * adversarial, tuple(backbone.student_parameters().values())
+        consistency + config.adversarial_weight * adversarial,
+        tuple(backbone.student_parameters().values()),
+        retain_graph=True,
     )
     x_fake, t_fake, x_real, t_real = step.critic_inputs(fake.detach())
     fake_logits, real_logits = step.logits(x_fake, t_fake), step.logits(x_real, t_real)
@@ -70,6 +76,7 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
         "critic": critic,
         "critic_real_accuracy": (real_logits > 0).float().mean(),
         "critic_fake_accuracy": (fake_logits < 0).float().mean(),
+        "adversarial_ratio": norm_at(fake, config.adversarial_weight * adversarial) / norm_at(fake, consistency),
     }
     assert gradients.terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -248,3 +255,25 @@ def test_every_solver_walks_a_flow_teacher(make_backbone, perturb, solver):
     assert gradients.terms["consistency"].isfinite()
     assert all(g.isfinite().all() for g in gradients.student)
     assert step.grid.target(step.grid.times[-1:]).item() == pytest.approx(1 - 24 / 1000)
+
+
+def test_the_draws_of_some_samples_are_theirs_alone():
+    config = make_config(train="full")
+    grid = config.make_grid(DiscreteSchedule.stable_diffusion())
+    whole = Draws.make(torch.Size((6, 1, 2, 2)), grid, config, torch.Generator().manual_seed(0))
+    parts = [whole[rows] for rows in (slice(0, 2), slice(2, 6))]
+    for field in dataclasses.fields(Draws):
+        value, pieces = getattr(whole, field.name), [getattr(part, field.name) for part in parts]
+        for tensor, *split in (
+            [(value, *pieces)] if isinstance(value, torch.Tensor) else zip(value, *pieces, strict=True)
+        ):
+            assert torch.equal(tensor, torch.cat(split)), field.name
+
+
+def test_each_part_of_a_step_is_told_as_it_ends(make_backbone, perturb):
+    laps = []
+    Step(make_backbone, perturb, make_config()).run(lap=laps.append)
+    assert laps == ["teacher", "student", "critic", "student"]
+    laps.clear()
+    Step(make_backbone, perturb, make_config(critic="none")).run(lap=laps.append)
+    assert laps == ["teacher", "student"]

@@ -23,7 +23,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def __getitem__(self, rows: Tensor) -> "Batch":
+    def __getitem__(self, rows: Tensor | slice) -> "Batch":
         return Batch(self.mean[rows], self.std[rows], {name: value[rows] for name, value in self.cond.items()})
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Batch":
@@ -34,7 +34,8 @@ class Batch:
 class BatchSource(Protocol):
     """Where training batches come from. Batch n is a pure function of the source and n, so a run resumes anywhere."""
 
-    def batch(self, step: int, size: int) -> Batch: ...
+    def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
+        """Those of the `size` samples of step `step` that `part` selects."""
 
 
 _ORDER = 1  # keeps the stream of an epoch's order apart from those of the steps
@@ -48,10 +49,10 @@ class CachedSource:
             raise ValueError(f"{name} holds no samples; expected one or more")
         self.samples, self.name, self.seed = samples, name, seed
 
-    def batch(self, step: int, size: int) -> Batch:
-        """Samples step · size, ..., step · size + size − 1 of the endless sequence of shuffled epochs."""
+    def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
+        """Samples step · size, ..., step · size + size − 1 of the endless sequence of shuffled epochs, or a part."""
         count = len(self.samples)
-        positions = torch.arange(step * size, (step + 1) * size)
+        positions = torch.arange(step * size, (step + 1) * size)[part]
         rows = torch.cat(
             [self._order(int(e))[positions[positions // count == e] % count] for e in (positions // count).unique()]
         )

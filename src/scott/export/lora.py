@@ -28,7 +28,7 @@ from scott.errors import UserError
 from scott.export.pipeline import check, stock_latents
 from scott.export.trained import StudentInfo, Trained
 from scott.training.config import DistillConfig
-from scott.training.loop import load_parameters
+from scott.training.optimization import load_parameters
 
 METADATA = "scott"
 """Key of `StudentInfo` in a file's metadata."""

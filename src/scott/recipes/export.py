@@ -15,7 +15,7 @@ from scott.export.pipeline import write_student
 from scott.export.trained import STUDENT_INFO, Trained, replacing, student_grid, teacher_source
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.loop import load_parameters
+from scott.training.optimization import load_parameters
 
 
 def export(run: Path, kind: str) -> Path:

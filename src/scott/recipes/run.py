@@ -80,13 +80,14 @@ def run(config: DistillConfig, report: Report) -> Backbone:
     prompts = [images[i][1] for i in range(min(8, len(images)))]
     guidance = (config.guidance_min + config.guidance_max) / 2
 
-    def draw(step: int) -> None:
+    def draw(step: int) -> dict[str, float]:
         rows = [
             StudentSampler(backbone, backbone.target, grid, steps, guidance)(prompts, config.seed)
             for steps in (1, 2, 4)
         ]
         grid_image = image_grid([list(row) for row in rows], [f"{n} steps" for n in (1, 2, 4)], prompts)
         grid_image.save(config.out / "samples" / f"step-{step:08d}.png")
+        return {}
 
     hooks = Hooks(progress=lambda done, terms: report("distil", done, config.max_steps, terms), sample=draw)
     distill(backbone, source, config, hooks)

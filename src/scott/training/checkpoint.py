@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
+from scott.files import write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
 _NAME = re.compile(r"step-(\d{8})")
@@ -71,9 +73,33 @@ def checkpoint_step(path: Path) -> int:
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    best = Best.read(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if best is None or checkpoint_step(old) != best.step:
+            shutil.rmtree(old)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which checkpoint of a run has the best value of a metric, as `best.json` beside the checkpoints says."""
+
+    step: int
+    metric: str
+    value: float
+
+    def is_better_than(self, other: "Best") -> bool:
+        """FID is better low, all else high."""
+        return self.value < other.value if self.metric == "fid" else self.value > other.value
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / "best.json", json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Best | None":
+        """Of a run's `checkpoints` folder; None before the first validation."""
+        file = folder / "best.json"
+        return cls(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class DistillConfig:
 
     max_steps: int = 40_000
     batch_size: int = 40
+    """Of a step, over all processes."""
     learning_rate: float = 8e-6
     critic_learning_rate: float = 2e-5
     warmup_steps: int = 500
@@ -85,13 +86,30 @@ class DistillConfig:
     """The teacher's conditional and unconditional calls one after the other, not as one batch."""
     compile: bool = False
     """torch.compile the networks: a minute or more at the start."""
+    gradient_accumulation: int = 1
+    """Passes in which a process takes its share of the batch."""
+    shard: Literal["none", "network"] = "none"
+    """With several processes, network splits the frozen network over them (FSDP2)."""
+    loader_workers: int = 2
+    """Processes that read batches ahead; 0 reads in the training process."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit needs bitsandbytes (and a GPU) and keeps a quarter of the optimizer's memory."""
 
     log_every: int = 10
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where figures go besides metrics.jsonl."""
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    """How many of the newest are kept, the best one beside them."""
+    validate_every: int = 0
+    """Steps between measurements of FID, CLIP score and coverage at 2 steps; 0 makes none."""
+    validation_samples: int = 500
+    """Pictures they are measured on."""
+    validation_features: str = "mini"
+    """The CLIP that measures: `mini`, or a transformers CLIP folder or hub id."""
+    best_metric: Literal["none", "fid", "clip_score", "coverage"] = "none"
+    """The metric whose best checkpoint is kept."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -102,15 +120,18 @@ class DistillConfig:
             if isinstance(value, float):
                 _require(math.isfinite(value), field.name, value, "a finite number")
         positive = ("max_steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+        counts = ("gradient_accumulation", "validation_samples")
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
-        for name in (*positive, *rates, "jump", "substeps"):
+        for name in (*positive, *counts, *rates, "jump", "substeps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed"):
+        for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed", "loader_workers", "validate_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
+        if self.best_metric != "none" and not self.validate_every:
+            raise UserError(f"got best_metric {self.best_metric} without validate_every; say how often to validate")
         for name in _WITHOUT_EFFECT[self.solver]:
             if getattr(self, name) not in (_DEFAULTS[name], LCM_SETTINGS.get(name)):
                 raise UserError(
@@ -162,9 +183,11 @@ class DistillConfig:
 
     def differences(self, other: "DistillConfig") -> list[str]:
         """`name: mine → theirs` for what decides the weights (the folder's own name and the log's pace do not)."""
-        pace = {"log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
-        memory = {"gradient_checkpointing", "low_memory", "compile"}  # the same numbers, up to rounding
-        free = {"out", "max_steps"} | pace | memory
+        pace = {"log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"}
+        pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
+        # the same numbers, up to rounding
+        means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
+        free = {"out", "max_steps"} | pace | means
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

@@ -1,69 +1,76 @@
-"""The loop around `training.step`: optimizers, EMA, checkpoints, logs, and a run that resumes by the same command."""
+"""The loop around `training.step`: processes, batches, checkpoints, logs, and a run that resumes by the same command.
 
-import dataclasses
-import time
-from collections.abc import Callable
+The batch of a step is one for all processes: each takes its rows of it, in as many passes as
+`gradient_accumulation` says, and the gradients are averaged over both. Every draw is made for the whole batch, so the
+same run comes out however it is spread, up to the order of sums in fp32.
+"""
+
+import importlib.util
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import InitProcessGroupKwargs
+from torch.utils.data import DataLoader, Dataset
 
-from scott.backbones import Backbone
-from scott.data.batch import BatchSource
+from scott.backbones import Backbone, Cond
+from scott.data.batch import Batch, BatchSource
 from scott.errors import UserError
 from scott.files import write_atomically
 from scott.rng import generator_for
-from scott.training.checkpoint import (
-    checkpoint_step,
-    latest_checkpoint,
-    load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from scott.training.checkpoint import Best, checkpoint_step, latest_checkpoint, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.ema import ema_update
-from scott.training.metrics import MetricsLog, check_finite
+from scott.training.metrics import CriticWatch, Laps, MetricsLog, check_finite, memory_gb
+from scott.training.optimization import Optimization
+from scott.training.spread import add, average_over_processes, rows_of_pass
 from scott.training.step import Draws, Gradients, distillation_step
 
 
-@dataclass
-class LossScale:
-    """The factor that keeps fp16 gradients from underflow: halved when one overflows, doubled after 2,000 good steps.
-
-    torch's GradScaler follows the same rule, but only for gradients that `backward` made.
-    """
-
-    value: float = 2.0**16
-    good_steps: int = 0
-
-    def lower(self) -> bool:
-        """Halve it; False when it is 1 already, so that too large a scale is not what is wrong."""
-        if self.value <= 1:
-            return False
-        self.value, self.good_steps = self.value / 2, 0
-        return True
-
-    def count(self) -> None:
-        """One more good step."""
-        self.good_steps += 1
-        if self.good_steps == 2000:
-            self.value, self.good_steps = 2 * self.value, 0
+class Preempted(Exception):
+    """SIGTERM came; the run was saved at the step it names."""
 
 
 @dataclass
 class Hooks:
-    """What the loop calls on its way; each is given the number of steps done."""
+    """What the loop calls on its way; each is given the number of steps done. All processes call `sample` and
+    `validate`, whose figures are logged; only the first one the others."""
 
     progress: Callable[[int, dict[str, float]], None] = lambda step, terms: None
-    sample: Callable[[int], None] = lambda step: None
+    sample: Callable[[int], dict[str, float]] = lambda step: {}
+    validate: Callable[[int], dict[str, float]] = lambda step: {}
+    warn: Callable[[str], None] = lambda message: None
 
 
-def open_run(config: DistillConfig) -> int:
+def start_processes(config: DistillConfig) -> Accelerator:
+    """This process among those that `accelerate launch` or `torchrun` started, or by itself.
+
+    Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, or the launch
+    asks for an engine that makes the gradients itself.
+    """
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
+    for engine, instead in (("DEEPSPEED", "--shard optimizer"), ("FSDP", "--shard network")):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UserError(
+                f"got a launch with {engine}, whose engine takes one loss a network; here two are trained on one. "
+                f"Launch with configs/accelerate/multi_gpu.yaml and {instead}"
+            )
+    accelerator = Accelerator(
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=config.out,
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
+    )
+    rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
+    return accelerator
+
+
+def open_run(config: DistillConfig, *, write: bool = True) -> int:
     """Prepare `config.out` and return the step to start from: 0, or that of its newest checkpoint.
 
     Raises `UserError` when the folder is in the way, or holds a run of another config.
@@ -78,138 +85,193 @@ def open_run(config: DistillConfig) -> int:
     start = checkpoint_step(latest) if latest else 0
     if start > config.max_steps:
         raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    write_atomically(file, config.to_json())
+    if write:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        write_atomically(file, config.to_json())
     return start
 
 
-def distill(backbone: Backbone, data: BatchSource, config: DistillConfig, hooks: Hooks | None = None) -> int:
+def distill(
+    backbone: Backbone,
+    data: BatchSource,
+    config: DistillConfig,
+    hooks: Hooks | None = None,
+    accelerator: Accelerator | None = None,
+) -> int:
     """Train the backbone's student to `config.max_steps` in `config.out`, from its newest checkpoint on.
 
     The backbone already has its student (and critic, where λ_adv > 0). Returns the number of steps this call made.
-    Raises `FloatingPointError` on a loss or gradient that is not finite; what was saved before stays.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; what was saved before stays.
+        UserError: the data do not fit the teacher, or the folder another run.
+        Preempted: SIGTERM came; the step it found was finished and saved.
     """
-    hooks = hooks or Hooks()
-    solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
-    start = open_run(config)
-    trained = _Trained(backbone, config)
-    if start:
-        trained.load(config.out / "checkpoints")
-    accelerator = Accelerator(log_with="tensorboard", project_dir=config.out, cpu=backbone.device.type == "cpu")
-    accelerator.init_trackers("tensorboard")
-    log = MetricsLog(config.out / "metrics.jsonl", start)
-    uncond = backbone.unconditional()
-    began = time.monotonic()
-    for step in range(start, config.max_steps):
-        batch = data.batch(step, config.batch_size).to(backbone.device)
-        draws = Draws.make(batch.mean.shape, grid, config, generator_for(config.seed, step)).to(backbone.device)
-        gradients = distillation_step(backbone, solver, grid, batch, uncond, draws, config, trained.loss_scale)
-        norms = trained.update(gradients, step)
-        done = step + 1
-        values = check_finite(step, gradients.terms | norms, draws.t_n)
-        del gradients  # or the next step would hold them beside its own
-        if done % config.log_every == 0 or done == config.max_steps:
-            values["seconds_per_step"] = (time.monotonic() - began) / (done - start)
-            log.write(done, values)
-            accelerator.log(values, step=done)
-            hooks.progress(done, values)
-        else:
-            hooks.progress(done, {})
-        if done % config.checkpoint_every == 0 or done == config.max_steps:
-            trained.save(config.out / "checkpoints", done)
-        if done % config.sample_every == 0 or done == config.max_steps:
-            hooks.sample(done)
-    accelerator.end_training()
-    return config.max_steps - start
+    config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)  # raise before a folder is made
+    accelerator = accelerator or start_processes(config)
+    with accelerator.main_process_first():
+        start = open_run(config, write=accelerator.is_main_process)
+    return _Run(backbone, data, config, hooks or Hooks(), accelerator, start).train()
 
 
-class _Trained:
-    """The student and the critic with their optimizers, and the student's EMA."""
+class _Run:
+    """One process's part of a run."""
 
-    def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
-        self.config = config
-        self.models: dict[str, dict[str, nn.Parameter]] = {"student": backbone.student_parameters()}
-        self.target = backbone.target_parameters()
-        rates = {"student": config.learning_rate, "critic": config.critic_learning_rate}
-        if config.has_critic:
-            self.models["critic"] = backbone.critic_parameters()
-        self.rates = {name: rates[name] for name in self.models}
-        make = optimizer_class(config.optimizer)
-        self.optimizers = {
-            name: make(list(parameters.values()), lr=rates[name], weight_decay=config.weight_decay)
-            for name, parameters in self.models.items()
-        }
-        self.scale = LossScale() if config.precision == "fp16" else None
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: BatchSource,
+        config: DistillConfig,
+        hooks: Hooks,
+        accelerator: Accelerator,
+        start: int,
+    ) -> None:
+        self.backbone, self.data, self.config, self.hooks = backbone, data, config, hooks
+        self.accelerator, self.start = accelerator, start
+        self.solver, self.grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
+        self.uncond = backbone.unconditional()
+        self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
+        self.optimization = Optimization(backbone, config)
+        self.checkpoints = config.out / "checkpoints"
+        if start:
+            self.optimization.load(self.checkpoints)
+        self.laps, self.watch = Laps(backbone.device), CriticWatch()
+        self.log = MetricsLog(config.out / "metrics.jsonl", start) if accelerator.is_main_process else None
 
-    @property
-    def loss_scale(self) -> float:
-        return self.scale.value if self.scale else 1.0
+    def train(self) -> int:
+        config = self.config
+        if self.start == config.max_steps:
+            return 0
+        if config.tracker != "none":
+            self.accelerator.init_trackers(config.out.name)
+        with _sigterm() as told:
+            for done, batch in enumerate(self.batches(), self.start + 1):
+                self.laps("data")
+                values, stop = self.step(done - 1, batch, stop=bool(told))
+                self.after(done, values)
+                if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
+                    self.save(done)
+                if stop and done < config.max_steps:
+                    raise Preempted(f"stopped by SIGTERM after step {done}, which is saved")
+        self.accelerator.end_training()
+        return config.max_steps - self.start
 
-    def update(self, gradients: Gradients, step: int) -> dict[str, Tensor]:
-        """Clip, step both optimizers and move the EMA; the gradients' norms before clipping.
-
-        The gradients are those of the loss times `loss_scale`. Where one is not finite, nothing is moved; there are no
-        norms then if a smaller scale may help.
-        """
-        by_model = {"student": gradients.student, "critic": gradients.critic}
-        norms = {}
-        for name, parameters in self.models.items():
-            for parameter, gradient in zip(parameters.values(), by_model[name], strict=True):
-                parameter.grad = gradient / self.loss_scale if self.scale else gradient
-            norms[f"{name}_gradient_norm"] = nn.utils.clip_grad_norm_(parameters.values(), self.config.clip_norm)
-        if not all(bool(torch.isfinite(norm)) for norm in norms.values()):
-            return {} if self.scale and self.scale.lower() else norms
-        if self.scale:
-            self.scale.count()
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.rates[name] * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
-            optimizer.step()
-            optimizer.zero_grad()
-        ema_update(self.target.values(), self.models["student"].values(), self.config.ema_decay)
-        return norms
-
-    def save(self, folder: Path, step: int) -> None:
-        parts: dict[str, dict[str, Tensor]] = {name: dict(parameters) for name, parameters in self.models.items()}
-        parts["target"] = dict(self.target)
-        parts |= {f"{name}_optimizer": optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()}
-        state = {"seed": self.config.seed, "loss_scale": dataclasses.asdict(self.scale) if self.scale else None}
-        save_checkpoint(folder, step, parts, state)
-        prune_checkpoints(folder, self.config.keep_checkpoints)
-
-    def load(self, folder: Path) -> None:
-        newest = latest_checkpoint(folder)
-        assert newest is not None, "open_run found a checkpoint"
-        parts, state = load_checkpoint(newest)
-        if missing := {*self.models, "target", *(f"{name}_optimizer" for name in self.optimizers)} - parts.keys():
-            lacks = ", ".join(sorted(missing))
-            raise UserError(f"checkpoint {newest} lacks {lacks}; delete it to resume from the one before")
-        for name, parameters in {**self.models, "target": self.target}.items():
-            load_parameters(parameters, parts[name], name)
-        for name, optimizer in self.optimizers.items():
-            load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"])
-        if self.scale:
-            self.scale = LossScale(**state["loss_scale"])
-
-
-@torch.no_grad()
-def load_parameters(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], name: str) -> None:
-    """Copy checkpointed tensors into parameters; `UserError` unless names and shapes agree."""
-    shapes = {key: value.shape for key, value in parameters.items()}
-    if shapes != {key: value.shape for key, value in tensors.items()}:
-        raise UserError(
-            f"the checkpoint's {name} does not fit this teacher and config; resume with those it was made with"
+    def batches(self) -> Iterator[Batch]:
+        """This process's rows of each step's batch. Raises `UserError` where the first one does not fit the teacher."""
+        rows = slice(self.passes[0].start, self.passes[-1].stop)
+        steps = _Steps(self.data, self.config.batch_size, rows)
+        loader: DataLoader[Batch] = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(self.start, self.config.max_steps),
+            num_workers=self.config.loader_workers,
         )
-    for key, parameter in parameters.items():
-        parameter.copy_(tensors[key])
+        for index, batch in enumerate(loader):
+            if index == 0:
+                check_batch(batch, self.backbone, self.uncond)
+            yield batch.to(self.backbone.device)
+
+    def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
+        """Make a step; its terms and norms, and whether any process was told to stop."""
+        config = self.config
+        shape = torch.Size((config.batch_size, *batch.mean.shape[1:]))
+        draws = Draws.make(shape, self.grid, config, generator_for(config.seed, step))
+        total: Gradients | None = None
+        for rows in self.passes:
+            first = self.passes[0].start
+            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
+            parts = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
+            total = add(total, distillation_step(*parts, self.optimization.loss_scale, self.laps))
+        assert total is not None, "there is a pass"
+        gradients, stop = self.average(total, stop)
+        norms = self.optimization.update(gradients, step)
+        values = check_finite(step, gradients.terms | norms, draws.t_n)
+        self.laps("update")
+        return values, stop
+
+    def average(self, gradients: Gradients, stop: bool) -> tuple[Gradients, bool]:
+        """The mean over passes and processes of what is their sum over this process's passes, and whether any is to
+        stop."""
+        passes, processes = len(self.passes), self.accelerator.num_processes
+        if passes == processes == 1:
+            return gradients, stop
+        names = list(gradients.terms)
+        told = torch.tensor(float(stop), device=self.backbone.device)
+        terms = torch.stack([*gradients.terms.values(), told])
+        tensors = [*gradients.student, *gradients.critic, terms]
+        torch._foreach_div_(tensors, passes)
+        if processes > 1:
+            average_over_processes(tensors)
+        count = len(gradients.student)
+        means = dict(zip(names, terms, strict=False))
+        return Gradients(tuple(tensors[:count]), tuple(tensors[count:-1]), means), bool(terms[-1] > 0)
+
+    def after(self, done: int, values: dict[str, float]) -> None:
+        """Log, draw and validate, where this step is one for it."""
+        config, last, record = self.config, done == self.config.max_steps, dict[str, float]()
+        if warning := self.watch.see(done, values):
+            self.hooks.warn(warning)
+        if done % config.log_every == 0 or last:
+            parts = {f"seconds_{part}": seconds for part, seconds in self.laps.read().items()}
+            seconds = sum(parts.values())
+            record = values | parts | {"seconds_per_step": seconds, "images_per_second": config.batch_size / seconds}
+            record |= {"ema_distance": self.optimization.ema_distance(), "memory_gb": memory_gb(self.backbone.device)}
+        if done % config.sample_every == 0 or last:
+            record |= self.hooks.sample(done)
+        if config.validate_every and (done % config.validate_every == 0 or last):
+            record |= (measured := self.hooks.validate(done))
+            if config.best_metric != "none":
+                self.keep_best(done, measured)
+        if self.log:
+            if record:
+                self.log.write(done, record)
+                self.accelerator.log(record, step=done)
+            self.hooks.progress(done, record)
+        self.laps.skip()
+
+    def keep_best(self, done: int, measured: dict[str, float]) -> None:
+        """Save this step's checkpoint if its metric is the best yet."""
+        best = Best.read(self.checkpoints)
+        now = Best(done, self.config.best_metric, measured[self.config.best_metric])
+        if best is None or now.is_better_than(best):
+            self.save(done, now)
+
+    def save(self, done: int, best: Best | None = None) -> None:
+        """One process writes, the others wait: nobody goes on before the checkpoint is whole."""
+        if self.accelerator.is_main_process:
+            state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
+            save_checkpoint(self.checkpoints, done, self.optimization.parts(), state)
+            if best:
+                best.write(self.checkpoints)
+            prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        self.laps.skip()
 
 
-def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed."""
-    if name == "adamw":
-        return partial(torch.optim.AdamW, fused=True)
+class _Steps(Dataset[Batch]):
+    """Item n is this process's rows of the batch of step n."""
+
+    def __init__(self, data: BatchSource, size: int, rows: slice) -> None:
+        self.data, self.size, self.rows = data, size, rows
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.data.batch(step, self.size, self.rows)
+
+
+def check_batch(batch: Batch, backbone: Backbone, uncond: Cond) -> None:
+    """Raise `UserError` unless latents and conditioning have the shapes that the teacher takes."""
+    expected = {"latents": backbone.latent_shape} | {name: tuple(value.shape[1:]) for name, value in uncond.items()}
+    got = {"latents": tuple(batch.mean.shape[1:])} | {n: tuple(value.shape[1:]) for n, value in batch.cond.items()}
+    if got != expected:
+        raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
+
+
+@contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Collects SIGTERM instead of dying of it, so that the step it interrupts can be finished and saved."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     try:
-        import bitsandbytes
-    except ImportError:
-        raise UserError("got optimizer adamw8bit without bitsandbytes; pip install bitsandbytes") from None
-    return bitsandbytes.optim.AdamW8bit
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

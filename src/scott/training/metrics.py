@@ -1,10 +1,17 @@
-"""`metrics.jsonl`: one JSON object a logged step, in order, without repeats after a resume."""
+"""What a run says of itself: `metrics.jsonl`, one JSON object a logged step, and the measures that go into it."""
 
 import json
 import math
+import resource
+import sys
+import time
+from collections import defaultdict, deque
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from scott.files import write_atomically
@@ -46,3 +53,67 @@ def check_finite(step: int, terms: Mapping[str, Tensor | float], t_n: Tensor) ->
             "lower the learning rate or the guidance, or look at the data of this step"
         )
     return values
+
+
+class Laps:
+    """Seconds of each part of a step: called with a part's name as it ends. Nothing waits for a GPU before `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks = [("", self._now())]
+
+    def __call__(self, part: str) -> None:
+        self._marks.append((part, self._now()))
+
+    def skip(self) -> None:
+        """Count what was done since the last part ended to none."""
+        self("")
+
+    def read(self) -> dict[str, float]:
+        """Mean seconds a step by part since the last reading; a step ends with its part "update"."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        steps = sum(part == "update" for part, _ in self._marks)
+        seconds: dict[str, float] = defaultdict(float)
+        for (_, began), (part, ended) in pairwise(self._marks):
+            if part:
+                seconds[part] += (began.elapsed_time(ended) / 1000 if self._on_gpu else ended - began) / steps
+        self._marks = self._marks[-1:]
+        return dict(seconds)
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class CriticWatch:
+    """Says when the critic has told real from fake no better than chance, or without fail, for `window` steps."""
+
+    CHANCE, ALWAYS = 0.55, 0.98
+
+    def __init__(self, window: int = 200) -> None:
+        self._accuracies: deque[float] = deque(maxlen=window)
+
+    def see(self, step: int, values: Mapping[str, float]) -> str | None:
+        """One more step's terms; a warning, at most one a window."""
+        if "critic" not in values:
+            return None
+        self._accuracies.append((values["critic_real_accuracy"] + values["critic_fake_accuracy"]) / 2)
+        window = len(self._accuracies)
+        mean = sum(self._accuracies) / window
+        if window < (self._accuracies.maxlen or 0) or self.CHANCE < mean < self.ALWAYS:
+            return None
+        self._accuracies.clear()
+        found, remedy = ("tells nothing", "raise") if mean <= self.CHANCE else ("always wins", "lower")
+        return f"step {step}: the critic {found} (accuracy {mean:.2f} over {window} steps); {remedy} its learning rate"
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory held so far: allocated on a GPU, or resident of the process elsewhere; in 1e9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

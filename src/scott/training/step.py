@@ -5,11 +5,14 @@
     L_adv = −D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
 
 The student descends L_CD + λ_adv L_adv and the critic L_D, both from the same forward passes: the features of a fake
-are computed once and decoded once.
+are computed once and decoded once. The gradients of the student's two terms meet at its output f_θ, where they are
+compared, and go on to its parameters together.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,15 +54,17 @@ class Draws:
         )
 
     def to(self, device: torch.device) -> "Draws":
-        return Draws(
-            self.t_n.to(device),
-            self.omega.to(device),
-            self.latent.to(device),
-            self.noise.to(device),
-            [noise.to(device) for noise in self.walk],
-            self.critic_t.to(device),
-            (self.critic_noise[0].to(device), self.critic_noise[1].to(device)),
-        )
+        return self._map(lambda value: value.to(device))
+
+    def __getitem__(self, rows: slice) -> "Draws":
+        """The draws of some samples of the batch."""
+        return self._map(lambda value: value[rows])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Draws":
+        def apply(value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else type(value)(map(function, value))
+
+        return Draws(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,12 @@ def distillation_step(
     draws: Draws,
     config: DistillConfig,
     loss_scale: float = 1.0,
+    lap: Callable[[str], None] = lambda part: None,
 ) -> Gradients:
     """The gradients of one step, times `loss_scale`; changes nothing.
 
-    `uncond` is the condition guidance pushes away from, with batch 1.
+    `uncond` is the condition guidance pushes away from, with batch 1. `lap` is told as each part ends: teacher, student
+    or critic. Among the terms is `adversarial_ratio`, ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
     """
     schedule, t_n = backbone.schedule, draws.t_n
     cond = batch.cond | {"guidance": draws.omega}
@@ -95,29 +102,36 @@ def distillation_step(
         teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega, config.low_memory)
         times = grid.substep_times(t_n)
         x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
+    lap("teacher")
     f_m = consistency_target(target, x_m, times[-1], cond)
     f_n = student(x_n, t_n, cond)
     consistency = consistency_loss(f_n, f_m, config.loss)
     terms = {"consistency": consistency.loss.detach()}
     student_parameters = tuple(backbone.student_parameters().values())
     if not config.has_critic:
-        return Gradients(torch.autograd.grad(loss_scale * consistency.loss, student_parameters), (), terms)
+        gradients = torch.autograd.grad(loss_scale * consistency.loss, student_parameters)
+        lap("student")
+        return Gradients(gradients, (), terms)
+    towards_target = torch.autograd.grad(loss_scale * consistency.loss, f_n, retain_graph=True)[0]
+    lap("student")
 
     fake_logits, real_logits = _critic_logits(backbone, x0, f_n, cond, draws, config)
     critic, adversarial = hinge_discriminator(real_logits, fake_logits), hinge_generator(fake_logits)
-    loss = consistency.loss + config.adversarial_weight * adversarial.loss
+    # one decoder pass serves both updates: each backward walks only towards what it is for
+    adversarial_loss = loss_scale * config.adversarial_weight * adversarial.loss
+    towards_data = torch.autograd.grad(adversarial_loss, f_n, retain_graph=True)[0]
+    critic_gradients = torch.autograd.grad(loss_scale * critic.loss, tuple(backbone.critic_parameters().values()))
+    lap("critic")
+    gradients = torch.autograd.grad(f_n, student_parameters, towards_target + towards_data)
+    lap("student")
     terms |= {
         "adversarial": adversarial.loss.detach(),
         "critic": critic.loss.detach(),
         "critic_real_accuracy": critic.real_accuracy,
         "critic_fake_accuracy": critic.fake_accuracy,
+        "adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=torch.finfo(torch.float32).tiny),
     }
-    return Gradients(
-        # one decoder pass serves both: each backward walks only towards its own parameters
-        torch.autograd.grad(loss_scale * loss, student_parameters, retain_graph=True),
-        torch.autograd.grad(loss_scale * critic.loss, tuple(backbone.critic_parameters().values())),
-        terms,
-    )
+    return Gradients(gradients, critic_gradients, terms)
 
 
 def _critic_logits(
