@@ -25,7 +25,7 @@ def mini(method: str = "scott", **changes: Any) -> DistillConfig:
             "out": Path("runs/mini"),
             "max_steps": 1500,
             "batch_size": 32,
-            "jump": 100 if method == "lcm" else 120,
+            "jump": 120,
             "learning_rate": 1e-4,
             "critic_learning_rate": 3e-4,
             "warmup_steps": 50,
@@ -42,6 +42,7 @@ def mini(method: str = "scott", **changes: Any) -> DistillConfig:
         },
         {"guidance_min": 1.5, "guidance_max": 3.5},
         changes,
+        {"jump": 100},
     )
 
 
@@ -98,8 +99,14 @@ _LARGE = _MEMORY | {"batch_size": 16}
 """The paper's batch is for four cards; this is for one."""
 
 
-def _complete(method: str, recipe: dict[str, Any], full: dict[str, Any], changes: dict[str, Any]) -> DistillConfig:
-    """The method's settings, the `recipe`, with `full` where the student is a full one, and last what was asked for."""
-    lcm = LCM_SETTINGS if method == "lcm" else {}
+def _complete(
+    method: str,
+    recipe: dict[str, Any],
+    full: dict[str, Any],
+    changes: dict[str, Any],
+    lcm_changes: dict[str, Any] | None = None,
+) -> DistillConfig:
+    """`recipe`, with `full` where the student is a full one, the method's settings, and last what was asked for."""
+    lcm = LCM_SETTINGS | (lcm_changes or {}) if method == "lcm" else {}
     told = full if (recipe | changes).get("train") == "full" else {}
-    return DistillConfig(**(lcm | recipe | told | changes))
+    return DistillConfig(**(recipe | told | lcm | changes))
