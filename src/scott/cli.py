@@ -1,8 +1,9 @@
-"""The command line: demo | distill | sample | export | evaluate | mini. Bad input is one message and exit code 2."""
+"""The command line, one class a command. Bad input is one message and exit code 2."""
 
 import os
+import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from scott.errors import UserError
+from scott.data.settings import Settings
+from scott.errors import Preempted, UserError
 from scott.progress import Bars
 from scott.recipes.configs import RECIPES
 from scott.training.config import DistillConfig
@@ -70,6 +72,41 @@ class Distill:
             console.print_json(as_json(budget))
         else:
             console.print(as_table(budget, self.config))
+
+
+@dataclass
+class Prepare:
+    """Encode pictures and captions once, into shards that any run with the same VAE and text encoders trains on.
+
+    The same command goes on where it was stopped; under torchrun or `accelerate launch` processes share the work.
+    """
+
+    source: Positional[str | None] = None
+    """A folder of pictures (.txt beside each, or metadata.jsonl or .csv), .parquet or .tar files (a path, a pattern, a
+    URL), COCO's captions_*.json, a Hugging Face dataset, or mini. With --preset it may be left out."""
+    teacher: str = tyro.MISSING
+    """Whose VAE and text encoders encode: a pipeline folder, a hub id or mini."""
+    out: Path = tyro.MISSING
+    preset: Literal["coco2014", "coco2017", "laion-aesthetics-6plus"] | None = None
+    """Start from that data set's public metadata, with its columns and filter."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the text encoders; the VAE runs in fp32."""
+
+    def run(self) -> None:
+        from scott.recipes import prepare as recipe
+        from scott.recipes.run import teacher_of
+
+        preset = recipe.PRESETS[self.preset] if self.preset else None
+        if (name := self.source or (preset.source if preset else None)) is None:
+            raise UserError("got neither a source nor --preset; expected one of them")
+        recipe.use_own_device()
+        backbone = teacher_of(self.teacher, recipe.PRECISIONS[self.precision])
+        with Bars(console) as bars:
+            outcome = recipe.prepare_source(
+                name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset
+            )
+        console.print(recipe.summary(outcome, self.out))
 
 
 @dataclass
@@ -220,6 +257,7 @@ def _recipes(method: str, train: str | None) -> Any:
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
+    "prepare": Prepare,
     "distill": Distill,
     "sample": Sample,
     "export": Export,
@@ -267,6 +305,9 @@ def main() -> None:
     except (UserError, FloatingPointError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except Preempted as stop:
+        Console(stderr=True).print(f"{stop}; the same command goes on from there", highlight=False, soft_wrap=True)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; a run goes on from its last checkpoint by the same command")
         sys.exit(130)

@@ -3,6 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -38,9 +39,15 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
+    def warn(self, message: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(f"[yellow]warning[/] {escape(message)}", highlight=False)
+
     def report(self, phase: str, done: int, total: int, terms: dict[str, float]) -> None:
         if phase not in self._tasks:
             self._tasks[phase] = self._progress.add_task(phase, total=total, terms="")
         self._progress.update(self._tasks[phase], completed=done)
         if "consistency" in terms:
             self._progress.update(self._tasks[phase], terms=f"L_CD {terms['consistency']:.3g}")
+        elif "rate" in terms:
+            self._progress.update(self._tasks[phase], terms=f"{terms['rate']:,.1f}/s")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,14 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scott.backbones import Backbone
 from scott.data.batch import Batch
-from scott.data.sources import CaptionedImages
+from scott.data.images import CaptionedImages
+
+if TYPE_CHECKING:
+    from scott.backbones import Backbone
 
 Progress = Callable[[int, int], None]
 
 
-def prepare(images: CaptionedImages, backbone: Backbone, file: Path, progress: Progress, *, chunk: int = 32) -> Batch:
+def prepare(images: CaptionedImages, backbone: "Backbone", file: Path, progress: Progress, *, chunk: int = 32) -> Batch:
     """The images of a source as one `Batch` in fp16, encoded once and kept in `file` (safetensors).
 
     Captions longer than the text encoder takes are cut. A file that was made from other images is made again.

@@ -1,0 +1,145 @@
+"""What a folder of shards says of itself: the settings it is made with, and when it is whole, its manifest."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scott.data.shards import write_durably
+from scott.errors import UserError
+
+MANIFEST, SETTINGS = "manifest.json", "settings.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished set of shards.
+
+    tensors: name → shape of one sample's, in fp16; `cond.<name>` without the axis of its captions.
+    """
+
+    settings: dict[str, Any]
+    """What the shards are a function of; `teacher` holds fingerprints, `licence` what the user said of the data."""
+    shards: tuple[ShardEntry, ...]
+    tensors: dict[str, list[int]]
+    skipped: dict[str, int]
+    """Reason → how many records."""
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    def save(self, folder: Path) -> None:
+        content = {"format": FORMAT, "samples": self.samples, "bytes": self.bytes} | asdict(self)
+        write_durably(folder / MANIFEST, content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Raises `UserError` when there is none, it is not readable, or a shard is missing or not as long as it was."""
+        file = folder / MANIFEST
+        content = _read(file)
+        try:
+            if content["format"] != FORMAT:
+                raise UserError(f"{file} has format {content['format']!r}, expected {FORMAT}; prepare the data again")
+            entries = tuple(ShardEntry(**entry) for entry in content["shards"])
+            manifest = cls(content["settings"], entries, content["tensors"], content["skipped"])
+            manifest._check(folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is not as scott writes it ({error!r}); prepare the data again") from None
+        return manifest
+
+    def _check(self, folder: Path) -> None:
+        numbers = [number for shard in self.shards for number in (shard.samples, shard.bytes)]
+        if not {"mean", "std"} <= self.tensors.keys() or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise TypeError("counts or tensors")
+        for shard in self.shards:
+            file = folder / Path(shard.file).name
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                got = "is missing" if size is None else f"has {size:,} bytes"
+                raise UserError(f"{file} {got}, expected {shard.bytes:,} bytes; copy or prepare the data again")
+        if self.samples < 1:
+            raise UserError(f"{folder} holds no samples; prepare the data again")
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make `folder` the place of shards with these settings.
+
+    Raises:
+        UserError: it holds something else, or shards with others; the difference is named.
+    """
+    file = folder / SETTINGS
+    if file.exists():
+        before = _read(file)
+        if changes := list(_differences(before, json.loads(json.dumps(settings)))):
+            raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
+        return
+    # another process of the same command may be writing its settings just now
+    if folder.is_dir() and any(path.name != SETTINGS and path.suffix != ".partial" for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(file, settings)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now and name != "teacher.name":  # its weights count, wherever they are
+        yield f"{name}: {before} → {now}"
+
+
+def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manifest | None:
+    """The manifest of finished shards, written, or None while some are not there.
+
+    Raises:
+        UserError: all records were left out; the reasons are counted.
+    """
+    sides = [_read(folder / f"{name}.json") for name in names if is_finished(folder, name)]
+    if len(sides) < len(names):
+        return None
+    skipped: Counter[str] = Counter()
+    for side in sides:
+        skipped.update(side["skipped"])
+    entries = tuple(ShardEntry(**side["shard"]) for side in sides)
+    shapes: dict[str, list[int]] = next((side["tensors"] for side in sides if side["tensors"]), {})
+    manifest = Manifest(settings, entries, shapes, dict(sorted(skipped.items())))
+    if not manifest.samples:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common()) or "there was nothing"
+        raise UserError(f"kept none of {skipped.total()} records ({reasons}); see the .json beside each shard")
+    manifest.save(folder)
+    return manifest
+
+
+def is_finished(folder: Path, name: str) -> bool:
+    """Whether a shard is there as it was written."""
+    tar, side = folder / f"{name}.tar", folder / f"{name}.json"
+    try:
+        return tar.stat().st_size == json.loads(side.read_text(encoding="utf-8"))["shard"]["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; prepare the data again")
+    return content

@@ -1,0 +1,255 @@
+"""Does once what training would do at every step: read, decode, crop, encode picture and captions; writes shards.
+
+A shard is a function of the source's unit and the settings alone: what is there already is kept, whichever process
+made it and however often the work was stopped.
+"""
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scott.backbones import Backbone
+from scott.data.captions import read_captions
+from scott.data.filters import Where, check_size
+from scott.data.manifest import Manifest, assemble, claim, is_finished
+from scott.data.pictures import decode, quietly, square, to_rgb
+from scott.data.records import Record, Rejected, Skip, Source, Unit, chunks
+from scott.data.settings import Settings
+from scott.data.shards import shard_writer, write_durably
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+THREADS = 8
+LISTED = 1000
+"""Left-out records that are named beside a shard; all are counted."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call did: the manifest (None while other processes are at work), and its own records and seconds."""
+
+    manifest: Manifest | None
+    records: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture that is kept, decoded: pixels (3, S, S) uint8."""
+
+    pixels: Tensor
+    captions: list[str]
+    info: dict[str, Any]
+
+
+def full_settings(
+    name: str, source: Source, settings: Settings, backbone: Backbone, teacher: dict[str, Any]
+) -> dict[str, Any]:
+    """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode."""
+    sized = replace(settings, resolution=settings.resolution or backbone.resolution)
+    made_from = {"name": name, "kind": source.kind, "version": source.version}
+    return {"source": made_from, "teacher": teacher, **asdict(sized)}
+
+
+def prepare_shards(
+    source: Source,
+    backbone: Backbone,
+    settings: Settings,
+    full: dict[str, Any],
+    out: Path,
+    report: Report,
+    rank: int = 0,
+    world: int = 1,
+) -> Outcome:
+    """Write the shards of a source that `out` lacks: of `world` processes, those of the units rank, rank + world, ...
+
+    Whoever finds all shards there writes the manifest. `full` is `full_settings`' answer.
+
+    Raises:
+        UserError: `out` holds something else, a column is missing, nothing was kept, the disk is full, or the source
+            cannot be read.
+    """
+    where = Where(settings.where, source.columns) if settings.where else None
+    units = _limited(source.units(settings.shard_size), settings.limit)
+    claim(out, full)
+    mine = range(rank, len(units), world)
+    load = partial(_load, settings=settings, size=full["resolution"], where=where)
+    progress = _Progress(report, [units[i] for i in mine])
+    for i in mine:
+        if is_finished(out, _name(i)):
+            progress.skip(units[i])
+        else:
+            _write_shard(out, _name(i), units[i], load, backbone, settings.batch_size, progress)
+    return Outcome(assemble(out, full, [_name(i) for i in range(len(units))]), progress.records, progress.seconds)
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}"
+
+
+def _limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
+    """The first `limit` records; where a unit does not know how many it has, none beyond that unit."""
+    if limit is None:
+        return list(units)
+    kept: list[Unit] = []
+    for unit in units:
+        count = limit if unit.count is None else min(limit, unit.count)
+        if count:
+            kept.append(Unit(unit.name, unit.count and count, partial(_first, unit, count)))
+        limit -= count
+    return kept
+
+
+def _first(unit: Unit, count: int) -> Iterator[Record | Rejected]:
+    return islice(unit.records(), count)
+
+
+class _Progress:
+    """Counts records, or units where their records are not known beforehand, and the rate of this call."""
+
+    def __init__(self, report: Report, units: Sequence[Unit]) -> None:
+        self._report, self._by_record = report, all(unit.count is not None for unit in units)
+        self._total = sum(unit.count or 0 for unit in units) if self._by_record else len(units)
+        self._done, self.records, self._began = 0, 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def add(self, records: int) -> None:
+        self.records += records
+        self._advance(records if self._by_record else 0)
+
+    def unit_done(self) -> None:
+        self._advance(0 if self._by_record else 1)
+
+    def skip(self, unit: Unit) -> None:
+        self._advance(unit.count or 0 if self._by_record else 1)
+
+    def _advance(self, by: int) -> None:
+        self._done += by
+        self._report("prepare", self._done, self._total, {"rate": self.records / max(self.seconds, 1e-9)})
+
+
+# --- one record -------------------------------------------------------------------------------------------------
+
+
+def _load(entry: Record | Rejected, settings: Settings, size: int, where: Where | None) -> Sample | Rejected:
+    if isinstance(entry, Rejected):
+        return entry
+    try:
+        if where is not None and not where(entry.columns):
+            raise Skip("where")
+        captions = read_captions(entry.captions)
+        picture, before = _picture(entry, settings)
+        info = {"key": entry.key, "captions": captions, "width": before[0], "height": before[1]}
+        return Sample(square(picture, size), captions, info | {"columns": _plain(entry.columns)})
+    except Skip as skip:
+        return Rejected(entry.key, skip.reason, skip.detail[:200])
+
+
+def _picture(record: Record, settings: Settings) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, upright, and the size it has before it is cropped."""
+    accept = partial(check_size, min_size=settings.min_size, max_aspect=settings.max_aspect)
+    found = record.image()
+    if isinstance(found, Image.Image):
+        accept(*found.size)
+        found = to_rgb(found)
+    else:
+        found = decode(found, accept)
+    return found, found.size
+
+
+def _plain(columns: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold of a record's columns, and is short."""
+    kept = {name: value for name, value in columns.items() if isinstance(value, str | int | float | None)}
+    finite = {name: value for name, value in kept.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {name: value for name, value in finite.items() if not isinstance(value, str) or len(value) <= 1000}
+
+
+def _ahead(function: Callable[[Any], Any], entries: Iterable[Any]) -> Generator[Any]:
+    """`map` with threads that work ahead, in order."""
+    waiting: deque[Future[Any]] = deque()
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for entry in entries:
+            waiting.append(pool.submit(function, entry))
+            if len(waiting) >= 4 * THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# --- one shard --------------------------------------------------------------------------------------------------
+
+
+def _write_shard(
+    out: Path,
+    name: str,
+    unit: Unit,
+    load: Callable[[Any], Any],
+    backbone: Backbone,
+    batch_size: int,
+    progress: _Progress,
+) -> None:
+    rejected: list[Rejected] = []
+    skipped: Counter[str] = Counter()
+    shapes: dict[str, list[int]] = {}
+    kept = 0
+
+    def leave_out(entry: Rejected) -> None:
+        skipped[entry.reason] += 1
+        if len(rejected) < LISTED:
+            rejected.append(entry)
+
+    def samples(loaded: Iterable[Sample | Rejected]) -> Iterator[Sample]:
+        for entry in loaded:
+            progress.add(1)
+            if isinstance(entry, Rejected):
+                leave_out(entry)
+            else:
+                yield entry
+
+    with quietly(), closing(_ahead(load, unit.records())) as loaded, shard_writer(out / f"{name}.tar") as writer:
+        for chunk in chunks(samples(loaded), batch_size):
+            for sample, tensors in zip(chunk, _encode(backbone, chunk, batch_size), strict=True):
+                if not all(value.isfinite().all() for value in tensors.values()):
+                    leave_out(Rejected(sample.info["key"], "not-finite", "beyond fp16"))
+                    continue
+                writer.add(f"{name}_{kept:06d}", tensors, sample.info)
+                shapes = shapes or _shapes(tensors)
+                kept += 1
+        sha256 = writer.finish()
+    entry = {"file": f"{name}.tar", "samples": kept, "bytes": writer.bytes, "sha256": sha256}
+    counted = {"unit": unit.name, "shard": entry, "tensors": shapes, "skipped": dict(sorted(skipped.items()))}
+    write_durably(out / f"{name}.json", counted | {"rejected": [asdict(entry) for entry in rejected]})
+    progress.unit_done()
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape[1:] if name.startswith("cond.") else value.shape) for name, value in tensors.items()}
+
+
+def _encode(backbone: Backbone, samples: Sequence[Sample], batch_size: int) -> list[dict[str, Tensor]]:
+    """mean, std (C, H, W) and `cond.<name>` (K, ...) of each sample, in fp16 on the CPU."""
+    mean, std = backbone.encode_images(torch.stack([sample.pixels for sample in samples]).float() / 255)
+    captions = [caption for sample in samples for caption in sample.captions]
+    parts = [backbone.encode_prompts(part, truncate=True) for part in chunks(captions, batch_size)]
+    cond = {name: torch.cat([part[name] for part in parts]).half().cpu() for name in parts[0]}
+    counts = [len(sample.captions) for sample in samples]
+    split = {f"cond.{name}": value.split(counts) for name, value in cond.items()}
+    split |= {"mean": mean.half().cpu().unbind(), "std": std.half().cpu().unbind()}
+    return [{name: values[i].contiguous().clone() for name, values in split.items()} for i in range(len(samples))]

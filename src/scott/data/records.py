@@ -1,0 +1,90 @@
+"""What a source of captioned pictures gives: units of records, in an order that never changes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+T = TypeVar("T")
+
+MAX_PICTURE_BYTES = 64 << 20
+MAX_TEXT_BYTES = 1 << 20
+
+
+class Skip(Exception):
+    """A record that is left out: a reason that is counted (a few words, always the same) and what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture, not yet decoded."""
+
+    key: str
+    """What the source calls it."""
+    image: Callable[[], bytes | Image.Image]
+    """Reads it; raises `Skip`. Called after the columns were found to pass, from any thread."""
+    captions: object
+    """A text or several, as they were found (see `captions.read_captions`)."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What else is known of it: filters see these, and they are kept."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that was left out."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a source that becomes one shard."""
+
+    name: str
+    count: int | None
+    """Records in it, where that is known before it is read."""
+    records: Callable[[], Iterator[Record | Rejected]]
+
+
+class Source(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names that a filter may use."""
+
+    @property
+    def version(self) -> str:
+        """Differs when the source is known to hold something else."""
+
+    def units(self, size: int) -> list[Unit]:
+        """About `size` records each, where the source does not say otherwise. Reads no picture."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table keeps what is needed; None and () choose the usual names."""
+
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+
+
+def slices(count: int, size: int) -> list[range]:
+    """The rows 0, ..., count − 1 in pieces of `size`."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last of what is left."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk

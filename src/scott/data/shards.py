@@ -1,0 +1,177 @@
+"""One shard: an uncompressed WebDataset tar of encoded samples, written whole or not at all, read by offset.
+
+A sample is two members: `<key>.safetensors` holds mean and std (C, H, W) and each `cond.<name>` (K, ...) of its K
+captions, in fp16; `<key>.json` holds the captions, the picture's size and what the source knew of it. The same samples
+give the same bytes. Beside `<name>.tar` stands `<name>.json`, written last: a tar without it is not finished.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import mmap
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from scott.errors import UserError
+
+_BLOCK = 512
+
+
+class ShardWriter:
+    """Appends samples to a tar that is not yet in its place."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file, self._digest, self.bytes = file, hashlib.sha256(), 0
+
+    def add(self, key: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        self._member(f"{key}.safetensors", save(tensors))
+        self._member(f"{key}.json", json.dumps(info, sort_keys=True).encode())
+
+    def _member(self, name: str, content: bytes) -> None:
+        header = tarfile.TarInfo(name)  # no time, no owner: bytes depend on the content alone
+        header.size = len(content)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % _BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.bytes += len(data)
+
+    def finish(self) -> str:
+        """End the tar, and have it on the disk: its SHA-256."""
+        self._write(b"\0" * (2 * _BLOCK))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def shard_writer(file: Path) -> Iterator[ShardWriter]:
+    """A writer whose tar appears as `file` when the block ends, and leaves nothing when it fails.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    partial = file.with_suffix(".partial")
+    try:
+        with full_disk_named(file.parent), partial.open("wb") as opened:
+            yield ShardWriter(opened)
+        os.replace(partial, file)
+        sync_folder(file.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turns the errors of a full disk into a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"no room at {folder} ({free:,} bytes free); make some, and the same command goes on where it stopped"
+        ) from None
+
+
+def write_durably(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON that is whole or absent even if the machine stops; processes may write the same file at once."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with full_disk_named(path.parent), partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Shard:
+    """A finished tar, mapped into memory; sample i is the i-th `.safetensors` in it.
+
+    Raises:
+        UserError: it cannot be opened, or is not a tar as `ShardWriter` writes it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            with file.open("rb") as opened:
+                self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
+        members = list(self._members())
+        self.keys = [name.removesuffix(".safetensors") for name, _ in members if name.endswith(".safetensors")]
+        self._tensors = [place for name, place in members if name.endswith(".safetensors")]
+        self._info = {name.removesuffix(".json"): place for name, place in members if name.endswith(".json")}
+
+    def _members(self) -> Iterator[tuple[str, slice]]:
+        start = 0
+        while (header := self._map[start : start + _BLOCK]).strip(b"\0"):
+            try:
+                member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+            except (tarfile.HeaderError, ValueError) as error:
+                raise self.corrupt(f"at byte {start}: {error}") from None
+            begin = start + _BLOCK
+            if member.type != tarfile.REGTYPE or not 0 <= member.size <= len(self._map) - begin:
+                raise self.corrupt(f"at byte {start}: no file of {member.size} bytes")
+            yield member.name, slice(begin, begin + member.size)
+            start = begin + -(-member.size // _BLOCK) * _BLOCK
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """mean, std and `cond.<name>` of a sample. Raises `UserError` naming it when they cannot be read."""
+        try:
+            return load(self._map[self._tensors[index]])
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise self.corrupt(f"sample {self.keys[index]}: {error}") from None
+
+    def info(self, index: int) -> dict[str, Any]:
+        """Captions, size and columns of a sample."""
+        try:
+            return json.loads(self._map[self._info[self.keys[index]]])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise self.corrupt(f"sample {self.keys[index]}: {error}") from None
+
+    def corrupt(self, where: str) -> UserError:
+        return UserError(f"{self.file} is corrupt, {where}; delete it and its .json, and prepare the data again")
+
+    def sample(self, index: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+        """`tensors`, checked: those of `shapes` in fp16, conditioning with one axis more, of the captions."""
+        tensors = self.tensors(index)
+        got = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
+        conds = [value for name, value in tensors.items() if name.startswith("cond.")]
+        captions = [len(conds[0])] if conds and conds[0].dim() else [0]
+        expected = {
+            name: (torch.float16, captions + shape if name.startswith("cond.") else shape)
+            for name, shape in shapes.items()
+        }
+        if got != expected or captions == [0]:
+            raise self.corrupt(f"sample {self.keys[index]}: it holds {got}, expected {expected}")
+        return tensors

@@ -1,0 +1,116 @@
+"""Reading what others named: pictures by path or URL, data files here or behind any protocol fsspec knows."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO
+
+import fsspec
+
+from scott.backbones.load import first_line
+from scott.data.captions import read_captions
+from scott.data.records import MAX_PICTURE_BYTES, Skip
+from scott.errors import UserError
+
+TIMEOUT = 20.0
+"""Seconds that one picture may take."""
+_BUCKETS = ("s3://", "gs://", "hf://")
+
+
+def unsafe(name: str) -> bool:
+    """Whether a name leads out of the folder, or the archive, that it stands in."""
+    windows = PureWindowsPath(name)  # splits at both kinds of slash
+    return (
+        not name or "\0" in name or bool(windows.anchor) or ".." in windows.parts or PurePosixPath(name).is_absolute()
+    )
+
+
+def read_picture(name: object, folder: Path | None, absolute: bool = False) -> bytes:
+    """The bytes of a picture named by a URL or by a path in `folder` (None: by a URL alone).
+
+    `absolute` allows absolute paths too, for tables that the user may have made of them.
+
+    Raises:
+        Skip: no such file, a name that leads elsewhere, a server that does not give it in time, too large.
+    """
+    if not isinstance(name, str) or not name:
+        raise Skip("no-picture", type(name).__name__)
+    if name.startswith(("http://", "https://")):
+        return _fetch(name)
+    if name.startswith(_BUCKETS) and "::" not in name:
+        try:
+            with fsspec.open(name) as file:
+                return file.read(MAX_PICTURE_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise Skip("unreachable", f"{name}: {first_line(error)}") from None
+    if folder is None or "://" in name or unsafe(name.lstrip("/") if absolute else name):
+        raise Skip("unsafe-name", name[:200])
+    try:
+        with (folder / name).open("rb") as file:
+            return file.read(MAX_PICTURE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise Skip("missing-file", first_line(error)) from None
+
+
+def _fetch(url: str) -> bytes:
+    deadline = time.monotonic() + TIMEOUT
+    parts: list[bytes] = []
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "scott"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            while sum(map(len, parts)) <= MAX_PICTURE_BYTES and (part := answer.read(1 << 20)):
+                parts.append(part)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+    except urllib.error.HTTPError as error:
+        raise Skip(f"http-{error.code}", url) from None
+    except TimeoutError:
+        raise Skip("timeout", url) from None
+    except Exception as error:  # of sockets, TLS, names, the protocol: urllib has no common one
+        reason = "timeout" if isinstance(getattr(error, "reason", None), TimeoutError) else "unreachable"
+        raise Skip(reason, f"{url}: {first_line(error)}") from None
+    return b"".join(parts)
+
+
+def caption_of(columns: dict[str, Any], names: Sequence[str]) -> object:
+    """The value of one caption column, or of several as a list."""
+    values = [columns.get(name) for name in names]
+    return values[0] if len(values) == 1 else [text for value in values for text in _listed(value)]
+
+
+def _listed(value: object) -> list[str]:
+    try:
+        return read_captions(value)
+    except Skip as skip:
+        if skip.reason == "empty-caption":
+            return []
+        raise
+
+
+@contextmanager
+def opened(name: str) -> Iterator[BinaryIO]:
+    """A data file, local or remote, as a stream of bytes.
+
+    Raises:
+        UserError: it cannot be read, now or midway, or its protocol needs a package that is not installed.
+    """
+    try:
+        with fsspec.open(name, "rb") as file:
+            yield file
+    except ImportError as error:
+        raise UserError(f"{name} needs a package ({first_line(error)}); pip install 'scott-diffusion[data]'") from None
+    except UserError:
+        raise
+    except Exception as error:  # every protocol has its own
+        if isinstance(error, OSError) or type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
+            raise UserError(f"{name} cannot be read: {first_line(error)}; the same command goes on later") from None
+        raise
+
+
+def state_of(files: Sequence[str]) -> list[tuple[str, object]]:
+    """Names with size and time of change; of remote files the name alone."""
+    stats = [(name, None if "://" in name else Path(name).stat()) for name in files]
+    return [(name, stat and (stat.st_size, stat.st_mtime_ns)) for name, stat in stats]

@@ -1,0 +1,183 @@
+"""Data as the commands name them: a source, a preset or prepared shards."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from scott.backbones import LatentBackbone
+from scott.backbones.fingerprint import differing, fingerprints, label
+from scott.data.manifest import MANIFEST, SETTINGS, Manifest
+from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
+from scott.data.records import Columns, Record, Source, Unit, slices
+from scott.data.settings import Settings
+from scott.data.shard_source import ShardSource
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.mini.scenes import render, scene
+
+MINI_SCENES = 8192
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published data set: where its metadata are, and what is taken of it."""
+
+    source: str
+    settings: dict[str, Any]
+    scores: tuple[str, ...] = ()
+    """Names that the column of the aesthetic score has in its editions; 6 or more is taken."""
+
+
+_COCO = "zip://annotations/captions_{0}.json::simplecache::http://images.cocodataset.org/annotations/{1}.zip"
+_COCO_LICENCE = {"licence": "captions CC BY 4.0; each picture has its own, numbered in the column `license`"}
+PRESETS = {
+    "coco2014": Preset(_COCO.format("train2014", "annotations_trainval2014"), _COCO_LICENCE),
+    "coco2017": Preset(_COCO.format("train2017", "annotations_trainval2017"), _COCO_LICENCE),
+    "laion-aesthetics-6plus": Preset(
+        "ChristophSchuhmann/improved_aesthetics_6plus",
+        {
+            "image_column": "URL",
+            "caption_column": ("TEXT",),
+            "licence": "metadata CC BY 4.0; each picture has its own",
+        },
+        ("AESTHETIC_SCORE", "aesthetic"),
+    ),
+}
+
+
+class MiniSource:
+    """The embedded pictures, drawn as they are asked for."""
+
+    kind = "mini"
+    columns: Sequence[str] = ()
+    version = f"{MINI_SCENES} of seed 0"
+
+    def units(self, size: int) -> list[Unit]:
+        rows = slices(MINI_SCENES, size)
+        return [Unit(f"scenes {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+
+    def _records(self, rows: range) -> Iterator[Record]:
+        for index in rows:
+            this = scene(index, split="train", seed=0)
+            yield Record(f"scene {index}", partial(render, this), this.caption)
+
+
+def open_named(name: str, columns: Columns, split: str) -> Source:
+    """`mini`, or what `open_source` recognises. Raises `UserError` as that does."""
+    return MiniSource() if name == "mini" else open_source(name, columns, split)
+
+
+def prepare_source(
+    name: str,
+    backbone: LatentBackbone,
+    out: Path,
+    settings: Settings,
+    report: Report,
+    rank: int = 0,
+    world: int = 1,
+    preset: Preset | None = None,
+) -> Outcome:
+    """Shards of a source in `out`, those of this process out of `world`; a preset fills in what settings leave open.
+
+    Raises:
+        UserError: see `open_source`, `prepare_shards`.
+    """
+    if preset is not None:
+        unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
+        settings = replace(settings, **unnamed)
+    source = open_named(name, settings.columns, settings.split)
+    if preset is not None and preset.scores:
+        settings = replace(settings, where=_with_score(settings.where, preset.scores, source.columns))
+    full = full_settings(name, source, settings, backbone, _made_for(backbone))
+    return prepare_shards(source, backbone, settings, full, out, report, rank, world)
+
+
+def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]) -> str:
+    score = next((column for column in scores if column in columns), scores[0])
+    return f"{score} >= 6" if where is None else f"({where}) and {score} >= 6"
+
+
+def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
+    name = str(backbone.pipeline.config.get("_name_or_path") or type(backbone.pipeline).__name__)
+    return {"name": name, **fingerprints(backbone)}
+
+
+def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report) -> ShardSource:
+    """Training batches of prepared shards, or of a source that is prepared into a folder of `cache` first.
+
+    That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes
+    that a launcher started share the work, and each returns when all of it is done.
+
+    Raises:
+        UserError: the shards are unfinished, or were made for another VAE or text encoder; see `prepare_source`.
+    """
+    folder = Path(name)
+    if (folder / MANIFEST).is_file():
+        source = ShardSource(folder, seed)
+        check_made_for(source.manifest, backbone, name)
+        return source
+    if (folder / SETTINGS).is_file():
+        raise UserError(f"{name} holds unfinished shards; run the `scott prepare` that began them to its end")
+    settings, (rank, world) = Settings(), processes()
+    opened = open_named(name, settings.columns, settings.split)
+    full = full_settings(name, opened, settings, backbone, _made_for(backbone))
+    told = full | {"teacher": fingerprints(backbone)}
+    folder = cache / sha256(dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    if not (folder / MANIFEST).is_file():
+        prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
+    while not (folder / MANIFEST).is_file():
+        time.sleep(0.5)  # another process is still at work; if it fails, the launcher ends this one
+    return ShardSource(folder, seed)
+
+
+def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
+    """Raise `UserError` when shards were made with another VAE or text encoder than this teacher's."""
+    made_for, here = dict(manifest.settings["teacher"]), _made_for(backbone)
+    teacher, this = made_for.pop("name"), here.pop("name")
+    for part in here | made_for:
+        before, now = made_for.get(part), here.get(part)
+        if differing(before, now):
+            raise UserError(
+                f"{name} was made with the {part} {label(before)} of {teacher}, and {this} has {label(now)}; prepare "
+                "the data again with this teacher"
+            )
+
+
+def use_own_device() -> None:
+    """Make this process's GPU, of those that a launcher deals out, the current one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun and `accelerate launch` tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def summary(outcome: Outcome, out: Path) -> Table:
+    """What was kept and what was left out, and the rate of this call."""
+    table = Table("", "", title=str(out), title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    if outcome.manifest is None:
+        table.add_row("records of this process", f"{outcome.records:,}")
+        return table
+    manifest = outcome.manifest
+    table.add_row("[bold]kept", f"[bold]{manifest.samples:,}")
+    for reason, count in sorted(manifest.skipped.items(), key=lambda item: -item[1]):
+        table.add_row(f"skipped, {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("shards", f"{len(manifest.shards):,}")
+    table.add_row("MB", f"{manifest.bytes / 1e6:,.1f}")
+    if outcome.records:
+        table.add_row("pictures/s", f"{outcome.records / outcome.seconds:,.1f}")
+    return table
