@@ -86,7 +86,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS
     if file.exists():
         before = _read(file)
-        if changes := list(_differences(before, json.loads(json.dumps(settings)))):
+        if changes := list(_differences(before, settings)):
             raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
         return
     # another process of the same command may be writing its settings just now

@@ -4,6 +4,7 @@ A shard is a function of the source's unit and the settings alone: what is there
 made it and however often the work was stopped.
 """
 
+import json
 import math
 import time
 from collections import Counter, deque
@@ -59,7 +60,7 @@ def full_settings(
     """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode."""
     sized = replace(settings, resolution=settings.resolution or backbone.resolution)
     made_from = {"name": name, "kind": source.kind, "version": source.version}
-    return {"source": made_from, "teacher": teacher, **asdict(sized)}
+    return json.loads(json.dumps({"source": made_from, "teacher": teacher, **asdict(sized)}))
 
 
 def prepare_shards(

@@ -1,0 +1,101 @@
+"""What every kind of broken, hostile or unusual picture gets."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.data.making import bomb, noise, saved
+
+from scott.data.pictures import MAX_PICTURE_BYTES, decode, square, to_rgb
+from scott.data.records import Skip
+
+PNG, JPEG = saved(noise(0)), saved(noise(0), "JPEG")
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+BAD = {
+    "zero bytes": (b"", "empty-file"),
+    "text": (b"<html>404</html>", "not-a-picture"),
+    "a picture cut in half": (PNG[: len(PNG) // 2], "truncated"),
+    "a jpeg cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
+    "a header cut in half": (PNG[:20], "corrupt"),
+    "broken data": (PNG[:60] + bytes(200) + PNG[260:], "corrupt"),
+    "a decompression bomb": (bomb(12_000), "too-many-pixels"),
+    "a bomb that Pillow refuses itself": (bomb(1 << 16), "too-many-pixels"),
+    "more bytes than are read": (bytes(MAX_PICTURE_BYTES + 1), "too-large"),
+    "a format whose reader calls a program": (EPS, "not-a-picture"),
+    "32 bits a pixel": (saved(Image.new("F", (4, 4), 0.5), "TIFF"), "unsupported-mode"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD.keys())
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bad_picture_is_skipped_with_its_reason(data, reason):
+    with pytest.raises(Skip) as skip:
+        decode(data)
+    assert skip.value.reason == reason
+
+
+GREY16 = Image.fromarray((np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64))
+FRAMES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+UNUSUAL = {
+    "CMYK": (saved(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG", quality=95), (255, 0, 0)),
+    "transparency on white": (saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0))), (255, 255, 255)),
+    "a palette with transparency": (
+        saved(Image.new("P", (8, 8), 0), "GIF", transparency=0),
+        (255, 255, 255),
+    ),
+    "the first frame of a GIF": (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), (255, 0, 0)),
+    "the first frame of a PNG": (saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), (255, 0, 0)),
+    "16 bits": (saved(Image.fromarray(np.full((8, 8), 51 * 257, np.uint16))), (51, 51, 51)),
+    "one bit": (saved(Image.new("1", (8, 8), 1)), (255, 255, 255)),
+    "grey": (saved(Image.new("L", (8, 8), 77)), (77, 77, 77)),
+}
+
+
+@pytest.mark.parametrize(("data", "colour"), UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_an_unusual_picture_is_rgb(data, colour):
+    image = decode(data)
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    assert np.abs(np.asarray(image).astype(int) - colour).max() <= 2
+
+
+def test_16_bits_keep_their_range():
+    levels = np.asarray(decode(saved(GREY16)))[..., 0].flatten()
+    assert levels.tolist() == [value // 256 for value in range(0, 65536, 16)]
+
+
+def test_a_mislabelled_picture_is_what_it_holds():
+    assert decode(JPEG).size == (40, 30)  # nothing says which suffix it had
+
+
+def test_exif_turns_a_picture_and_sizes_are_asked_for_before_it_is_unpacked():
+    image = Image.new("L", (6, 2))
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    seen = []
+    assert decode(saved(image, exif=exif), lambda *size: seen.append(size)).size == (2, 6)
+    assert seen == [(6, 2)]
+
+
+def test_a_size_that_is_refused_is_not_unpacked():
+    def refuse(width, height):
+        raise Skip("min-size")
+
+    with pytest.raises(Skip, match="min-size"):
+        decode(PNG[:60], refuse)  # unpacking would have found it truncated
+
+
+def test_pixels_are_the_centre_square():
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, 16:48] = (255, 102, 0)
+    pixels = square(Image.fromarray(wide), 32)
+    assert torch.equal(pixels, torch.tensor([255, 102, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32))
+    untouched = noise(0, 16, 16)
+    assert torch.equal(square(untouched, 16).permute(1, 2, 0), torch.from_numpy(np.asarray(untouched).copy()))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA", "YCbCr", "HSV"])
+def test_every_mode_becomes_rgb(mode):
+    source = Image.new("RGB", (4, 3), "white")
+    image = to_rgb(source.convert("RGBA").convert(mode) if mode == "LA" else source.convert(mode))
+    assert image.mode == "RGB"
+    assert np.asarray(image).min() >= 250

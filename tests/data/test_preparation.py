@@ -1,0 +1,273 @@
+"""What preparing writes: what encoding gives, the same bytes however it was stopped or shared, and every skip."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tests.data.making import Pictures, bomb, contents, noise, saved
+
+from scott.data import preparation
+from scott.data.manifest import Manifest
+from scott.data.pictures import decode, square
+from scott.data.preparation import full_settings, prepare_shards
+from scott.data.records import Record, Unit
+from scott.data.settings import Settings
+from scott.data.shard_source import ShardSource
+from scott.data.shards import Shard
+from scott.errors import UserError
+
+SETTINGS = Settings(shard_size=4, batch_size=3)
+TEACHER = {"name": "tiny", "vae": {"class": "VAE", "sha256": "1"}}
+
+
+@pytest.fixture(scope="module")
+def backbone(make_backbone):
+    return make_backbone()
+
+
+@pytest.fixture
+def prepare(backbone, tmp_path):
+    def run(source, out="out", settings=SETTINGS, report=lambda *_: None, **processes):
+        full = full_settings("noise", source, settings, backbone, TEACHER)
+        return prepare_shards(source, backbone, settings, full, tmp_path / out, report, **processes)
+
+    return run
+
+
+def test_shards_hold_what_encoding_gives_in_half_precision(prepare, backbone, tmp_path):
+    outcome = prepare(Pictures(10))
+    assert (outcome.records, outcome.manifest.samples, len(outcome.manifest.shards)) == (10, 10, 3)
+    shapes = outcome.manifest.tensors
+    assert shapes == {"mean": [4, 8, 8], "std": [4, 8, 8], "cond.text": [16, 32]}
+    shard = Shard(tmp_path / "out" / "000001.tar")
+    for i in range(4):
+        pixels = square(decode(saved(noise(4 + i))), 64)[None].float() / 255
+        mean, std = backbone.encode_images(pixels)
+        captions = [f"picture {chr(97 + 4 + i)}", "noise", "dots"][: 1 + (4 + i) % 3]
+        expected = {"mean": mean[0], "std": std[0], "cond.text": backbone.encode_prompts(captions)["text"]}
+        got = shard.sample(i, shapes)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name].float(), value, rtol=2e-3, atol=1e-3)
+        info = {"key": str(4 + i), "captions": captions, "width": 40, "height": 30, "columns": {"score": 4 + i}}
+        assert shard.info(i) == info
+    assert len(ShardSource(tmp_path / "out", 0).batch(0, 5)) == 5
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bytes(prepare, tmp_path):
+    prepare(Pictures(10), "whole")
+    whole = contents(tmp_path / "whole")
+    for stop in range(10):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(Pictures(10, stop=stop), f"stopped {stop}")
+        assert not (tmp_path / f"stopped {stop}" / "manifest.json").exists()
+        assert prepare(Pictures(10), f"stopped {stop}").records == 10 - stop // 4 * 4
+        assert contents(tmp_path / f"stopped {stop}") == whole
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from scott.backbones import load_backbone
+from scott.data import preparation, shards
+from tests.data.making import Pictures
+from tests.data.test_preparation import SETTINGS, TEACHER
+
+add = shards.ShardWriter.add
+def add_and_die(self, key, *rest):
+    add(self, key, *rest)
+    self._file.flush()
+    if key == "000001_000002":
+        os.kill(os.getpid(), signal.SIGKILL)
+shards.ShardWriter.add = add_and_die
+backbone, source = load_backbone(sys.argv[1]), Pictures(10)
+full = preparation.full_settings("noise", source, SETTINGS, backbone, TEACHER)
+preparation.prepare_shards(source, backbone, SETTINGS, full, Path(sys.argv[2]), print)
+"""
+
+
+def test_killed_in_the_middle_of_a_shard_it_ends_with_the_same_bytes(prepare, tmp_path, teacher_folders):
+    command = [sys.executable, "-c", KILLED, str(teacher_folders["sd1"]), str(tmp_path / "killed")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    names = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert names == {"settings.json", "000000.tar", "000000.json", "000001.partial"}
+    assert prepare(Pictures(10), "killed").records == 6
+    prepare(Pictures(10), "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_processes_share_the_work_and_the_bytes_are_the_same(prepare, tmp_path):
+    prepare(Pictures(10), "alone")
+    first = prepare(Pictures(10), "shared", rank=1, world=2)
+    assert (first.manifest, first.records) == (None, 4)
+    assert prepare(Pictures(10), "shared", rank=0, world=2).manifest.samples == 10
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("spoil", ["cut", "no record", "broken record"])
+def test_a_shard_that_is_not_whole_is_made_again(prepare, tmp_path, spoil):
+    prepare(Pictures(10))
+    whole = contents(tmp_path / "out")
+    tar, side = tmp_path / "out" / "000001.tar", tmp_path / "out" / "000001.json"
+    if spoil == "cut":
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif spoil == "no record":
+        side.unlink()
+    else:
+        side.write_text("{")
+    assert prepare(Pictures(10)).records == 4
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_finished_folder_is_left_as_it_is(prepare, tmp_path):
+    prepare(Pictures(10))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert prepare(Pictures(10)).records == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"min_size": 8}, "min_size: 0 → 8"), ({"where": "score > 3"}, "where: None → score > 3")]
+)
+def test_other_settings_are_refused_and_named(prepare, change, said):
+    prepare(Pictures(4))
+    with pytest.raises(UserError, match=f"begun with other settings \\({said}\\)"):
+        prepare(Pictures(4), settings=dataclasses.replace(SETTINGS, **change))
+
+
+def test_another_source_or_teacher_is_refused(prepare, backbone, tmp_path):
+    prepare(Pictures(4))
+    with pytest.raises(UserError, match=r"source\.version: 4 → 5"):
+        prepare(Pictures(5))
+    moved = full_settings("noise", Pictures(4), SETTINGS, backbone, TEACHER | {"name": "elsewhere"})
+    prepare_shards(Pictures(4), backbone, SETTINGS, moved, tmp_path / "out", lambda *_: None)
+    other = moved | {"teacher": {"name": "tiny", "vae": {"class": "VAE", "sha256": "2"}}}
+    with pytest.raises(UserError, match=r"teacher\.vae\.sha256: 1 → 2"):
+        prepare_shards(Pictures(4), backbone, SETTINGS, other, tmp_path / "out", lambda *_: None)
+
+
+def test_a_folder_of_other_things_is_left_alone(prepare, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no shards"):
+        prepare(Pictures(4))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+SPOILED = {
+    0: b"",
+    2: saved(noise(0))[:300],
+    3: bomb(12_000),
+    5: b"text",
+    6: "no-caption",
+    7: Image.new("RGB", (400, 30)),
+}
+
+
+def test_what_is_left_out_is_counted_and_named(prepare, tmp_path):
+    settings = dataclasses.replace(SETTINGS, where="score != 9", min_size=20, max_aspect=4.0)
+    manifest = prepare(Pictures(11, SPOILED), settings=settings).manifest
+    assert manifest.skipped == {
+        "empty-file": 1,
+        "max-aspect": 1,
+        "no-caption": 1,
+        "not-a-picture": 1,
+        "too-many-pixels": 1,
+        "truncated": 1,
+        "where": 1,
+    }
+    assert manifest.samples == 4
+    side = json.loads((tmp_path / "out" / "000000.json").read_text())
+    assert [(entry["key"], entry["reason"]) for entry in side["rejected"]] == [
+        ("0", "empty-file"),
+        ("2", "truncated"),
+        ("3", "too-many-pixels"),
+    ]
+    assert sorted(ShardSource(tmp_path / "out", 0).examples(9)[1]) == sorted(
+        f"picture {chr(97 + i)}" for i in (1, 4, 8, 10)
+    )
+
+
+def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "LISTED", 2)
+    manifest = prepare(Pictures(8, dict.fromkeys(range(4), b""))).manifest
+    assert [shard.samples for shard in manifest.shards] == [0, 4]
+    side = json.loads((tmp_path / "out" / "000000.json").read_text())
+    assert (len(side["rejected"]), side["skipped"]) == (2, {"empty-file": 4})
+    assert len(ShardSource(tmp_path / "out", 0).batch(0, 4)) == 4
+
+
+def test_keeping_nothing_is_an_error_with_the_reasons(prepare, tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"kept none of 3 records \(empty-file 2, not-a-picture 1\)"):
+            prepare(Pictures(3, {0: b"", 1: b"", 2: b"x"}))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_unknown_column_is_refused_before_anything_is_written(prepare, tmp_path):
+    with pytest.raises(UserError, match="column 'scoer'; there are score"):
+        prepare(Pictures(4), settings=dataclasses.replace(SETTINGS, where="scoer > 3"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_beyond_half_precision_are_left_out(prepare, backbone, monkeypatch):
+    real = backbone.encode_images
+
+    def overflow(pixels):
+        mean, std = real(pixels)
+        mean[0] = 1e6
+        return mean, std
+
+    monkeypatch.setattr(backbone, "encode_images", overflow)
+    assert prepare(Pictures(4)).manifest.skipped == {"not-finite": 2}
+
+
+def test_a_limit_takes_the_first_records(prepare, tmp_path):
+    prepare(Pictures(10), settings=dataclasses.replace(SETTINGS, limit=6))
+    assert len(ShardSource(tmp_path / "out", 0)) == 6
+
+
+def test_units_of_unknown_size_are_counted_as_they_end(prepare):
+    class Stream(Pictures):
+        def units(self, size):
+            return [Unit(unit.name, None, unit.records) for unit in super().units(size)]
+
+    seen = []
+    prepare(Stream(10), report=lambda phase, done, total, terms: seen.append((phase, done, total)))
+    assert seen[-1] == ("prepare", 3, 3)
+    settings = dataclasses.replace(SETTINGS, limit=3)
+    assert prepare(Stream(10), "first", settings).manifest.samples == 3
+
+
+def test_progress_counts_what_is_there_already(prepare, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Pictures(10, stop=9))
+    seen = []
+    prepare(Pictures(10), report=lambda phase, done, total, terms: seen.append((done, total, terms["rate"] >= 0)))
+    assert seen[0] == (4, 10, True)
+    assert seen[-1] == (10, 10, True)
+
+
+def test_pictures_are_not_read_where_their_columns_do_not_pass(prepare):
+    read = []
+
+    class Lazy(Pictures):
+        def _records(self, rows):
+            for i in rows:
+                yield Record(str(i), lambda i=i: read.append(i) or saved(noise(i)), "a", {"score": i})
+
+    prepare(Lazy(6), settings=dataclasses.replace(SETTINGS, where="score >= 4"))
+    assert sorted(read) == [4, 5]
+
+
+@pytest.mark.parametrize("change", [{"shard_size": 0}, {"batch_size": -1}, {"max_aspect": 0.5}, {"limit": 0}])
+def test_settings_out_of_range(change):
+    with pytest.raises(UserError, match=f"got {next(iter(change))} .*, expected 1 or more"):
+        Settings(**change)
+
+
+def test_a_manifest_reads_back(prepare, tmp_path):
+    assert prepare(Pictures(4)).manifest == Manifest.load(tmp_path / "out")

@@ -1,0 +1,171 @@
+"""Batches of shards: every sample once an epoch, each batch a function of its step, parts that make the whole."""
+
+import itertools
+import pickle
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from scott.data.batch import Batch, CachedSource
+from scott.data.manifest import Manifest, ShardEntry
+from scott.data.shard_source import ShardSource
+from scott.data.shards import shard_writer
+from scott.errors import UserError
+from scott.rng import generator_for
+
+
+def tensors(number, captions=1):
+    value = torch.full((1, 1, 1), float(number)).half()
+    texts = torch.arange(captions).view(-1, 1, 1) + 100.0 * number
+    return {"mean": value, "std": value + 0.5, "cond.text": texts.half()}
+
+
+def write(folder, counts, captions=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, numbers = [], itertools.count()
+    for i, count in enumerate(counts):
+        with shard_writer(folder / f"{i}.tar") as writer:
+            for _ in range(count):
+                number = next(numbers)
+                writer.add(f"k{number}", tensors(number, captions), {"captions": [f"picture {number}"]})
+            sha256 = writer.finish()
+        entries.append(ShardEntry(f"{i}.tar", count, writer.bytes, sha256))
+    shapes = {"mean": [1, 1, 1], "std": [1, 1, 1], "cond.text": [1, 1]}
+    Manifest({}, tuple(entries), shapes, {}).save(folder)
+    return folder
+
+
+def rows(batch):
+    return batch.mean.flatten().int().tolist()
+
+
+def same(one, other):
+    pairs = [(one.mean, other.mean), (one.std, other.std), (one.cond["text"], other.cond["text"])]
+    return one.cond.keys() == other.cond.keys() and all(torch.equal(a, b) for a, b in pairs)
+
+
+COUNTS = ([7], [3, 0, 4, 2], [1] * 9, [5, 1, 8, 2, 0, 3])
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("group", [1, 2, 16])
+@pytest.mark.parametrize("size", [3, 10])
+def test_every_epoch_holds_every_sample_once(tmp_path, counts, group, size):
+    source, count = ShardSource(write(tmp_path, counts), seed=0, shuffle_shards=group), sum(counts)
+    assert len(source) == count
+    seen = [row for step in range(3 * count) for row in rows(source.batch(step, size))]
+    epochs = [seen[i : i + count] for i in range(0, len(seen), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_few_shards_are_visited_as_a_data_set_in_memory_is(tmp_path):
+    source = ShardSource(write(tmp_path, [3, 4, 2]), seed=5)
+    every = [tensors(i) for i in range(9)]
+    mean, std, text = (torch.stack([each[name] for each in every]) for name in ("mean", "std", "cond.text"))
+    cached = CachedSource(Batch(mean, std, {"text": text[:, 0]}), "numbers", seed=5)
+    for step in range(12):
+        assert same(source.batch(step, 4), cached.batch(step, 4))
+    order = torch.randperm(9, generator=generator_for(5, 1, 1))
+    assert rows(source.batch(1, 9)) == order.tolist()
+
+
+@pytest.mark.parametrize("group", [1, 2, 16])
+def test_a_batch_is_a_function_of_seed_and_step(tmp_path, group):
+    folder = write(tmp_path, [3, 4, 2, 5], captions=3)
+    source = ShardSource(folder, 0, group)
+    forward = [source.batch(step, 4) for step in range(20)]
+    backward = [ShardSource(folder, 0, group).batch(step, 4) for step in reversed(range(20))]
+    assert all(map(same, forward, backward[::-1]))
+    assert [rows(ShardSource(folder, 1, group).batch(step, 4)) for step in range(20)] != [*map(rows, forward)]
+    assert same(pickle.loads(pickle.dumps(source)).batch(7, 4), forward[7])
+
+
+def test_parts_make_the_whole_and_read_no_more(tmp_path, monkeypatch):
+    source = ShardSource(write(tmp_path, [3, 4, 2, 5], captions=3), 0, 2)
+    whole = source.batch(3, 6)
+    read = []
+    real = source._read
+    monkeypatch.setattr(source, "_read", lambda *place: read.append(place) or real(*place))
+    parts = [source.batch(3, 6, part) for part in (slice(0, 2), slice(2, 3), slice(3, None))]
+    joined = Batch(
+        torch.cat([part.mean for part in parts]),
+        torch.cat([part.std for part in parts]),
+        {"text": torch.cat([part.cond["text"] for part in parts])},
+    )
+    assert same(joined, whole)
+    assert len(read) == 6
+
+
+def test_every_caption_is_taken_in_time_and_stays_with_its_picture(tmp_path):
+    source = ShardSource(write(tmp_path, [4], captions=3), 0)
+    taken = {i: set() for i in range(4)}
+    for step in range(60):
+        batch = source.batch(step, 2)
+        for row, text in zip(rows(batch), batch.cond["text"].flatten().int().tolist(), strict=True):
+            taken[row].add(text - 100 * row)
+    assert all(choices == {0, 1, 2} for choices in taken.values())
+
+
+def test_few_shards_are_open_at_once(tmp_path):
+    source = ShardSource(write(tmp_path, [2] * 12), 0, 2)
+    for step in range(24):
+        source.batch(step, 3)
+    assert len(source._open) <= 4
+
+
+def test_workers_of_a_data_loader_give_the_same(tmp_path):
+    source = ShardSource(write(tmp_path, [3, 4, 2]), 0, 2)
+    source.batch(0, 2)  # its shards are open when it is sent
+
+    class Batches(torch.utils.data.Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, step):
+            return asdict(source.batch(step, 4))
+
+    loader = torch.utils.data.DataLoader(Batches(), batch_size=None, num_workers=1)
+    assert all(same(Batch(**loaded), source.batch(step, 4)) for step, loaded in enumerate(loader))
+
+
+def test_examples_are_the_first_samples(tmp_path):
+    source = ShardSource(write(tmp_path, [2, 0, 3]), 0)
+    means, captions = source.examples(4)
+    assert captions == [f"picture {i}" for i in range(4)]
+    assert means.flatten().tolist() == [0, 1, 2, 3]
+    assert len(source.examples(99)[1]) == 5
+
+
+BROKEN = {
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+    "no object": (lambda f: (f / "manifest.json").write_text("[]"), "no JSON object"),
+    "another format": (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "has format 2, expected 1"),
+    "not ours": (lambda f: (f / "manifest.json").write_text('{"format": 1, "shards": 3}'), "not as scott writes it"),
+    "a shard missing": (lambda f: (f / "1.tar").unlink(), r"1\.tar is missing, expected [\d,]+ bytes"),
+    "a shard cut": (lambda f: (f / "1.tar").write_bytes(b"x" * 512), r"1\.tar has 512 bytes"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_folder_is_refused_when_it_is_opened(tmp_path, spoil, said):
+    folder = write(tmp_path, [2, 3])
+    spoil(folder)
+    with pytest.raises(UserError, match=said):
+        ShardSource(folder, 0)
+
+
+def test_no_samples_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no samples"):
+        ShardSource(write(tmp_path, [0]), 0)
+
+
+def test_a_corrupt_sample_is_named_when_it_is_read(tmp_path):
+    file = write(tmp_path, [2]) / "0.tar"
+    content = bytearray(file.read_bytes())
+    content[512:520] = b"\xff" * 8  # the length of the first sample's header
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"0\.tar is corrupt, sample k0"):
+        ShardSource(tmp_path, 0).batch(0, 2)
