@@ -98,12 +98,14 @@ def opened(name: str) -> Iterator[BinaryIO]:
         UserError: it cannot be read, now or midway, or its protocol needs a package that is not installed.
     """
     try:
-        with fsspec.open(name, "rb") as file:
-            yield file
+        file = fsspec.open(name, "rb")
     except ImportError as error:
         raise UserError(f"{name} needs a package ({first_line(error)}); pip install 'scott-diffusion[data]'") from None
-    except UserError:
-        raise
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read: {first_line(error)}; expected a path, http://, s3://, ...") from None
+    try:
+        with file as stream:
+            yield stream
     except Exception as error:  # every protocol has its own
         if isinstance(error, OSError) or type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
             raise UserError(f"{name} cannot be read: {first_line(error)}; the same command goes on later") from None

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from scott.data.captions import read_columns
 from scott.data.pictures import SUFFIXES
@@ -71,12 +71,25 @@ class WebDataset:
         return caption_of(texts, names)
 
 
+class _Member(tarfile.TarInfo):
+    """Where a header is missing or broken `tarfile` would take the archive to end; only its end mark does that."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
 def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, dict[str, bytes | Skip]] | Rejected]:
     """(key, suffix → content) of each record of a tar, and what had to be left out."""
     key = ""
     parts: dict[str, bytes | Skip] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as archive:
+        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 if unsafe(member.name):
                     yield Rejected(member.name[:200], "unsafe-name")

@@ -1,0 +1,434 @@
+"""Every kind of source gives the same pictures and captions, is recognised by its name, and survives what it holds."""
+
+import functools
+import gzip
+import http.server
+import io
+import json
+import os
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+
+import datasets
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from tests.data.making import add, noise, saved, write_tar
+
+from scott.data.captions import read_captions
+from scott.data.records import Columns, Record, Rejected, Skip
+from scott.data.sources import files, open_source
+from scott.data.sources.files import opened, read_picture, unsafe
+from scott.data.sources.webdataset import grouped
+from scott.errors import UserError
+
+COUNT = 5
+PICTURES = [saved(noise(i)) for i in range(COUNT)]
+CAPTIONS = [f"picture {i}" for i in range(COUNT)]
+
+
+def read(source, size=2):
+    """(picture or the reason it is left out, captions, columns) of every record, unit by unit."""
+    found = []
+    for unit in source.units(size):
+        records = list(unit.records())
+        assert unit.count in (None, len(records))
+        for record in records:
+            try:
+                found.append(
+                    (record.reason, [], {})
+                    if isinstance(record, Rejected)
+                    else (record.image(), read_captions(record.captions), record.columns)
+                )
+            except Skip as skip:
+                found.append((skip.reason, [], {}))
+    return found
+
+
+def reasons(source):
+    return [picture for picture, _, _ in read(source) if isinstance(picture, str)]
+
+
+def fill(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(PICTURES):
+        (folder / f"{i}.png").write_bytes(picture)
+    return folder
+
+
+def write_folder(folder):
+    for i in range(COUNT):
+        (fill(folder) / f"{i}.txt").write_text(CAPTIONS[i])
+    return folder
+
+
+def write_jsonl(folder):
+    rows = [{"file_name": f"{i}.png", "text": CAPTIONS[i], "score": i} for i in range(COUNT)]
+    (fill(folder) / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def write_csv(folder):
+    rows = [f'{i}.png,"{CAPTIONS[i]}",{i}' for i in range(COUNT)]
+    (fill(folder) / "metadata.csv").write_text("\n".join(["file_name,caption,score", *rows]))
+    return folder
+
+
+def table(pictures):
+    return pyarrow.table({"image": pictures, "caption": CAPTIONS, "score": list(range(COUNT))})
+
+
+def write_bytes_table(folder):
+    folder.mkdir()
+    parquet.write_table(table(PICTURES), folder / "a.parquet", row_group_size=3)
+    return folder / "a.parquet"
+
+
+def write_path_table(folder):
+    parquet.write_table(table([f"{i}.png" for i in range(COUNT)]), fill(folder) / "a.parquet", row_group_size=2)
+    return folder / "a.parquet"
+
+
+def write_dataset(folder):
+    features = datasets.Features(
+        {"image": datasets.Image(), "caption": datasets.Value("string"), "score": datasets.Value("int64")}
+    )
+    rows = {"image": [{"bytes": p, "path": None} for p in PICTURES], "caption": CAPTIONS, "score": list(range(COUNT))}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return folder
+
+
+def write_tars(folder):
+    folder.mkdir()
+    write_tar(folder / "00.tar", 3)
+    write_tar(folder / "01.tar", 2, start=3)
+    return folder
+
+
+def write_pattern(folder):
+    return f"{write_tars(folder)}/{{00..01}}.tar"
+
+
+def write_coco(folder):
+    (folder / "annotations").mkdir(parents=True)
+    fill(folder / "train2017")
+    content = {
+        "images": [{"id": 10 + i, "file_name": f"{i}.png", "score": i} for i in range(COUNT)],
+        "annotations": [{"id": i, "image_id": 10 + i, "caption": CAPTIONS[i]} for i in range(COUNT)],
+    }
+    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+    return folder
+
+
+KINDS = {
+    "folder": write_folder,
+    "imagefolder": write_jsonl,
+    "imagefolder csv": write_csv,
+    "parquet": write_bytes_table,
+    "parquet of paths": write_path_table,
+    "dataset": write_dataset,
+    "webdataset": write_tars,
+    "webdataset pattern": write_pattern,
+    "coco": write_coco,
+}
+
+
+@pytest.mark.parametrize(("kind", "write"), KINDS.items())
+def test_every_kind_gives_the_same(tmp_path, kind, write):
+    name = str(write(tmp_path / "data"))
+    source = open_source(name)
+    assert source.kind == kind.split()[0]
+    found = read(source)
+    assert [picture for picture, _, _ in found] == PICTURES
+    assert [captions for _, captions, _ in found] == [[caption] for caption in CAPTIONS]
+    if "score" in source.columns:
+        assert [columns["score"] for _, _, columns in found] == list(range(COUNT))
+    again = open_source(name)
+    assert again.version == source.version
+    assert read(again, 3) == found
+
+
+@pytest.mark.parametrize("write", [write_folder, write_jsonl, write_bytes_table, write_tars, write_coco])
+def test_a_change_is_another_version(tmp_path, write):
+    name = write(tmp_path / "data")
+    before = open_source(str(name)).version
+    changed = next(path for ending in ("json", "tar", "parquet", "png") for path in tmp_path.rglob(f"*.{ending}"))
+    os.utime(changed, ns=(1, 1))
+    assert open_source(str(name)).version != before
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+def test_columns_can_be_named_and_captions_be_several(tmp_path):
+    rows = {"picture": PICTURES, "a": CAPTIONS, "b": [["x", "y"]] * COUNT, "c": [""] * COUNT}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
+    found = read(open_source(str(tmp_path / "t.parquet"), Columns("picture", ("a", "b", "c"))))
+    assert [captions for _, captions, _ in found] == [[caption, "x", "y"] for caption in CAPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (Columns(), "has the columns pix, words, and not one of image, .*; name one with --image-column"),
+        (Columns("pix"), "not one of caption, .*; name one with --caption-column"),
+        (Columns("pics"), "has the columns pix, words, and not 'pics'"),
+    ],
+)
+def test_columns_that_are_not_there_are_listed(tmp_path, columns, said):
+    parquet.write_table(pyarrow.table({"pix": PICTURES, "words": CAPTIONS}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=said):
+        open_source(str(tmp_path / "t.parquet"), columns)
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    data = datasets.Dataset.from_dict({"image": PICTURES, "caption": CAPTIONS})
+    datasets.DatasetDict(first=data, second=data).save_to_disk(tmp_path / "d")
+    with pytest.raises(UserError, match="has the splits first, second, and not 'train'"):
+        open_source(str(tmp_path / "d"))
+    assert len(read(open_source(str(tmp_path / "d"), split="second"))) == COUNT
+
+
+# --- what is not a source ----------------------------------------------------------------------------------------
+
+NOTHING = {
+    "nowhere": ("/nowhere/data", "no data at /nowhere/data; expected `mini`, a folder"),
+    "no file of a pattern": ("/nowhere/*.tar", "no data at /nowhere"),
+    "an unknown dataset": ("nobody/nothing", r"the dataset nobody/nothing \(train\) cannot be had"),
+    "an unknown protocol": ("abc://x.tar", "Protocol not known|cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("name", "said"), NOTHING.values(), ids=NOTHING.keys())
+def test_nothing_there_is_said(name, said):
+    with pytest.raises(UserError, match=said):
+        list(open_source(name).units(2)[0].records())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.parquet", b"PAR1 no", "is no parquet file"),
+        ("captions_a.json", b"[]", "is no COCO caption file"),
+        ("captions_a.json", b'{"images": [{"id": []}], "annotations": []}', "is no COCO caption file"),
+        ("notes.txt", b"text", "no data at"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        open_source(str(tmp_path / name))
+
+
+def test_a_folder_without_pictures_and_one_of_several_caption_files(tmp_path):
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_source(str(tmp_path))
+    for part in ("train", "val"):
+        (tmp_path / f"captions_{part}.json").write_text("{}")
+    with pytest.raises(UserError, match=r"several caption files; name one: .*train\.json.*val\.json"):
+        open_source(str(tmp_path))
+
+
+# --- hostile and broken content ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/etc/a.png", "C:\\a.png", "..\\a.png", "", "a\0.png"])
+def test_names_that_lead_out_of_their_folder(name):
+    assert unsafe(name)
+
+
+def test_pictures_are_read_from_their_folder_alone(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.png").write_bytes(PICTURES[0])
+    rows = [{"file_name": name, "text": "a"} for name in ("../out.png", str(tmp_path / "out.png"), "none.png", 7)]
+    lines = [*map(json.dumps, rows), "{", '{"file_name": "a.png", "text": {}}']
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(lines))
+    assert reasons(open_source(str(tmp_path / "in"))) == [
+        "unsafe-name",
+        "unsafe-name",
+        "missing-file",
+        "no-picture",
+        "metadata-not-json",
+        "missing-file",
+    ]
+    for name in ("file:///etc/hostname", "simplecache::http://x/y.png", "ftp://x/y.png", "s3://a::file://b"):
+        with pytest.raises(Skip, match="unsafe-name"):
+            read_picture(name, tmp_path)
+
+
+def test_a_picture_without_a_text_is_left_out(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "1.txt").unlink()
+    (folder / "2.txt").write_bytes(b"\xff\xfe")
+    assert reasons(open_source(str(folder))) == ["no-caption", "caption-not-utf8"]
+
+
+def test_hostile_members_of_a_tar_are_left_out_and_nothing_is_unpacked(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("../evil.png", "/evil.png", "a/../../evil.png"):
+            add(archive, name, PICTURES[0])
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+        add(archive, "good.png", PICTURES[0])
+        add(archive, "good.TXT", b"a cat")
+        add(archive, "good.md", b"ignored")
+        add(archive, "lonely.txt", b"no picture")
+        add(archive, "mute.png", PICTURES[0])
+        add(archive, "odd.png", PICTURES[0])
+        add(archive, "odd.json", b"[]")
+        add(archive, "long.png", PICTURES[0])
+        add(archive, "long.txt", bytes(1 << 21))
+    monkeypatch.chdir(tmp_path)
+    found = read(open_source("a.tar"))
+    assert [entry[0] for entry in found] == [
+        *["unsafe-name"] * 3,
+        PICTURES[0],
+        "no-picture",
+        "no-caption",
+        "metadata-not-json",
+        "too-large",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 512, 515])
+def test_a_tar_that_breaks_off_gives_what_came_before(tmp_path, kept):
+    whole = write_tar(tmp_path / "a.tar", 3).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"1.txt") + kept])
+    assert [entry[0] for entry in read(open_source(str(tmp_path / "a.tar")))] == [PICTURES[0], "corrupt-tar"]
+
+
+def test_garbage_in_the_middle_of_a_tar_ends_it(tmp_path):
+    content = bytearray(write_tar(tmp_path / "a.tar", 3).read_bytes())
+    start = content.index(b"1.txt")
+    content[start : start + 512] = b"\xff" * 512
+    (tmp_path / "a.tar").write_bytes(content)
+    assert [entry[0] for entry in read(open_source(str(tmp_path / "a.tar")))] == [PICTURES[0], "corrupt-tar"]
+
+
+def test_a_compressed_tar(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(write_tar(tmp_path / "b", 2).read_bytes()))
+    assert [picture for picture, _, _ in read(open_source(str(tmp_path / "a.tar.gz")))] == PICTURES[:2]
+
+
+FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUZZ
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 10**5), st.binary(min_size=1, max_size=20)), max_size=5), data=st.data()
+)
+def test_any_tar_is_read_or_left_out(tmp_path, changes, data):
+    whole = tmp_path / "whole.tar"
+    content = bytearray((whole if whole.exists() else write_tar(whole, 2)).read_bytes())
+    for position, change in changes:
+        start = position % len(content)
+        content[start : start + len(change)] = change
+    cut = data.draw(st.integers(0, len(content)))
+    for entry in grouped(io.BytesIO(content[: cut or None]), "x.tar"):
+        assert isinstance(entry, (tuple, Rejected))
+
+
+@FUZZ
+@given(st.binary(max_size=3000))
+def test_any_bytes_are_no_tar(data):
+    assert all(isinstance(entry, (tuple, Rejected)) for entry in grouped(io.BytesIO(data), "x.tar"))
+
+
+# --- servers -----------------------------------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """URL of `tmp_path`."""
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_tars_and_tables_of_a_server(tmp_path, server):
+    write_tars(tmp_path / "tars")
+    write_bytes_table(tmp_path / "table")
+    for name in (f"{server}/tars/{{00..01}}.tar", f"{server}/table/a.parquet"):
+        assert [picture for picture, _, _ in read(open_source(name))] == PICTURES
+
+
+def test_a_file_the_server_does_not_have_stops_with_its_name(server):
+    with pytest.raises(UserError, match=r"none\.tar cannot be read: .*the same command goes on later"):
+        read(open_source(f"{server}/none.tar"))
+
+
+def test_pictures_by_url(tmp_path, server):
+    fill(tmp_path)
+    urls = [f"{server}/0.png", f"{server}/none.png", "http://127.0.0.1:9/a.png", "not a url", None]
+    rows = {"URL": urls, "TEXT": CAPTIONS, "AESTHETIC_SCORE": [7.0] * COUNT}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "m.parquet")
+    found = read(open_source(str(tmp_path / "m.parquet")))
+    assert [picture for picture, _, _ in found] == [
+        PICTURES[0],
+        "http-404",
+        "unreachable",
+        "missing-file",
+        "no-picture",
+    ]
+    assert found[0][2] == {"URL": urls[0], "AESTHETIC_SCORE": 7.0}
+
+
+def test_a_slow_server_is_given_up(monkeypatch):
+    def slow(*_, **__):
+        raise urllib.error.URLError(TimeoutError("timed out"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", slow)
+    with pytest.raises(Skip, match="timeout"):
+        read_picture("http://x/a.png", None)
+
+
+def test_a_picture_that_trickles_in_is_given_up(tmp_path, server, monkeypatch):
+    (tmp_path / "a.png").write_bytes(bytes(3 << 20))
+    monkeypatch.setattr(files, "TIMEOUT", 0.0)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: io.BytesIO(bytes(100)))
+    with pytest.raises(Skip, match="timeout"):
+        read_picture(f"{server}/a.png", None)
+
+
+def test_coco_pictures_are_fetched_where_there_is_no_folder(tmp_path, server):
+    fill(tmp_path)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "coco_url": f"{server}/{i}.png"} for i in range(COUNT)],
+        "annotations": [{"image_id": i, "caption": caption} for i in range(COUNT) for caption in (CAPTIONS[i], "also")],
+    }
+    (tmp_path / "captions_x.json").write_text(json.dumps(content))
+    found = read(open_source(f"{server}/captions_x.json"))
+    assert [picture for picture, _, _ in found] == PICTURES
+    assert found[0][1] == [CAPTIONS[0], "also"]
+
+
+def test_a_protocol_without_its_package_says_how_to_get_it(monkeypatch):
+    def lacking(*_):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(files.fsspec, "open", lacking)
+    with (
+        pytest.raises(UserError, match=r"Install s3fs .*pip install 'scott-diffusion\[data\]'"),
+        opened("s3://a/b.tar"),
+    ):
+        pass
+
+
+def test_records_have_keys_that_say_where_they_are(tmp_path):
+    source = open_source(str(write_tars(tmp_path / "data")))
+    keys = [record.key for unit in source.units(2) for record in unit.records() if isinstance(record, Record)]
+    assert keys == ["0", "1", "2", "3", "4"]
