@@ -50,24 +50,26 @@ class Distill:
     """Say what would be trained, called and held, and stop: no weights are read and nothing is written."""
     json: bool = False
     """With --dry-run: say it as JSON."""
+    processes: int = 1
+    """With --dry-run: how many the run is spread over; what is said is of each."""
 
     def run(self) -> None:
-        if self.json and not self.dry_run:
-            raise UserError("got --json, which only --dry-run has; add it, or leave --json out")
+        if (self.json or self.processes != 1) and not self.dry_run:
+            raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
         if self.dry_run:
             self._plan()
             return
         from scott.recipes.run import run
 
         with Bars(console) as bars:
-            run(self.config, bars.report)
+            run(self.config, bars.report, bars.warn)
         console.print(f"student {self.config.out / 'student'}")
 
     def _plan(self) -> None:
         from scott.recipes.plan import as_json, as_table, plan
 
         with console.status("a step without weights"):
-            budget = plan(self.config)
+            budget = plan(self.config, self.processes)
         if self.json:
             console.print_json(as_json(budget))
         else:

@@ -1,4 +1,4 @@
-"""The one exception a user may cause: a message that says what was got, what was expected and the way out."""
+"""The exceptions that are messages to the user."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints the message as one line and exits with code 2; the library lets it propagate. It is a
     `ValueError`, so callers who do not know scott can still catch it by the usual name.
     """
+
+
+class Preempted(Exception):
+    """SIGTERM came; the message says what was saved. The command line prints it and exits with code 143."""

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from scott.backbones import load_backbone
 from scott.backbones.skeleton import skeleton
 from scott.data.batch import Batch, CachedSource
+from scott.errors import UserError
 from scott.mini.embedded import TEACHER
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
@@ -271,3 +272,38 @@ def test_nothing_of_torch_is_changed_afterwards(make):
     before = type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn)
     step_peak(bones, dataclasses.replace(config, batch_size=1))
     assert type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn) is before
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def test_a_process_of_several_has_its_share_of_the_batch(make):
+    config, _, bones = make("sdxl")
+    _, _, again = make("sdxl")
+    alone = budget_of(bones, dataclasses.replace(config, batch_size=SIZE // 2))
+    of_two = budget_of(again, config, 2)
+    assert of_two.calls == alone.calls
+    assert of_two.exchanged == alone.training["gradients"]
+    assert alone.exchanged == 0
+    same = alone.training.keys() - {"gradients"}
+    assert {part: of_two.training[part] for part in same} == {part: alone.training[part] for part in same}
+    with pytest.raises(UserError, match="got batch size 4 for 3 processes"):
+        budget_of(again, config, 3)
+
+
+def test_passes_multiply_calls_and_a_split_network_is_held_in_shares(make):
+    config, _, bones = make("sd3", gradient_accumulation=2, shard="network")
+    _, _, again = make("sd3")
+    _, _, whole = make("sd3")
+    split = budget_of(bones, config, 2)
+    plain = budget_of(
+        again, dataclasses.replace(config, shard="none", gradient_accumulation=1, batch_size=SIZE // 4), 1
+    )
+    assert [c.forward for c in split.calls] == [2 * c.forward for c in plain.calls]
+    assert [c.samples for c in split.calls] == [c.samples for c in plain.calls]
+    blocks = storage_bytes(
+        p for n, p in whole.network.named_parameters() if "transformer_blocks" in n and ".lora_" not in n
+    )
+    held = plain.training["frozen network"] - split.training["frozen network"]
+    assert held == pytest.approx(blocks / 2, rel=0.01)
+    assert split.training["gradients"] > 2 * plain.training["gradients"]

@@ -46,6 +46,9 @@ class Backbone(Protocol):
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
 
+    def shard_network(self) -> None:
+        """Split the frozen network over the processes; needs a process group."""
+
     def park_encoders(self) -> None:
         """Move text encoders and VAE off the device; prompts can still be encoded, latents decoded."""
 

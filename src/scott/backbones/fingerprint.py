@@ -10,7 +10,7 @@ from scott.backbones.latent import LatentBackbone
 
 SAMPLED = 64
 """Values of each parameter that are looked at, so that 5 GB of T5 take a moment."""
-_PROBE = "A photo of two Cats, 3 dogs & a naïve façade"
+_PROBE = "A Café, 3x"
 
 
 def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:

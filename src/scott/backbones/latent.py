@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, LCMScheduler, ModelMixin
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from scott.backbones.adapters import Adapters, lora_targets
 from scott.backbones.base import Cond
@@ -141,6 +142,11 @@ class LatentBackbone(ABC):
     @abstractmethod
     def feature_channels(self) -> int: ...
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the network that hold nearly all of it."""
+        return list(self.network.transformer_blocks)
+
     # --- the four models -------------------------------------------------------------------------------------
 
     def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -265,6 +271,15 @@ class LatentBackbone(ABC):
         """torch.compile the forward pass of the network and of its copies; the critic's halves run as they are."""
         for network in (self.network, *self.copies.values()):
             network.compile()
+
+    def shard_network(self) -> None:
+        """Split the frozen network's blocks over the processes (FSDP2), each gathered only while it computes.
+
+        Adapters, copies and the layers outside the blocks stay whole in every process.
+        """
+        for block in self.blocks:
+            adapters = {parameter for name, parameter in block.named_parameters() if ".lora_" in name}
+            fully_shard(block, ignored_params=adapters)
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

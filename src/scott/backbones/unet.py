@@ -40,6 +40,10 @@ class UNetBackbone(LatentBackbone):
     def feature_channels(self) -> int:
         return self.network.config.block_out_channels[0]
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """{"text": (B, L, D)}: the last hidden state, as the stock pipeline takes it."""

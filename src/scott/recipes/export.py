@@ -37,9 +37,9 @@ def export(run: Path, kind: str) -> Path:
 def export_finished(backbone: LatentBackbone, config: DistillConfig) -> None:
     """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too.
 
-    A backbone that computes in fewer bits, or compiled, is read again from the run, in fp32.
+    A backbone that computes in fewer bits, is compiled or split over processes is read again from the run, in fp32.
     """
-    plain = config.precision == "fp32" and not config.compile
+    plain = config.precision == "fp32" and not config.compile and config.shard == "none"
     trained = Trained(backbone.to("cpu"), config, config.max_steps) if plain else load_run(config.out)
     export_trained(trained, config.out, "diffusers")
     if config.train == "lora":

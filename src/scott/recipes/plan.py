@@ -12,13 +12,13 @@ from scott.training.budget import Budget, budget_of
 from scott.training.config import DistillConfig
 
 
-def plan(config: DistillConfig) -> Budget:
-    """The budget of a run. Raises `UserError` where the run would, but for its data and its folder."""
+def plan(config: DistillConfig, processes: int = 1) -> Budget:
+    """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data and folder."""
     teacher = embedded.TEACHER if config.teacher == "mini" else config.teacher
     backbone = skeleton(teacher, config.dtype)
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
-    return budget_of(backbone, config)
+    return budget_of(backbone, config, processes)
 
 
 def as_json(budget: Budget) -> str:
@@ -41,6 +41,8 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     for calls in budget.calls:
         backward = f", and {calls.backward} backward" if calls.backward else ""
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
+    if budget.exchanged:
+        table.add_row("gradients exchanged", _bytes(budget.exchanged), "a process and step")
     table.add_section()
     table.add_row("[bold]memory")
     for part, size in budget.training.items():
@@ -58,7 +60,7 @@ _NOTES = {
     "critic": "fp32",
     "optimizers": "{config.optimizer}",
     "gradients": "fp32",
-    "activations": "at the peak of a step, batch {config.batch_size}",
+    "activations": "at the peak of a pass",
     "VAE": "while data are encoded or samples decoded",
     "text encoders": "until the data are prepared",
 }

@@ -1,24 +1,22 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from scott.backbones import Backbone, LatentBackbone, load_backbone
-from scott.data import CachedSource, CaptionedImages, Folder, prepare
+from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.evaluation import image_grid
-from scott.generators import StudentSampler
 from scott.mini import embedded
-from scott.mini.scenes import Scenes
 from scott.recipes.export import export_finished
+from scott.recipes.prepare import open_data
+from scott.recipes.validation import Validation
 from scott.training.config import DistillConfig
-from scott.training.loop import Hooks, distill, open_run
+from scott.training.loop import Hooks, distill, open_run, start_processes
 
-MINI_SCENES = 8192
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, in all, terms): called as the work goes on."""
+Warn = Callable[[str], None]
 
 
 def teacher_of(name: str, dtype: torch.dtype = torch.float32) -> LatentBackbone:
@@ -51,46 +49,59 @@ def add_models(backbone: Backbone, config: DistillConfig) -> None:
         backbone.compile()
 
 
-def images_of(name: str) -> CaptionedImages:
-    return Scenes(MINI_SCENES) if name == "mini" else Folder(Path(name))
-
-
 def best_device() -> torch.device:
+    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def run(config: DistillConfig, report: Report) -> Backbone:
+def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None) -> LatentBackbone:
     """Distil as `config` says into `config.out`, resuming what is there, and write `config.out/student`.
 
-    Returns the backbone, whose target is the student. Everything that can be wrong with the input is found before the
-    first step (see `DistillConfig`, `load_backbone`, `open_run`).
+    Each of several processes calls it alike; the first reports and writes. Returns the backbone, whose target is the
+    student. Everything that can be wrong with the input is found before the first step (see `DistillConfig`,
+    `load_backbone`, `open_run`, `open_data`).
     """
+    accelerator = start_processes(config)
+    first = accelerator.is_main_process
+    report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype)
     check(backbone, config)
     grid = config.make_grid(backbone.schedule)
-    images = images_of(config.data)
-    open_run(config)
-    cache = config.out / "latents.safetensors"
-    samples = prepare(images, backbone, cache, lambda done, total: report("encode", done, total, {}))
-    source = CachedSource(samples, images.name, config.seed)
+    with accelerator.main_process_first():
+        open_run(config, write=first)
+    data = open_data(config.data, backbone, config.out / "data", config.seed, report)
     add_models(backbone, config)
     backbone.park_encoders()
-    prompts = [images[i][1] for i in range(min(8, len(images)))]
-    guidance = (config.guidance_min + config.guidance_max) / 2
-
-    def draw(step: int) -> dict[str, float]:
-        rows = [
-            StudentSampler(backbone, backbone.target, grid, steps, guidance)(prompts, config.seed)
-            for steps in (1, 2, 4)
-        ]
-        grid_image = image_grid([list(row) for row in rows], [f"{n} steps" for n in (1, 2, 4)], prompts)
-        grid_image.save(config.out / "samples" / f"step-{step:08d}.png")
-        return {}
-
-    hooks = Hooks(progress=lambda done, terms: report("distil", done, config.max_steps, terms), sample=draw)
-    distill(backbone, source, config, hooks)
+    if config.shard == "network":
+        backbone.shard_network()
+    hooks = _hooks(backbone, grid, config, Validation(backbone, grid, config, data, warn), report, warn, first)
+    distill(backbone, data, config, hooks, accelerator)
     device = backbone.device
-    export_finished(backbone, config)
+    if first:
+        export_finished(backbone, config)
     return backbone.to(device)
+
+
+def _hooks(
+    backbone: Backbone,
+    grid: JumpGrid,
+    config: DistillConfig,
+    validation: Validation,
+    report: Report,
+    warn: Warn,
+    first: bool,
+) -> Hooks:
+    def sample(step: int) -> dict[str, float]:
+        picture, figures = validation.draw(step)
+        if first:
+            picture.save(config.out / "samples" / f"step-{step:08d}.png")
+        return figures
+
+    return Hooks(
+        progress=lambda done, terms: report("distil", done, config.max_steps, terms),
+        sample=sample,
+        validate=lambda step: validation.measure(),
+        warn=warn,
+    )

@@ -5,13 +5,14 @@ carrying the step out on the meta device, where tensors have a size and no conte
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from scott.backbones import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.meta_step import step_peak
+from scott.training.spread import BUCKET, rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
 BLOCK = 256  # elements that share one of its scales
@@ -29,7 +30,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Budget:
-    """Parameters as counts, memory as bytes by part.
+    """Parameters as counts, memory as bytes by part, of one process.
 
     `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
     allocator come on top. `preparing` is what stands beside the network only while data are encoded or samples decoded.
@@ -41,6 +42,8 @@ class Budget:
     student: int
     critic: int
     calls: tuple[Calls, ...]
+    exchanged: int
+    """Bytes of gradients that a process averages with the others each step."""
     training: dict[str, int]
     preparing: dict[str, int]
 
@@ -49,15 +52,25 @@ class Budget:
         return sum(self.training.values())
 
 
-def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
-    """The budget of a run of `config` on a skeleton that has its student and critic already."""
-    base = _base(backbone)
+def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 1) -> Budget:
+    """The budget of a run of `config` on a skeleton that has its student and critic already.
+
+    Raises `UserError` when the batch does not divide among the processes.
+    """
+    rows = rows_of_pass(config, 0, processes)[0]
+    a_pass = replace(config, batch_size=rows.stop - rows.start)
+    base = _base(backbone.network)
+    # of a block that is split, a share is held but while it computes
+    blocks = [tensor for block in backbone.blocks for tensor in _base(block)]
+    split = storage_bytes(blocks) * (1 - 1 / processes) if config.shard == "network" else 0
     student, target, critic = (
         tuple(parameters.values())
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
     )
     trained = (*student, *critic)
     gradients = storage_bytes(trained)
+    # a pass's gradients stand beside the sum of those before, and a bucket's beside their mean over processes
+    beside = gradients * (config.gradient_accumulation > 1) + 4 * min(BUCKET, gradients // 4) * (processes > 1)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
     return Budget(
@@ -66,15 +79,16 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
         parameters=sum(tensor.numel() for tensor in base if isinstance(tensor, nn.Parameter)),
         student=_count(student),
         critic=_count(critic),
-        calls=calls_of(config),
+        calls=calls_of(a_pass, config.gradient_accumulation),
+        exchanged=gradients if processes > 1 else 0,
         training={
-            "frozen network": storage_bytes(base),
+            "frozen network": storage_bytes(base) - int(split),
             "student": storage_bytes([*student, *copies.get("student", ())]),
             "EMA target": storage_bytes([*target, *copies.get("target", ())]),
             "critic": storage_bytes([*critic, *copies.get("critic", ())]),
             "optimizers": optimizer_bytes(trained, config.optimizer),
-            "gradients": gradients,
-            "activations": step_peak(backbone, config) - gradients,
+            "gradients": gradients + beside,
+            "activations": step_peak(backbone, a_pass) - gradients,
         },
         preparing={
             "VAE": storage_bytes(_tensors(backbone.vae)),
@@ -83,8 +97,11 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig) -> Budget:
     )
 
 
-def calls_of(config: DistillConfig) -> tuple[Calls, ...]:
-    """Network calls of one step, by model; backward passes are counted where they arrive, each time they do."""
+def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
+    """Network calls of one step, by model; backward passes are counted where they arrive, each time they do.
+
+    `config.batch_size` is that of a pass.
+    """
     batch = config.batch_size
     guided = config.guidance_max > 1
     halves = 2 if guided and config.low_memory else 1
@@ -96,7 +113,7 @@ def calls_of(config: DistillConfig) -> tuple[Calls, ...]:
     if config.has_critic:
         # the fake's features carry the student's gradient; its logits are walked once for each of the two updates
         calls += [Calls("critic encoder", 2, 1, batch), Calls("critic decoder", 2, 3, batch)]
-    return tuple(calls)
+    return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
@@ -113,9 +130,9 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-def _base(backbone: LatentBackbone) -> list[Tensor]:
-    """The frozen network's own tensors, without the adapters that stand on it."""
-    tensors = [*backbone.network.named_parameters(), *backbone.network.named_buffers()]
+def _base(network: nn.Module) -> list[Tensor]:
+    """The frozen tensors of a network or a block, without the adapters that stand on them."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
     return [tensor for name, tensor in tensors if ".lora_A." not in name and ".lora_B." not in name]
 
 

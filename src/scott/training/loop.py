@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scott.backbones import Backbone, Cond
 from scott.data.batch import Batch, BatchSource
-from scott.errors import UserError
+from scott.errors import Preempted, UserError
 from scott.files import write_atomically
 from scott.rng import generator_for
 from scott.training.checkpoint import Best, checkpoint_step, latest_checkpoint, prune_checkpoints, save_checkpoint
@@ -29,10 +29,6 @@ from scott.training.metrics import CriticWatch, Laps, MetricsLog, check_finite, 
 from scott.training.optimization import Optimization
 from scott.training.spread import add, average_over_processes, rows_of_pass
 from scott.training.step import Draws, Gradients, distillation_step
-
-
-class Preempted(Exception):
-    """SIGTERM came; the run was saved at the step it names."""
 
 
 @dataclass
@@ -54,11 +50,11 @@ def start_processes(config: DistillConfig) -> Accelerator:
     """
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
-    for engine, instead in (("DEEPSPEED", "--shard optimizer"), ("FSDP", "--shard network")):
+    for engine in ("DEEPSPEED", "FSDP"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise UserError(
-                f"got a launch with {engine}, whose engine takes one loss a network; here two are trained on one. "
-                f"Launch with configs/accelerate/multi_gpu.yaml and {instead}"
+                f"got a launch with {engine}, which takes one loss a network, and here two models are trained on one; "
+                "launch with configs/accelerate/multi_gpu.yaml, and split the network with --shard network"
             )
     accelerator = Accelerator(
         log_with=None if config.tracker == "none" else config.tracker,
@@ -165,6 +161,7 @@ class _Run:
             batch_size=None,
             sampler=range(self.start, self.config.max_steps),
             num_workers=self.config.loader_workers,
+            worker_init_fn=_ignore_sigterm,
         )
         for index, batch in enumerate(loader):
             if index == 0:
@@ -264,6 +261,11 @@ def check_batch(batch: Batch, backbone: Backbone, uncond: Cond) -> None:
     got = {"latents": tuple(batch.mean.shape[1:])} | {n: tuple(value.shape[1:]) for n, value in batch.cond.items()}
     if got != expected:
         raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A scheduler sends it to all processes; who reads ahead is needed until the step is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""Starts processes as a user would, and ends them as a cluster would."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from scott.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 240
+"""Seconds after which a process that neither ends nor gets on is given up."""
+
+
+def start(module, *arguments, processes=1):
+    """A module as one process, or as several under torchrun."""
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), module, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+
+def finish(process):
+    """Its exit code and all it wrote."""
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output
+
+
+def stop_after(process, out, step, number):
+    """Signal a run and its children, all at once, as soon as it has logged a step; its exit code and output."""
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < LIMIT:
+        if any(record["step"] >= step for record in read_metrics(out / "metrics.jsonl")):
+            break
+        time.sleep(0.02)
+    tree = [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+    for one in tree:
+        one.send_signal(number)
+    return finish(process)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

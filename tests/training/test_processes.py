@@ -1,0 +1,152 @@
+"""One run comes out of one process, of two and of two passes; and of one that was killed and started again."""
+
+import json
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from tests.training.launch import finish, start, stop_after
+from tests.training.runs import assert_same_run, final, metrics
+
+from scott.errors import UserError
+from scott.training.config import DistillConfig
+from scott.training.spread import rows_of_pass
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def shards(teacher_folders, tmp_path_factory):
+    """Prepared shards of eleven pictures: epochs end within batches."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(11):
+        Image.effect_noise((64, 64), 40.0 + 5 * index).convert("RGB").save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("a cat" if index % 2 else "dog")
+    out = tmp_path_factory.mktemp("data") / "shards"
+    code, output = finish(start("scott.cli", "prepare", folder, "--teacher", teacher_folders["sd1"], "--out", out))
+    assert code == 0, output
+    return out
+
+
+@pytest.fixture(scope="module")
+def distil(teacher_folders, shards):
+    """`distil(out, processes, *flags)`: the command, started."""
+
+    def command(out, *flags, processes=1):
+        settings = {
+            "--teacher": teacher_folders["sd1"],
+            "--data": shards,
+            "--out": out,
+            "--max-steps": STEPS,
+            "--batch-size": 4,
+            "--precision": "fp32",
+            "--lora-rank": 4,
+            "--critic-rank": 2,
+            "--learning-rate": 1e-3,
+            "--critic-learning-rate": 1e-3,
+            "--warmup-steps": 0,
+            "--log-every": 1,
+            "--checkpoint-every": 3,
+            "--sample-every": 1000,
+            "--loader-workers": 2,
+            "--tracker": "none",
+        }
+        words = [str(word) for setting in settings.items() for word in setting]
+        return start("scott.cli", "distill", "sd15", *words, "--no-gradient-checkpointing", *flags, processes=processes)
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def runs(distil, tmp_path_factory):
+    """Folders of uninterrupted runs by number of processes and passes, made when first asked for."""
+    made = {}
+
+    def folder(processes=1, passes=1):
+        if (processes, passes) not in made:
+            out = made[processes, passes] = tmp_path_factory.mktemp("runs") / f"{processes}-{passes}"
+            code, output = finish(distil(out, "--gradient-accumulation", str(passes), processes=processes))
+            assert code == 0, output
+        return made[processes, passes]
+
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(2, 1), (1, 2)])
+def test_the_same_batch_spread_otherwise_is_the_same_run(runs, processes, passes):
+    """Losses within 1e-4 and weights within a hundredth of what they moved: Adam turns rounding into steps."""
+    one, other = metrics(runs()), metrics(runs(processes, passes))
+    assert [record["step"] for record in other] == list(range(1, STEPS + 1))
+    for mine, theirs in zip(one, other, strict=True):
+        assert theirs["consistency"] == pytest.approx(mine["consistency"], rel=1e-4)
+        assert theirs["critic"] == pytest.approx(mine["critic"], rel=1e-4)
+        assert theirs["student_gradient_norm"] == pytest.approx(mine["student_gradient_norm"], rel=1e-3)
+    (parts, state), (their_parts, their_state) = final(runs()), final(runs(processes, passes))
+    assert state == their_state
+    for part in ("student", "target", "critic"):
+        mine, theirs = (torch.cat([t.flatten() for t in p[part].values()]) for p in (parts, their_parts))
+        assert (mine - theirs).norm() < 1e-3 * mine.norm(), part
+
+
+def test_spread_batches_are_not_compared_with_themselves(runs):
+    """Another order of sums leaves other bits."""
+    parts, others = final(runs())[0]["student"], final(runs(2))[0]["student"]
+    assert any(not torch.equal(parts[name], others[name]) for name in parts)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_comes_out_bit_for_bit(runs, distil, tmp_path, processes):
+    """SIGKILL between and right after checkpoints, with batches read ahead, in the middle of epochs."""
+    out = tmp_path / "run"
+    for step in (2, 7) if processes == 1 else (5,):
+        code, output = stop_after(distil(out, processes=processes), out, step, signal.SIGKILL)
+        assert code != 0, output
+        assert metrics(out)[-1]["step"] < STEPS
+    code, output = finish(distil(out, processes=processes))
+    assert code == 0, output
+    assert_same_run(out, runs(processes))
+
+
+def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path):
+    out = tmp_path / "run"
+    code, output = stop_after(distil(out, "--checkpoint-every", "1000"), out, 2, signal.SIGTERM)
+    assert code == 143, output
+    assert "stopped by SIGTERM after step" in " ".join(output.split())
+    stopped = final(out)[1]["step"]
+    assert 2 <= stopped < STEPS
+    code, output = finish(distil(out))
+    assert code == 0, output
+    assert_same_run(out, runs())
+    assert [record["step"] for record in metrics(out)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("family", "train", "mode"), [("sd1", "full", "plain"), ("sd3", "lora", "checkpointing")])
+def test_a_network_split_over_processes_makes_the_same_gradients(teacher_folders, family, train, mode):
+    worker = start("tests.training.shard_worker", teacher_folders[family], train, mode, processes=2)
+    code, output = finish(worker)
+    assert code == 0, output
+    found = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    assert found["error"] < 1e-4
+    assert found["held"] < 0.6, "about half of the frozen network"
+
+
+# --- without processes ---------------------------------------------------------------------------------------
+
+
+def config(batch_size, passes):
+    return DistillConfig(teacher="t", data="d", out="o", batch_size=batch_size, gradient_accumulation=passes)
+
+
+@pytest.mark.parametrize(("batch", "passes", "processes"), [(12, 1, 1), (12, 3, 2), (12, 1, 4), (4, 2, 2)])
+def test_every_row_of_a_batch_is_in_one_pass(batch, passes, processes):
+    slices = [rows for process in range(processes) for rows in rows_of_pass(config(batch, passes), process, processes)]
+    assert len(slices) == passes * processes
+    assert [row for rows in slices for row in range(batch)[rows]] == list(range(batch))
+    assert len({rows.stop - rows.start for rows in slices}) == 1
+
+
+@pytest.mark.parametrize(("batch", "passes", "processes"), [(10, 1, 3), (2, 2, 2), (1, 1, 2)])
+def test_a_batch_that_does_not_divide_is_refused(batch, passes, processes):
+    with pytest.raises(UserError, match=f"got batch size {batch} for {processes} processes of {passes} passes"):
+        rows_of_pass(config(batch, passes), 0, processes)
