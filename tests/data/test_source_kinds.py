@@ -10,6 +10,7 @@ import tarfile
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 
 import datasets
 import pyarrow
@@ -414,6 +415,15 @@ def test_coco_pictures_are_fetched_where_there_is_no_folder(tmp_path, server):
     found = read(open_source(f"{server}/captions_x.json"))
     assert [picture for picture, _, _ in found] == PICTURES
     assert found[0][1] == [CAPTIONS[0], "also"]
+
+
+def test_annotations_in_a_published_archive(tmp_path, server):
+    content = {"images": [{"id": 1, "coco_url": f"{server}/0.png"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("annotations/captions_x.json", json.dumps(content))
+    fill(tmp_path)
+    name = f"zip://annotations/captions_x.json::simplecache::{server}/all.zip"
+    assert [picture for picture, _, _ in read(open_source(name))] == PICTURES[:1]
 
 
 def test_a_protocol_without_its_package_says_how_to_get_it(monkeypatch):
