@@ -13,6 +13,7 @@ from scott.data.manifest import Manifest
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 from scott.errors import UserError
+from scott.mini import glyphs
 from scott.mini.scenes import render, scene
 from scott.recipes import prepare as recipe
 from scott.recipes.prepare import PRESETS, Preset, open_data, prepare_source
@@ -186,6 +187,15 @@ def test_processes_of_a_launcher_share_the_work(scott, pictures, sd_folders, tmp
         assert code == 0
         assert ("records of this process │ 4" in said) == (rank == "0"), said
     assert Manifest.load(tmp_path / "out").samples == 6
+
+
+def test_the_embedded_pictures_are_shared_too(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "MINI_SCENES", 4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    glyphs.load.cache_clear()  # it has been read by a single process
+    for rank in range(2):
+        prepare_source("mini", backbone, tmp_path / "out", Settings(shard_size=2), quiet, rank, 2)
+    assert Manifest.load(tmp_path / "out").samples == 4
 
 
 BAD = {

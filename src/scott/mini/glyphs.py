@@ -76,7 +76,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def load(shard: Path = SHARD) -> dict[str, Image.Image]:
     """subject → RGBA drawing with premultiplied alpha (so that resizing leaves no dark fringe), in shard order."""
     glyphs = {}
-    for sample in wds.WebDataset(str(shard), shardshuffle=False, empty_check=True):
+    # every process of a launcher reads all of them
+    for sample in wds.WebDataset(str(shard), shardshuffle=False, empty_check=True, nodesplitter=None):
         rgba = np.asarray(Image.open(io.BytesIO(sample["webp"])).convert("RGBA")).astype(np.float32)
         rgba[..., :3] *= rgba[..., 3:] / 255
         premultiplied = Image.fromarray(rgba.round().astype(np.uint8), mode="RGBa")
