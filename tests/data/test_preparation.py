@@ -93,7 +93,7 @@ def test_killed_in_the_middle_of_a_shard_it_ends_with_the_same_bytes(prepare, tm
     command = [sys.executable, "-c", KILLED, str(teacher_folders["sd1"]), str(tmp_path / "killed")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
     names = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert names == {"settings.json", "000000.tar", "000000.json", "000001.partial"}
+    assert names == {"preparation.json", "000000.tar", "000000.json", "000001.partial"}
     assert prepare(Pictures(10), "killed").records == 6
     prepare(Pictures(10), "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -267,6 +267,13 @@ def test_pictures_are_not_read_where_their_columns_do_not_pass(prepare):
 def test_settings_out_of_range(change):
     with pytest.raises(UserError, match=f"got {next(iter(change))} .*, expected 1 or more"):
         Settings(**change)
+
+
+def test_a_resolution_the_vae_cannot_have(prepare):
+    with pytest.raises(UserError, match="got resolution 50, expected a multiple of 8"):
+        prepare(Pictures(4), settings=dataclasses.replace(SETTINGS, resolution=50))
+    manifest = prepare(Pictures(4), settings=dataclasses.replace(SETTINGS, resolution=32)).manifest
+    assert manifest.tensors["mean"] == [4, 4, 4]
 
 
 def test_a_manifest_reads_back(prepare, tmp_path):

@@ -1,11 +1,15 @@
 """Batches of shards: every sample once an epoch, each batch a function of its step, parts that make the whole."""
 
+import contextlib
 import itertools
+import json
 import pickle
 from dataclasses import asdict
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scott.data.batch import Batch, CachedSource
 from scott.data.manifest import Manifest, ShardEntry
@@ -155,6 +159,26 @@ def test_a_broken_folder_is_refused_when_it_is_opened(tmp_path, spoil, said):
     spoil(folder)
     with pytest.raises(UserError, match=said):
         ShardSource(folder, 0)
+
+
+JSON = st.none() | st.booleans() | st.integers(-5, 10**6) | st.text(max_size=3) | st.just([]) | st.just({})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(tmp_path, data):
+    folder = write(tmp_path / "data", [2, 3])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    place = manifest
+    while isinstance(place, (dict, list)) and place:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.booleans()):
+            place[key] = data.draw(JSON)
+            break
+        place = place[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with contextlib.suppress(UserError):
+        ShardSource(folder, 0).batch(0, 4)
 
 
 def test_no_samples_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """`scott prepare` and what training opens: one path for every source, and shards of another teacher refused."""
 
+import dataclasses
 import json
 import sys
 
@@ -90,6 +91,15 @@ def test_shards_of_another_teacher_are_refused_with_both_names(pictures, tiny_sd
         UserError, match=rf"was made with the {part} .* of {first}, and .*other has .*; prepare the data"
     ):
         open_data(str(tmp_path / "shards"), other, tmp_path, 0, quiet)
+
+
+@pytest.mark.parametrize("teacher", [None, [], {}, {"name": "x", "vae": 3}, {"name": "x", "vae": {}}])
+def test_shards_of_nobody_are_refused(pictures, backbone, tmp_path, teacher):
+    prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
+    manifest = Manifest.load(tmp_path / "shards")
+    dataclasses.replace(manifest, settings={"teacher": teacher}).save(tmp_path / "shards")
+    with pytest.raises(UserError, match=r"does not say whose VAE|was made with the"):
+        open_data(str(tmp_path / "shards"), backbone, tmp_path, 0, quiet)
 
 
 def test_shards_of_another_family_are_refused(pictures, backbone, make_backbone, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from scott.data.shards import write_durably
 from scott.errors import UserError
 
-MANIFEST, SETTINGS = "manifest.json", "settings.json"
+MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
 
 
@@ -65,8 +65,13 @@ class Manifest:
 
     def _check(self, folder: Path) -> None:
         numbers = [number for shard in self.shards for number in (shard.samples, shard.bytes)]
-        if not {"mean", "std"} <= self.tensors.keys() or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise TypeError("counts or tensors")
+        numbers += [side for shape in self.tensors.values() for side in shape]
+        objects, lists = (self.settings, self.skipped, self.tensors), self.tensors.values()
+        sound = all(isinstance(value, dict) for value in objects) and all(isinstance(value, list) for value in lists)
+        if not sound or not {"mean", "std"} <= self.tensors.keys():
+            raise TypeError("settings, skipped or tensors")
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise TypeError("a count or a shape")
         for shard in self.shards:
             file = folder / Path(shard.file).name
             size = file.stat().st_size if file.is_file() else None

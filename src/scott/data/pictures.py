@@ -15,8 +15,8 @@ from scott.data.records import MAX_PICTURE_BYTES, Skip
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Others are not opened: some of Pillow's readers call programs."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-MAX_PIXELS = 1 << 27
-"""Above (134 million) a picture counts as a decompression bomb; its header says so before anything is unpacked."""
+MAX_PIXELS = 1 << 26
+"""Above (67 million) a picture counts as a decompression bomb; its header says so before anything is unpacked."""
 
 
 def decode(data: bytes, accept: Callable[[int, int], None] = lambda width, height: None) -> Image.Image:

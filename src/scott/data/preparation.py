@@ -29,9 +29,10 @@ from scott.data.pictures import decode, quietly, square, to_rgb
 from scott.data.records import Record, Rejected, Skip, Source, Unit, chunks
 from scott.data.settings import Settings
 from scott.data.shards import shard_writer, write_durably
+from scott.errors import UserError
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-THREADS = 8
+THREADS = 16  # pictures that come by URL are waited for
 LISTED = 1000
 """Left-out records that are named beside a shard; all are counted."""
 
@@ -57,10 +58,19 @@ class Sample:
 def full_settings(
     name: str, source: Source, settings: Settings, backbone: Backbone, teacher: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode."""
-    sized = replace(settings, resolution=settings.resolution or backbone.resolution)
+    """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode.
+
+    Raises:
+        UserError: a resolution that is no multiple of a latent's side in pixels.
+    """
+    resolution = settings.resolution or backbone.resolution
+    factor = backbone.resolution // backbone.latent_shape[-1]
+    if resolution % factor:
+        raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
     made_from = {"name": name, "kind": source.kind, "version": source.version}
-    return json.loads(json.dumps({"source": made_from, "teacher": teacher, **asdict(sized)}))
+    return json.loads(
+        json.dumps({"source": made_from, "teacher": teacher, **asdict(replace(settings, resolution=resolution))})
+    )
 
 
 def prepare_shards(

@@ -142,15 +142,19 @@ def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, repor
 
 def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
     """Raise `UserError` when shards were made with another VAE or text encoder than this teacher's."""
-    made_for, here = dict(manifest.settings["teacher"]), _made_for(backbone)
-    teacher, this = made_for.pop("name"), here.pop("name")
-    for part in here | made_for:
-        before, now = made_for.get(part), here.get(part)
-        if differing(before, now):
-            raise UserError(
-                f"{name} was made with the {part} {label(before)} of {teacher}, and {this} has {label(now)}; prepare "
-                "the data again with this teacher"
-            )
+    made_for: Any = manifest.settings.get("teacher")
+    here = _made_for(backbone)
+    try:
+        found = [(part, made_for.get(part), here.get(part)) for part in here | made_for if part != "name"]
+        different = [(part, label(before), label(now)) for part, before, now in found if differing(before, now)]
+        teacher = made_for["name"]
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{name} does not say whose VAE and text encoders made it; prepare the data again") from None
+    for part, before, now in different:
+        raise UserError(
+            f"{name} was made with the {part} {before} of {teacher}, and {here['name']} has {now}; prepare the data "
+            "again with this teacher"
+        )
 
 
 def use_own_device() -> None:

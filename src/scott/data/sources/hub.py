@@ -25,17 +25,15 @@ class HubDataset:
 
     def __init__(self, name: str, split: str, wanted: Columns) -> None:
         self.data = _load(name, split)
+        self.version: str = self.data._fingerprint
         self.columns = self.data.column_names
         self.image = image_column(name, self.columns, wanted.image)
         self.captions = caption_columns(name, self.columns, wanted.captions)
         from datasets import Image
 
-        if isinstance(self.data.features[self.image], Image):
-            self.data = self.data.cast_column(self.image, Image(decode=False))
-
-    @property
-    def version(self) -> str:
-        return self.data._fingerprint
+        for column, feature in self.data.features.items():
+            if isinstance(feature, Image):
+                self.data = self.data.cast_column(column, Image(decode=False))
 
     def units(self, size: int) -> list[Unit]:
         rows = slices(len(self.data), size)
