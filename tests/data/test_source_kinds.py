@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 import urllib.error
@@ -367,6 +368,22 @@ def test_tars_and_tables_of_a_server(tmp_path, server):
         assert [picture for picture, _, _ in read(open_source(name))] == PICTURES
 
 
+def test_a_server_that_breaks_off_stops_the_unit(tmp_path, server, monkeypatch):
+    whole = write_tar(tmp_path / "a.tar", 3).read_bytes()
+
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(whole)))
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(whole[: len(whole) // 2])
+
+    monkeypatch.setattr(Quiet, "do_GET", half)
+    monkeypatch.setattr(Quiet, "do_HEAD", half)
+    with pytest.raises(UserError, match=r"a\.tar cannot be read: .*the same command goes on later"):
+        read(open_source(f"{server}/a.tar"))
+
+
 def test_a_file_the_server_does_not_have_stops_with_its_name(server):
     with pytest.raises(UserError, match=r"none\.tar cannot be read: .*the same command goes on later"):
         read(open_source(f"{server}/none.tar"))
@@ -424,6 +441,22 @@ def test_annotations_in_a_published_archive(tmp_path, server):
     fill(tmp_path)
     name = f"zip://annotations/captions_x.json::simplecache::{server}/all.zip"
     assert [picture for picture, _, _ in read(open_source(name))] == PICTURES[:1]
+
+
+@pytest.mark.parametrize(("package", "write"), [("pyarrow", write_bytes_table), ("datasets", write_dataset)])
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, write):
+    name = write(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'scott-diffusion\[data\]'"):
+        open_source(str(name))
+
+
+def test_a_name_on_the_hub(monkeypatch):
+    asked = []
+    data = datasets.Dataset.from_dict({"URL": ["none.png"], "TEXT": ["a"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or data)
+    assert read(open_source("owner/some.name", split="test"))[0][0] == "missing-file"
+    assert asked == [("owner/some.name", "test")]
 
 
 def test_a_protocol_without_its_package_says_how_to_get_it(monkeypatch):

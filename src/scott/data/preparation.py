@@ -68,9 +68,8 @@ def full_settings(
     if resolution % factor:
         raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
     made_from = {"name": name, "kind": source.kind, "version": source.version}
-    return json.loads(
-        json.dumps({"source": made_from, "teacher": teacher, **asdict(replace(settings, resolution=resolution))})
-    )
+    given = asdict(replace(settings, resolution=resolution))
+    return json.loads(json.dumps({"source": made_from, "teacher": teacher} | given))
 
 
 def prepare_shards(
