@@ -7,6 +7,8 @@ import gc
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from scott.backbones import load_backbone
 from scott.backbones.skeleton import skeleton
@@ -16,7 +18,7 @@ from scott.mini.embedded import TEACHER
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.loop import Hooks, distill
-from scott.training.meta_step import LiveBytes, step_peak
+from scott.training.meta_step import LiveBytes, step_flops, step_peak
 from scott.training.step import Draws, distillation_step
 
 SIZE = 4
@@ -307,3 +309,28 @@ def test_passes_multiply_calls_and_a_split_network_is_held_in_shares(make):
     held = plain.training["frozen network"] - split.training["frozen network"]
     assert held == pytest.approx(blocks / 2, rel=0.01)
     assert split.training["gradients"] > 2 * plain.training["gradients"]
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("sd1", {}), ("sd3", {"train": "full"}), ("sdxl", LCM_SETTINGS)],
+    ids=["sd1", "sd3-full", "sdxl-lcm"],
+)
+def test_operations_are_those_of_a_real_step(make, family, settings):
+    """By torch's own counter; a fused kernel's backward pass computes the scores once more than plain products do."""
+    config, backbone, bones = make(family, **settings)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step(backbone, config)
+    assert 1 <= step_flops(bones, config) / counter.get_total_flops() < 1.06
+    _, _, again = make(family, **settings)
+    assert budget_of(again, config).flops == step_flops(bones, config)
+
+
+def test_a_prepared_picture_is_as_large_as_its_tensors(make):
+    config, backbone, bones = make("sdxl")
+    batch = samples(backbone)
+    tensors = [batch.mean, batch.std, *batch.cond.values()]
+    assert budget_of(bones, config).sample_bytes == sum(2 * tensor[0].numel() for tensor in tensors)

@@ -41,6 +41,10 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     for calls in budget.calls:
         backward = f", and {calls.backward} backward" if calls.backward else ""
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
+    table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", "over all processes")
+    table.add_row("TFLOP in all", f"{budget.flops * config.max_steps / 1e12:,.0f}", f"{config.max_steps:,} steps")
+    samples = config.max_steps * config.batch_size
+    table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
     if budget.exchanged:
         table.add_row("gradients exchanged", _bytes(budget.exchanged), "a process and step")
     table.add_section()

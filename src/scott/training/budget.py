@@ -4,6 +4,7 @@ Resident parts are counted from the tensors themselves. What a step holds beside
 carrying the step out on the meta device, where tensors have a size and no content, at the run's own batch size.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from scott.backbones import LatentBackbone
 from scott.training.config import DistillConfig
-from scott.training.meta_step import step_peak
+from scott.training.meta_step import step_flops, step_peak
 from scott.training.spread import BUCKET, rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
@@ -42,6 +43,10 @@ class Budget:
     student: int
     critic: int
     calls: tuple[Calls, ...]
+    flops: int
+    """Of a step, over all processes."""
+    sample_bytes: int
+    """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
     """Bytes of gradients that a process averages with the others each step."""
     training: dict[str, int]
@@ -73,6 +78,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     beside = gradients * (config.gradient_accumulation > 1) + 4 * min(BUCKET, gradients // 4) * (processes > 1)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
+    shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
     return Budget(
         teacher=type(backbone.pipeline).__name__,
         network=type(backbone.network).__name__,
@@ -80,6 +86,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         student=_count(student),
         critic=_count(critic),
         calls=calls_of(a_pass, config.gradient_accumulation),
+        flops=step_flops(backbone, a_pass) * config.gradient_accumulation * processes,
+        sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=gradients if processes > 1 else 0,
         training={
             "frozen network": storage_bytes(base) - int(split),

@@ -1,4 +1,4 @@
-"""One training step on the meta device, where tensors have a size and no content: what would it hold at most?"""
+"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?"""
 
 import weakref
 from collections.abc import Iterator
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from scott.backbones import LatentBackbone
 from scott.data.batch import Batch
-from scott.diffusion import Denoiser
+from scott.diffusion import Denoiser, NoiseSchedule
 from scott.solvers.ddim import DDIM
 from scott.training.config import DistillConfig
 from scott.training.step import Draws, distillation_step
@@ -26,23 +27,34 @@ def step_peak(backbone: LatentBackbone, config: DistillConfig) -> int:
     The backbone is a skeleton with its student and critic. The teacher makes one of its calls: each holds as much as
     the others.
     """
+    with LiveBytes() as live, gpu_kernels():
+        _step(backbone, config, _Calls(backbone.schedule, 1))
+    return live.peak
+
+
+def step_flops(backbone: LatentBackbone, config: DistillConfig) -> int:
+    """Floating-point operations of one step's matrix products and convolutions, two a multiply-add."""
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, gpu_kernels():
+        _step(backbone, config, _Calls(backbone.schedule, config.substeps))
+    return counter.get_total_flops()
+
+
+def _step(backbone: LatentBackbone, config: DistillConfig, solver: DDIM) -> None:
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
     drawn = Draws.make(shape, grid, config, torch.Generator())
-    with LiveBytes() as live, gpu_kernels():
-        latents = partial(torch.empty, shape, device="meta")
-        # times and ω stay on the CPU: the schedule looks at their values
-        draws = replace(
-            drawn,
-            latent=latents(),
-            noise=latents(),
-            walk=[latents() for _ in drawn.walk],
-            critic_noise=(latents(), latents()),
-        )
-        cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
-        batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, _OneCall(backbone.schedule), grid, batch, uncond, draws, config)
-    return live.peak
+    latents = partial(torch.empty, shape, device="meta")
+    # times and ω stay on the CPU: the schedule looks at their values
+    draws = replace(
+        drawn,
+        latent=latents(),
+        noise=latents(),
+        walk=[latents() for _ in drawn.walk],
+        critic_noise=(latents(), latents()),
+    )
+    cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
+    batch = Batch(latents(), latents(), cond)
+    distillation_step(backbone, solver, grid, batch, uncond, draws, config)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -116,8 +128,27 @@ def _cast(values: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]
     return tuple(v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
-class _OneCall(DDIM):
-    """Stands for the run's solver: the teacher is called once, and the state stays where it is."""
+def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""torch's counter has these formulas for a GPU's kernels only."""
+
+
+class _Calls(DDIM):
+    """Stands for the run's solver: the teacher is called some times, and the state stays where it is."""
+
+    def __init__(self, schedule: NoiseSchedule, count: int) -> None:
+        super().__init__(schedule)
+        self.count = count
 
     def walk(
         self,
@@ -128,7 +159,7 @@ class _OneCall(DDIM):
         generator: torch.Generator | None = None,
         noises: list[Tensor] | None = None,
     ) -> Tensor:
-        return denoiser(x, times[0], cond)
+        return [denoiser(x, times[0], cond) for _ in range(self.count)][-1]
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
