@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scott.data.batch import Batch, CachedSource
+from scott.data.batch import Batch
 from scott.data.manifest import Manifest, ShardEntry
 from scott.data.shard_source import ShardSource
 from scott.data.shards import shard_writer
@@ -64,15 +64,14 @@ def test_every_epoch_holds_every_sample_once(tmp_path, counts, group, size):
     assert epochs[0] != epochs[1]
 
 
-def test_few_shards_are_visited_as_a_data_set_in_memory_is(tmp_path):
+def test_few_shards_are_shuffled_as_one(tmp_path):
     source = ShardSource(write(tmp_path, [3, 4, 2]), seed=5)
-    every = [tensors(i) for i in range(9)]
-    mean, std, text = (torch.stack([each[name] for each in every]) for name in ("mean", "std", "cond.text"))
-    cached = CachedSource(Batch(mean, std, {"text": text[:, 0]}), "numbers", seed=5)
-    for step in range(12):
-        assert same(source.batch(step, 4), cached.batch(step, 4))
-    order = torch.randperm(9, generator=generator_for(5, 1, 1))
-    assert rows(source.batch(1, 9)) == order.tolist()
+    orders = [torch.randperm(9, generator=generator_for(5, epoch, 1)) for epoch in range(4)]
+    sequence = torch.cat(orders).tolist()
+    assert [row for step in range(9) for row in rows(source.batch(step, 4))] == sequence
+    batch = source.batch(1, 4)
+    assert torch.equal(batch.std, batch.mean + 0.5)
+    assert torch.equal(batch.cond["text"].flatten(), batch.mean.flatten() * 100)
 
 
 @pytest.mark.parametrize("group", [1, 2, 16])
@@ -132,6 +131,12 @@ def test_workers_of_a_data_loader_give_the_same(tmp_path):
 
     loader = torch.utils.data.DataLoader(Batches(), batch_size=None, num_workers=1)
     assert all(same(Batch(**loaded), source.batch(step, 4)) for step, loaded in enumerate(loader))
+
+
+def test_all_samples_are_in_their_order(tmp_path):
+    batch = ShardSource(write(tmp_path, [2, 0, 3], captions=2), 0).all()
+    assert rows(batch) == list(range(5))
+    assert batch.cond["text"].flatten().tolist() == [0, 100, 200, 300, 400]
 
 
 def test_examples_are_the_first_samples(tmp_path):

@@ -1,7 +1,7 @@
-"""From captioned images to batches of latents and text embeddings."""
+"""From captioned pictures, wherever they are, to batches of latents and text embeddings."""
 
 from scott.data.batch import Batch, BatchSource, CachedSource
-from scott.data.images import CaptionedImages, Folder
-from scott.data.prepare import prepare
+from scott.data.settings import Settings
+from scott.data.shard_source import ShardSource
 
-__all__ = ["Batch", "BatchSource", "CachedSource", "CaptionedImages", "Folder", "prepare"]
+__all__ = ["Batch", "BatchSource", "CachedSource", "Settings", "ShardSource"]

@@ -45,7 +45,14 @@ class ShardSource:
         which = torch.rand(size, generator=generator_for(self.seed, step, _CAPTION))
         positions = range(step * size, (step + 1) * size)
         rows = range(size)[part]
-        samples = [self._read(*self._order.place(positions[row]), which[row].item()) for row in rows]
+        return self._batch([self._read(*self._order.place(positions[row]), which[row].item()) for row in rows])
+
+    def all(self) -> Batch:
+        """Every sample, in the order they are stored, each with its first caption."""
+        places = [(number, index) for number, shard in enumerate(self._shards) for index in range(shard.samples)]
+        return self._batch([self._read(*place, 0.0) for place in places])
+
+    def _batch(self, samples: list[dict[str, Tensor]]) -> Batch:
         names = self.manifest.tensors
         stacked = {name: torch.stack([sample[name] for sample in samples]) for name in names}
         cond = {name.removeprefix("cond."): stacked[name] for name in names if name.startswith("cond.")}

@@ -5,8 +5,9 @@ the pictures it would have seen. One background a subject is held out of trainin
 is what evaluation asks for.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scott.data.records import Record, Unit, slices
 from scott.mini import glyphs
 
 Split = Literal["train", "held-out"]
@@ -182,8 +184,6 @@ class Scenes:
 
     def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
         self.count, self.split, self.seed = count, split, seed
-        self.name = f"mini ({split}, seed {seed})"
-        self.version = str(count)
 
     def __len__(self) -> int:
         return self.count
@@ -194,3 +194,23 @@ class Scenes:
 
     def captions(self) -> list[str]:
         return [scene(i, split=self.split, seed=self.seed).caption for i in range(self.count)]
+
+
+class SceneSource:
+    """The first `count` scenes of a split as `scott.data` prepares them."""
+
+    kind = "mini"
+    columns: Sequence[str] = ()
+
+    def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
+        self.count, self.split, self.seed = count, split, seed
+        self.version = f"{count} of {split}, seed {seed}"
+
+    def units(self, size: int) -> list[Unit]:
+        rows = slices(self.count, size)
+        return [Unit(f"scenes {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+
+    def _records(self, rows: range) -> Iterator[Record]:
+        for index in rows:
+            this = scene(index, split=self.split, seed=self.seed)
+            yield Record(f"scene {index}", partial(render, this), this.caption)

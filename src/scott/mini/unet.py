@@ -7,8 +7,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scott.backbones.fingerprint import fingerprints
 from scott.backbones.unet import UNetBackbone
-from scott.data import prepare
+from scott.data.preparation import full_settings, prepare_shards
+from scott.data.settings import Settings
+from scott.data.shard_source import ShardSource
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.mini import scenes
@@ -52,8 +55,10 @@ def grown(earlier: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig) -> UNet2DConditionModel:
     """Train (or resume) in `folder` with ε-prediction on Stable Diffusion's schedule; the averaged model, eval mode."""
-    images = scenes.Scenes(SCENES, "train", seed)
-    cached = prepare(images, backbone, folder / "latents.safetensors", lambda done, total: None)
+    images, settings, data = scenes.SceneSource(SCENES, "train", seed), Settings(), folder / "data"
+    made_for = full_settings("mini", images, settings, backbone, fingerprints(backbone))
+    prepare_shards(images, backbone, settings, made_for, data, lambda *_: None)
+    cached = ShardSource(data, seed).all()
     empty = backbone.encode_prompts([""])["text"]
     schedule = DiscreteSchedule.stable_diffusion()
     unet = backbone.network.requires_grad_(True).train()

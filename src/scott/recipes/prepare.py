@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
@@ -17,12 +16,12 @@ from scott.backbones import LatentBackbone
 from scott.backbones.fingerprint import differing, fingerprints, label
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
-from scott.data.records import Columns, Record, Source, Unit, slices
+from scott.data.records import Columns, Source
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
-from scott.mini.scenes import render, scene
+from scott.mini.scenes import SceneSource
 
 MINI_SCENES = 8192
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,26 +54,9 @@ PRESETS = {
 }
 
 
-class MiniSource:
-    """The embedded pictures, drawn as they are asked for."""
-
-    kind = "mini"
-    columns: Sequence[str] = ()
-    version = f"{MINI_SCENES} of seed 0"
-
-    def units(self, size: int) -> list[Unit]:
-        rows = slices(MINI_SCENES, size)
-        return [Unit(f"scenes {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
-
-    def _records(self, rows: range) -> Iterator[Record]:
-        for index in rows:
-            this = scene(index, split="train", seed=0)
-            yield Record(f"scene {index}", partial(render, this), this.caption)
-
-
 def open_named(name: str, columns: Columns, split: str) -> Source:
     """`mini`, or what `open_source` recognises. Raises `UserError` as that does."""
-    return MiniSource() if name == "mini" else open_source(name, columns, split)
+    return SceneSource(MINI_SCENES) if name == "mini" else open_source(name, columns, split)
 
 
 def prepare_source(
