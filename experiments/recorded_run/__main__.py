@@ -1,64 +1,93 @@
 """The table of the recorded run: `python -m experiments.recorded_run --help`; what it answers is in README.md."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
-from scott.evaluation import Results, Row, markdown_table, table
-from scott.generators import TeacherSampler
+from scott.evaluation import Results, Row, markdown_table, table, timed
+from scott.generators import StudentSampler, TeacherSampler
+from scott.mini.scenes import Scenes
 from scott.progress import Bars
 from scott.recipes.demo import GUIDANCE
-from scott.recipes.demo import TEACHER_STEPS as DEMO_TEACHER_STEPS
 from scott.recipes.draw import load_student
-from scott.recipes.measure import SEED, Reference
+from scott.recipes.measure import BATCH, SEED, Reference
 from scott.recipes.run import teacher_of
 
 HERE = Path(__file__).parent
+Sampler = TeacherSampler | StudentSampler
 
 
 @dataclass
 class Record:
-    """Measure teacher and students on the same held-out captions and noise, and write results.json beside this file."""
+    """Measure teacher and students on the same held-out captions and noise, and write results.json beside this file.
 
-    students: tuple[str, ...] = ("scott=runs/mini", "lcm=runs/lcm", "lcm-time=runs/lcm-time")
+    Rows that the file has already, of as many samples, are kept: the command goes on where it was stopped.
+    """
+
+    students: tuple[str, ...] = ("scott=runs/mini", "lcm-time=runs/lcm-time", "lcm=runs/lcm")
     """name=run folder, each measured at 1, 2 and 4 steps."""
-    teacher_steps: tuple[int, ...] = (50, 25, 4, 2)
+    teacher_steps: tuple[int, ...] = (50, 2, 25)
     samples: int = 5000
-    demo_samples: int = 1000
-    """The size at which `scott demo` measures; the teacher's rows it shows are measured at it too."""
     guidance: float = GUIDANCE
+    time_only: bool = False
+    """Only measure the seconds an image of the rows there are, on two batches each: for when nothing else runs."""
     out: Path = HERE / "results.json"
 
     def run(self) -> None:
         console = Console()
-        teacher = teacher_of("mini")
-        rows: list[Row] = []
-        with Bars(console) as bars:
-
-            def tick(name: str, done: int, total: int) -> None:
-                bars.report(name, done, total, {})
-
-            reference = Reference(self.samples)
-            rows.append(reference.floor())
-            for steps in self.teacher_steps:
-                sampler = TeacherSampler(teacher, steps, self.guidance)
-                rows.append(reference.row(f"teacher-ddim-{steps}", sampler, tick))
-            for student in self.students:
-                name, folder = student.split("=", 1)
-                loaded = load_student(folder)
-                rows += [reference.row(f"{name}-{n}", loaded.sampler(n, self.guidance), tick) for n in (1, 2, 4)]
-            if self.demo_samples != self.samples:
-                reference = Reference(self.demo_samples)
-                for steps in DEMO_TEACHER_STEPS:
-                    sampler = TeacherSampler(teacher, steps, self.guidance)
-                    rows.append(reference.row(f"teacher-ddim-{steps}", sampler, tick))
+        rows = Results.load(self.out).rows if self.out.is_file() else []
         meta = {"samples": self.samples, "guidance": self.guidance, "seed": SEED, "teacher": "mini"}
-        results = Results(rows, meta)
-        results.save(self.out)
+        results = Results([row for row in rows if row.samples == self.samples], meta)
+        if self.time_only:
+            results.rows = [self.timed_again(row) for row in results.rows]
+            results.save(self.out)
+        else:
+            self.measure(results, console)
         console.print(table(results))
         console.print(markdown_table(results), markup=False)
+
+    def measure(self, results: Results, console: Console) -> None:
+        """Add the rows that are not there yet, saved one by one."""
+        reference, there = Reference(self.samples), {row.name for row in results.rows}
+        if "real-vs-real" not in there:
+            results.rows.append(reference.floor())
+        with Bars(console) as bars:
+            for name, make in self.samplers().items():
+                if name not in there:
+                    tick = partial(_tick, bars)
+                    results.rows.append(reference.row(name, make(), tick))
+                    results.save(self.out)
+
+    def samplers(self) -> dict[str, Callable[[], Sampler]]:
+        """Name of a row → what makes its sampler."""
+        found: dict[str, Callable[[], Sampler]] = {}
+        for student in self.students:
+            name, folder = student.split("=", 1)
+            load = cache(partial(load_student, folder))
+            for steps in (1, 2, 4):
+                found[f"{name}-{steps}"] = lambda steps=steps, load=load: load().sampler(steps, self.guidance)
+        teacher = cache(partial(teacher_of, "mini"))
+        for steps in self.teacher_steps:
+            found[f"teacher-ddim-{steps}"] = lambda steps=steps: TeacherSampler(teacher(), steps, self.guidance)
+        return found
+
+    def timed_again(self, row: Row) -> Row:
+        """The row with the faster of two batches; the floor, which samples nothing, as it is."""
+        make = self.samplers().get(row.name)
+        if make is None:
+            return row
+        sampler, prompts = make(), Scenes(2 * BATCH, "held-out", 1).captions()
+        sampler(prompts[:BATCH], SEED)  # warm-up
+        seconds = [timed(sampler, prompts[half], SEED)[1] for half in (slice(BATCH), slice(BATCH, None))]
+        return replace(row, seconds_per_image=min(seconds) / BATCH)
+
+
+def _tick(bars: Bars, name: str, done: int, total: int) -> None:
+    bars.report(name, done, total, {})
 
 
 if __name__ == "__main__":

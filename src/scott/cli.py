@@ -154,17 +154,19 @@ class Sample:
 
 @dataclass
 class Export:
-    """Write a run's student as others read it, from its newest checkpoint, and compare it with what is read back."""
+    """Write a run's student as others read it, and compare it with what is read back."""
 
     run_folder: Positional[Path]
     to: Literal["diffusers", "lora", "kohya", "onnx"]
     """diffusers: a stock pipeline folder. lora: a file for `load_lora_weights`. kohya: one for A1111 and ComfyUI.
     onnx: text encoders, backbone and VAE decoder for onnxruntime."""
+    best: bool = False
+    """Of the best checkpoint (`--best-metric` of the run) instead of the newest."""
 
     def run(self) -> None:
         from scott.recipes.export import export
 
-        folder = export(self.run_folder, self.to)
+        folder = export(self.run_folder, self.to, best=self.best)
         console.print(f"export {folder}   card {folder / 'card.md'}")
 
 

@@ -13,7 +13,7 @@ from scott.export.trained import difference, draw_latents
 from scott.recipes import export as module
 from scott.recipes.draw import find_student, load_student
 from scott.recipes.export import export, export_finished, load_run
-from scott.training.checkpoint import save_checkpoint
+from scott.training.checkpoint import Best, save_checkpoint
 from scott.training.config import DistillConfig
 
 
@@ -48,6 +48,15 @@ def test_the_newest_checkpoints_target_is_what_is_exported(make_run):
     assert difference(expected, draw_latents(loaded.backbone, loaded.grid, 3.0)) < 1e-4
     assert json.loads((folder / "scott.json").read_text())["updates"] == 2
     assert (folder / "card.md").read_text() == (run / "card.md").read_text()
+
+
+def test_the_best_checkpoint_is_exported_when_asked_for(make_run):
+    run, _ = make_run()
+    with pytest.raises(UserError, match="no best checkpoint yet; train with --validate-every"):
+        export(run, "diffusers", best=True)
+    Best(1, "fid", 1.0).write(run / "checkpoints")
+    assert load_run(run, best=True).updates == 1
+    assert json.loads((export(run, "diffusers", best=True) / "scott.json").read_text())["updates"] == 1
 
 
 @pytest.mark.parametrize("kind", ["lora", "kohya"])

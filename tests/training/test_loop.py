@@ -13,7 +13,7 @@ from scott.data import Batch
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.generators import StudentSampler
-from scott.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
+from scott.training.checkpoint import Best, checkpoint_step, checkpoints, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
 from scott.training.loop import Hooks, open_run
@@ -193,6 +193,24 @@ def test_hooks_are_called_at_their_steps(start, tmp_path):
     assert DistillConfig.load(tmp_path / "config.json").max_steps == 5
 
 
+@pytest.mark.parametrize(("metric", "best"), [("fid", 2), ("coverage", 4)])
+def test_the_best_checkpoint_is_kept_beside_the_newest(start, tmp_path, metric, best):
+    """FID is best low, coverage high; a later value that is as good does not replace the first."""
+    values = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 1.0, 6: 4.0}
+    hooks = Hooks(validate=lambda done: {"fid": values[done], "coverage": values[done]})
+    settings = {"validate_every": 1, "best_metric": metric, "checkpoint_every": 6, "keep_checkpoints": 1}
+    start(tmp_path, hooks=hooks, **settings)
+    kept = sorted({best, 6})
+    assert [checkpoint_step(path) for path in checkpoints(tmp_path / "checkpoints")] == kept
+    assert Best.read(tmp_path / "checkpoints") == Best(best, metric, values[best])
+    assert [record["fid"] for record in metrics(tmp_path)] == list(values.values())
+
+
+def test_a_best_metric_without_validation_is_refused(start, tmp_path):
+    with pytest.raises(UserError, match="best_metric fid without validate_every"):
+        start(tmp_path / "run", best_metric="fid")
+
+
 # --- what stops a run ----------------------------------------------------------------------------------------
 
 
@@ -244,6 +262,28 @@ def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_p
     assert all(p.isfinite().all() for p in backbone.network.parameters())
     assert final(tmp_path)[1]["step"] == 4
     assert all(p.isfinite().all() for part in final(tmp_path)[0].values() for p in part.values())
+
+
+def test_data_of_another_shape_stop_the_run_before_the_first_step(start, make_backbone, tmp_path):
+    backbone = make_backbone("lora", critic_rank=2)
+    other = source(backbone, mean=torch.zeros(5, 4, 16, 16))
+    with pytest.raises(UserError, match=r"the data have .*\(4, 16, 16\).* the teacher takes .*\(4, 8, 8\)"):
+        start(tmp_path, data=other, backbone=backbone)
+    assert not metrics(tmp_path)
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_a_launch_with_an_engine_of_its_own_is_refused(start, tmp_path, monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(UserError, match=f"got a launch with {engine}.*--shard network"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("scott.training.loop.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="got tracker wandb, which is not installed; pip install wandb"):
+        start(tmp_path / "run", tracker="wandb")
 
 
 def test_a_corrupt_checkpoint_is_refused_and_deleting_it_resumes_from_the_one_before(start, whole, tmp_path):

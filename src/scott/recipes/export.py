@@ -13,16 +13,16 @@ from scott.export.lora import lora_form, require_lora, write_lora
 from scott.export.onnx import require_onnx, write_onnx
 from scott.export.pipeline import write_student
 from scott.export.trained import STUDENT_INFO, Trained, replacing, student_grid, teacher_source
-from scott.training.checkpoint import checkpoint_step, latest_checkpoint
+from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.optimization import load_parameters
 
 
-def export(run: Path, kind: str) -> Path:
-    """Export the student of a run's newest checkpoint as a kind of `FOLDERS`; the folder it is in.
+def export(run: Path, kind: str, *, best: bool = False) -> Path:
+    """Export the student of a run's newest checkpoint, or of its best, as a kind of `FOLDERS`; the folder it is in.
 
-    Raises `UserError` when there is no such run, its student has no such form, or what is read back differs; an older
-    export of the kind then stays.
+    Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
+    differs; an older export of the kind then stays.
     """
     if kind not in FOLDERS:
         raise unknown("export", kind, FOLDERS)
@@ -31,7 +31,7 @@ def export(run: Path, kind: str) -> Path:
         require_lora(config)
     if kind == "onnx":
         require_onnx()
-    return export_trained(load_run(run), run, kind)
+    return export_trained(load_run(run, best=best), run, kind)
 
 
 def export_finished(backbone: LatentBackbone, config: DistillConfig) -> None:
@@ -66,15 +66,16 @@ def export_trained(trained: Trained, run: Path, kind: str) -> Path:
     return folder
 
 
-def load_run(run: Path) -> Trained:
-    """The student of a run's newest checkpoint, in fp32 on the CPU.
+def load_run(run: Path, *, best: bool = False) -> Trained:
+    """The student of a run's newest checkpoint, or of its best, in fp32 on the CPU.
 
     Raises `UserError` when there is no run, no checkpoint, or one that does not fit the run's config.
     """
     config = _config(run)
-    newest = latest_checkpoint(run / "checkpoints")
+    newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
     if newest is None:
-        raise UserError(f"{run} has no checkpoint yet; go on with the command that started it")
+        way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
+        raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     backbone = load_backbone(teacher_source(config))
     backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha)
     file = newest / "target.safetensors"

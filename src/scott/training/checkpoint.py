@@ -102,6 +102,12 @@ class Best:
         return cls(**json.loads(file.read_text())) if file.is_file() else None
 
 
+def best_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint that `best.json` names, or None."""
+    best = Best.read(folder)
+    return next((path for path in checkpoints(folder) if best and checkpoint_step(path) == best.step), None)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config).
 
