@@ -17,7 +17,7 @@ from scott.errors import UserError
 from scott.mini import glyphs
 from scott.mini.scenes import render, scene
 from scott.recipes import prepare as recipe
-from scott.recipes.prepare import PRESETS, Preset, open_data, prepare_source
+from scott.recipes.prepare import PRESETS, Preset, check_data, open_data, prepare_source
 
 
 def quiet(*_):
@@ -106,6 +106,13 @@ def test_shards_of_another_family_are_refused(pictures, backbone, make_backbone,
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
     with pytest.raises(UserError, match="was made with the vae"):
         open_data(str(tmp_path / "shards"), make_backbone(family="sdxl"), tmp_path, 0, quiet)
+
+
+def test_data_are_looked_for_before_anything_is_written(pictures):
+    for name in ("mini", str(pictures)):
+        check_data(name)
+    with pytest.raises(UserError, match="no data at /nowhere/data"):
+        check_data("/nowhere/data")
 
 
 def test_unfinished_shards_are_refused(pictures, backbone, tmp_path):

@@ -122,6 +122,12 @@ def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, repor
     return ShardSource(folder, seed)
 
 
+def check_data(name: str) -> None:
+    """Raise `UserError` where there is nothing that `open_data` could open; writes nothing."""
+    if not any((Path(name) / file).is_file() for file in (MANIFEST, SETTINGS)):
+        open_named(name, Settings().columns, Settings().split)
+
+
 def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
     """Raise `UserError` when shards were made with another VAE or text encoder than this teacher's."""
     made_for: Any = manifest.settings.get("teacher")
