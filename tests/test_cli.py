@@ -102,7 +102,7 @@ BAD = {
     ),
     "unknown phi": (["distill", "mini", "--phi", "7"], "ode"),
     "value of the wrong kind": (["distill", "mini", "--max-steps", "many"], "max-steps"),
-    "substeps that do not divide": (["distill", "mini", "--substeps", "5"], "multiple"),
+    "substeps that do not divide": (["distill", "mini", "--substeps", "7"], "multiple"),
     "t_m below zero": (["distill", "mini", "--jump", "1200"], "below clean data"),
     "guidance the wrong way round": (["distill", "mini", "--guidance-min", "9"], "guidance_max"),
     "guidance range for LoRA": (

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from scott.recipes import run as run_module
+from scott.recipes import prepare as prepare_module
 from scott.recipes.demo import demo
 
 
@@ -14,7 +14,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
     phases = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "MINI_SCENES", 48)
+        patch.setattr(prepare_module, "MINI_SCENES", 48)
         results = demo(out, max_steps=2, samples=20, seed=0, report=lambda phase, *_: phases.append(phase))
     return out, results, phases
 
@@ -38,7 +38,7 @@ def test_the_rows(finished):
 
 def test_progress_covers_every_phase(finished):
     _, _, phases = finished
-    assert {"encode", "distil", "evaluate scott-2"} <= set(phases)
+    assert {"prepare", "distil", "evaluate scott-2"} <= set(phases)
 
 
 def test_the_report_needs_nothing_from_outside(finished):

@@ -6,13 +6,14 @@ import gc
 
 import pytest
 import torch
+from tests.training.runs import InMemory
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scott.backbones import load_backbone
 from scott.backbones.skeleton import skeleton
-from scott.data.batch import Batch, CachedSource
+from scott.data.batch import Batch
 from scott.errors import UserError
 from scott.mini.embedded import TEACHER
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
@@ -84,7 +85,7 @@ def measured(backbone, config):
         ]
         found["optimizers"] = storage_bytes(states)
 
-    distill(backbone, CachedSource(samples(backbone), "random", 0), config, Hooks(progress=look))
+    distill(backbone, InMemory(samples(backbone)), config, Hooks(progress=look))
     adapted = {p for parts in (backbone.student_parameters(), backbone.target_parameters()) for p in parts.values()}
     adapted |= set(backbone.critic_parameters().values())
     base = [tensor for tensor in held(backbone.network) if tensor not in adapted]

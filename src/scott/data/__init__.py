@@ -1,7 +1,7 @@
 """From captioned pictures, wherever they are, to batches of latents and text embeddings."""
 
-from scott.data.batch import Batch, BatchSource, CachedSource
+from scott.data.batch import Batch, BatchSource
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 
-__all__ = ["Batch", "BatchSource", "CachedSource", "Settings", "ShardSource"]
+__all__ = ["Batch", "BatchSource", "Settings", "ShardSource"]

@@ -6,8 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scott.rng import generator_for
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -36,27 +34,3 @@ class BatchSource(Protocol):
 
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
         """Those of the `size` samples of step `step` that `part` selects."""
-
-
-_ORDER = 1  # keeps the stream of an epoch's order apart from those of the steps
-
-
-class CachedSource:
-    """A data set held in memory as one `Batch`, visited in a new order each epoch."""
-
-    def __init__(self, samples: Batch, name: str, seed: int) -> None:
-        if len(samples) == 0:
-            raise ValueError(f"{name} holds no samples; expected one or more")
-        self.samples, self.name, self.seed = samples, name, seed
-
-    def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
-        """Samples step · size, ..., step · size + size − 1 of the endless sequence of shuffled epochs, or a part."""
-        count = len(self.samples)
-        positions = torch.arange(step * size, (step + 1) * size)[part]
-        rows = torch.cat(
-            [self._order(int(e))[positions[positions // count == e] % count] for e in (positions // count).unique()]
-        )
-        return self.samples[rows]
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.samples), generator=generator_for(self.seed, epoch, _ORDER))

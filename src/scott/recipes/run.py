@@ -9,7 +9,7 @@ from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.export import export_finished
-from scott.recipes.prepare import open_data
+from scott.recipes.prepare import check_data, open_data
 from scott.recipes.validation import Validation
 from scott.training.config import DistillConfig
 from scott.training.loop import Hooks, distill, open_run, start_processes
@@ -68,6 +68,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype)
     check(backbone, config)
+    check_data(config.data)
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, write=first)
