@@ -12,7 +12,7 @@ from scott.evaluation import Results, Row, markdown_table, table, timed
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.progress import Bars
-from scott.recipes.demo import GUIDANCE
+from scott.recipes.demo import GUIDANCE, draw_grids
 from scott.recipes.draw import load_student
 from scott.recipes.measure import BATCH, SEED, Reference
 from scott.recipes.run import teacher_of
@@ -35,6 +35,8 @@ class Record:
     guidance: float = GUIDANCE
     time_only: bool = False
     """Only measure the seconds an image of the rows there are, on two batches each: for when nothing else runs."""
+    draw: bool = False
+    """Only draw the first captions with each sampler, into the folder of `out`."""
     out: Path = HERE / "results.json"
 
     def run(self) -> None:
@@ -42,6 +44,10 @@ class Record:
         rows = Results.load(self.out).rows if self.out.is_file() else []
         meta = {"samples": self.samples, "guidance": self.guidance, "seed": SEED, "teacher": "mini"}
         results = Results([row for row in rows if row.samples == self.samples], meta)
+        if self.draw:
+            labels = {f"{name.replace('ddim-', '')} steps": make() for name, make in self.samplers().items()}
+            draw_grids(labels, self.out.parent)
+            return
         if self.time_only:
             results.rows = [self.timed_again(row) for row in results.rows]
             results.save(self.out)

@@ -1,14 +1,14 @@
 """`scott demo`: the whole of the method on the embedded teacher in minutes, with the evidence in one folder."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from scott.backbones import Backbone
-from scott.diffusion import JumpGrid
-from scott.evaluation import Results, Row, image_grid, timed, write_report
+from scott.evaluation import Generate, Results, Row, image_grid, timed, write_report
 from scott.export.card import write_cards
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
@@ -30,7 +30,13 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
     backbone = run(config, report)
     grid = config.make_grid(backbone.schedule)
-    grids = draw_grids(backbone, grid, out / "samples")
+    samplers: dict[str, TeacherSampler | StudentSampler]
+    samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
+    samplers |= {
+        f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, GUIDANCE)
+        for n in STUDENT_STEPS
+    }
+    grids = draw_grids(samplers, out / "samples")
     reference = Reference(samples)
 
     def tick(name: str, done: int, total: int) -> None:
@@ -48,14 +54,8 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     return results
 
 
-def draw_grids(backbone: Backbone, grid: JumpGrid, folder: Path) -> list[tuple[str, Image.Image]]:
-    """Same held-out captions, same noise: the teacher in 50 and 2 steps, the student in 1, 2 and 4."""
-    samplers: dict[str, TeacherSampler | StudentSampler]
-    samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
-    samplers |= {
-        f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, GUIDANCE)
-        for n in STUDENT_STEPS
-    }
+def draw_grids(samplers: Mapping[str, Generate], folder: Path) -> list[tuple[str, Image.Image]]:
+    """A row for each sampler by its name, of the same held-out captions from the same noise."""
     # a stride, so that the pictures are not of one stretch of the alphabet
     captions = Scenes(GRIDS * COLUMNS * 17, "held-out").captions()[::17]
     folder.mkdir(parents=True, exist_ok=True)
