@@ -1,5 +1,6 @@
 """The command line, one class a command. Bad input is one message and exit code 2."""
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,8 @@ from scott.progress import Bars
 from scott.recipes.configs import RECIPES
 from scott.training.config import DistillConfig
 
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")
+"""Of several processes the first one speaks; errors are printed by whoever has them."""
 
 
 @dataclass
@@ -167,7 +169,8 @@ class Export:
         from scott.recipes.export import export
 
         folder = export(self.run_folder, self.to, best=self.best)
-        console.print(f"export {folder}   card {folder / 'card.md'}")
+        updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
+        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}")
 
 
 @dataclass

@@ -20,6 +20,8 @@ class TeacherSampler:
     backbone: Backbone
     steps: int
     guidance: float
+    truncate: bool = False
+    """Cut prompts that are too long for the text encoder, as preparing captions does."""
 
     @property
     def network_calls(self) -> int:
@@ -35,7 +37,8 @@ class TeacherSampler:
         guided = GuidedDenoiser(backbone.teacher, backbone.unconditional(), self.guidance)
         times = trailing_times(backbone, self.steps)
         noise, _ = _initial_noise(backbone, len(prompts), seed)
-        return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, backbone.encode_prompts(prompts), times)
+        cond = backbone.encode_prompts(prompts, truncate=self.truncate)
+        return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, cond, times)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class StudentSampler:
     grid: JumpGrid
     steps: int
     guidance: float
+    truncate: bool = False
+    """As a teacher's."""
 
     @property
     def network_calls(self) -> int:
@@ -62,7 +67,7 @@ class StudentSampler:
         backbone = self.backbone
         noise, generator = _initial_noise(backbone, len(prompts), seed)
         omega = torch.full((len(prompts),), self.guidance, device=backbone.device)
-        cond = backbone.encode_prompts(prompts) | {"guidance": omega}
+        cond = backbone.encode_prompts(prompts, truncate=self.truncate) | {"guidance": omega}
         student = ConsistencyFunction(self.network, backbone.schedule)
         times = self.grid.inference_times(self.steps)
         return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)

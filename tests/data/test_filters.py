@@ -60,7 +60,7 @@ def test_no_more_of_python_gets_in(expression):
 
 
 def test_an_unknown_column_is_named_with_those_there_are():
-    with pytest.raises(UserError, match="column 'scoer'; there are score, WIDTH"):
+    with pytest.raises(UserError, match="column 'scoer'; the source has score, WIDTH"):
         Where("scoer > 6", ["score", "WIDTH"])
 
 

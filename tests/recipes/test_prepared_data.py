@@ -108,11 +108,11 @@ def test_shards_of_another_family_are_refused(pictures, backbone, make_backbone,
         open_data(str(tmp_path / "shards"), make_backbone(family="sdxl"), tmp_path, 0, quiet)
 
 
-def test_data_are_looked_for_before_anything_is_written(pictures):
+def test_data_are_looked_for_before_anything_is_written(pictures, backbone):
     for name in ("mini", str(pictures)):
-        check_data(name)
+        check_data(name, backbone)
     with pytest.raises(UserError, match="no data at /nowhere/data"):
-        check_data("/nowhere/data")
+        check_data("/nowhere/data", backbone)
 
 
 def test_unfinished_shards_are_refused(pictures, backbone, tmp_path):
@@ -147,7 +147,7 @@ def test_a_preset_fills_in_what_is_left_open(backbone, tmp_path):
 
 def test_a_preset_without_its_score_is_refused(backbone, pictures, tmp_path):
     preset = Preset("", {}, ("score",))
-    with pytest.raises(UserError, match="column 'score'; there are none"):
+    with pytest.raises(UserError, match="column 'score'; the source has none"):
         prepare_source(str(pictures), backbone, tmp_path / "o", Settings(), quiet, preset=preset)
 
 
@@ -219,7 +219,7 @@ BAD = {
     "no source": ([], "got neither a source nor --preset"),
     "nowhere": (["/nowhere/data"], "no data at /nowhere/data"),
     "unknown preset": (["--preset", "coco2018"], "coco2017"),
-    "unknown column": (["PICTURES", "--where", "score > 3"], "column 'score'; there are none"),
+    "unknown column": (["PICTURES", "--where", "score > 3"], "column 'score'; the source has none"),
     "not an expression": (["PICTURES", "--where", "score >"], "got --where 'score >'"),
     "a size of nothing": (["PICTURES", "--shard-size", "0"], "shard_size 0, expected 1 or more"),
 }

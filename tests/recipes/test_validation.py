@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from scott.diffusion import JumpGrid
+from scott.errors import UserError
 from scott.evaluation import batch_seed, frechet_distance
 from scott.generators import StudentSampler
 from scott.mini import embedded
@@ -33,14 +34,34 @@ def validation(make_backbone, tmp_path):
     return make
 
 
+def test_captions_longer_than_the_encoder_reads_are_cut(validation, monkeypatch):
+    monkeypatch.setitem(globals(), "CAPTIONS", [f"a {'cat ' * 40}{index}" for index in range(20)])
+    checked, _, _ = validation(validate_every=1)
+    checked.make_ready()
+    assert checked.draw(1)[1].keys() == {"student_change"}
+    assert checked.measure().keys() == {"fid", "clip_score", "coverage"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"validation_samples": 1}, "expected 2 or more"), ({"validation_features": "/nowhere"}, "not a CLIP model")],
+)
+def test_what_cannot_be_measured_is_found_before_the_first_step(validation, changes, said):
+    checked, _, _ = validation(validate_every=1, **changes)
+    with pytest.raises(UserError, match=said):
+        checked.make_ready()
+
+
 def test_an_untrained_student_is_noticed_and_a_moved_one_is_not(validation, perturb):
     checked, backbone, warnings = validation()
-    _, figures = checked.draw(100)
+    assert checked.draw(500) == checked.draw(500)
+    assert not warnings, "in the warm-up a student may stand where it began"
+    _, figures = checked.draw(1000)
     assert figures == {"student_change": 0.0}
     assert len(warnings) == 1
-    assert "step 100" in warnings[0]
+    assert "step 1000" in warnings[0]
     perturb(backbone.target_parameters())
-    _, figures = checked.draw(200)
+    _, figures = checked.draw(2000)
     assert figures["student_change"] > 0.01
     assert len(warnings) == 1
     drawn, before = (
@@ -75,5 +96,7 @@ def test_figures_are_those_of_the_samples_drawn_again(validation, perturb):
 
 
 def test_there_may_be_fewer_samples_than_asked_for(validation):
-    checked, _, _ = validation(validation_samples=1000)
+    checked, _, warnings = validation(validation_samples=1000)
+    checked.make_ready()
+    assert warnings == ["validation measures on the 20 samples there are, not on 1000"]
     assert checked.measure().keys() == {"fid", "clip_score", "coverage"}

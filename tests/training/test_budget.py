@@ -290,7 +290,7 @@ def test_a_process_of_several_has_its_share_of_the_batch(make):
     assert alone.exchanged == 0
     same = alone.training.keys() - {"gradients"}
     assert {part: of_two.training[part] for part in same} == {part: alone.training[part] for part in same}
-    with pytest.raises(UserError, match="got batch size 4 for 3 processes"):
+    with pytest.raises(UserError, match="got batch size 4; expected a multiple of 3"):
         budget_of(again, config, 3)
 
 

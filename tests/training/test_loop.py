@@ -2,12 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.training.runs import STEPS, assert_same_run, final, metrics, source
+from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_run_but, final, metrics, source
 
 from scott.data import Batch
 from scott.diffusion import JumpGrid
@@ -186,7 +187,7 @@ def test_hooks_are_called_at_their_steps(start, tmp_path):
 
     hooks = Hooks(progress=progress, sample=sample)
     start(tmp_path, hooks=hooks, max_steps=5, log_every=2, checkpoint_every=1, keep_checkpoints=3)
-    assert seen == {"progress": [1, 2, 3, 4, 5], "terms": [2, 3, 4, 5], "sample": [3, 5]}
+    assert seen == {"progress": [1, 2, 3, 4, 5], "terms": [2, 4, 5], "sample": [3, 5]}
     assert [(r["step"], r["difference"]) for r in metrics(tmp_path) if "difference" in r] == [(3, 1.5), (5, 2.5)]
     names = [path.name for path in checkpoints(tmp_path / "checkpoints")]
     assert names == ["step-00000003", "step-00000004", "step-00000005"]
@@ -249,6 +250,8 @@ def test_a_config_that_cannot_run_leaves_no_folder(start, tmp_path):
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_path, log_every):
     class Poisoned:
+        version = "poisoned"
+
         def __init__(self, good):
             self.good = good
 
@@ -278,6 +281,62 @@ def test_a_launch_with_an_engine_of_its_own_is_refused(start, tmp_path, monkeypa
     with pytest.raises(UserError, match=f"got a launch with {engine}.*--shard network"):
         start(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_network_needs_processes(start, tmp_path):
+    with pytest.raises(UserError, match="got --shard network in one process"):
+        start(tmp_path / "run", shard="network")
+
+
+def test_data_that_changed_are_refused_on_resume(start, make_backbone, tmp_path):
+    start(tmp_path, max_steps=2)
+    backbone = make_backbone("lora", critic_rank=2)
+    other = source(backbone)
+    other.version = "other"
+    with pytest.raises(UserError, match="are other and were memory at step 2"):
+        start(tmp_path, backbone=backbone, data=other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_cannot_be_read_is_one_line(start, make_backbone, tmp_path, workers):
+    class Corrupt(InMemory):
+        def batch(self, step, size, part=slice(None)):
+            if step == 2:
+                raise UserError("000000.tar is corrupt")
+            return super().batch(step, size, part)
+
+    backbone = make_backbone("lora", critic_rank=2)
+    with pytest.raises(UserError, match=r"^000000.tar is corrupt$"):
+        start(tmp_path, backbone=backbone, data=Corrupt(source(backbone).samples), loader_workers=workers)
+    assert [record["step"] for record in metrics(tmp_path)] == [1, 2]
+
+
+def test_what_fails_beside_the_training_loses_none_of_it(start, whole, tmp_path):
+    """A sample or a validation that fails comes after the checkpoint; resumed, the run draws that step first."""
+
+    def fail(done):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        start(tmp_path, hooks=Hooks(validate=fail), validate_every=4)
+    assert final(tmp_path)[1]["step"] == 4
+    seen = []
+    start(tmp_path, hooks=Hooks(validate=lambda done: seen.append(done) or {"fid": 1.0}), validate_every=4)
+    assert seen == [4, STEPS]
+    assert_same_run_but(tmp_path, whole(start, "lora"), {"fid"})
+
+
+def test_another_metric_or_a_deleted_checkpoint_starts_the_search_anew(start, tmp_path):
+    folder = tmp_path / "checkpoints"
+    hooks = Hooks(validate=lambda done: {"fid": float(done), "coverage": 1 / done})
+    start(tmp_path, hooks=hooks, validate_every=2, best_metric="fid", max_steps=4)
+    assert Best.read(folder) == Best(2, "fid", 2.0)
+    start(tmp_path, hooks=hooks, validate_every=2, best_metric="coverage")
+    assert Best.read(folder) == Best(4, "coverage", 0.25)
+    assert not Best(9, "coverage", math.nan).is_best(folder)
+    shutil.rmtree(folder / "step-00000004")
+    assert Best.read(folder) is None
+    assert Best(6, "coverage", 0.1).is_best(folder)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(start, tmp_path, monkeypatch):
@@ -331,13 +390,15 @@ def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
     file = tmp_path / "metrics.jsonl"
     log = MetricsLog(file)
     for step in (10, 20, 30):
-        log.write(step, {"x": step / 3})
+        log.write(step, {"consistency": step / 3})
+        log.write(step, {"fid": 1.0})
     with file.open("a") as stream:
         stream.write('{"step": 40, "x"')
     log = MetricsLog(file, start=20)
-    log.write(30, {"x": 0.5})
+    log.write(30, {"consistency": 0.5})
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
-        {"step": 10, "x": 10 / 3},
-        {"step": 20, "x": 20 / 3},
-        {"step": 30, "x": 0.5},
+        {"step": 10, "consistency": 10 / 3},
+        {"step": 10, "fid": 1.0},
+        {"step": 20, "consistency": 20 / 3},
+        {"step": 30, "consistency": 0.5},
     ]

@@ -148,5 +148,5 @@ def test_every_row_of_a_batch_is_in_one_pass(batch, passes, processes):
 
 @pytest.mark.parametrize(("batch", "passes", "processes"), [(10, 1, 3), (2, 2, 2), (1, 1, 2)])
 def test_a_batch_that_does_not_divide_is_refused(batch, passes, processes):
-    with pytest.raises(UserError, match=f"got batch size {batch} for {processes} processes of {passes} passes"):
+    with pytest.raises(UserError, match=f"got batch size {batch}; expected a multiple of {processes * passes}"):
         rows_of_pass(config(batch, passes), 0, processes)

@@ -32,5 +32,9 @@ class Batch:
 class BatchSource(Protocol):
     """Where training batches come from. Batch n is a pure function of the source and n, so a run resumes anywhere."""
 
+    @property
+    def version(self) -> str:
+        """Differs when the samples do."""
+
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
         """Those of the `size` samples of step `step` that `part` selects."""

@@ -51,7 +51,9 @@ class Where:
         match node:
             case ast.Name(id=name):
                 if name not in columns:
-                    raise UserError(f"got --where with a column {name!r}; there are {', '.join(columns) or 'none'}")
+                    raise UserError(
+                        f"got --where with a column {name!r}; the source has {', '.join(columns) or 'none'}"
+                    )
                 return
             case ast.Constant(value=str() | int() | float() | None) | ast.BoolOp() | ast.Tuple() | ast.List():
                 pass

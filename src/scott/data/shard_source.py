@@ -1,6 +1,7 @@
 """Training batches from prepared shards, read where they lie."""
 
 from collections import OrderedDict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ class ShardSource:
         self._shards = [shard for shard in self.manifest.shards if shard.samples]
         self._order = Order([shard.samples for shard in self._shards], seed, shuffle_shards)
         self._open: OrderedDict[int, Shard] = OrderedDict()
+
+    @property
+    def version(self) -> str:
+        """A digest of all shards' digests."""
+        return sha256("".join(shard.sha256 for shard in self._shards).encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}  # a map of a file cannot be pickled

@@ -21,6 +21,7 @@ from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
+from scott.mini import embedded
 from scott.mini.scenes import SceneSource
 
 MINI_SCENES = 8192
@@ -91,6 +92,7 @@ def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]
 
 def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
     name = str(backbone.pipeline.config.get("_name_or_path") or type(backbone.pipeline).__name__)
+    name = "mini" if name == str(embedded.TEACHER) else name  # not where it is installed
     return {"name": name, **fingerprints(backbone)}
 
 
@@ -122,9 +124,11 @@ def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, repor
     return ShardSource(folder, seed)
 
 
-def check_data(name: str) -> None:
-    """Raise `UserError` where there is nothing that `open_data` could open; writes nothing."""
-    if not any((Path(name) / file).is_file() for file in (MANIFEST, SETTINGS)):
+def check_data(name: str, backbone: LatentBackbone) -> None:
+    """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
+    if (Path(name) / MANIFEST).is_file():
+        check_made_for(Manifest.load(Path(name)), backbone, name)
+    elif not (Path(name) / SETTINGS).is_file():
         open_named(name, Settings().columns, Settings().split)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 
 from scott.backbones import Backbone, LatentBackbone, load_backbone
-from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.export import export_finished
@@ -68,7 +67,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype)
     check(backbone, config)
-    check_data(config.data)
+    check_data(config.data, backbone)
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, write=first)
@@ -77,7 +76,10 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     backbone.park_encoders()
     if config.shard == "network":
         backbone.shard_network()
-    hooks = _hooks(backbone, grid, config, Validation(backbone, grid, config, data, warn), report, warn, first)
+    validation = Validation(backbone, grid, config, data, warn)
+    if config.validate_every:
+        validation.make_ready()
+    hooks = _hooks(config, validation, report, warn, first)
     distill(backbone, data, config, hooks, accelerator)
     device = backbone.device
     if first:
@@ -85,15 +87,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     return backbone.to(device)
 
 
-def _hooks(
-    backbone: Backbone,
-    grid: JumpGrid,
-    config: DistillConfig,
-    validation: Validation,
-    report: Report,
-    warn: Warn,
-    first: bool,
-) -> Hooks:
+def _hooks(config: DistillConfig, validation: Validation, report: Report, warn: Warn, first: bool) -> Hooks:
     def sample(step: int) -> dict[str, float]:
         picture, figures = validation.draw(step)
         if first:

@@ -1,6 +1,7 @@
 """What a run draws and measures on its way: its student beside its teacher, and FID, CLIP score and coverage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from scott.backbones import Backbone
 from scott.data.shard_source import ShardSource
 from scott.diffusion import JumpGrid
+from scott.errors import UserError
 from scott.evaluation import ClipFeatures, evaluate, image_grid
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini import embedded
@@ -37,6 +39,19 @@ class Validation:
         self.prompts = data.examples(PROMPTS)[1]
         self.guidance = (config.guidance_min + config.guidance_max) / 2
 
+    def make_ready(self) -> None:
+        """Load what `measure` needs, so that what is missing is found before the first step.
+
+        Raises:
+            UserError: no such CLIP, or fewer than two samples.
+        """
+        asked, there = self.config.validation_samples, len(self.data)
+        if min(asked, there) < 2:
+            raise UserError(f"got {asked} validation samples of {there} there are; expected 2 or more")
+        if there < asked:
+            self.warn(f"validation measures on the {there} samples there are, not on {asked}")
+        self._real  # noqa: B018 (it is kept)
+
     def draw(self, step: int) -> tuple[Image.Image, dict[str, float]]:
         """The student in 1, 2, 4 and 8 steps and the teacher in 25, from one noise; and how far the student has come.
 
@@ -50,7 +65,7 @@ class Validation:
         rows[f"teacher, {TEACHER_STEPS} steps"] = self._teacher_row
         drawn = self._student(MEASURED_STEPS).latents(self.prompts, self.config.seed)
         change = ((drawn - self._untrained).norm() / self._untrained.norm()).item()
-        if change < SAME:
+        if change < SAME and step > self.config.warmup_steps:
             self.warn(f"step {step}: the student draws in {MEASURED_STEPS} steps what an untrained one draws")
         return image_grid(list(rows.values()), list(rows), self.prompts), {"student_change": change}
 
@@ -73,16 +88,17 @@ class Validation:
         return {name: value for name, value in values.items() if value is not None}
 
     def _student(self, steps: int) -> StudentSampler:
-        return StudentSampler(self.backbone, self.backbone.target, self.grid, steps, self.guidance)
+        return StudentSampler(self.backbone, self.backbone.target, self.grid, steps, self.guidance, truncate=True)
 
     @cached_property
     def _teacher_row(self) -> list[Tensor]:
-        return list(TeacherSampler(self.backbone, TEACHER_STEPS, self.guidance)(self.prompts, self.config.seed))
+        teacher = TeacherSampler(self.backbone, TEACHER_STEPS, self.guidance, truncate=True)
+        return list(teacher(self.prompts, self.config.seed))
 
     @cached_property
     def _untrained(self) -> Tensor:
         """What a student draws that is its teacher still."""
-        untrained = StudentSampler(self.backbone, self.backbone.teacher, self.grid, MEASURED_STEPS, self.guidance)
+        untrained = replace(self._student(MEASURED_STEPS), network=self.backbone.teacher)
         return untrained.latents(self.prompts, self.config.seed)
 
     @cached_property

@@ -5,6 +5,7 @@ A checkpoint folder holds one `<part>.safetensors` per part (student, target, cr
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -27,8 +28,10 @@ _NAME = re.compile(r"step-(\d{8})")
 def save_checkpoint(
     folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` atomically and return its path."""
-    final = folder / f"step-{step:08d}"
+    """Write `folder/step-XXXXXXXX` atomically and return its path; one that is there is of the same run, and stays."""
+    final = folder / _name(step)
+    if final.is_dir():
+        return final
     partial = folder / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -40,10 +43,13 @@ def save_checkpoint(
     (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
     for written in [*partial.iterdir(), partial]:
         _sync(written)
-    shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync(folder)
     return final
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
@@ -88,8 +94,13 @@ class Best:
     metric: str
     value: float
 
-    def is_better_than(self, other: "Best") -> bool:
-        """FID is better low, all else high."""
+    def is_best(self, folder: Path) -> bool:
+        """Whether it is better than the one of the same metric, if that is still there: FID low, all else high."""
+        other = Best.read(folder)
+        if not math.isfinite(self.value):
+            return False
+        if other is None or other.metric != self.metric:
+            return True
         return self.value < other.value if self.metric == "fid" else self.value > other.value
 
     def write(self, folder: Path) -> None:
@@ -97,15 +108,16 @@ class Best:
 
     @classmethod
     def read(cls, folder: Path) -> "Best | None":
-        """Of a run's `checkpoints` folder; None before the first validation."""
+        """Of a run's `checkpoints` folder; None before the first validation, or when its checkpoint was deleted."""
         file = folder / "best.json"
-        return cls(**json.loads(file.read_text())) if file.is_file() else None
+        best = cls(**json.loads(file.read_text())) if file.is_file() else None
+        return best if best and (folder / _name(best.step)).is_dir() else None
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint that `best.json` names, or None."""
+    """The checkpoint that `best.json` names, or None."""
     best = Best.read(folder)
-    return next((path for path in checkpoints(folder) if best and checkpoint_step(path) == best.step), None)
+    return folder / _name(best.step) if best else None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class DistillConfig:
     teacher: str
     """A diffusers pipeline folder, a hub id, or `mini` for the embedded one."""
     data: str
-    """`mini`, or a folder of images with their captions in .txt files beside them."""
+    """Shards of `scott prepare`, or a source as it takes them (a folder, parquet, a data set's name, tars, `mini`)."""
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
     method: Literal["scott", "lcm"] = "scott"
@@ -105,7 +105,7 @@ class DistillConfig:
     validate_every: int = 0
     """Steps between measurements of FID, CLIP score and coverage at 2 steps; 0 makes none."""
     validation_samples: int = 500
-    """Pictures they are measured on."""
+    """Pictures they are measured on: the first of the training data, and as many drawn of their captions."""
     validation_features: str = "mini"
     """The CLIP that measures: `mini`, or a transformers CLIP folder or hub id."""
     best_metric: Literal["none", "fid", "clip_score", "coverage"] = "none"

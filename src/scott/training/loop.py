@@ -6,12 +6,14 @@ same run comes out however it is spread, up to the order of sums in fp32.
 """
 
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 
 import torch
 from accelerate import Accelerator
@@ -63,6 +65,8 @@ def start_processes(config: DistillConfig) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
     )
     rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
+    if config.shard == "network" and accelerator.num_processes == 1:
+        raise UserError("got --shard network in one process; launch several with torchrun, or leave it out")
     return accelerator
 
 
@@ -130,7 +134,12 @@ class _Run:
         self.optimization = Optimization(backbone, config)
         self.checkpoints = config.out / "checkpoints"
         if start:
-            self.optimization.load(self.checkpoints)
+            before = self.optimization.load(self.checkpoints).get("data")
+            if before != data.version:
+                raise UserError(
+                    f"the data of {config.out} are {data.version} and were {before} at step {start}; "
+                    "give it those it was begun with, or choose another --out"
+                )
         self.laps, self.watch = Laps(backbone.device), CriticWatch()
         self.log = MetricsLog(config.out / "metrics.jsonl", start) if accelerator.is_main_process else None
 
@@ -138,25 +147,39 @@ class _Run:
         config = self.config
         if self.start == config.max_steps:
             return 0
-        if config.tracker != "none":
-            self.accelerator.init_trackers(config.out.name)
-        with _sigterm() as told:
-            for done, batch in enumerate(self.batches(), self.start + 1):
-                self.laps("data")
-                values, stop = self.step(done - 1, batch, stop=bool(told))
-                self.after(done, values)
-                if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
-                    self.save(done)
-                if stop and done < config.max_steps:
-                    raise Preempted(f"stopped by SIGTERM after step {done}, which is saved")
-        self.accelerator.end_training()
+        self.track()
+        try:
+            if self.start:
+                self.look(self.start)  # which may be what the run was stopped in
+            with _sigterm() as told:
+                for done, batch in enumerate(self.batches(), self.start + 1):
+                    self.laps("data")
+                    values, stop = self.step(done - 1, batch, stop=bool(told))
+                    self.note(done, values)
+                    if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
+                        self.save(done)
+                    if stop and done < config.max_steps:
+                        raise Preempted(f"stopped by SIGTERM after step {done}, which is saved")
+                    self.look(done)
+        finally:
+            self.accelerator.end_training()
         return config.max_steps - self.start
+
+    def track(self) -> None:
+        config, name = self.config, self.config.tracker
+        if name == "tensorboard":
+            self.accelerator.init_trackers("tensorboard")
+        elif name != "none":
+            # the same folder is the same run, also when it is resumed
+            run = {"id": sha256(str(config.out.resolve()).encode()).hexdigest()[:16]} if name == "wandb" else {}
+            told = {name: {"name": config.out.name, "resume": "allow", **run}}
+            self.accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs=told)
 
     def batches(self) -> Iterator[Batch]:
         """This process's rows of each step's batch. Raises `UserError` where the first one does not fit the teacher."""
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         steps = _Steps(self.data, self.config.batch_size, rows)
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Batch | UserError] = DataLoader(
             steps,
             batch_size=None,
             sampler=range(self.start, self.config.max_steps),
@@ -164,6 +187,8 @@ class _Run:
             worker_init_fn=_ignore_sigterm,
         )
         for index, batch in enumerate(loader):
+            if isinstance(batch, UserError):
+                raise batch
             if index == 0:
                 check_batch(batch, self.backbone, self.uncond)
             yield batch.to(self.backbone.device)
@@ -182,6 +207,8 @@ class _Run:
         assert total is not None, "there is a pass"
         gradients, stop = self.average(total, stop)
         norms = self.optimization.update(gradients, step)
+        if not norms:  # fp16 overflowed and a smaller scale will be tried, so the ratio may be infinite
+            gradients.terms.pop("adversarial_ratio", None)
         values = check_finite(step, gradients.terms | norms, draws.t_n)
         self.laps("update")
         return values, stop
@@ -203,56 +230,63 @@ class _Run:
         means = dict(zip(names, terms, strict=False))
         return Gradients(tuple(tensors[:count]), tuple(tensors[count:-1]), means), bool(terms[-1] > 0)
 
-    def after(self, done: int, values: dict[str, float]) -> None:
-        """Log, draw and validate, where this step is one for it."""
-        config, last, record = self.config, done == self.config.max_steps, dict[str, float]()
+    def note(self, done: int, values: dict[str, float]) -> None:
+        """Report a step, and log it where it is one for it."""
+        config, record = self.config, dict[str, float]()
         if warning := self.watch.see(done, values):
             self.hooks.warn(warning)
-        if done % config.log_every == 0 or last:
+        if done % config.log_every == 0 or done == config.max_steps:
             parts = {f"seconds_{part}": seconds for part, seconds in self.laps.read().items()}
             seconds = sum(parts.values())
             record = values | parts | {"seconds_per_step": seconds, "images_per_second": config.batch_size / seconds}
             record |= {"ema_distance": self.optimization.ema_distance(), "memory_gb": memory_gb(self.backbone.device)}
-        if done % config.sample_every == 0 or last:
-            record |= self.hooks.sample(done)
-        if config.validate_every and (done % config.validate_every == 0 or last):
-            record |= (measured := self.hooks.validate(done))
-            if config.best_metric != "none":
-                self.keep_best(done, measured)
+        self.write(done, record)
         if self.log:
-            if record:
-                self.log.write(done, record)
-                self.accelerator.log(record, step=done)
             self.hooks.progress(done, record)
         self.laps.skip()
 
-    def keep_best(self, done: int, measured: dict[str, float]) -> None:
-        """Save this step's checkpoint if its metric is the best yet."""
-        best = Best.read(self.checkpoints)
-        now = Best(done, self.config.best_metric, measured[self.config.best_metric])
-        if best is None or now.is_better_than(best):
-            self.save(done, now)
+    def look(self, done: int) -> None:
+        """Draw and validate, where this step is one for it: after its checkpoint, which is not lost if this fails."""
+        config, last, record = self.config, done == self.config.max_steps, dict[str, float]()
+        if done % config.sample_every == 0 or last:
+            record |= self.hooks.sample(done)
+        if validates := bool(config.validate_every) and (done % config.validate_every == 0 or last):
+            record |= self.hooks.validate(done)
+        self.write(done, record)
+        if validates and config.best_metric != "none":
+            self.save(done, Best(done, config.best_metric, record[config.best_metric]))
+        self.laps.skip()
 
-    def save(self, done: int, best: Best | None = None) -> None:
-        """One process writes, the others wait: nobody goes on before the checkpoint is whole."""
-        if self.accelerator.is_main_process:
+    def write(self, done: int, record: dict[str, float]) -> None:
+        if self.log and record:
+            self.log.write(done, record)
+            self.accelerator.log(record, step=done)
+
+    def save(self, done: int, candidate: Best | None = None) -> None:
+        """Save this step, or only if it is the best yet. One process decides and writes, the others wait."""
+        if self.accelerator.is_main_process and (candidate is None or candidate.is_best(self.checkpoints)):
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
+            state["data"] = self.data.version
             save_checkpoint(self.checkpoints, done, self.optimization.parts(), state)
-            if best:
-                best.write(self.checkpoints)
+            if candidate:
+                candidate.write(self.checkpoints)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.laps.skip()
 
 
-class _Steps(Dataset[Batch]):
-    """Item n is this process's rows of the batch of step n."""
+class _Steps(Dataset["Batch | UserError"]):
+    """Item n is this process's rows of the batch of step n, or why there are none: raised in a process that reads
+    ahead, an error would come with its traceback as its message."""
 
     def __init__(self, data: BatchSource, size: int, rows: slice) -> None:
         self.data, self.size, self.rows = data, size, rows
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.data.batch(step, self.size, self.rows)
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.data.batch(step, self.size, self.rows)
+        except UserError as error:
+            return error
 
 
 def check_batch(batch: Batch, backbone: Backbone, uncond: Cond) -> None:

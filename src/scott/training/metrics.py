@@ -18,11 +18,13 @@ from scott.files import write_atomically
 
 
 class MetricsLog:
-    """Appends records; on opening, drops those after step `start`, which a resumed run will write again."""
+    """Appends records; on opening, drops what a run that resumes at `start` will write again: the records of later
+    steps, and what was drawn and validated at `start` itself."""
 
     def __init__(self, file: Path, start: int = 0) -> None:
         self.file = file
-        kept = [record for record in read_metrics(file) if record["step"] <= start]
+        records = read_metrics(file)
+        kept = [r for r in records if r["step"] < start or (r["step"] == start and "consistency" in r)]
         write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -111,7 +111,8 @@ class Optimization:
         """What a checkpoint holds besides tensors."""
         return {"seed": self.config.seed, "loss_scale": dataclasses.asdict(self.scale) if self.scale else None}
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Take over the newest checkpoint; its state."""
         newest = latest_checkpoint(folder)
         assert newest is not None, "open_run found a checkpoint"
         parts, state = load_checkpoint(newest)
@@ -124,6 +125,7 @@ class Optimization:
             load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"])
         if self.scale:
             self.scale = LossScale(**state["loss_scale"])
+        return state
 
 
 @torch.no_grad()

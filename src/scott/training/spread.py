@@ -19,8 +19,8 @@ def rows_of_pass(config: DistillConfig, process: int, processes: int) -> list[sl
     size, rest = divmod(config.batch_size, processes * passes)
     if rest or not size:
         raise UserError(
-            f"got batch size {config.batch_size} for {processes} processes of {passes} passes each; "
-            f"expected a multiple of {processes * passes}, as it is the batch of all of them"
+            f"got batch size {config.batch_size}; expected a multiple of {processes * passes}, as it is the batch of "
+            f"all processes ({processes}) and their passes (gradient_accumulation {passes})"
         )
     first = process * passes
     return [slice((first + k) * size, (first + k + 1) * size) for k in range(passes)]
