@@ -30,7 +30,7 @@ class Record:
 
     students: tuple[str, ...] = ("scott=runs/mini", "lcm-time=runs/lcm-time", "lcm=runs/lcm")
     """name=run folder, each measured at 1, 2 and 4 steps."""
-    teacher_steps: tuple[int, ...] = (50, 2, 25)
+    teacher_steps: tuple[int, ...] = (50, 25, 2)
     samples: int = 5000
     guidance: float = GUIDANCE
     time_only: bool = False
@@ -45,8 +45,7 @@ class Record:
         meta = {"samples": self.samples, "guidance": self.guidance, "seed": SEED, "teacher": "mini"}
         results = Results([row for row in rows if row.samples == self.samples], meta)
         if self.draw:
-            labels = {f"{name.replace('ddim-', '')} steps": make() for name, make in self.samplers().items()}
-            draw_grids(labels, self.out.parent)
+            draw_grids({_label(name): make() for name, make in self.samplers().items()}, self.out.parent)
             return
         if self.time_only:
             results.rows = [self.timed_again(row) for row in results.rows]
@@ -71,14 +70,14 @@ class Record:
     def samplers(self) -> dict[str, Callable[[], Sampler]]:
         """Name of a row → what makes its sampler."""
         found: dict[str, Callable[[], Sampler]] = {}
+        teacher = cache(partial(teacher_of, "mini"))
+        for steps in self.teacher_steps:
+            found[f"teacher-ddim-{steps}"] = lambda steps=steps: TeacherSampler(teacher(), steps, self.guidance)
         for student in self.students:
             name, folder = student.split("=", 1)
             load = cache(partial(load_student, folder))
             for steps in (1, 2, 4):
                 found[f"{name}-{steps}"] = lambda steps=steps, load=load: load().sampler(steps, self.guidance)
-        teacher = cache(partial(teacher_of, "mini"))
-        for steps in self.teacher_steps:
-            found[f"teacher-ddim-{steps}"] = lambda steps=steps: TeacherSampler(teacher(), steps, self.guidance)
         return found
 
     def timed_again(self, row: Row) -> Row:
@@ -90,6 +89,11 @@ class Record:
         sampler(prompts[:BATCH], SEED)  # warm-up
         seconds = [timed(sampler, prompts[half], SEED)[1] for half in (slice(BATCH), slice(BATCH, None))]
         return replace(row, seconds_per_image=min(seconds) / BATCH)
+
+
+def _label(name: str) -> str:
+    who, steps = name.replace("-ddim", "").rsplit("-", 1)
+    return f"{who}, {steps} step{'s'[: int(steps) - 1]}"
 
 
 def _tick(bars: Bars, name: str, done: int, total: int) -> None:
