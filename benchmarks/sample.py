@@ -23,7 +23,7 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
     grid = model.config.make_grid(backbone.schedule)
     noise, cond = torch.randn(batch, *backbone.latent_shape), backbone.encode_prompts(prompts)
     encoded = copy.copy(backbone)
-    encoded.encode_prompts = lambda prompts: cond
+    encoded.encode_prompts = lambda prompts, truncate=False: cond
 
     calls: dict[str, Call] = {"bare_2": lambda: bare_sample(backbone, noise, cond, 2)}
     short = {"encoded_student_2": StudentSampler(encoded, backbone.teacher, grid, 2, omega)}

@@ -208,7 +208,7 @@ def test_keeping_nothing_is_an_error_with_the_reasons(prepare, tmp_path):
 
 
 def test_an_unknown_column_is_refused_before_anything_is_written(prepare, tmp_path):
-    with pytest.raises(UserError, match="column 'scoer'; there are score"):
+    with pytest.raises(UserError, match="column 'scoer'; the source has score"):
         prepare(Pictures(4), settings=dataclasses.replace(SETTINGS, where="scoer > 3"))
     assert not (tmp_path / "out").exists()
 

@@ -394,7 +394,7 @@ def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
         log.write(step, {"fid": 1.0})
     with file.open("a") as stream:
         stream.write('{"step": 40, "x"')
-    log = MetricsLog(file, start=20)
+    log = MetricsLog(file, 20, "consistency")
     log.write(30, {"consistency": 0.5})
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"step": 10, "consistency": 10 / 3},

@@ -141,12 +141,14 @@ class _Run:
                     "give it those it was begun with, or choose another --out"
                 )
         self.laps, self.watch = Laps(backbone.device), CriticWatch()
-        self.log = MetricsLog(config.out / "metrics.jsonl", start) if accelerator.is_main_process else None
+        self.log: MetricsLog | None = None
 
     def train(self) -> int:
         config = self.config
         if self.start == config.max_steps:
             return 0
+        if self.accelerator.is_main_process:
+            self.log = MetricsLog(config.out / "metrics.jsonl", self.start, "consistency")
         self.track()
         try:
             if self.start:

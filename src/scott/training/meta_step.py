@@ -1,7 +1,7 @@
 """One training step on the meta device, where tensors have a size and no content: what would it hold and compute?"""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,34 +27,41 @@ def step_peak(backbone: LatentBackbone, config: DistillConfig) -> int:
     The backbone is a skeleton with its student and critic. The teacher makes one of its calls: each holds as much as
     the others.
     """
+    step = _prepared_step(backbone, config)
     with LiveBytes() as live, gpu_kernels():
-        _step(backbone, config, _Calls(backbone.schedule, 1))
+        step(_Calls(backbone.schedule, 1))
     return live.peak
 
 
 def step_flops(backbone: LatentBackbone, config: DistillConfig) -> int:
     """Floating-point operations of one step's matrix products and convolutions, two a multiply-add."""
+    step = _prepared_step(backbone, config)
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, gpu_kernels():
-        _step(backbone, config, _Calls(backbone.schedule, config.substeps))
+        step(_Calls(backbone.schedule, config.substeps))
     return counter.get_total_flops()
 
 
-def _step(backbone: LatentBackbone, config: DistillConfig, solver: DDIM) -> None:
+def _prepared_step(backbone: LatentBackbone, config: DistillConfig) -> Callable[[DDIM], None]:
+    """The step but for its solver. What is there before a step is made here, where it is not counted."""
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
     drawn = Draws.make(shape, grid, config, torch.Generator())
-    latents = partial(torch.empty, shape, device="meta")
-    # times and ω stay on the CPU: the schedule looks at their values
-    draws = replace(
-        drawn,
-        latent=latents(),
-        noise=latents(),
-        walk=[latents() for _ in drawn.walk],
-        critic_noise=(latents(), latents()),
-    )
-    cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
-    batch = Batch(latents(), latents(), cond)
-    distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+
+    def step(solver: DDIM) -> None:
+        latents = partial(torch.empty, shape, device="meta")
+        # times and ω stay on the CPU: the schedule looks at their values
+        draws = replace(
+            drawn,
+            latent=latents(),
+            noise=latents(),
+            walk=[latents() for _ in drawn.walk],
+            critic_noise=(latents(), latents()),
+        )
+        cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
+        batch = Batch(latents(), latents(), cond)
+        distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+
+    return step
 
 
 class LiveBytes(TorchDispatchMode):

@@ -19,12 +19,11 @@ from scott.files import write_atomically
 
 class MetricsLog:
     """Appends records; on opening, drops what a run that resumes at `start` will write again: the records of later
-    steps, and what was drawn and validated at `start` itself."""
+    steps, and of those of `start` itself the ones without `term`, which is in each that training wrote."""
 
-    def __init__(self, file: Path, start: int = 0) -> None:
+    def __init__(self, file: Path, start: int = 0, term: str = "step") -> None:
         self.file = file
-        records = read_metrics(file)
-        kept = [r for r in records if r["step"] < start or (r["step"] == start and "consistency" in r)]
+        kept = [r for r in read_metrics(file) if r["step"] < start or (r["step"] == start and term in r)]
         write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
