@@ -39,6 +39,9 @@ class DistillConfig:
     learning_rate: float = 8e-6
     critic_learning_rate: float = 2e-5
     warmup_steps: int = 500
+    """Over which both rates rise from 0."""
+    decay_steps: int = 0
+    """Of the last ones, over which both rates fall to 0."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of the student's and of the critic's gradient, each."""
@@ -124,7 +127,8 @@ class DistillConfig:
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("adversarial_weight", "warmup_steps", "weight_decay", "seed", "loader_workers", "validate_every"):
+        not_negative = ("adversarial_weight", "weight_decay", "warmup_steps", "decay_steps")
+        for name in (*not_negative, "seed", "loader_workers", "validate_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
@@ -151,6 +155,12 @@ class DistillConfig:
     def alpha(self) -> float:
         """α of LoRA."""
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    def rate_factor(self, step: int) -> float:
+        """Of both learning rates at a step, counted from 0: min(1, (n + 1) / warm-up, (N − n) / decay)."""
+        rise = (step + 1) / max(1, self.warmup_steps)
+        fall = (self.max_steps - step) / max(1, self.decay_steps)
+        return min(1.0, rise, fall)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -88,7 +88,7 @@ class Optimization:
             self.scale.count()
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.rates[name] * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+                group["lr"] = self.rates[name] * self.config.rate_factor(step)
             optimizer.step()
             optimizer.zero_grad()
         ema_update(self.target.values(), self.models["student"].values(), self.config.ema_decay)
