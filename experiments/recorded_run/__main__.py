@@ -14,7 +14,7 @@ from scott.mini.scenes import Scenes
 from scott.progress import Bars
 from scott.recipes.demo import GUIDANCE, draw_grids
 from scott.recipes.draw import load_student
-from scott.recipes.measure import BATCH, SEED, Reference
+from scott.recipes.measure import BATCH, SEED, MiniReference
 from scott.recipes.run import teacher_of
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ class Record:
 
     def measure(self, results: Results, console: Console) -> None:
         """Add the rows that are not there yet, saved one by one."""
-        reference, there = Reference(self.samples), {row.name for row in results.rows}
+        reference, there = MiniReference(self.samples), {row.name for row in results.rows}
         if "real-vs-real" not in there:
             results.rows.append(reference.floor())
         with Bars(console) as bars:

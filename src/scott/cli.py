@@ -17,6 +17,7 @@ from scott.data.settings import Settings
 from scott.errors import Preempted, UserError
 from scott.progress import Bars
 from scott.recipes.configs import RECIPES
+from scott.recipes.measured import Measured
 from scott.training.config import DistillConfig
 
 console = Console(quiet=os.environ.get("RANK", "0") != "0")
@@ -175,31 +176,20 @@ class Export:
 
 @dataclass
 class Evaluate:
-    """FID, CLIP score and coverage of a student of the embedded teacher, on held-out captions."""
+    """FID, CLIP score and coverage of a student: on the embedded teacher's held-out captions, or on your pictures."""
 
     student: Positional[str]
+    measured: Annotated[Measured, tyro.conf.arg(name="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
-    samples: int = 1000
-    guidance: float | None = None
-    split: Literal["held-out", "validation"] = "held-out"
-    """Choose by validation; report held-out."""
     out: Path | None = None
     """Where to write the results; by default evaluation.json beside the student."""
 
     def run(self) -> None:
         from scott.evaluation import table
-        from scott.recipes.draw import evaluate_student
+        from scott.recipes.evaluate import evaluate_student
 
         with Bars(console) as bars:
-            results, file = evaluate_student(
-                self.student,
-                self.steps,
-                samples=self.samples,
-                guidance=self.guidance,
-                split=self.split,
-                out=self.out,
-                report=bars.report,
-            )
+            results, file = evaluate_student(self.student, self.steps, self.measured, out=self.out, report=bars.report)
         console.print(table(results))
         console.print(f"results {file}")
 

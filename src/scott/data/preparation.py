@@ -33,6 +33,7 @@ from scott.errors import UserError
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 THREADS = 16  # pictures that come by URL are waited for
+READ_AT_ONCE = 256  # records a unit, where they are read to be measured
 LISTED = 1000
 """Left-out records that are named beside a shard; all are counted."""
 
@@ -150,6 +151,15 @@ class _Progress:
     def _advance(self, by: int) -> None:
         self._done += by
         self._report("prepare", self._done, self._total, {"rate": self.records / max(self.seconds, 1e-9)})
+
+
+def read_samples(source: Source, size: int) -> Generator[Sample]:
+    """A source's records that can be read, in their order, pictures cropped to size x size; the others are left out."""
+    records = (record for unit in source.units(READ_AT_ONCE) for record in unit.records())
+    with quietly(), closing(_ahead(partial(_load, settings=Settings(), size=size, where=None), records)) as loaded:
+        for entry in loaded:
+            if isinstance(entry, Sample):
+                yield entry
 
 
 # --- one record -------------------------------------------------------------------------------------------------

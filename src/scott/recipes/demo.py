@@ -13,7 +13,7 @@ from scott.export.card import write_cards
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
-from scott.recipes.measure import BATCH, SEED, Reference, Tick, recorded_teacher_row
+from scott.recipes.measure import BATCH, SEED, MiniReference, Tick, recorded_teacher_row
 from scott.recipes.run import Report, run
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
@@ -37,7 +37,7 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
         for n in STUDENT_STEPS
     }
     grids = draw_grids(samplers, out / "samples")
-    reference = Reference(samples)
+    reference = MiniReference(samples)
 
     def tick(name: str, done: int, total: int) -> None:
         report(f"evaluate {name}", done, total, {})
@@ -69,7 +69,7 @@ def draw_grids(samplers: Mapping[str, Generate], folder: Path) -> list[tuple[str
     return grids
 
 
-def _teacher_row(reference: Reference, backbone: Backbone, steps: int, tick: Tick) -> Row:
+def _teacher_row(reference: MiniReference, backbone: Backbone, steps: int, tick: Tick) -> Row:
     """The recorded row, with the time measured here on one batch, or else all of it measured here."""
     sampler = TeacherSampler(backbone, steps, GUIDANCE)
     recorded = recorded_teacher_row(steps, len(reference.prompts), GUIDANCE)

@@ -1,4 +1,4 @@
-"""`scott sample` and `scott evaluate`: a student that was saved, found, loaded and used."""
+"""`scott sample`: a student that was saved, found, loaded and drawn with."""
 
 import json
 import re
@@ -13,17 +13,14 @@ from PIL.PngImagePlugin import PngInfo
 from scott.backbones import LatentBackbone, load_backbone
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
-from scott.evaluation import Results, image_grid, to_pil
-from scott.export.card import FOLDERS, write_cards
+from scott.evaluation import image_grid, to_pil
+from scott.export.card import FOLDERS
 from scott.export.lora import apply_lora
 from scott.export.onnx import FILE as ONNX_FILE
 from scott.export.onnx import load_onnx
 from scott.export.trained import StudentInfo, student_grid
 from scott.generators import StudentSampler
-from scott.mini.scenes import RESOLUTION
-from scott.recipes.measure import SEED, EvaluationSplit, Reference
-from scott.recipes.run import Report, best_device, teacher_of
-from scott.training.config import DistillConfig
+from scott.recipes.run import best_device, teacher_of
 
 MAX_STEPS = 8
 """Most steps `scott sample` draws in; a student is made for few."""
@@ -66,7 +63,7 @@ def load_student(name: str, engine: Engine = "torch") -> Student:
     Raises `UserError` when there is none for this engine, or when the pipeline is no consistency student.
     """
     folder = Path(name)
-    if _is_run(folder):
+    if is_run(folder):
         folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
         if engine == "torch" and not folder.is_dir():
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
@@ -148,44 +145,6 @@ def draw(
     return files
 
 
-def evaluate_student(
-    student: str,
-    steps: Sequence[int],
-    *,
-    samples: int,
-    guidance: float | None,
-    split: EvaluationSplit,
-    out: Path | None,
-    report: Report,
-) -> tuple[Results, Path]:
-    """The student's rows, beside the real-against-real floor; returns them and the file they were written to.
-
-    Raises `UserError` for a student that does not draw pictures of the embedded data's size.
-    """
-    loaded = load_student(student)
-    scale = loaded.guidance(guidance)
-    if (size := loaded.backbone.resolution) != RESOLUTION:
-        raise UserError(
-            f"{student} draws {size} px pictures; the embedded data it would be measured on has {RESOLUTION}"
-        )
-    for n in steps:
-        loaded.grid.inference_times(n)
-    reference = Reference(samples, split)
-
-    def tick(name: str, done: int, total: int) -> None:
-        report(f"evaluate {name}", done, total, {})
-
-    rows = [reference.floor()]
-    rows += [reference.row(f"student-{n}", loaded.sampler(n, scale), tick) for n in steps]
-    meta = {"samples": samples, "guidance": scale, "seed": SEED, "split": split, "student": student}
-    results = Results(rows, meta)
-    file = out or (Path(student) / "evaluation.json" if Path(student).is_dir() else Path("evaluation.json"))
-    results.save(file)
-    if _is_run(Path(student)):
-        write_cards(Path(student), DistillConfig.load(Path(student) / "config.json"))
-    return results, file
-
-
 def _prompts(prompts: Sequence[str]) -> list[str]:
     if len(prompts) == 1 and prompts[0].endswith(".txt"):
         file = Path(prompts[0])
@@ -201,7 +160,7 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from scott.evaluation import Results, retrieval_accuracy
 from scott.generators import TeacherSampler
 from scott.mini import embedded
-from scott.recipes.measure import EvaluationSplit, Reference
+from scott.recipes.measure import MiniReference
+from scott.recipes.measured import EvaluationSplit
 from scott.recipes.run import Report, best_device
 
 SCALES = (1.5, 2.5, 3.5, 5.0)
@@ -19,7 +20,7 @@ def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit
     """
     teacher = embedded.load_teacher(folder / "teacher" if folder else embedded.TEACHER).to(best_device())
     features = embedded.load_features(folder / "clip" if folder else embedded.CLIP)
-    reference = Reference(samples, split, features)
+    reference = MiniReference(samples, split, features)
     retrieval = retrieval_accuracy(reference.captions_own, features.texts(reference.prompts))
     rows = [reference.floor()]
     for scale in SCALES:

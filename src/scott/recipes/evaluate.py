@@ -1,0 +1,80 @@
+"""`scott evaluate`: the figures of a saved student, and of its teacher beside it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from scott.backbones import LatentBackbone
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.evaluation import ClipFeatures, Results
+from scott.export.card import write_cards
+from scott.generators import StudentSampler, TeacherSampler
+from scott.mini.scenes import RESOLUTION
+from scott.recipes.draw import is_run, load_student
+from scott.recipes.measure import SEED, MiniReference, Reference, Tick, source_reference
+from scott.recipes.measured import Measured
+from scott.recipes.run import Report, teacher_of
+from scott.training.config import DistillConfig
+
+PAPERS_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+
+
+def evaluate_student(
+    student: str, steps: Sequence[int], measured: Measured, *, out: Path | None, report: Report
+) -> tuple[Results, Path]:
+    """Rows of the student, of its teacher if asked for, and on the embedded data of the real-against-real floor.
+
+    Returns them and the file they were written to. Raises `UserError` as `load_student`, `source_reference` do, and
+    for data and features that do not go together.
+    """
+    loaded = load_student(student)
+    scale = loaded.guidance(measured.guidance)
+    for n in steps:
+        loaded.grid.inference_times(n)
+    teacher = teacher_of(_teacher(measured, student)) if measured.teacher_steps else None
+
+    def tick(name: str, done: int, total: int) -> None:
+        report(f"evaluate {name}", done, total, {})
+
+    reference = _reference(measured, student, loaded.backbone, tick)
+    rows = [reference.floor()] if isinstance(reference, MiniReference) else []
+    samplers: dict[str, TeacherSampler | StudentSampler] = {}
+    if teacher is not None:
+        for n in measured.teacher_steps:
+            samplers[f"teacher-ddim-{n}"] = TeacherSampler(teacher, n, scale, truncate=True)
+    samplers |= {f"student-{n}": replace(loaded.sampler(n, scale), truncate=True) for n in steps}
+    rows += [reference.row(name, sampler, tick) for name, sampler in samplers.items()]
+    told = asdict(measured) | {"samples": len(reference.prompts), "guidance": scale, "seed": SEED, "student": student}
+    results = Results(rows, {name: value for name, value in told.items() if value not in (None, ())})
+    file = out or (Path(student) / "evaluation.json" if Path(student).is_dir() else Path("evaluation.json"))
+    results.save(file)
+    if is_run(Path(student)):
+        write_cards(Path(student), DistillConfig.load(Path(student) / "config.json"))
+    return results, file
+
+
+def _reference(measured: Measured, student: str, backbone: LatentBackbone, tick: Tick) -> Reference:
+    """Raises `UserError` for data and features that do not go together, or not with what the student draws."""
+    if measured.data != "mini":
+        if measured.features is None:
+            raise UserError(f"got --data {measured.data} without --features; name a CLIP, as {PAPERS_CLIP}")
+        source = open_source(measured.data)
+        features = ClipFeatures.from_pretrained(measured.features, device=backbone.device)
+        return source_reference(source, measured.samples, backbone.resolution, features, tick)
+    if measured.features is not None:
+        raise UserError("got --features, but the embedded data has a CLIP of its own; leave it out")
+    if (size := backbone.resolution) != RESOLUTION:
+        raise UserError(
+            f"{student} draws {size} px pictures and the embedded data has {RESOLUTION}; "
+            "name pictures to measure it on with --data, and a CLIP with --features"
+        )
+    return MiniReference(measured.samples, measured.split)
+
+
+def _teacher(measured: Measured, student: str) -> str:
+    if measured.teacher is not None:
+        return measured.teacher
+    if not is_run(Path(student)):
+        raise UserError(f"{student} is no run that would name its teacher; give --teacher beside --teacher-steps")
+    return DistillConfig.load(Path(student) / "config.json").teacher
