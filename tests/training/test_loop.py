@@ -155,6 +155,15 @@ def test_warm_up_is_linear_in_the_first_adam_step(start, make_backbone, tmp_path
     assert moved.median() == pytest.approx(2.5e-4, rel=0.05)
 
 
+def test_the_decay_is_linear_in_the_last_adam_step(start, make_backbone, tmp_path):
+    """The first of one step is the last of five that fall: lr · sign(gradient) · 1/5."""
+    start(tmp_path, "full", max_steps=1, decay_steps=5, warmup_steps=0, adversarial_weight=0.0)
+    before = make_backbone("full").student_parameters()
+    student = final(tmp_path)[0]["student"]
+    moved = torch.cat([(value - before[name].detach()).abs().flatten() for name, value in student.items()])
+    assert moved.max() == pytest.approx(2e-4, rel=0.01)
+
+
 def test_records_have_their_fields(start, whole):
     records = read_metrics(whole(start, "lora") / "metrics.jsonl")
     assert all(record.keys() == FIELDS for record in records)
