@@ -11,7 +11,7 @@ from tests.training.runs import assert_same_run, final, metrics
 
 from scott.errors import UserError
 from scott.training.config import DistillConfig
-from scott.training.spread import rows_of_pass
+from scott.training.spread import owners, rows_of_pass
 
 STEPS = 12
 
@@ -108,17 +108,39 @@ def test_a_run_that_is_killed_comes_out_bit_for_bit(runs, distil, tmp_path, proc
     assert_same_run(out, runs(processes))
 
 
-def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path, processes):
+    """The signal finds the processes in different steps, and they agree on the one to stop after."""
     out = tmp_path / "run"
-    code, output = stop_after(distil(out, "--checkpoint-every", "1000"), out, 2, signal.SIGTERM)
-    assert code == 143, output
+    started = distil(out, "--checkpoint-every", "1000", processes=processes)
+    code, output = stop_after(started, out, 2, signal.SIGTERM)
+    assert code == (143 if processes == 1 else 1), output  # torchrun has a code of its own
     assert "stopped by SIGTERM after step" in " ".join(output.split())
     stopped = final(out)[1]["step"]
     assert 2 <= stopped < STEPS
-    code, output = finish(distil(out))
+    code, output = finish(distil(out, processes=processes))
     assert code == 0, output
-    assert_same_run(out, runs())
+    assert_same_run(out, runs(processes))
     assert [record["step"] for record in metrics(out)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("shard", ["optimizers", "both"])
+def test_split_optimizers_make_the_same_run(runs, distil, tmp_path, shard):
+    """Bit for bit, stopped once and gone on with; so every process made the updates of its share and got the others'.
+
+    The frozen network's sums have another order when it is split.
+    """
+    out = tmp_path / "run"
+    flags = ("--shard", shard)
+    code, output = stop_after(distil(out, *flags, processes=2), out, 5, signal.SIGKILL)
+    assert code != 0, output
+    code, output = finish(distil(out, *flags, processes=2))
+    assert code == 0, output
+    if shard == "optimizers":
+        assert_same_run(out, runs(2))
+    else:
+        losses = ([record["consistency"] for record in metrics(run)] for run in (out, runs(2)))
+        assert next(losses) == pytest.approx(next(losses), rel=1e-3)
 
 
 @pytest.mark.parametrize(("family", "train", "mode"), [("sd1", "full", "plain"), ("sd3", "lora", "checkpointing")])
@@ -144,6 +166,16 @@ def test_every_row_of_a_batch_is_in_one_pass(batch, passes, processes):
     assert len(slices) == passes * processes
     assert [row for rows in slices for row in range(batch)[rows]] == list(range(batch))
     assert len({rows.stop - rows.start for rows in slices}) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 3, 8])
+def test_every_parameter_is_kept_by_one_process_and_all_keep_about_as_much(processes):
+    tensors = [torch.empty(size) for size in (9, 1, 4, 4, 7, 2, 3)]
+    owner = owners(tensors, processes)
+    assert len(owner) == len(tensors)
+    kept = [sum(t.numel() for t, o in zip(tensors, owner, strict=True) if o == process) for process in range(processes)]
+    assert sum(kept) == 30
+    assert max(kept) == {1: 30, 3: 10, 8: 9}[processes]
 
 
 @pytest.mark.parametrize(("batch", "passes", "processes"), [(10, 1, 3), (2, 2, 2), (1, 1, 2)])

@@ -74,7 +74,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     data = open_data(config.data, backbone, config.out / "data", config.seed, report)
     add_models(backbone, config)
     backbone.park_encoders()
-    if config.shard == "network":
+    if config.shards_network:
         backbone.shard_network()
     validation = Validation(backbone, grid, config, data, warn)
     if config.validate_every:

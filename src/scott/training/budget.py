@@ -67,7 +67,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     base = _base(backbone.network)
     # of a block that is split, a share is held but while it computes
     blocks = [tensor for block in backbone.blocks for tensor in _base(block)]
-    split = storage_bytes(blocks) * (1 - 1 / processes) if config.shard == "network" else 0
+    split = storage_bytes(blocks) * (1 - 1 / processes) if config.shards_network else 0
     student, target, critic = (
         tuple(parameters.values())
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
@@ -94,7 +94,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "student": storage_bytes([*student, *copies.get("student", ())]),
             "EMA target": storage_bytes([*target, *copies.get("target", ())]),
             "critic": storage_bytes([*critic, *copies.get("critic", ())]),
-            "optimizers": optimizer_bytes(trained, config.optimizer),
+            "optimizers": optimizer_bytes(trained, config.optimizer) // (processes if config.shards_optimizers else 1),
             "gradients": gradients + beside,
             "activations": step_peak(backbone, a_pass) - gradients,
         },

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,25 +120,31 @@ def best_checkpoint(folder: Path) -> Path | None:
     return folder / _name(best.step) if best else None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, indices: Sequence[int]) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config).
 
-    A whole number, which 8-bit optimizers count steps in, becomes an int64 scalar.
+    `indices` are its parameters' places among all of the model. A whole number, which 8-bit optimizers count steps in,
+    becomes an int64 scalar.
     """
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+        f"{indices[index]}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
         for index, entry in state.items()
         for name, value in entry.items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, bit for bit."""
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], indices: Sequence[int]
+) -> None:
+    """Inverse of `optimizer_tensors`, bit for bit; of the tensors of all parameters, it takes its own."""
+    places = {str(index): place for place, index in enumerate(indices)}
     state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
+        if index in places:
+            entry = state.setdefault(places[index], {})
+            entry[name] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -91,8 +91,9 @@ class DistillConfig:
     """torch.compile the networks: a minute or more at the start."""
     gradient_accumulation: int = 1
     """Passes in which a process takes its share of the batch."""
-    shard: Literal["none", "network"] = "none"
-    """With several processes, network splits the frozen network over them (FSDP2)."""
+    shard: Literal["none", "network", "optimizers", "both"] = "none"
+    """What several processes split instead of each holding all of it: the frozen network (FSDP2), the optimizers' states
+    (ZeRO)."""
     loader_workers: int = 2
     """Processes that read batches ahead; 0 reads in the training process."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -150,6 +151,14 @@ class DistillConfig:
     @property
     def has_critic(self) -> bool:
         return self.adversarial_weight > 0 and self.critic != "none"
+
+    @property
+    def shards_network(self) -> bool:
+        return self.shard in ("network", "both")
+
+    @property
+    def shards_optimizers(self) -> bool:
+        return self.shard in ("optimizers", "both")
 
     @property
     def alpha(self) -> float:

@@ -65,8 +65,8 @@ def start_processes(config: DistillConfig) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
     )
     rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
-    if config.shard == "network" and accelerator.num_processes == 1:
-        raise UserError("got --shard network in one process; launch several with torchrun, or leave it out")
+    if config.shard != "none" and accelerator.num_processes == 1:
+        raise UserError(f"got --shard {config.shard} in one process; launch several with torchrun, or leave it out")
     return accelerator
 
 
@@ -266,10 +266,11 @@ class _Run:
 
     def save(self, done: int, candidate: Best | None = None) -> None:
         """Save this step, or only if it is the best yet. One process decides and writes, the others wait."""
+        parts = self.optimization.parts()
         if self.accelerator.is_main_process and (candidate is None or candidate.is_best(self.checkpoints)):
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
             state["data"] = self.data.version
-            save_checkpoint(self.checkpoints, done, self.optimization.parts(), state)
+            save_checkpoint(self.checkpoints, done, parts, state)
             if candidate:
                 candidate.write(self.checkpoints)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from scott.backbones import Backbone
@@ -21,6 +22,7 @@ from scott.training.checkpoint import (
 )
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
+from scott.training.spread import collect, owners, share
 from scott.training.step import Gradients
 
 
@@ -49,7 +51,11 @@ class LossScale:
 
 
 class Optimization:
-    """The student and the critic with their optimizers, and the student's EMA."""
+    """The student and the critic with their optimizers, and the student's EMA.
+
+    With `shard` optimizers or both, a process keeps the states of its share of the parameters, makes their update, and
+    gets the others' values from the processes that made theirs (ZeRO, Rajbhandari et al. 2020, stage 1).
+    """
 
     def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
         self.config = config
@@ -60,10 +66,15 @@ class Optimization:
             self.models["critic"] = backbone.critic_parameters()
         self.rates = {name: rates[name] for name in self.models}
         make = optimizer_class(config.optimizer)
-        self.optimizers = {
-            name: make(list(parameters.values()), lr=rates[name], weight_decay=config.weight_decay)
-            for name, parameters in self.models.items()
-        }
+        self.split = config.shards_optimizers and dist.is_initialized()
+        processes, me = (dist.get_world_size(), dist.get_rank()) if self.split else (1, 0)
+        self.owners = {name: owners([*model.values()], processes) for name, model in self.models.items()}
+        self.mine = {name: [i for i, owner in enumerate(self.owners[name]) if owner == me] for name in self.models}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, model in self.models.items():
+            parameters = [*model.values()]
+            own = [{"params": [parameters[i] for i in self.mine[name]]}]  # of many processes, one may have none
+            self.optimizers[name] = make(own, lr=rates[name], weight_decay=config.weight_decay)
         self.scale = LossScale() if config.precision == "fp16" else None
 
     @property
@@ -90,7 +101,11 @@ class Optimization:
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * self.config.rate_factor(step)
             optimizer.step()
-            optimizer.zero_grad()
+            parameters = [*self.models[name].values()]
+            for parameter in parameters:
+                parameter.grad = None
+            if self.split:
+                share(parameters, self.owners[name])
         ema_update(self.target.values(), self.models["student"].values(), self.config.ema_decay)
         return norms
 
@@ -102,10 +117,14 @@ class Optimization:
         return (moved / size).sqrt().item()
 
     def parts(self) -> Parts:
-        """All that a checkpoint holds in tensors."""
+        """All that a checkpoint holds in tensors, in the first process. All call it, to send what they keep."""
         parts: Parts = {name: dict(parameters) for name, parameters in self.models.items()}
         parts["target"] = dict(self.target)
-        return parts | {f"{name}_optimizer": optimizer_tensors(o) for name, o in self.optimizers.items()}
+        for name, optimizer in self.optimizers.items():
+            states = optimizer_tensors(optimizer, self.mine[name])
+            device = next(iter(self.models[name].values())).device
+            parts[f"{name}_optimizer"] = collect(states, device) if self.split else states
+        return parts
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
@@ -122,7 +141,7 @@ class Optimization:
         for name, parameters in {**self.models, "target": self.target}.items():
             load_parameters(parameters, parts[name], name)
         for name, optimizer in self.optimizers.items():
-            load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"])
+            load_optimizer_tensors(optimizer, parts[f"{name}_optimizer"], self.mine[name])
         if self.scale:
             self.scale = LossScale(**state["loss_scale"])
         return state
