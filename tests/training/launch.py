@@ -16,10 +16,16 @@ LIMIT = 240
 """Seconds after which a process that neither ends nor gets on is given up."""
 
 
-def start(module, *arguments, processes=1):
-    """A module as one process, or as several under torchrun."""
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m"]
-    command = [sys.executable, "-m", *(launcher if processes > 1 else []), module, *map(str, arguments)]
+def start(module, *arguments, processes=1, accelerate=None):
+    """A module as one process, as several under torchrun, or as a config of configs/accelerate says."""
+    launcher = []
+    if accelerate:
+        config = ROOT / "configs" / "accelerate" / f"{accelerate}.yaml"
+        launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", processes]
+        launcher += ["--main_process_port", free_port(), "-m"]
+    elif processes > 1:
+        launcher = ["torch.distributed.run", "--nproc-per-node", processes, "--master-port", free_port(), "-m"]
+    command = [sys.executable, "-m", *map(str, (*launcher, module, *arguments))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)

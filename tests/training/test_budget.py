@@ -295,7 +295,7 @@ def test_a_process_of_several_has_its_share_of_the_batch(make):
 
 
 def test_passes_multiply_calls_and_a_split_network_is_held_in_shares(make):
-    config, _, bones = make("sd3", gradient_accumulation=2, shard="network")
+    config, _, bones = make("sd3", gradient_accumulation=2, shard="both")
     _, _, again = make("sd3")
     _, _, whole = make("sd3")
     split = budget_of(bones, config, 2)
@@ -310,6 +310,8 @@ def test_passes_multiply_calls_and_a_split_network_is_held_in_shares(make):
     held = plain.training["frozen network"] - split.training["frozen network"]
     assert held == pytest.approx(blocks / 2, rel=0.01)
     assert split.training["gradients"] > 2 * plain.training["gradients"]
+    assert split.training["optimizers"] == pytest.approx(plain.training["optimizers"] / 2, abs=1)
+    assert split.exchanged == 2 * plain.training["gradients"], "and the new values"
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

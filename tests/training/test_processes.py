@@ -33,7 +33,7 @@ def shards(teacher_folders, tmp_path_factory):
 def distil(teacher_folders, shards):
     """`distil(out, processes, *flags)`: the command, started."""
 
-    def command(out, *flags, processes=1):
+    def command(out, *flags, processes=1, accelerate=None):
         settings = {
             "--teacher": teacher_folders["sd1"],
             "--data": shards,
@@ -53,7 +53,8 @@ def distil(teacher_folders, shards):
             "--tracker": "none",
         }
         words = [str(word) for setting in settings.items() for word in setting]
-        return start("scott.cli", "distill", "sd15", *words, "--no-gradient-checkpointing", *flags, processes=processes)
+        words += ["--no-gradient-checkpointing", *flags]
+        return start("scott.cli", "distill", "sd15", *words, processes=processes, accelerate=accelerate)
 
     return command
 
@@ -124,23 +125,25 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path
     assert [record["step"] for record in metrics(out)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("shard", ["optimizers", "both"])
-def test_split_optimizers_make_the_same_run(runs, distil, tmp_path, shard):
-    """Bit for bit, stopped once and gone on with; so every process made the updates of its share and got the others'.
-
-    The frozen network's sums have another order when it is split.
-    """
-    out = tmp_path / "run"
-    flags = ("--shard", shard)
+def test_split_optimizers_make_the_same_run(runs, distil, tmp_path):
+    """Bit for bit, killed under torchrun and gone on with under accelerate's launcher; so every process made the updates
+    of its share and got the others'."""
+    out, flags = tmp_path / "run", ("--shard", "optimizers")
     code, output = stop_after(distil(out, *flags, processes=2), out, 5, signal.SIGKILL)
     assert code != 0, output
-    code, output = finish(distil(out, *flags, processes=2))
+    code, output = finish(distil(out, *flags, processes=2, accelerate="cpu"))
     assert code == 0, output
-    if shard == "optimizers":
-        assert_same_run(out, runs(2))
-    else:
-        losses = ([record["consistency"] for record in metrics(run)] for run in (out, runs(2)))
-        assert next(losses) == pytest.approx(next(losses), rel=1e-3)
+    assert_same_run(out, runs(2))
+
+
+def test_accelerates_fsdp2_splits_the_network(runs, distil, tmp_path):
+    """Its sums have another order when it is split."""
+    out = tmp_path / "run"
+    code, output = finish(distil(out, "--shard", "optimizers", processes=2, accelerate="fsdp2"))
+    assert code == 0, output
+    assert json.loads((out / "config.json").read_text())["shard"] == "both"
+    losses = ([record["consistency"] for record in metrics(run)] for run in (out, runs(2)))
+    assert next(losses) == pytest.approx(next(losses), rel=1e-3)
 
 
 @pytest.mark.parametrize(("family", "train", "mode"), [("sd1", "full", "plain"), ("sd3", "lora", "checkpointing")])

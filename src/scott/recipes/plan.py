@@ -46,7 +46,7 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     samples = config.max_steps * config.batch_size
     table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
     if budget.exchanged:
-        table.add_row("gradients exchanged", _bytes(budget.exchanged), "a process and step")
+        table.add_row("exchanged", _bytes(budget.exchanged), "a process and step")
     table.add_section()
     table.add_row("[bold]memory")
     for part, size in budget.training.items():

@@ -11,7 +11,7 @@ from scott.recipes.export import export_finished
 from scott.recipes.prepare import check_data, open_data
 from scott.recipes.validation import Validation
 from scott.training.config import DistillConfig
-from scott.training.loop import Hooks, distill, open_run, start_processes
+from scott.training.loop import Hooks, as_launched, distill, open_run, start_processes
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, in all, terms): called as the work goes on."""
@@ -62,6 +62,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     student. Everything that can be wrong with the input is found before the first step (see `DistillConfig`,
     `load_backbone`, `open_run`, `open_data`).
     """
+    config = as_launched(config)
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)

@@ -48,7 +48,7 @@ class Budget:
     sample_bytes: int
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
-    """Bytes of gradients that a process averages with the others each step."""
+    """Bytes of gradients that a process averages with the others each step, and of new values where those are split."""
     training: dict[str, int]
     preparing: dict[str, int]
 
@@ -88,7 +88,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         calls=calls_of(a_pass, config.gradient_accumulation),
         flops=step_flops(backbone, a_pass) * config.gradient_accumulation * processes,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
-        exchanged=gradients if processes > 1 else 0,
+        exchanged=gradients * (1 + config.shards_optimizers) if processes > 1 else 0,
         training={
             "frozen network": storage_bytes(base) - int(split),
             "student": storage_bytes([*student, *copies.get("student", ())]),

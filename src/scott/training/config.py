@@ -92,8 +92,8 @@ class DistillConfig:
     gradient_accumulation: int = 1
     """Passes in which a process takes its share of the batch."""
     shard: Literal["none", "network", "optimizers", "both"] = "none"
-    """What several processes split instead of each holding all of it: the frozen network (FSDP2), the optimizers' states
-    (ZeRO)."""
+    """What several processes split, where each would hold all of it: the frozen network (FSDP2), the optimizers' states
+    (ZeRO), or both."""
     loader_workers: int = 2
     """Processes that read batches ahead; 0 reads in the training process."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
 
@@ -47,17 +47,11 @@ class Hooks:
 def start_processes(config: DistillConfig) -> Accelerator:
     """This process among those that `accelerate launch` or `torchrun` started, or by itself.
 
-    Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, or the launch
-    asks for an engine that makes the gradients itself.
+    Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, or one process
+    is to split something.
     """
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
-    for engine in ("DEEPSPEED", "FSDP"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise UserError(
-                f"got a launch with {engine}, which takes one loss a network, and here two models are trained on one; "
-                "launch with configs/accelerate/multi_gpu.yaml, and split the network with --shard network"
-            )
     accelerator = Accelerator(
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=config.out,
@@ -68,6 +62,33 @@ def start_processes(config: DistillConfig) -> Accelerator:
     if config.shard != "none" and accelerator.num_processes == 1:
         raise UserError(f"got --shard {config.shard} in one process; launch several with torchrun, or leave it out")
     return accelerator
+
+
+def as_launched(config: DistillConfig) -> DistillConfig:
+    """The config with what the launch asks to be split: accelerate's FSDP2 is `--shard network`, its ZeRO `optimizers`.
+
+    Both engines take one loss a network, and here two models are trained through one graph. So they are told apart here
+    and not started.
+
+    Raises:
+        UserError: the first FSDP, or a stage of ZeRO that splits more.
+    """
+    network, optimizers = config.shards_network, config.shards_optimizers
+    if _asked("ACCELERATE_USE_FSDP"):
+        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+            raise UserError(f"got a launch with FSDP {version}; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml")
+        network = True
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        if (stage := os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) not in ("1", "2"):
+            raise UserError(f"got a launch with ZeRO {stage}; use stage 2, and --shard both to split the network too")
+        optimizers = True
+    names = {(False, False): "none", (True, False): "network", (False, True): "optimizers", (True, True): "both"}
+    return replace(config, shard=names[network, optimizers])
+
+
+def _asked(variable: str) -> bool:
+    """Whether a launcher has set it; it is taken away, so that accelerate does not see it."""
+    return os.environ.pop(variable, "false").lower() == "true"
 
 
 def open_run(config: DistillConfig, *, write: bool = True) -> int:
