@@ -126,8 +126,10 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path
 
 
 def test_split_optimizers_make_the_same_run(runs, distil, tmp_path):
-    """Bit for bit, killed under torchrun and gone on with under accelerate's launcher; so every process made the updates
-    of its share and got the others'."""
+    """Bit for bit, killed under torchrun and gone on with under accelerate's launcher.
+
+    So every process made the updates of its share and got the others'.
+    """
     out, flags = tmp_path / "run", ("--shard", "optimizers")
     code, output = stop_after(distil(out, *flags, processes=2), out, 5, signal.SIGKILL)
     assert code != 0, output
