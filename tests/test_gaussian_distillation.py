@@ -89,7 +89,7 @@ def test_table(name, s):
 class Linear:
     """A backbone whose student is one number a grid time, x̂0 = a_i x, and whose teacher is exact (N(0, s²) data)."""
 
-    schedule = SD
+    schedule, size_names = SD, ()
 
     def __init__(self, s, grid):
         self.s, self.grid = s, grid

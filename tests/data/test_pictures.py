@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tests.data.making import bomb, noise, saved
 
-from scott.data.pictures import MAX_PICTURE_BYTES, decode, square, to_rgb
+from scott.data.pictures import MAX_PICTURE_BYTES, aspect_buckets, cropped, decode, to_rgb
 from scott.data.records import Skip
 
 PNG, JPEG = saved(noise(0)), saved(noise(0), "JPEG")
@@ -87,10 +87,36 @@ def test_a_size_that_is_refused_is_not_unpacked():
 def test_pixels_are_the_centre_square():
     wide = np.zeros((32, 64, 3), np.uint8)
     wide[:, 16:48] = (255, 102, 0)
-    pixels = square(Image.fromarray(wide), 32)
+    pixels = cropped(Image.fromarray(wide), [(32, 32)])
     assert torch.equal(pixels, torch.tensor([255, 102, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32))
     untouched = noise(0, 16, 16)
-    assert torch.equal(square(untouched, 16).permute(1, 2, 0), torch.from_numpy(np.asarray(untouched).copy()))
+    assert torch.equal(cropped(untouched, [(16, 16)]).permute(1, 2, 0), torch.from_numpy(np.asarray(untouched).copy()))
+
+
+def test_the_nearest_shape_is_taken_and_filled():
+    """Twice as wide as high: of 2:1, the whole picture; where that is not offered, the middle of it."""
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, 8:56] = 255
+    picture = Image.fromarray(wide)
+    assert cropped(picture, [(16, 16), (32, 64), (64, 32)]).shape == (3, 32, 64)
+    taken = cropped(picture, [(32, 32), (32, 48), (48, 32)])
+    assert taken.shape == (3, 32, 48)
+    assert taken.min() == 255
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(64, 8), (256, 32), (512, 64), (1024, 64), (72, 8), (100, 4)])
+def test_buckets_have_about_the_squares_area(resolution, step):
+    sizes = aspect_buckets(resolution, 4 if step == 4 else 8)
+    assert (resolution, resolution) in sizes
+    assert len(sizes) == len(set(sizes)) >= 3
+    aspects = [width / height for height, width in sizes]
+    assert aspects == sorted(aspects)
+    for height, width in sizes:
+        assert 0.5 <= width / height <= 2
+        assert 0.75 * resolution**2 < height * width <= resolution**2
+        if height != width:
+            assert height % step == width % step == 0
+    assert {(width, height) for height, width in sizes} == set(sizes)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA", "YCbCr", "HSV"])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from tests.data.making import Pictures, bomb, contents, noise, saved
 
 from scott.data import preparation
 from scott.data.manifest import Manifest
-from scott.data.pictures import decode, square
+from scott.data.pictures import aspect_buckets, cropped, decode
 from scott.data.preparation import full_settings, prepare_shards
-from scott.data.records import Record, Unit
+from scott.data.records import Record, Unit, slices
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 from scott.data.shards import Shard
@@ -45,7 +46,7 @@ def test_shards_hold_what_encoding_gives_in_half_precision(prepare, backbone, tm
     assert shapes == {"mean": [4, 8, 8], "std": [4, 8, 8], "cond.text": [16, 32]}
     shard = Shard(tmp_path / "out" / "000001.tar")
     for i in range(4):
-        pixels = square(decode(saved(noise(4 + i))), 64)[None].float() / 255
+        pixels = cropped(decode(saved(noise(4 + i))), [(64, 64)])[None].float() / 255
         mean, std = backbone.encode_images(pixels)
         captions = [f"picture {chr(97 + 4 + i)}", "noise", "dots"][: 1 + (4 + i) % 3]
         expected = {"mean": mean[0], "std": std[0], "cond.text": backbone.encode_prompts(captions)["text"]}
@@ -278,3 +279,85 @@ def test_a_resolution_the_vae_cannot_have(prepare):
 
 def test_a_manifest_reads_back(prepare, tmp_path):
     assert prepare(Pictures(4)).manifest == Manifest.load(tmp_path / "out")
+
+
+class Shapes:
+    """Pictures of three aspects in turn, with the aspect's index as their brightness and `count` of them."""
+
+    kind, columns, version = "shapes", (), "1"
+
+    def __init__(self, count):
+        self.count = count
+
+    def units(self, size):
+        return [
+            Unit(str(rows), len(rows), lambda rows=rows: map(self._record, rows)) for rows in slices(self.count, size)
+        ]
+
+    def _record(self, i):
+        width, height = ((30, 40), (40, 40), (60, 40))[i % 3]
+        image = Image.new("RGB", (width, height), (i % 3 * 100,) * 3)
+        return Record(str(i), lambda: image, chr(97 + i % 26) + " cat" * (i // 26), {})
+
+
+BUCKETS = dataclasses.replace(SETTINGS, aspect_buckets=True, shard_size=8)
+
+
+def test_pictures_of_one_shape_stand_together(prepare, tmp_path):
+    """Each in the bucket nearest to its aspect, of those that the teacher's 64 px have."""
+    manifest = prepare(Shapes(16), settings=BUCKETS).manifest
+    sides = [(9, 7), (8, 8), (6, 10)]
+    assert [shard.buckets for shard in manifest.shards] == [
+        [[6, 10, 2], [8, 8, 3], [9, 7, 3]],
+        [[6, 10, 3], [8, 8, 2], [9, 7, 3]],
+    ]
+    assert {(h, w) for h, w in aspect_buckets(64, 8)} >= {(8 * h, 8 * w) for h, w in sides}
+    assert Manifest.load(tmp_path / "out") == manifest
+    shard = Shard(tmp_path / "out" / "000000.tar")
+    found = [(tuple(shard.tensors(i)["mean"].shape[1:]), int(shard.info(i)["key"]) % 3) for i in range(8)]
+    assert found == sorted((sides[i % 3], i % 3) for i in range(8))
+
+
+def test_buckets_are_stopped_and_shared_without_a_trace(prepare, tmp_path):
+    prepare(Shapes(16), settings=BUCKETS)
+    for rank in range(2):
+        prepare(Shapes(16), out="shared", settings=BUCKETS, rank=rank, world=2)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "out")
+    (tmp_path / "shared" / "000001.json").unlink()
+    prepare(Shapes(16), out="shared", settings=BUCKETS)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "out")
+
+
+def test_a_batch_is_of_one_shape_and_all_come_round_equally_often(prepare, tmp_path):
+    prepare(Shapes(31), settings=BUCKETS)
+    source = ShardSource(tmp_path / "out", 0)
+    assert source.varied
+    batches = [source.batch(step, 4) for step in range(9 * 40)]  # 3 batches show each shape's 11, 10 and 10 pictures
+    shapes = Counter(tuple(batch.mean.shape[2:]) for batch in batches)
+    assert shapes == {(9, 7): 3 * 40, (8, 8): 3 * 40, (6, 10): 3 * 40}
+    assert [batch.mean.shape for batch in batches[:9]] != [batch.mean.shape for batch in batches[9:18]]
+    seen = Counter(tuple(row.flatten().tolist()) for batch in batches for row in batch.cond["text"])
+    assert len(seen) == 31
+    assert max(seen.values()) - min(seen.values()) <= 5  # of 44 and 48 visits each
+    parts = [source.batch(17, 4, part) for part in (slice(0, 1), slice(1, 4))]
+    assert torch.equal(torch.cat([part.mean for part in parts]), source.batch(17, 4).mean)
+    again = ShardSource(tmp_path / "out", 0)
+    assert torch.equal(again.batch(300, 4).mean, batches[300].mean)
+
+
+def test_examples_are_of_the_most_frequent_shape(prepare, tmp_path):
+    prepare(Shapes(16), settings=BUCKETS)
+    means, captions = ShardSource(tmp_path / "out", 0).examples(4)
+    assert means.shape == (4, 4, 9, 7)
+    assert captions == ["a", "d", "g", "j"]
+
+
+def test_buckets_that_do_not_add_up_are_refused(prepare, tmp_path):
+    prepare(Shapes(8), settings=BUCKETS)
+    file = tmp_path / "out" / "manifest.json"
+    content = json.loads(file.read_text())
+    for buckets in ([[8, 8, 7]], [[8, 8, 9], [9, 7, -1]], [[8, 8]]):
+        content["shards"][0]["buckets"] = buckets
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is not as scott writes it"):
+            Manifest.load(tmp_path / "out")

@@ -66,9 +66,9 @@ def test_the_embedded_pictures_go_the_same_way(backbone, tmp_path, monkeypatch):
 
 
 def recipe_pixels(image):
-    from scott.data.pictures import square
+    from scott.data.pictures import cropped
 
-    return square(image, 64).float() / 255
+    return cropped(image, [(64, 64)]).float() / 255
 
 
 def test_prepared_shards_are_opened_as_they_are(backbone, pictures, tmp_path):

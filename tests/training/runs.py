@@ -14,7 +14,7 @@ MEASURED = ("seconds_", "images_per_second", "memory_gb")
 class InMemory:
     """Samples in turn, over and over."""
 
-    version = "memory"
+    version, varied = "memory", False
 
     def __init__(self, samples):
         self.samples = samples

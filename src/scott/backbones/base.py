@@ -26,6 +26,8 @@ class Backbone(Protocol):
     """Side of the pictures, in pixels, that latents of `latent_shape` stand for."""
     takes_guidance: ClassVar[bool]
     """Whether a full student is told ω; one that is not is trained for a single ω."""
+    size_names: ClassVar[tuple[str, ...]]
+    """Which of a condition's values tell the network the picture's size."""
     original_inference_steps: int | None
     """Of a consistency student, how many steps its training grid has; None for a teacher."""
 
@@ -57,6 +59,9 @@ class Backbone(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
+
+    def size_cond(self, height: int, width: int) -> Cond:
+        """The values of `size_names` for an uncropped picture of that many pixels, with batch 1."""
 
     def unconditional(self) -> Cond:
         """The condition that guidance pushes away from, with batch 1."""

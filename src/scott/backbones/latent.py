@@ -40,6 +40,7 @@ class LatentBackbone(ABC):
     critic_layers: ClassVar[tuple[str, ...]]
     output_layer: ClassVar[str]
     """The network's last layer, which turns features into its output."""
+    size_names: ClassVar[tuple[str, ...]] = ()
     takes_guidance: ClassVar[bool] = False
     """Whether a full student of this family is told ω."""
 
@@ -83,6 +84,10 @@ class LatentBackbone(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond: ...
+
+    def size_cond(self, height: int, width: int) -> Cond:
+        """Most families are told nothing of a picture's size."""
+        return {}
 
     def unconditional(self) -> Cond:
         """The condition guidance pushes away from, with batch 1: the empty prompt."""

@@ -110,6 +110,8 @@ class UNetBackbone(LatentBackbone):
 class SDXLBackbone(UNetBackbone):
     """SDXL: two text encoders, the second one's pooled embedding, and the picture's size and crop as `time_ids`."""
 
+    size_names = ("time_ids",)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """{"text": (B, L, D1 + D2), "pooled": (B, D2), "time_ids": (B, 6)}, for an uncropped picture of full size."""
@@ -119,9 +121,13 @@ class SDXLBackbone(UNetBackbone):
         text, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=self.pipeline.text_encoder.device, do_classifier_free_guidance=False
         )
-        size = float(self.resolution)
-        time_ids = torch.tensor([[size, size, 0.0, 0.0, size, size]], device=self.device).repeat(len(prompts), 1)
+        size = self.size_cond(self.resolution, self.resolution)
+        time_ids = size["time_ids"].repeat(len(prompts), 1)
         return {"text": text.to(self.device), "pooled": pooled.to(self.device), "time_ids": time_ids}
+
+    def size_cond(self, height: int, width: int) -> Cond:
+        """{"time_ids": (1, 6)}: original size, crop and target size, as the stock pipeline gives them."""
+        return {"time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]], device=self.device)}
 
     def unconditional(self) -> Cond:
         """The empty prompt, or zeros where the pipeline is configured so, as SDXL's base model is."""

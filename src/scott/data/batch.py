@@ -36,5 +36,9 @@ class BatchSource(Protocol):
     def version(self) -> str:
         """Differs when the samples do."""
 
+    @property
+    def varied(self) -> bool:
+        """Whether batches differ in height and width."""
+
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
         """Those of the `size` samples of step `step` that `part` selects."""

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
+    buckets: list[list[int]] = field(default_factory=list)
+    """Of pictures in several shapes: height, width and number of those that come next in the tar, in latents."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A finished set of shards.
 
-    tensors: name → shape of one sample's, in fp16; `cond.<name>` without the axis of its captions.
+    tensors: name → shape of one sample's, in fp16; `cond.<name>` without the axis of its captions. Where there are
+    buckets, height and width are theirs.
     """
 
     settings: dict[str, Any]
@@ -59,7 +62,7 @@ class Manifest:
             entries = tuple(ShardEntry(**entry) for entry in content["shards"])
             manifest = cls(content["settings"], entries, content["tensors"], content["skipped"])
             manifest._check(folder)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} is not as scott writes it ({error!r}); prepare the data again") from None
         return manifest
 
@@ -72,7 +75,12 @@ class Manifest:
             raise TypeError("settings, skipped or tensors")
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise TypeError("a count or a shape")
+        if any(len(self.tensors[name]) != 3 for name in ("mean", "std")):
+            raise TypeError("the shape of the latents")
         for shard in self.shards:
+            counts = [count for _, _, count in shard.buckets]
+            if counts and (sum(counts) != shard.samples or min(counts) < 1):
+                raise TypeError("the buckets of a shard")
             file = folder / Path(shard.file).name
             size = file.stat().st_size if file.is_file() else None
             if size != shard.bytes:

@@ -1,8 +1,9 @@
 """From the bytes of a picture that nobody vouches for to RGB pixels."""
 
 import io
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,6 +16,9 @@ from scott.data.records import MAX_PICTURE_BYTES, Skip
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Others are not opened: some of Pillow's readers call programs."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+MAX_ASPECT = 2
 MAX_PIXELS = 1 << 26
 """Above (67 million) a picture counts as a decompression bomb; its header says so before anything is unpacked."""
 
@@ -62,11 +66,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int) -> Tensor:
-    """(3, size, size) uint8: shorter side to `size` (Lanczos), centre crop."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+def cropped(image: Image.Image, sizes: Sequence[Size]) -> Tensor:
+    """(3, height, width) uint8 in that of the sizes whose aspect is nearest: scaled to cover it (Lanczos), its centre.
+
+    Nearest is the smallest |log| of the two aspects' ratio.
+    """
+    aspect = math.log(image.height / image.width)
+    height, width = min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def aspect_buckets(resolution: int, factor: int) -> list[Size]:
+    """The square of `resolution`, and sizes of up to its area and of aspects up to 2, narrow to wide.
+
+    Sides are multiples of 64 pixels, as U-Nets that halve latents three times want them; below a resolution of 512, of
+    an eighth of it (at least of the VAE's `factor`). The longer side is the largest that the area allows.
+    """
+    step = factor * max(1, min(64, resolution // 8) // factor)
+    sides = [(short, resolution**2 // short // step * step) for short in range(step, resolution, step)]
+    sizes = [(short, long) for short, long in sides if short < long <= MAX_ASPECT * short]
+    tall = [(long, short) for short, long in sizes]
+    return [*sorted(tall, reverse=True), (resolution, resolution), *sorted(sizes, reverse=True)]
 
 
 @contextmanager

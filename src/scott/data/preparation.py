@@ -25,7 +25,7 @@ from scott.backbones import Backbone
 from scott.data.captions import read_captions
 from scott.data.filters import Where, check_size
 from scott.data.manifest import Manifest, assemble, claim, is_finished
-from scott.data.pictures import decode, quietly, square, to_rgb
+from scott.data.pictures import Size, aspect_buckets, cropped, decode, quietly, to_rgb
 from scott.data.records import Record, Rejected, Skip, Source, Unit, chunks
 from scott.data.settings import Settings
 from scott.data.shards import shard_writer, write_durably
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture that is kept, decoded: pixels (3, S, S) uint8."""
+    """A picture that is kept, decoded: pixels (3, H, W) uint8."""
 
     pixels: Tensor
     captions: list[str]
@@ -65,7 +65,7 @@ def full_settings(
         UserError: a resolution that is no multiple of a latent's side in pixels.
     """
     resolution = settings.resolution or backbone.resolution
-    factor = backbone.resolution // backbone.latent_shape[-1]
+    factor = _factor(backbone)
     if resolution % factor:
         raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
     made_from = {"name": name, "kind": source.kind, "version": source.version}
@@ -95,14 +95,27 @@ def prepare_shards(
     units = _limited(source.units(settings.shard_size), settings.limit)
     claim(out, full)
     mine = range(rank, len(units), world)
-    load = partial(_load, settings=settings, size=full["resolution"], where=where)
+    load = partial(_load, settings=settings, sizes=_sizes(full["resolution"], settings, backbone), where=where)
     progress = _Progress(report, [units[i] for i in mine])
     for i in mine:
         if is_finished(out, _name(i)):
             progress.skip(units[i])
         else:
-            _write_shard(out, _name(i), units[i], load, backbone, settings.batch_size, progress)
+            _write_shard(
+                out, _name(i), units[i], load, backbone, settings.batch_size, settings.aspect_buckets, progress
+            )
     return Outcome(assemble(out, full, [_name(i) for i in range(len(units))]), progress.records, progress.seconds)
+
+
+def _factor(backbone: Backbone) -> int:
+    """A latent's side in pixels."""
+    return backbone.resolution // backbone.latent_shape[-1]
+
+
+def _sizes(resolution: int, settings: Settings, backbone: Backbone) -> list[Size]:
+    if settings.aspect_buckets:
+        return aspect_buckets(resolution, _factor(backbone))
+    return [(resolution, resolution)]
 
 
 def _name(index: int) -> str:
@@ -156,7 +169,8 @@ class _Progress:
 def read_samples(source: Source, size: int) -> Generator[Sample]:
     """A source's records that can be read, in their order, pictures cropped to size x size; the others are left out."""
     records = (record for unit in source.units(READ_AT_ONCE) for record in unit.records())
-    with quietly(), closing(_ahead(partial(_load, settings=Settings(), size=size, where=None), records)) as loaded:
+    load = partial(_load, settings=Settings(), sizes=[(size, size)], where=None)
+    with quietly(), closing(_ahead(load, records)) as loaded:
         for entry in loaded:
             if isinstance(entry, Sample):
                 yield entry
@@ -165,7 +179,9 @@ def read_samples(source: Source, size: int) -> Generator[Sample]:
 # --- one record -------------------------------------------------------------------------------------------------
 
 
-def _load(entry: Record | Rejected, settings: Settings, size: int, where: Where | None) -> Sample | Rejected:
+def _load(
+    entry: Record | Rejected, settings: Settings, sizes: Sequence[Size], where: Where | None
+) -> Sample | Rejected:
     if isinstance(entry, Rejected):
         return entry
     try:
@@ -174,7 +190,7 @@ def _load(entry: Record | Rejected, settings: Settings, size: int, where: Where 
         captions = read_captions(entry.captions)
         picture, before = _picture(entry, settings)
         info = {"key": entry.key, "captions": captions, "width": before[0], "height": before[1]}
-        return Sample(square(picture, size), captions, info | {"columns": _plain(entry.columns)})
+        return Sample(cropped(picture, sizes), captions, info | {"columns": _plain(entry.columns)})
     except Skip as skip:
         return Rejected(entry.key, skip.reason, skip.detail[:200])
 
@@ -223,11 +239,13 @@ def _write_shard(
     load: Callable[[Any], Any],
     backbone: Backbone,
     batch_size: int,
+    bucketed: bool,
     progress: _Progress,
 ) -> None:
     rejected: list[Rejected] = []
     skipped: Counter[str] = Counter()
     shapes: dict[str, list[int]] = {}
+    counts: Counter[tuple[int, ...]] = Counter()
     kept = 0
 
     def leave_out(entry: Rejected) -> None:
@@ -243,20 +261,39 @@ def _write_shard(
             else:
                 yield entry
 
+    def encoded(loaded: Iterable[Sample | Rejected]) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+        for chunk in _of_one_size(samples(loaded), batch_size):
+            yield from zip(chunk, _encode(backbone, chunk, batch_size), strict=True)
+
     with quietly(), closing(_ahead(load, unit.records())) as loaded, shard_writer(out / f"{name}.tar") as writer:
-        for chunk in chunks(samples(loaded), batch_size):
-            for sample, tensors in zip(chunk, _encode(backbone, chunk, batch_size), strict=True):
-                if not all(value.isfinite().all() for value in tensors.values()):
-                    leave_out(Rejected(sample.info["key"], "not-finite", "beyond fp16"))
-                    continue
-                writer.add(f"{name}_{kept:06d}", tensors, sample.info)
-                shapes = shapes or _shapes(tensors)
-                kept += 1
+        made = encoded(loaded)
+        # where there are several sizes, those of one stand together, so that a count of each says where they are
+        for sample, tensors in sorted(made, key=lambda pair: pair[0].pixels.shape) if bucketed else made:
+            if not all(value.isfinite().all() for value in tensors.values()):
+                leave_out(Rejected(sample.info["key"], "not-finite", "beyond fp16"))
+                continue
+            writer.add(f"{name}_{kept:06d}", tensors, sample.info)
+            shapes = shapes or _shapes(tensors)
+            counts[tuple(tensors["mean"].shape[1:])] += 1
+            kept += 1
         sha256 = writer.finish()
-    entry = {"file": f"{name}.tar", "samples": kept, "bytes": writer.bytes, "sha256": sha256}
+    entry: dict[str, Any] = {"file": f"{name}.tar", "samples": kept, "bytes": writer.bytes, "sha256": sha256}
+    if bucketed:
+        entry["buckets"] = [[*side, count] for side, count in counts.items()]
     counted = {"unit": unit.name, "shard": entry, "tensors": shapes, "skipped": dict(sorted(skipped.items()))}
     write_durably(out / f"{name}.json", counted | {"rejected": [asdict(entry) for entry in rejected]})
     progress.unit_done()
+
+
+def _of_one_size(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:
+    """Lists of `count` samples of one size each, in the order they fill; last, what is left of each size."""
+    waiting: dict[torch.Size, list[Sample]] = {}
+    for sample in samples:
+        of_its_size = waiting.setdefault(sample.pixels.shape, [])
+        of_its_size.append(sample)
+        if len(of_its_size) == count:
+            yield waiting.pop(sample.pixels.shape)
+    yield from waiting.values()
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
@@ -264,11 +301,13 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _encode(backbone: Backbone, samples: Sequence[Sample], batch_size: int) -> list[dict[str, Tensor]]:
-    """mean, std (C, H, W) and `cond.<name>` (K, ...) of each sample, in fp16 on the CPU."""
+    """mean, std (C, H, W) and `cond.<name>` (K, ...) of each sample, all of one size, in fp16 on the CPU."""
     mean, std = backbone.encode_images(torch.stack([sample.pixels for sample in samples]).float() / 255)
     captions = [caption for sample in samples for caption in sample.captions]
     parts = [backbone.encode_prompts(part, truncate=True) for part in chunks(captions, batch_size)]
     cond = {name: torch.cat([part[name] for part in parts]).half().cpu() for name in parts[0]}
+    for name, value in backbone.size_cond(*samples[0].pixels.shape[1:]).items():
+        cond[name] = value.expand_as(cond[name]).half().cpu()
     counts = [len(sample.captions) for sample in samples]
     split = {f"cond.{name}": value.split(counts) for name, value in cond.items()}
     split |= {"mean": mean.half().cpu().unbind(), "std": std.half().cpu().unbind()}

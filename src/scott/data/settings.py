@@ -25,6 +25,8 @@ class Settings:
     """Longer over shorter side."""
     resolution: int | None = None
     """Side of the square that is cropped; the teacher's, if left out."""
+    aspect_buckets: bool = False
+    """Crop each picture to the nearest of several shapes of about the square's area; a batch is of one shape."""
     shard_size: int = 1000
     """Records a shard; a tar becomes one, whatever it holds."""
     batch_size: int = 16

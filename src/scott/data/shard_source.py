@@ -1,6 +1,7 @@
 """Training batches from prepared shards, read where they lie."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,24 @@ from scott.data.order import Order
 from scott.data.shards import Shard
 from scott.rng import generator_for
 
-_CAPTION = 2  # keeps the stream of the choice of captions apart from the others
+_CAPTION, _TURNS = 2, 3  # keep the streams of the choices of captions and of buckets apart from the others
+_OPEN = 256
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """All samples of one shape: runs of them in shards, as (number of the shard, first in it), in an order."""
+
+    tensors: dict[str, list[int]]
+    """Name → shape, as `Manifest.tensors`."""
+    runs: list[tuple[int, int]]
+    order: Order
+
+    def place(self, position: int) -> tuple[int, int]:
+        """(shard, index in it) of a position in the endless sequence of its epochs."""
+        run, index = self.order.place(position)
+        number, first = self.runs[run]
+        return number, first + index
 
 
 class ShardSource:
@@ -23,17 +41,35 @@ class ShardSource:
     An epoch puts the shards in a random order and shuffles the samples of `shuffle_shards` of them at a time, so that
     few are open at once. Up to that many shards in all are shuffled as one. Nothing is held but the open shards' maps.
 
+    Where pictures have several shapes, a batch is of one, and each shape has epochs of its own. They take turns in a
+    random order, each as often as its share of the samples asks, so that all come round about equally often.
+
     Raises:
         UserError: no readable manifest, or a shard that is missing or cut (see `Manifest.load`); when a batch is read,
             a corrupt sample, named.
     """
 
     def __init__(self, folder: Path, seed: int, shuffle_shards: int = 16) -> None:
-        self.folder, self.seed, self.shuffle_shards = folder, seed, shuffle_shards
+        self.folder, self.seed = folder, seed
         self.manifest = Manifest.load(folder)
         self._shards = [shard for shard in self.manifest.shards if shard.samples]
-        self._order = Order([shard.samples for shard in self._shards], seed, shuffle_shards)
+        runs: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        whole = self.manifest.tensors["mean"][1:]
+        for number, shard in enumerate(self._shards):
+            first = 0
+            for height, width, count in shard.buckets or [[*whole, shard.samples]]:
+                runs.setdefault((height, width), []).append((number, first, count))
+                first += count
+        self._buckets = []
+        for side, parts in sorted(runs.items()):
+            shapes = {name: [self.manifest.tensors[name][0], *side] for name in ("mean", "std")}
+            order = Order([count for _, _, count in parts], seed, shuffle_shards)
+            places = [(number, first) for number, first, _ in parts]
+            self._buckets.append(_Bucket(self.manifest.tensors | shapes, places, order))
+        # of each shape a block is being read, and a batch may end it and begin the next
+        self._most_open = min(2 * shuffle_shards * len(self._buckets), max(_OPEN, 2 * shuffle_shards))
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._turns: dict[tuple[int, int], list[int]] = {}
 
     @property
     def version(self) -> str:
@@ -46,37 +82,60 @@ class ShardSource:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    @property
+    def varied(self) -> bool:
+        return len(self._buckets) > 1
+
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
-        """Samples step · size, ..., step · size + size − 1 of the endless sequence of epochs, or a part of them."""
+        """Samples step · size, ..., step · size + size − 1 of the endless sequence of epochs, or a part of them.
+
+        Of several shapes, it is the sequence of the shape whose turn the step is.
+        """
         which = torch.rand(size, generator=generator_for(self.seed, step, _CAPTION))
-        positions = range(step * size, (step + 1) * size)
+        bucket, first = self._turn(step, size)
         rows = range(size)[part]
-        return self._batch([self._read(*self._order.place(positions[row]), which[row].item()) for row in rows])
+        return _stacked([self._read(bucket, bucket.place(first + row), which[row].item()) for row in rows])
+
+    def _turn(self, step: int, size: int) -> tuple[_Bucket, int]:
+        """Whose turn a step is, and the first of its positions that it takes."""
+        if not self.varied:
+            return self._buckets[0], step * size
+        batches = [-(-bucket.order.total // size) for bucket in self._buckets]  # that show every sample
+        epoch, place = divmod(step, sum(batches))
+        if (epoch, size) not in self._turns:
+            generator = generator_for(self.seed, epoch, _TURNS)
+            self._turns = {(epoch, size): torch.randperm(sum(batches), generator=generator).tolist()}
+        turn = self._turns[epoch, size][place]
+        for bucket, count in zip(self._buckets, batches, strict=True):
+            if turn < count:
+                return bucket, (epoch * count + turn) * size
+            turn -= count
+        raise AssertionError("a turn is one of the epoch's")
 
     def all(self) -> Batch:
-        """Every sample, in the order they are stored, each with its first caption."""
+        """Every sample, in the order they are stored, each with its first caption; of data of one shape."""
+        (bucket,) = self._buckets
         places = [(number, index) for number, shard in enumerate(self._shards) for index in range(shard.samples)]
-        return self._batch([self._read(*place, 0.0) for place in places])
-
-    def _batch(self, samples: list[dict[str, Tensor]]) -> Batch:
-        names = self.manifest.tensors
-        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in names}
-        cond = {name.removeprefix("cond."): stacked[name] for name in names if name.startswith("cond.")}
-        return Batch(stacked["mean"], stacked["std"], cond)
+        return _stacked([self._read(bucket, place, 0.0) for place in places])
 
     def examples(self, count: int) -> tuple[Tensor, list[str]]:
-        """Latents (B, C, H, W), the posterior's means, and first captions of the first `count` samples there are."""
+        """Latents (B, C, H, W), the posterior's means, and first captions of the first `count` samples there are.
+
+        Of several shapes, they are of the most frequent one.
+        """
+        bucket = max(self._buckets, key=lambda bucket: bucket.order.total)
         means: list[Tensor] = []
         captions: list[str] = []
-        for number, entry in enumerate(self._shards):
-            for index in range(min(entry.samples, count - len(captions))):
-                means.append(self._shard(number).sample(index, self.manifest.tensors)["mean"])
+        for (number, first), there in zip(bucket.runs, bucket.order.counts, strict=True):
+            for index in range(first, first + min(int(there), count - len(captions))):
+                means.append(self._shard(number).sample(index, bucket.tensors)["mean"])
                 captions.append(self._shard(number).info(index)["captions"][0])
         return torch.stack(means), captions
 
-    def _read(self, number: int, index: int, which: float) -> dict[str, Tensor]:
+    def _read(self, bucket: _Bucket, place: tuple[int, int], which: float) -> dict[str, Tensor]:
         """One sample with one of its captions, the one at `which` in [0, 1) of them."""
-        tensors = self._shard(number).sample(index, self.manifest.tensors)
+        number, index = place
+        tensors = self._shard(number).sample(index, bucket.tensors)
         return {
             name: value[int(which * len(value))] if name.startswith("cond.") else value
             for name, value in tensors.items()
@@ -89,7 +148,13 @@ class ShardSource:
             if len(shard) != entry.samples:
                 raise shard.corrupt(f"it holds {len(shard)} samples and the manifest says {entry.samples}")
             self._open[number] = shard
-            if len(self._open) > 2 * self.shuffle_shards:  # a batch may end one block and begin the next
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
+
+
+def _stacked(samples: list[dict[str, Tensor]]) -> Batch:
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    cond = {name.removeprefix("cond."): value for name, value in stacked.items() if name.startswith("cond.")}
+    return Batch(stacked["mean"], stacked["std"], cond)

@@ -120,24 +120,28 @@ def best_checkpoint(folder: Path) -> Path | None:
     return folder / _name(best.step) if best else None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, indices: Sequence[int]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, indices: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config).
 
-    `indices` are its parameters' places among all of the model. A whole number, which 8-bit optimizers count steps in,
-    becomes an int64 scalar.
+    `indices` are its parameters' places among all of the model, where it has some of them. A whole number, which 8-bit
+    optimizers count steps in, becomes an int64 scalar.
     """
     state = optimizer.state_dict()["state"]
-    return {
-        f"{indices[index]}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
-        for index, entry in state.items()
-        for name, value in entry.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for place, entry in state.items():
+        index = place if indices is None else indices[place]
+        for name, value in entry.items():
+            whole = None if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+            tensors[f"{index}.{name}"] = value if whole is None else whole
+    return tensors
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], indices: Sequence[int]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], indices: Sequence[int] | None = None
 ) -> None:
     """Inverse of `optimizer_tensors`, bit for bit; of the tensors of all parameters, it takes its own."""
+    if indices is None:
+        indices = range(sum(len(group["params"]) for group in optimizer.param_groups))
     places = {str(index): place for place, index in enumerate(indices)}
     state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():

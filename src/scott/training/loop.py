@@ -82,8 +82,9 @@ def as_launched(config: DistillConfig) -> DistillConfig:
         if (stage := os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) not in ("1", "2"):
             raise UserError(f"got a launch with ZeRO {stage}; use stage 2, and --shard both to split the network too")
         optimizers = True
-    names = {(False, False): "none", (True, False): "network", (False, True): "optimizers", (True, True): "both"}
-    return replace(config, shard=names[network, optimizers])
+    if network:
+        return replace(config, shard="both" if optimizers else "network")
+    return replace(config, shard="optimizers" if optimizers else "none")
 
 
 def _asked(variable: str) -> bool:
@@ -213,7 +214,7 @@ class _Run:
             if isinstance(batch, UserError):
                 raise batch
             if index == 0:
-                check_batch(batch, self.backbone, self.uncond)
+                check_batch(batch, self.backbone, self.uncond, varied=self.data.varied)
             yield batch.to(self.backbone.device)
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
@@ -313,10 +314,13 @@ class _Steps(Dataset["Batch | UserError"]):
             return error
 
 
-def check_batch(batch: Batch, backbone: Backbone, uncond: Cond) -> None:
-    """Raise `UserError` unless latents and conditioning have the shapes that the teacher takes."""
+def check_batch(batch: Batch, backbone: Backbone, uncond: Cond, *, varied: bool) -> None:
+    """Raise `UserError` unless latents and conditioning have the shapes that the teacher takes; of data of several
+    shapes, latents have its channels."""
     expected = {"latents": backbone.latent_shape} | {name: tuple(value.shape[1:]) for name, value in uncond.items()}
     got = {"latents": tuple(batch.mean.shape[1:])} | {n: tuple(value.shape[1:]) for n, value in batch.cond.items()}
+    if varied:
+        got["latents"], expected["latents"] = got["latents"][:1], expected["latents"][:1]
     if got != expected:
         raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
 

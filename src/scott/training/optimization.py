@@ -101,11 +101,11 @@ class Optimization:
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * self.config.rate_factor(step)
             optimizer.step()
-            parameters = [*self.models[name].values()]
-            for parameter in parameters:
+            model = [*self.models[name].values()]
+            for parameter in model:
                 parameter.grad = None
             if self.split:
-                share(parameters, self.owners[name])
+                share(model, self.owners[name])
         ema_update(self.target.values(), self.models["student"].values(), self.config.ema_decay)
         return norms
 

@@ -99,6 +99,7 @@ def distillation_step(
     x_n = schedule.add_noise(x0, draws.noise, t_n)
 
     with torch.no_grad():
+        uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
         teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega, config.low_memory)
         times = grid.substep_times(t_n)
         x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
