@@ -56,6 +56,30 @@ def test_every_chain_of_targets_is_anchored(jump, substeps):
     assert set(grid.target(drawn).tolist()) <= {SD.t_data, *drawn.tolist()}
 
 
+@pytest.mark.parametrize(("jump", "substeps"), [(120, 3), (24, 3), (60, 3), (20, 1)])
+def test_needed_times_are_the_stops_and_their_targets(jump, substeps):
+    grid, every = JumpGrid(SD, jump, substeps, few_steps=(1, 2, 4, 8)), JumpGrid(SD, jump, substeps)
+    needed = set(grid.trained_times.tolist())
+    stops = {time for n in (1, 2, 4, 8) for time in grid.inference_times(n)}
+    assert stops <= needed <= set(every.trained_times.tolist())
+    assert set(grid.target(grid.trained_times).tolist()) <= {SD.t_data, *needed}
+    passed = {time for stop in stops for time in range(int(stop), -1, -jump)}
+    assert needed == passed
+    assert torch.equal(grid.sample(5000, torch.Generator().manual_seed(0)).unique(), grid.trained_times)
+    assert torch.equal(grid.times, every.times)
+    assert grid.inference_times(4) == every.inference_times(4)
+
+
+def test_one_chain_in_three_is_needed_where_sampling_stops_on_one():
+    assert JumpGrid(SD, 120, 3, few_steps=(1, 2, 4, 8)).trained_times.tolist() == list(range(39, 1000, 120))
+    assert len(JumpGrid(SD, 120, 3).trained_times) == 25
+
+
+def test_a_flow_has_no_needed_times():
+    with pytest.raises(UserError, match="use times all"):
+        JumpGrid(FlowSchedule(3.0), few_steps=(2,))
+
+
 def test_flow_grid_ends_exactly():
     times = JumpGrid(FlowSchedule()).times
     assert times[0].item() == 0

@@ -5,6 +5,7 @@ i = 0 .. M, d = J / h. On SD's 1,000 steps with J = 24, h = 3 that is {8i − 1}
 scheduler visits with `original_inference_steps` = M = 125, so training and inference coincide.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -21,12 +22,20 @@ class JumpGrid:
     where the boundary condition makes the target the data itself. Every target time is clean data or drawn as a t_n
     in turn, so each of the h interleaved chains of targets is anchored.
 
+    Args:
+        schedule, jump, substeps: as above.
+        few_steps: draw as t_n only what sampling in one of these numbers of steps needs: the times it stops at, and the
+            targets between them and clean data. Where sampling stops on one of the h chains, that is one time in h.
+
     Raises:
-        UserError: the sub-steps do not divide the jump, the jump exceeds the schedule, or no whole
-            `original_inference_steps` spaces its times by jump / substeps.
+        UserError: a flow with `few_steps`, whose sampling stops at times of its own; the sub-steps do not divide the
+            jump, the jump exceeds the schedule, or no whole `original_inference_steps` spaces its times by
+            jump / substeps.
     """
 
-    def __init__(self, schedule: NoiseSchedule, jump: int = 24, substeps: int = 3) -> None:
+    def __init__(
+        self, schedule: NoiseSchedule, jump: int = 24, substeps: int = 3, few_steps: Sequence[int] = ()
+    ) -> None:
         if jump < 1 or substeps < 1 or jump % substeps:
             raise UserError(
                 f"got jump {jump} and {substeps} sub-steps; jump must be a multiple of substeps. "
@@ -49,6 +58,10 @@ class JumpGrid:
                 f"original_inference_steps gives. Use a sub-step of {steps // self.original_inference_steps}."
             )
 
+        if few_steps and isinstance(schedule, FlowSchedule):
+            raise UserError("got times needed on a flow, which is sampled at times off the grid; use times all")
+        self.few_steps = tuple(n for n in few_steps if n <= self.original_inference_steps)
+
     @cached_property
     def times(self) -> Tensor:
         """(M + 1,) every grid time, ascending; the first is clean data."""
@@ -57,11 +70,20 @@ class JumpGrid:
         span = schedule.t_max - schedule.t_data
         return (schedule.t_data + span * share / schedule.training_steps).to(schedule.time_dtype)
 
+    @cached_property
+    def trained_times(self) -> Tensor:
+        """Those that t_n is drawn from, ascending: all above clean data, or what `few_steps` need."""
+        if not self.few_steps:
+            return self.times[1:]
+        stops = torch.tensor([time for n in self.few_steps for time in self.inference_times(n)]).to(self.times)
+        indices = {index for first in self._index(stops).tolist() for index in range(first, 0, -self.substeps)}
+        return self.times[sorted(indices)]
+
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """(batch,) times t_n, uniform over the grid times above clean data, on the generator's device."""
+        """(batch,) times t_n, uniform over `trained_times`, on the generator's device."""
         device = "cpu" if generator is None else generator.device
-        index = torch.randint(1, len(self.times), (batch,), generator=generator, device=device)
-        return self.times.to(device)[index]
+        index = torch.randint(len(self.trained_times), (batch,), generator=generator, device=device)
+        return self.trained_times.to(device)[index]
 
     def target(self, t_n: Tensor) -> Tensor:
         """t_m = max(t_n − jump, t_data), (B,) like t_n.

@@ -59,6 +59,9 @@ class DistillConfig:
     """t_n − t_m, in training steps."""
     substeps: int = 3
     """h: solver steps a jump."""
+    times: Literal["all", "needed"] = "all"
+    """Which t_n are trained: all of the grid, or only those that drawing in 1, 2, 4 or 8 steps stops at, with the
+    targets on their way to clean data."""
 
     loss: Literal["l2", "l1", "huber"] = "l2"
     adversarial_weight: float = 0.4
@@ -186,7 +189,8 @@ class DistillConfig:
         return solvers.make(self.solver, schedule, **options[self.solver])
 
     def make_grid(self, schedule: NoiseSchedule) -> JumpGrid:
-        return JumpGrid(schedule, jump=self.jump, substeps=self.substeps)
+        steps = FEW_STEPS if self.times == "needed" else ()
+        return JumpGrid(schedule, jump=self.jump, substeps=self.substeps, few_steps=steps)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self) | {"out": str(self.out)}, indent=2)
@@ -223,6 +227,9 @@ LCM_SETTINGS: dict[str, Any] = {
 """Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
 step a jump, and no critic."""
 
+
+FEW_STEPS = (1, 2, 4, 8)
+"""What students are drawn in."""
 
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
