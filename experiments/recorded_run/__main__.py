@@ -12,7 +12,7 @@ from scott.evaluation import Results, Row, markdown_table, table, timed
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.progress import Bars
-from scott.recipes.demo import GUIDANCE, draw_grids
+from scott.recipes.demo import GUIDANCE, STUDENT_GUIDANCE, draw_grids
 from scott.recipes.draw import load_student
 from scott.recipes.measure import BATCH, SEED, MiniReference
 from scott.recipes.run import teacher_of
@@ -33,6 +33,7 @@ class Record:
     teacher_steps: tuple[int, ...] = (50, 25, 2)
     samples: int = 5000
     guidance: float = GUIDANCE
+    student_guidance: float = STUDENT_GUIDANCE
     time_only: bool = False
     """Only measure the seconds an image of the rows there are, on two batches each: for when nothing else runs."""
     draw: bool = False
@@ -42,7 +43,8 @@ class Record:
     def run(self) -> None:
         console = Console()
         rows = Results.load(self.out).rows if self.out.is_file() else []
-        meta = {"samples": self.samples, "guidance": self.guidance, "seed": SEED, "teacher": "mini"}
+        meta = {"samples": self.samples, "guidance": self.guidance, "student_guidance": self.student_guidance}
+        meta |= {"seed": SEED, "teacher": "mini"}
         results = Results([row for row in rows if row.samples == self.samples], meta)
         if self.draw:
             draw_grids({_label(name): make() for name, make in self.samplers().items()}, self.out.parent)
@@ -77,7 +79,7 @@ class Record:
             name, folder = student.split("=", 1)
             load = cache(partial(load_student, folder))
             for steps in (1, 2, 4):
-                found[f"{name}-{steps}"] = lambda steps=steps, load=load: load().sampler(steps, self.guidance)
+                found[f"{name}-{steps}"] = lambda steps=steps, load=load: load().sampler(steps, self.student_guidance)
         return found
 
     def timed_again(self, row: Row) -> Row:
