@@ -60,9 +60,11 @@ def test_distill_leaves_a_complete_run(run_folder):
 
 def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, scott):
     before = (run_folder / "metrics.jsonl").read_text()
+    exported = (run_folder / "student" / "scott.json").stat().st_mtime_ns
     common = ["distill", "mini", "--data", pictures, "--out", run_folder]
     assert scott(*common, *SMALL)[0] == 0
     assert (run_folder / "metrics.jsonl").read_text() == before
+    assert (run_folder / "student" / "scott.json").stat().st_mtime_ns == exported, "there is nothing to export anew"
     code, said = scott(*common, *SMALL, "--ema-decay", "0.5")
     assert code == 2
     assert "ema_decay: 0.98 → 0.5" in said

@@ -164,7 +164,7 @@ class Export:
     """diffusers: a stock pipeline folder. lora: a file for `load_lora_weights`. kohya: one for A1111 and ComfyUI.
     onnx: text encoders, backbone and VAE decoder for onnxruntime."""
     best: bool = False
-    """Of the best checkpoint (`--best-metric` of the run) instead of the newest."""
+    """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
 
     def run(self) -> None:
         from scott.recipes.export import export

@@ -56,7 +56,12 @@ def test_the_best_checkpoint_is_exported_when_asked_for(make_run):
         export(run, "diffusers", best=True)
     Best(1, "fid", 1.0).write(run / "checkpoints")
     assert load_run(run, best=True).updates == 1
-    assert json.loads((export(run, "diffusers", best=True) / "scott.json").read_text())["updates"] == 1
+    export(run, "diffusers")
+    folder = export(run, "diffusers", best=True)
+    assert folder == run / "best" / "student"
+    updates = [json.loads((place / "scott.json").read_text())["updates"] for place in (folder, run / "student")]
+    assert updates == [1, 2], "the newest one stays"
+    assert (run / "best" / "card.md").is_file()
 
 
 @pytest.mark.parametrize("kind", ["lora", "kohya"])

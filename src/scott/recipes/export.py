@@ -12,14 +12,17 @@ from scott.export.card import FOLDERS, write_cards
 from scott.export.lora import lora_form, require_lora, write_lora
 from scott.export.onnx import require_onnx, write_onnx
 from scott.export.pipeline import write_student
-from scott.export.trained import STUDENT_INFO, Trained, replacing, student_grid, teacher_source
+from scott.export.trained import STUDENT_INFO, StudentInfo, Trained, replacing, student_grid, teacher_source
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.optimization import load_parameters
 
+BEST = "best"
+"""Folder of a run's exports of its best checkpoint."""
+
 
 def export(run: Path, kind: str, *, best: bool = False) -> Path:
-    """Export the student of a run's newest checkpoint, or of its best, as a kind of `FOLDERS`; the folder it is in.
+    """Export the student of a run's newest checkpoint as a kind of `FOLDERS`, or that of its best below `best`; where.
 
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
     differs; an older export of the kind then stays.
@@ -31,7 +34,13 @@ def export(run: Path, kind: str, *, best: bool = False) -> Path:
         require_lora(config)
     if kind == "onnx":
         require_onnx()
-    return export_trained(load_run(run, best=best), run, kind)
+    return export_trained(load_run(run, best=best), run / BEST if best else run, kind)
+
+
+def is_exported(config: DistillConfig) -> bool:
+    """Whether `export_finished` has been here since the last step."""
+    info = StudentInfo.read(config.out / FOLDERS["lora" if config.train == "lora" else "diffusers"])
+    return info is not None and info.updates == config.max_steps
 
 
 def export_finished(backbone: LatentBackbone, config: DistillConfig) -> None:

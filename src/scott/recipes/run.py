@@ -7,7 +7,7 @@ import torch
 from scott.backbones import Backbone, LatentBackbone, load_backbone
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.recipes.export import export_finished
+from scott.recipes.export import export_finished, is_exported
 from scott.recipes.prepare import check_data, open_data
 from scott.recipes.validation import Validation
 from scott.training.config import DistillConfig
@@ -81,9 +81,9 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     if config.validate_every:
         validation.make_ready()
     hooks = _hooks(config, validation, report, warn, first)
-    distill(backbone, data, config, hooks, accelerator)
+    made = distill(backbone, data, config, hooks, accelerator)
     device = backbone.device
-    if first:
+    if first and (made or not is_exported(config)):
         export_finished(backbone, config)
     return backbone.to(device)
 
