@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from scott.errors import UserError
+from scott.files import sync
 
 _BLOCK = 512
 
@@ -68,7 +69,7 @@ def shard_writer(file: Path) -> Iterator[ShardWriter]:
         with full_disk_named(file.parent), partial.open("wb") as opened:
             yield ShardWriter(opened)
         os.replace(partial, file)
-        sync_folder(file.parent)
+        sync(file.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -99,15 +100,7 @@ def write_durably(path: Path, content: dict[str, Any]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 class Shard:

@@ -6,7 +6,6 @@ A checkpoint folder holds one `<part>.safetensors` per part (student, target, cr
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import write_atomically
+from scott.files import sync, write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
 _NAME = re.compile(r"step-(\d{8})")
@@ -42,9 +41,9 @@ def save_checkpoint(
         )
     (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
     for written in [*partial.iterdir(), partial]:
-        _sync(written)
+        sync(written)
     partial.rename(final)
-    _sync(folder)
+    sync(folder)
     return final
 
 
@@ -150,11 +149,3 @@ def load_optimizer_tensors(
             entry = state.setdefault(places[index], {})
             entry[name] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
