@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subco
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError
 from scott.progress import Bars
-from scott.recipes.configs import RECIPES
+from scott.recipes.configs import RECIPE_OF, RECIPES
 from scott.recipes.measured import Measured
 from scott.training.config import DistillConfig
 
@@ -111,6 +111,8 @@ class Prepare:
             outcome = recipe.prepare_source(
                 name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset
             )
+            if recipe.processes()[0] == 0:  # who speaks, speaks for all
+                outcome = replace(outcome, manifest=recipe.wait_for_manifest(self.out))
         console.print(recipe.summary(outcome, self.out))
 
 
@@ -127,6 +129,8 @@ class Sample:
     lora: str | None = None
     """A LoRA file (or its folder) that `scott export` wrote."""
     engine: Literal["torch", "onnx"] = "torch"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network and the text encoders."""
     steps: int = 2
     """1 to 8."""
     seed: int = 0
@@ -146,6 +150,7 @@ class Sample:
             teacher=self.teacher,
             lora=self.lora,
             engine=self.engine,
+            precision=self.precision,
             steps=self.steps,
             seed=self.seed,
             guidance=self.guidance,
@@ -267,6 +272,8 @@ def _parse(arguments: list[str]) -> Any:
     flat = (OmitArgPrefixes, OmitSubcommandPrefixes)
     match arguments[:1]:
         case ["distill"]:
+            if len(arguments) > 1 and arguments[1].startswith("--") and (teacher := _value_of("--teacher", arguments)):
+                arguments = ["distill", _recipe_for(teacher), *arguments[1:]]
             method, train = _value_of("--method", arguments), _value_of("--train", arguments)
             recipes = _recipes("lcm" if method == "lcm" else "scott", train if train in ("lora", "full") else None)
             return tyro.cli(recipes, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__)
@@ -274,6 +281,15 @@ def _parse(arguments: list[str]) -> Any:
             return tyro.cli(_choice(build=MiniBuild, eval=MiniEval), prog="scott mini", args=arguments[1:])
         case _:
             return tyro.cli(_choice(**_COMMANDS), prog="scott", args=arguments, description=__doc__)
+
+
+def _recipe_for(teacher: str) -> str:
+    """The recipe of a teacher's family. Raises `UserError` when there is no such teacher or family."""
+    if teacher == "mini":
+        return teacher
+    from scott.backbones.load import family_of, model_index
+
+    return RECIPE_OF[family_of(teacher, model_index(teacher))[0].__name__]
 
 
 def _choice(**commands: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from scott.backbones import load_backbone
 from scott.backbones.dit import PixArtBackbone
@@ -65,6 +66,44 @@ def test_truncated_weights(folder, part):
     file = weights(folder, part)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "cannot be loaded" in complaint(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("harm", ["some are left out", "all have another prefix"])
+def test_weights_that_would_stay_random(folder, part, harm):
+    file = weights(folder, part)
+    tensors = load_file(file)
+    if harm == "some are left out":
+        kept = dict(sorted(tensors.items())[3:])
+    else:
+        kept = {f"module.{name}": value for name, value in tensors.items()}
+    save_file(kept, file, metadata={"format": "pt"})
+    assert f"the files of {part} lack" in complaint(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "part"), [("sd3", "text_encoder_3"), ("sd3", "transformer"), ("pixart", "text_encoder")]
+)
+def test_random_weights_of_other_families(folder_of, family, part):
+    folder = folder_of(family)
+    file = weights(folder, part)
+    save_file(dict(sorted(load_file(file).items())[2:]), file, metadata={"format": "pt"})
+    assert f"the files of {part} lack" in complaint(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model_index.json", {"vae": 3}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
+        ("unet/config.json", {"in_channels": 9}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_that_say_what_cannot_be(folder, file, change):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    complaint(folder)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

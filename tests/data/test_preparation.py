@@ -286,8 +286,8 @@ class Shapes:
 
     kind, columns, version = "shapes", (), "1"
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, count, of=lambda i: i % 3):
+        self.count, self.of = count, of
 
     def units(self, size):
         return [
@@ -295,8 +295,8 @@ class Shapes:
         ]
 
     def _record(self, i):
-        width, height = ((30, 40), (40, 40), (60, 40))[i % 3]
-        image = Image.new("RGB", (width, height), (i % 3 * 100,) * 3)
+        width, height = ((30, 40), (40, 40), (60, 40))[self.of(i)]
+        image = Image.new("RGB", (width, height), (self.of(i) * 100,) * 3)
         return Record(str(i), lambda: image, chr(97 + i % 26) + " cat" * (i // 26), {})
 
 
@@ -328,21 +328,23 @@ def test_buckets_are_stopped_and_shared_without_a_trace(prepare, tmp_path):
     assert contents(tmp_path / "shared") == contents(tmp_path / "out")
 
 
-def test_a_batch_is_of_one_shape_and_all_come_round_equally_often(prepare, tmp_path):
-    prepare(Shapes(31), settings=BUCKETS)
-    source = ShardSource(tmp_path / "out", 0)
+@pytest.mark.parametrize("size", [2, 12])
+def test_a_batch_is_of_one_shape_and_all_come_round_equally_often(prepare, tmp_path, size):
+    """14 square pictures, 4 tall and 4 wide ones; also where a batch holds a rare shape three times over."""
+    prepare(Shapes(22, of=lambda i: i % 3 if i < 12 else 1), settings=BUCKETS)
+    source, steps = ShardSource(tmp_path / "out", 0), 3000
     assert source.varied
-    batches = [source.batch(step, 4) for step in range(9 * 40)]  # 3 batches show each shape's 11, 10 and 10 pictures
-    shapes = Counter(tuple(batch.mean.shape[2:]) for batch in batches)
-    assert shapes == {(9, 7): 3 * 40, (8, 8): 3 * 40, (6, 10): 3 * 40}
-    assert [batch.mean.shape for batch in batches[:9]] != [batch.mean.shape for batch in batches[9:18]]
+    shapes = Counter(tuple(source.batch(step, size, slice(1)).mean.shape[2:]) for step in range(steps))
+    for shape, count in {(9, 7): 4, (8, 8): 14, (6, 10): 4}.items():
+        assert shapes[shape] == pytest.approx(steps * count / 22, abs=3)
+    batches = [source.batch(step, size) for step in range(181 + 636 + 181)]  # a round
     seen = Counter(tuple(row.flatten().tolist()) for batch in batches for row in batch.cond["text"])
-    assert len(seen) == 31
-    assert max(seen.values()) - min(seen.values()) <= 5  # of 44 and 48 visits each
-    parts = [source.batch(17, 4, part) for part in (slice(0, 1), slice(1, 4))]
-    assert torch.equal(torch.cat([part.mean for part in parts]), source.batch(17, 4).mean)
-    again = ShardSource(tmp_path / "out", 0)
-    assert torch.equal(again.batch(300, 4).mean, batches[300].mean)
+    assert len(seen) == 22
+    assert max(seen.values()) < 1.03 * min(seen.values())
+    assert [batch.mean.shape for batch in batches[:9]] != [batch.mean.shape for batch in batches[9:18]]
+    parts = [source.batch(17, size, part) for part in (slice(0, 1), slice(1, size))]
+    assert torch.equal(torch.cat([part.mean for part in parts]), batches[17].mean)
+    assert torch.equal(ShardSource(tmp_path / "out", 0).batch(300, size).mean, batches[300].mean)
 
 
 def test_examples_are_of_the_most_frequent_shape(prepare, tmp_path):

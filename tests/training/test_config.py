@@ -29,12 +29,12 @@ def test_the_defaults_are_the_papers():
 
 
 def test_rates_rise_stay_and_fall():
-    ours = config(max_steps=12, warmup_steps=4, decay_steps=5)
+    ours = config(max_steps=12, warmup_steps=4, decay=0.5)
     factors = [ours.rate_factor(step) for step in range(12)]
-    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert [config(warmup_steps=0).rate_factor(step) for step in (0, 39_999)] == [1, 1]
     # where both would be at work, the lower one is
-    assert config(max_steps=4, warmup_steps=8, decay_steps=8).rate_factor(2) == pytest.approx(2 / 8)
+    assert config(max_steps=4, warmup_steps=8, decay=1.0).rate_factor(2) == pytest.approx(3 / 8)
 
 
 EVERYTHING = {

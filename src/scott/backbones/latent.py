@@ -31,7 +31,8 @@ class LatentBackbone(ABC):
     """A diffusers pipeline as scott sees it (see `backbones.base.Backbone`).
 
     Raises:
-        UserError: the VAE normalises its latents channel by channel, which is not supported.
+        UserError: the VAE normalises its latents channel by channel, or the network takes more than latents (as for
+            inpainting), which is not supported.
     """
 
     part: ClassVar[str]
@@ -50,6 +51,9 @@ class LatentBackbone(ABC):
         self.vae = pipeline.vae
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise UserError("the VAE has latents_mean; expected one with a scaling factor alone")
+        takes, has = self.network.config.in_channels, self.vae.config.latent_channels
+        if takes != has:
+            raise UserError(f"the network takes {takes} channels and the VAE has {has}; inpainting is not supported")
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import (
     DiffusionPipeline,
     PixArtAlphaPipeline,
@@ -45,7 +47,7 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> La
         UserError: no pipeline there, a file missing or corrupt, or a family scott does not know.
     """
     index = model_index(teacher)
-    pipeline_class, _, backbone = family_of(teacher, index)
+    pipeline_class, network, backbone = family_of(teacher, index)
     # a part that scott does not use, which may be large, is not read
     options: dict[str, Any] = {
         name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
@@ -56,13 +58,27 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> La
     if "safety_checker" in options:
         options["requires_safety_checker"] = False
     try:
-        pipeline = pipeline_class.from_pretrained(
-            str(teacher), dtype={"vae": torch.float32, "default": dtype}, **options
-        )
+        for name, entry in index.items():
+            if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
+                kind = network if name in ("unet", "transformer") else entry[1]
+                options[name] = _whole(teacher, name, kind, torch.float32 if name == "vae" else dtype)
+        pipeline = pipeline_class.from_pretrained(str(teacher), **options)
         _check_text_parts(pipeline)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
     return backbone(pipeline)
+
+
+def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:
+    """A pipeline's model by the name of its class.
+
+    Raises ValueError where its files lack some of its weights: the libraries would leave those random and only warn.
+    """
+    loader = getattr(diffusers if hasattr(diffusers, kind) else transformers, kind)
+    model, found = loader.from_pretrained(str(teacher), subfolder=name, dtype=dtype, output_loading_info=True)
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"the files of {name} lack {len(lacking)} of its weights, such as {lacking[0]}")
+    return model
 
 
 def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[DiffusionPipeline], str, type[LatentBackbone]]:

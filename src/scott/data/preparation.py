@@ -166,14 +166,12 @@ class _Progress:
         self._report("prepare", self._done, self._total, {"rate": self.records / max(self.seconds, 1e-9)})
 
 
-def read_samples(source: Source, size: int) -> Generator[Sample]:
-    """A source's records that can be read, in their order, pictures cropped to size x size; the others are left out."""
+def read_samples(source: Source, size: int) -> Generator[Sample | Rejected]:
+    """A source's records in their order, pictures cropped to size x size, or why one cannot be read."""
     records = (record for unit in source.units(READ_AT_ONCE) for record in unit.records())
     load = partial(_load, settings=Settings(), sizes=[(size, size)], where=None)
     with quietly(), closing(_ahead(load, records)) as loaded:
-        for entry in loaded:
-            if isinstance(entry, Sample):
-                yield entry
+        yield from loaded
 
 
 # --- one record -------------------------------------------------------------------------------------------------
@@ -261,18 +259,18 @@ def _write_shard(
             else:
                 yield entry
 
-    def encoded(loaded: Iterable[Sample | Rejected]) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+    def encoded(loaded: Iterable[Sample | Rejected]) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
         for chunk in _of_one_size(samples(loaded), batch_size):
-            yield from zip(chunk, _encode(backbone, chunk, batch_size), strict=True)
+            yield from zip(_encode(backbone, chunk, batch_size), [sample.info for sample in chunk], strict=True)
 
     with quietly(), closing(_ahead(load, unit.records())) as loaded, shard_writer(out / f"{name}.tar") as writer:
         made = encoded(loaded)
         # where there are several sizes, those of one stand together, so that a count of each says where they are
-        for sample, tensors in sorted(made, key=lambda pair: pair[0].pixels.shape) if bucketed else made:
+        for tensors, info in sorted(made, key=lambda pair: pair[0]["mean"].shape) if bucketed else made:
             if not all(value.isfinite().all() for value in tensors.values()):
-                leave_out(Rejected(sample.info["key"], "not-finite", "beyond fp16"))
+                leave_out(Rejected(info["key"], "not-finite", "beyond fp16"))
                 continue
-            writer.add(f"{name}_{kept:06d}", tensors, sample.info)
+            writer.add(f"{name}_{kept:06d}", tensors, info)
             shapes = shapes or _shapes(tensors)
             counts[tuple(tensors["mean"].shape[1:])] += 1
             kept += 1

@@ -16,7 +16,8 @@ from scott.data.shards import Shard
 from scott.rng import generator_for
 
 _CAPTION, _TURNS = 2, 3  # keep the streams of the choices of captions and of buckets apart from the others
-_OPEN = 256
+_ROUND = 1000
+_OPEN = 512
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ShardSource:
     few are open at once. Up to that many shards in all are shuffled as one. Nothing is held but the open shards' maps.
 
     Where pictures have several shapes, a batch is of one, and each shape has epochs of its own. They take turns in a
-    random order, each as often as its share of the samples asks, so that all come round about equally often.
+    random order, each as often as its share of the samples asks, so that in the long run all are seen equally often.
 
     Raises:
         UserError: no readable manifest, or a shard that is missing or cut (see `Manifest.load`); when a batch is read,
@@ -69,7 +70,6 @@ class ShardSource:
         # of each shape a block is being read, and a batch may end it and begin the next
         self._most_open = min(2 * shuffle_shards * len(self._buckets), max(_OPEN, 2 * shuffle_shards))
         self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._turns: dict[tuple[int, int], list[int]] = {}
 
     @property
     def version(self) -> str:
@@ -97,26 +97,38 @@ class ShardSource:
         return _stacked([self._read(bucket, bucket.place(first + row), which[row].item()) for row in rows])
 
     def _turn(self, step: int, size: int) -> tuple[_Bucket, int]:
-        """Whose turn a step is, and the first of its positions that it takes."""
+        """Whose turn a step is, and the first of its positions that it takes.
+
+        By the end of round e, of about R = `_ROUND` steps, a bucket of n of N samples has had ⌊e R n / N⌋ turns; those
+        of a round come in random order.
+        """
         if not self.varied:
             return self._buckets[0], step * size
-        batches = [-(-bucket.order.total // size) for bucket in self._buckets]  # that show every sample
-        epoch, place = divmod(step, sum(batches))
-        if (epoch, size) not in self._turns:
-            generator = generator_for(self.seed, epoch, _TURNS)
-            self._turns = {(epoch, size): torch.randperm(sum(batches), generator=generator).tolist()}
-        turn = self._turns[epoch, size][place]
-        for bucket, count in zip(self._buckets, batches, strict=True):
-            if turn < count:
-                return bucket, (epoch * count + turn) * size
-            turn -= count
-        raise AssertionError("a turn is one of the epoch's")
+        epoch = step // _ROUND
+        while sum(self._turns_by(epoch + 1)) <= step:
+            epoch += 1
+        before, after = self._turns_by(epoch), self._turns_by(epoch + 1)
+        generator = generator_for(self.seed, epoch, _TURNS)
+        turn = int(torch.randperm(sum(after) - sum(before), generator=generator)[step - sum(before)])
+        for bucket, had, has in zip(self._buckets, before, after, strict=True):
+            if turn < has - had:
+                return bucket, (had + turn) * size
+            turn -= has - had
+        raise AssertionError("a turn is one of the round's")
+
+    def _turns_by(self, epoch: int) -> list[int]:
+        return [epoch * _ROUND * bucket.order.total // len(self) for bucket in self._buckets]
 
     def all(self) -> Batch:
         """Every sample, in the order they are stored, each with its first caption; of data of one shape."""
         (bucket,) = self._buckets
         places = [(number, index) for number, shard in enumerate(self._shards) for index in range(shard.samples)]
         return _stacked([self._read(bucket, place, 0.0) for place in places])
+
+    @property
+    def alike(self) -> int:
+        """How many samples have the most frequent shape."""
+        return max(bucket.order.total for bucket in self._buckets)
 
     def examples(self, count: int) -> tuple[Tensor, list[str]]:
         """Latents (B, C, H, W), the posterior's means, and first captions of the first `count` samples there are.

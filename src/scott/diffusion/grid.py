@@ -81,9 +81,11 @@ class JumpGrid:
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """(batch,) times t_n, uniform over `trained_times`, on the generator's device."""
-        device = "cpu" if generator is None else generator.device
-        index = torch.randint(len(self.trained_times), (batch,), generator=generator, device=device)
-        return self.trained_times.to(device)[index]
+        return _drawn(self.trained_times, batch, generator)
+
+    def sample_any(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """(batch,) times, uniform over all above clean data, on the generator's device."""
+        return _drawn(self.times[1:], batch, generator)
 
     def target(self, t_n: Tensor) -> Tensor:
         """t_m = max(t_n − jump, t_data), (B,) like t_n.
@@ -127,6 +129,11 @@ class JumpGrid:
                 f"{self.spacing * self.schedule.unit}. Draw t_n with JumpGrid.sample."
             )
         return index
+
+
+def _drawn(times: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return times.to(device)[torch.randint(len(times), (count,), generator=generator, device=device)]
 
 
 def equal_substeps(t_n: Tensor, t_m: Tensor, substeps: int) -> list[Tensor]:

@@ -15,13 +15,13 @@ from scott.training.config import DistillConfig
 CARD = "card.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
-RESULTS = ("results.json", "evaluation.json")
+RESULTS = ("results.json", "evaluation*.json")
 EXAMPLE = "a small red apple on a blue background"
 
 
 def write_cards(run: Path, config: DistillConfig) -> None:
     """Write the card of each of a run's exports, and the run's own, anew: with the results that are there now."""
-    results = [Results.load(run / name) for name in RESULTS if (run / name).is_file()]
+    results = [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
     for kind, name in FOLDERS.items():
         if info := StudentInfo.read(run / name):
             text = card(config, info, kind, run / name, results)
@@ -106,10 +106,12 @@ def teacher_licence(teacher: str) -> str:
 
 
 def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
-    teacher = "TEACHER" if config.teacher == "mini" else _quoted(config.teacher)
+    there = Path(config.teacher)
+    teacher = "TEACHER" if config.teacher == "mini" else _quoted(there.resolve() if there.exists() else config.teacher)
     file = FORMS["kohya" if kind == "kohya" else "diffusers"].file
     return [
-        f"pipe = DiffusionPipeline.from_pretrained({teacher})",
+        # parts stored in half precision would stay so, and not go together with the others
+        f"pipe = DiffusionPipeline.from_pretrained({teacher}, torch_dtype=torch.float32)",
         f"pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(folder / 'scheduler')})",
         f"pipe.load_lora_weights({_quoted(folder)}, weight_name={_quoted(file)})"
         if _loads_lora(info)
@@ -133,7 +135,9 @@ def _method(config: DistillConfig) -> str:
         if config.has_critic
         else "no critic"
     )
-    return f"{config.method}: {solver}; jump {config.jump} in {config.substeps} sub-steps; {config.loss} loss; {critic}"
+    times = f", at the {config.times} times" if config.times != "all" else ""
+    walk = f"jump {config.jump} in {config.substeps} sub-steps{times}"
+    return f"{config.method}: {solver}; {walk}; {config.loss} loss; {critic}"
 
 
 def _trained(info: StudentInfo) -> str:

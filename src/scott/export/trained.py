@@ -43,6 +43,13 @@ class StudentInfo:
     """Number of steps → the network's times (σ for a flow), descending."""
     lora_rank: int | None
     lora_alpha: float | None
+    only_these_steps: bool = False
+    """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise `UserError` for a number of steps that stops at times it was not trained at."""
+        if self.only_these_steps and str(steps) not in self.times:
+            raise UserError(f"got {steps} steps; the student was trained for {', '.join(self.times)} (--times needed)")
 
     @property
     def guidance(self) -> float:
@@ -104,6 +111,7 @@ class Trained:
             times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
             lora_alpha=config.alpha if is_lora else None,
+            only_these_steps=config.times == "needed",
         )
 
     def latents(self) -> Tensor:

@@ -29,7 +29,7 @@ def mini(method: str = "scott", **changes: Any) -> DistillConfig:
             "solver": "ddim",
             "eta": 0.2,
             "jump": 120,
-            "decay_steps": 300,
+            "decay": 0.2,
             "learning_rate": 1e-4,
             "critic_learning_rate": 3e-4,
             "warmup_steps": 50,
@@ -46,7 +46,7 @@ def mini(method: str = "scott", **changes: Any) -> DistillConfig:
         },
         {"guidance_min": 2.0, "guidance_max": 4.0},
         changes,
-        {"jump": 100, "decay_steps": 0},
+        {"jump": 100, "decay": 0.0},
     )
 
 
@@ -95,6 +95,14 @@ RECIPES: dict[str, Recipe] = {
     "pixart": pixart,
     "sd3": sd3,
 }
+RECIPE_OF = {
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "StableDiffusion3Pipeline": "sd3",
+}
+"""Class of a teacher's pipeline → the recipe where none is named."""
 _UNET = {"guidance_min": 3.0, "guidance_max": 15.0}
 """What a full student of a U-Net is trained for: it is told ω."""
 _MEMORY = {"precision": "bf16", "gradient_checkpointing": True}

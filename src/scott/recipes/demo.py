@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -21,8 +20,6 @@ from scott.training.metrics import read_metrics
 
 GUIDANCE, STUDENT_GUIDANCE = 2.5, 3.0
 """ω of teacher and student: each where its FID is lowest on the validation split, SCott's and LCM's students alike."""
-DECAY_STEPS = 150
-"""Of a demo, whose run is short."""
 TEACHER_STEPS = (50, 2)
 STUDENT_STEPS = (1, 2, 4)
 GRIDS, COLUMNS = 2, 8
@@ -30,8 +27,7 @@ GRIDS, COLUMNS = 2, 8
 
 def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) -> Results:
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
-    pace: dict[str, Any] = {"max_steps": max_steps, "decay_steps": DECAY_STEPS}
-    config = mini(out=out, seed=seed, sample_every=100, checkpoint_every=100, **pace)
+    config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
     backbone = run(config, report)
     grid = config.make_grid(backbone.schedule)
     samplers: dict[str, TeacherSampler | StudentSampler]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -20,6 +21,7 @@ from scott.export.onnx import FILE as ONNX_FILE
 from scott.export.onnx import load_onnx
 from scott.export.trained import StudentInfo, student_grid
 from scott.generators import StudentSampler
+from scott.recipes.prepare import PRECISIONS
 from scott.recipes.run import best_device, teacher_of
 
 MAX_STEPS = 8
@@ -54,10 +56,14 @@ class Student:
         return asked
 
     def sampler(self, steps: int, guidance: float) -> StudentSampler:
+        """Raises `UserError` for steps the student cannot make."""
+        self.grid.inference_times(steps)
+        if self.info:
+            self.info.check_steps(steps)
         return StudentSampler(self.backbone, self.network, self.grid, steps, guidance)
 
 
-def load_student(name: str, engine: Engine = "torch") -> Student:
+def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch.float32) -> Student:
     """A run folder's student, or that of an export's folder (or hub id), with the grid it was trained on.
 
     Raises `UserError` when there is none for this engine, or when the pipeline is no consistency student.
@@ -74,29 +80,34 @@ def load_student(name: str, engine: Engine = "torch") -> Student:
         raise UserError(f"{name} is an ONNX export; add --engine onnx")
     if engine == "onnx" and not is_onnx:
         raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
-    backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder)).to(best_device())
+    backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
     return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
 
 
-def load_lora_student(teacher: str, lora: str) -> Student:
+def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float32) -> Student:
     """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
-    backbone = teacher_of(teacher)
+    backbone = teacher_of(teacher, dtype)
     info = apply_lora(backbone, Path(lora))
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
 
 
-def find_student(student: str | None, teacher: str | None, lora: str | None, engine: Engine) -> Student:
+def find_student(
+    student: str | None, teacher: str | None, lora: str | None, engine: Engine, precision: str = "fp32"
+) -> Student:
     """The student that a command line names: by itself, or as a teacher and a LoRA."""
+    if engine == "onnx" and precision != "fp32":
+        raise UserError(f"got --precision {precision} with --engine onnx, whose exports are fp32; leave it out")
+    dtype = PRECISIONS[precision]
     if student is not None and teacher is None and lora is None:
-        return load_student(student, engine)
+        return load_student(student, engine, dtype)
     if student is None and teacher is not None and lora is not None:
         if engine != "torch":
             raise UserError("got --engine onnx with a LoRA, which only torch applies; leave it out")
-        return load_lora_student(teacher, lora)
+        return load_lora_student(teacher, lora, dtype)
     raise UserError("expected either a student (a run folder or an export), or both --teacher and --lora")
 
 
@@ -107,6 +118,7 @@ def draw(
     teacher: str | None = None,
     lora: str | None = None,
     engine: Engine = "torch",
+    precision: str = "fp32",
     steps: int = 2,
     seed: int = 0,
     guidance: float | None = None,
@@ -122,11 +134,10 @@ def draw(
         raise UserError(f"got {steps} steps; expected 1 to {MAX_STEPS}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    loaded = find_student(student, teacher, lora, engine)
+    loaded = find_student(student, teacher, lora, engine, precision)
     scale = loaded.guidance(guidance)
-    loaded.grid.inference_times(steps)
-    loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
     sampler = loaded.sampler(steps, scale)
+    loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
     out.mkdir(parents=True, exist_ok=True)
     files, pictures = [], []
     for index, prompt in enumerate(texts):

@@ -1,10 +1,14 @@
 """`scott evaluate`: the figures of a saved student, and of its teacher beside it."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scott.backbones import LatentBackbone
+from scott.data.manifest import MANIFEST
+from scott.data.records import Columns
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Results
@@ -12,7 +16,7 @@ from scott.export.card import write_cards
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import RESOLUTION
 from scott.recipes.draw import is_run, load_student
-from scott.recipes.measure import SEED, MiniReference, Reference, Tick, source_reference
+from scott.recipes.measure import SEED, MiniReference, Reference, Tick, reasons, source_reference
 from scott.recipes.measured import Measured
 from scott.recipes.run import Report, teacher_of
 from scott.training.config import DistillConfig
@@ -28,10 +32,11 @@ def evaluate_student(
     Returns them and the file they were written to. Raises `UserError` as `load_student`, `source_reference` do, and
     for data and features that do not go together.
     """
+    if measured.teacher is not None and not measured.teacher_steps:
+        raise UserError(f"got --teacher {measured.teacher} without --teacher-steps; say in how many steps it draws")
     loaded = load_student(student)
     scale = loaded.guidance(measured.guidance)
-    for n in steps:
-        loaded.grid.inference_times(n)
+    students = {f"student-{n}": replace(loaded.sampler(n, scale), truncate=True) for n in steps}
     teacher = teacher_of(_teacher(measured, student)) if measured.teacher_steps else None
 
     def tick(name: str, done: int, total: int) -> None:
@@ -43,15 +48,27 @@ def evaluate_student(
     if teacher is not None:
         for n in measured.teacher_steps:
             samplers[f"teacher-ddim-{n}"] = TeacherSampler(teacher, n, scale, truncate=True)
-    samplers |= {f"student-{n}": replace(loaded.sampler(n, scale), truncate=True) for n in steps}
-    rows += [reference.row(name, sampler, tick) for name, sampler in samplers.items()]
-    told = asdict(measured) | {"samples": len(reference.prompts), "guidance": scale, "seed": SEED, "student": student}
-    results = Results(rows, {name: value for name, value in told.items() if value not in (None, ())})
-    file = out or (Path(student) / "evaluation.json" if Path(student).is_dir() else Path("evaluation.json"))
+    rows += [reference.row(name, sampler, tick) for name, sampler in (samplers | students).items()]
+    results = Results(rows, _conditions(measured, reference, student, scale))
+    file = out or (Path(student) if Path(student).is_dir() else Path()) / _file_name(measured.data)
     results.save(file)
     if is_run(Path(student)):
         write_cards(Path(student), DistillConfig.load(Path(student) / "config.json"))
     return results, file
+
+
+def _conditions(measured: Measured, reference: Reference, student: str, guidance: float) -> dict[str, Any]:
+    told = {"samples": len(reference.prompts), "guidance": guidance, "seed": SEED, "student": student}
+    if measured.data == "mini":
+        return told | {"split": measured.split}
+    left_out = {"left out": reasons(reference.skipped)} if reference.skipped else {}
+    return told | {"data": measured.data, "features": measured.features} | left_out
+
+
+def _file_name(data: str) -> str:
+    """`evaluation.json`, or of other data one with their name, so that one table does not replace another."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(data.split("::")[0]).stem).strip("-")
+    return "evaluation.json" if data == "mini" else f"evaluation-{name}.json"
 
 
 def _reference(measured: Measured, student: str, backbone: LatentBackbone, tick: Tick) -> Reference:
@@ -59,7 +76,10 @@ def _reference(measured: Measured, student: str, backbone: LatentBackbone, tick:
     if measured.data != "mini":
         if measured.features is None:
             raise UserError(f"got --data {measured.data} without --features; name a CLIP, as {PAPERS_CLIP}")
-        source = open_source(measured.data)
+        if (Path(measured.data) / MANIFEST).is_file():
+            raise UserError(f"{measured.data} holds encoded pictures; name the pictures that they were made of")
+        columns = Columns(measured.image_column, measured.caption_column)
+        source = open_source(measured.data, columns, measured.data_split)
         features = ClipFeatures.from_pretrained(measured.features, device=backbone.device)
         return source_reference(source, measured.samples, backbone.resolution, features, tick)
     if measured.features is not None:

@@ -1,6 +1,7 @@
 """What samplers are measured on: captions and the features of real pictures, of the embedded data or of any source."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -10,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scott.data.preparation import read_samples
-from scott.data.records import Source, chunks
+from scott.data.preparation import Sample, read_samples
+from scott.data.records import Rejected, Source, chunks
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Features, Results, Row, evaluate, real_against_real
 from scott.generators import StudentSampler, TeacherSampler
@@ -30,8 +31,12 @@ Tick = Callable[[str, int, int], None]
 class Reference:
     """Captions to draw, and features (N, D) of the real pictures that what is drawn of them is measured against."""
 
-    def __init__(self, prompts: list[str], real: Tensor, features: Features) -> None:
+    def __init__(
+        self, prompts: list[str], real: Tensor, features: Features, skipped: Counter[str] | None = None
+    ) -> None:
         self.prompts, self.real, self.features = prompts, real, features
+        self.skipped: Counter[str] = skipped or Counter()
+        """Reason → how many pictures were left out on the way."""
 
     def row(self, name: str, sampler: TeacherSampler | StudentSampler, tick: Tick) -> Row:
         return evaluate(
@@ -60,14 +65,28 @@ def source_reference(source: Source, samples: int, size: int, features: Features
     check_samples(samples)
     prompts: list[str] = []
     parts: list[Tensor] = []
+    skipped: Counter[str] = Counter()
+
+    def readable(found: Iterator[Sample | Rejected]) -> Iterator[Sample]:
+        for entry in found:
+            if isinstance(entry, Sample):
+                yield entry
+            else:
+                skipped[entry.reason] += 1
+
     with closing(read_samples(source, size)) as found:
-        for chunk in chunks(islice(found, samples), BATCH):
+        for chunk in chunks(islice(readable(found), samples), BATCH):
             parts.append(features.images(torch.stack([sample.pixels for sample in chunk]).float() / 255))
             prompts += [sample.captions[0] for sample in chunk]
             tick("the real pictures", len(prompts), samples)
     if len(prompts) < SMALLEST:
-        raise UserError(f"got {len(prompts)} readable pictures with captions; expected {SMALLEST} or more")
-    return Reference(prompts, torch.cat(parts), features)
+        told = f" ({reasons(skipped)})" if skipped else ""
+        raise UserError(f"got {len(prompts)} readable pictures with captions{told}; expected {SMALLEST} or more")
+    return Reference(prompts, torch.cat(parts), features, skipped)
+
+
+def reasons(skipped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
 
 
 def check_samples(samples: int) -> None:

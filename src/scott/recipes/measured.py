@@ -12,6 +12,11 @@ class Measured:
 
     data: str = "mini"
     """`mini`, or a source of captioned pictures as `scott prepare` takes it, such as COCO's captions_val2017.json."""
+    image_column: str | None = None
+    """Of that source's pictures, and below of its captions; ones with usual names, if left out."""
+    caption_column: tuple[str, ...] = ()
+    data_split: str = "train"
+    """Of a Hugging Face dataset."""
     features: str | None = None
     """With other data than mini: the CLIP that measures, a transformers folder or hub id."""
     samples: int = 1000

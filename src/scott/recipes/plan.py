@@ -13,7 +13,8 @@ from scott.training.config import DistillConfig
 
 
 def plan(config: DistillConfig, processes: int = 1) -> Budget:
-    """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data and folder."""
+    """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data, its folder
+    and how it was launched."""
     teacher = embedded.TEACHER if config.teacher == "mini" else config.teacher
     backbone = skeleton(teacher, config.dtype)
     check(backbone, config)
@@ -22,7 +23,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
 
 
 def as_json(budget: Budget) -> str:
-    return json.dumps(dataclasses.asdict(budget) | {"total": budget.total}, indent=2)
+    return json.dumps(dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start}, indent=2)
 
 
 def as_table(budget: Budget, config: DistillConfig) -> Table:
@@ -54,6 +55,7 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
     for part, size in budget.preparing.items():
         table.add_row(part, _bytes(size), _NOTES[part])
+    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "the whole teacher, before the first step")
     return table
 
 

@@ -85,6 +85,13 @@ def prepare_source(
     return prepare_shards(source, backbone, settings, full, out, report, rank, world)
 
 
+def wait_for_manifest(folder: Path) -> Manifest:
+    """That of all processes' shards, when they are there; if one of them fails, the launcher ends this one."""
+    while not (folder / MANIFEST).is_file():
+        time.sleep(0.5)
+    return Manifest.load(folder)
+
+
 def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]) -> str:
     score = next((column for column in scores if column in columns), scores[0])
     return f"{score} >= 6" if where is None else f"({where}) and {score} >= 6"
@@ -119,8 +126,7 @@ def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, repor
     folder = cache / sha256(dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     if not (folder / MANIFEST).is_file():
         prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
-    while not (folder / MANIFEST).is_file():
-        time.sleep(0.5)  # another process is still at work; if it fails, the launcher ends this one
+    wait_for_manifest(folder)
     return ShardSource(folder, seed)
 
 

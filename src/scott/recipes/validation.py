@@ -45,7 +45,7 @@ class Validation:
         Raises:
             UserError: no such CLIP, or fewer than two samples.
         """
-        asked, there = self.config.validation_samples, len(self.data)
+        asked, there = self.config.validation_samples, self.data.alike
         if min(asked, there) < 2:
             raise UserError(f"got {asked} validation samples of {there} there are; expected 2 or more")
         if there < asked:

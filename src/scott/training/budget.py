@@ -53,6 +53,11 @@ class Budget:
     preparing: dict[str, int]
 
     @property
+    def start(self) -> int:
+        """Before the first step, while data are prepared: the whole teacher."""
+        return self.training["frozen network"] + sum(self.preparing.values())
+
+    @property
     def total(self) -> int:
         return sum(self.training.values())
 

@@ -40,8 +40,8 @@ class DistillConfig:
     critic_learning_rate: float = 2e-5
     warmup_steps: int = 500
     """Over which both rates rise from 0."""
-    decay_steps: int = 0
-    """Of the last ones, over which both rates fall to 0."""
+    decay: float = 0.0
+    """Share of the steps, the last ones, over which both rates fall to 0."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of the student's and of the critic's gradient, each."""
@@ -131,10 +131,10 @@ class DistillConfig:
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        not_negative = ("adversarial_weight", "weight_decay", "warmup_steps", "decay_steps")
-        for name in (*not_negative, "seed", "loader_workers", "validate_every"):
+        for name in ("adversarial_weight", "weight_decay", "warmup_steps", "seed", "loader_workers", "validate_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
+        _require(0 <= self.decay <= 1, "decay", self.decay, "a share from 0 to 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
@@ -169,9 +169,9 @@ class DistillConfig:
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
     def rate_factor(self, step: int) -> float:
-        """Of both learning rates at a step, counted from 0: min(1, (n + 1) / warm-up, (N − n) / decay)."""
+        """Of both learning rates at step n = 0, ..., N − 1: min(1, (n + 1) / warm-up, (N − n) / (decay · N))."""
         rise = (step + 1) / max(1, self.warmup_steps)
-        fall = (self.max_steps - step) / max(1, self.decay_steps)
+        fall = (self.max_steps - step) / max(1.0, self.decay * self.max_steps)
         return min(1.0, rise, fall)
 
     @property
@@ -210,7 +210,7 @@ class DistillConfig:
         pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
-        free = {"out", "max_steps"} | pace | means
+        free = {"out"} | pace | means | (set() if self.decay else {"max_steps"})  # a decay ends with the last step
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

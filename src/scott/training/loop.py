@@ -17,7 +17,7 @@ from hashlib import sha256
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 
 from scott.backbones import Backbone, Cond
@@ -27,7 +27,7 @@ from scott.files import write_atomically
 from scott.rng import generator_for
 from scott.training.checkpoint import Best, checkpoint_step, latest_checkpoint, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.metrics import CriticWatch, Laps, MetricsLog, check_finite, memory_gb
+from scott.training.metrics import CriticWatch, Laps, MetricsLog, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.spread import add, average_over_processes, rows_of_pass
 from scott.training.step import Draws, Gradients, distillation_step
@@ -167,7 +167,7 @@ class _Run:
 
     def train(self) -> int:
         config = self.config
-        if self.start == config.max_steps:
+        if self.start == config.max_steps and self.has_looked():
             return 0
         if self.accelerator.is_main_process:
             self.log = MetricsLog(config.out / "metrics.jsonl", self.start, "consistency")
@@ -188,6 +188,11 @@ class _Run:
         finally:
             self.accelerator.end_training()
         return config.max_steps - self.start
+
+    def has_looked(self) -> bool:
+        """Whether the last step, if it is made, was drawn and validated too: that is logged apart from training."""
+        records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
+        return any("consistency" not in record for record in records)
 
     def track(self) -> None:
         config, name = self.config, self.config.tracker
@@ -233,7 +238,7 @@ class _Run:
         norms = self.optimization.update(gradients, step)
         if not norms:  # fp16 overflowed and a smaller scale will be tried, so the ratio may be infinite
             gradients.terms.pop("adversarial_ratio", None)
-        values = check_finite(step, gradients.terms | norms, draws.t_n)
+        values = check_finite(step + 1, gradients.terms | norms, draws.t_n)
         self.laps("update")
         return values, stop
 
@@ -288,16 +293,23 @@ class _Run:
 
     def save(self, done: int, candidate: Best | None = None) -> None:
         """Save this step, or only if it is the best yet. One process decides and writes, the others wait."""
+        due = [candidate is None or candidate.is_best(self.checkpoints)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(due)
+        if due[0]:
+            self.write_checkpoint(done, candidate)
+        self.accelerator.wait_for_everyone()
+        self.laps.skip()
+
+    def write_checkpoint(self, done: int, candidate: Best | None) -> None:
         parts = self.optimization.parts()
-        if self.accelerator.is_main_process and (candidate is None or candidate.is_best(self.checkpoints)):
+        if self.accelerator.is_main_process:
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
             state["data"] = self.data.version
             save_checkpoint(self.checkpoints, done, parts, state)
             if candidate:
                 candidate.write(self.checkpoints)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-        self.laps.skip()
 
 
 class _Steps(Dataset["Batch | UserError"]):

@@ -49,7 +49,7 @@ class Draws:
             latent=normal(),
             noise=normal(),
             walk=[normal() for _ in range(grid.substeps)],
-            critic_t=grid.sample(shape[0], generator),
+            critic_t=grid.sample_any(shape[0], generator),
             critic_noise=(normal(), normal()),
         )
 

@@ -60,5 +60,8 @@ def _load(name: str, split: str) -> Any:
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
-        raise UserError(f"{name} has the splits {', '.join(data)}, and not {split!r}; name one with --split")
+        there = ", ".join(data)
+        raise UserError(
+            f"{name} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
+        )
     return data[split]
