@@ -148,3 +148,27 @@ def test_a_teacher_is_no_student(scott):
     code, said = scott("sample", TEACHER, "--prompts", "a")
     assert code == 2
     assert "no few-step student" in said
+
+
+def test_without_a_recipe_the_teacher_says_which(scott, teacher_folders, tmp_path):
+    for family, recipe in {"sd1": "sd15", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}.items():
+        teacher = teacher_folders[family]
+        asked = ("--teacher", teacher, "--data", "x", "--dry-run", "--json", "--batch-size", "1", "--precision", "fp32")
+        asked += ("--no-gradient-checkpointing", "--lora-rank", "4", "--critic-rank", "4")
+        code, said = scott("distill", *asked)
+        assert code == 0, said
+        assert scott("distill", recipe, *asked) == (0, said)
+    code, said = scott("distill", "--teacher", tmp_path, "--data", "x")
+    assert code == 2
+    assert "has no model_index.json" in " ".join(said.split())
+
+
+def test_a_student_of_needed_times_draws_in_those_steps_alone(scott, pictures, tmp_path):
+    out = tmp_path / "run"
+    assert scott("distill", "mini", "--data", pictures, "--out", out, "--times", "needed", *SMALL)[0] == 0
+    assert "at the needed times" in (out / "card.md").read_text()
+    assert scott("sample", out, "--prompts", "a fox", "--steps", "4", "--out", tmp_path / "four")[0] == 0
+    code, said = scott("sample", out, "--prompts", "a fox", "--steps", "3", "--out", tmp_path / "three")
+    assert code == 2
+    assert "trained for 1, 2, 4, 8 (--times needed)" in " ".join(said.split())
+    assert not (tmp_path / "three").exists()

@@ -1,6 +1,7 @@
 """`scott export` and the whole of `scott sample`, as a user meets them, on a LoRA run of the embedded teacher."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -158,3 +159,24 @@ def test_bad_exports_are_one_message(run_folder, tmp_path, scott):
     assert "export it again" in printed.replace("\n", " ")
     assert scott("export", broken, "--to", "diffusers")[0] == 0
     assert scott("sample", broken, "--prompts", "a", "--out", tmp_path / "out")[0] == 0
+
+
+def test_the_embedded_students_cards_run_as_they_stand(run_folder, tmp_path, monkeypatch):
+    """From any folder; the teacher's text encoder is stored in half precision."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "lora"):
+        (code,) = re.findall(r"```python\n(.*?)```", (run_folder / name / "card.md").read_text(), re.DOTALL)
+        exec(code, {})
+        assert Image.open("picture.png").size == (64, 64)
+
+
+def test_a_student_draws_in_bf16(run_folder, tmp_path, scott):
+    common = ("sample", run_folder, "--prompts", PROMPT, "--out")
+    assert scott(*common, tmp_path / "whole")[0] == 0
+    assert scott(*common, tmp_path / "half", "--precision", "bf16")[0] == 0
+    (whole,), (half,) = (list((tmp_path / name).iterdir()) for name in ("whole", "half"))
+    difference = np.abs(pixels(whole) - pixels(half))
+    assert 0 < difference.mean() < 6
+    code, said = scott(*common, tmp_path / "onnx", "--precision", "bf16", "--engine", "onnx")
+    assert code == 2
+    assert "whose exports are fp32" in said

@@ -79,6 +79,12 @@ def test_too_few_pictures_are_refused(samples, tmp_path, features):
         source_reference(open_source(str(tmp_path)), samples, 64, features, ignore)
 
 
+def test_what_cannot_be_read_is_counted(pictures, features):
+    reference = source_reference(open_source(str(pictures)), 100, 64, features, ignore)
+    assert len(reference.prompts) == 12
+    assert reference.skipped == {"not-a-picture": 1, "no-caption": 1}
+
+
 def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictures, tmp_path):
     measured = Measured(
         data=str(pictures), features=str(embedded.CLIP), guidance=2.5, teacher="mini", teacher_steps=(4, 1)
@@ -89,7 +95,9 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictur
     assert rows["teacher-ddim-4"].network_calls == 8
     assert rows["teacher-ddim-4"].fid < rows["teacher-ddim-1"].fid
     assert {row.samples for row in results.rows} == {12}
-    assert json.loads(file.read_text())["meta"]["samples"] == 12
+    meta = json.loads(file.read_text())["meta"]
+    assert (meta["samples"], meta["left out"]) == (12, "not-a-picture 1, no-caption 1")
+    assert "split" not in meta
 
 
 BAD = {
@@ -97,6 +105,8 @@ BAD = {
     "a CLIP for mini": ({"features": "some/clip"}, "has a CLIP of its own"),
     "no such data": ({"data": "nowhere/at/all", "features": "CLIP"}, "no data at nowhere/at/all"),
     "no such CLIP": ({"data": "PICTURES", "features": "PICTURES"}, "is not a CLIP model"),
+    "shards": ({"data": "SHARDS", "features": "CLIP"}, "holds encoded pictures"),
+    "a teacher that draws nothing": ({"teacher": "mini"}, "without --teacher-steps"),
     "no teacher": ({"teacher_steps": (4,)}, "give --teacher beside --teacher-steps"),
 }
 
@@ -104,7 +114,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_measured_is_one_line(case, untrained, pictures, tmp_path):
     changes, said = BAD[case]
-    known = {"PICTURES": str(pictures), "CLIP": str(embedded.CLIP)}
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "manifest.json").touch()
+    known = {"PICTURES": str(pictures), "CLIP": str(embedded.CLIP), "SHARDS": str(tmp_path / "shards")}
     changes = {name: known.get(value, value) for name, value in changes.items()}
     with pytest.raises(UserError, match=said):
         evaluate_student("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)

@@ -369,6 +369,22 @@ def test_what_fails_beside_the_training_loses_none_of_it(start, whole, tmp_path)
     assert_same_run_but(tmp_path, whole(start, "lora"), {"fid"})
 
 
+def test_a_finished_run_that_was_not_looked_at_is(start, tmp_path):
+    """Stopped between its last checkpoint and the last sample and validation."""
+
+    def fail(done):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        start(tmp_path, hooks=Hooks(sample=fail), sample_every=1000)
+    assert final(tmp_path)[1]["step"] == STEPS
+    seen = []
+    hooks = Hooks(sample=lambda done: seen.append(done) or {"student_change": 1.0})
+    for _ in range(2):
+        assert start(tmp_path, hooks=hooks, sample_every=1000)[0] == 0
+    assert seen == [STEPS], "once"
+
+
 def test_another_metric_or_a_deleted_checkpoint_starts_the_search_anew(start, tmp_path):
     folder = tmp_path / "checkpoints"
     hooks = Hooks(validate=lambda done: {"fid": float(done), "coverage": 1 / done})
