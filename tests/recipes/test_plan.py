@@ -50,7 +50,9 @@ def test_json_is_the_budget(scott, teacher_folders):
     assert code == 0
     config = RECIPES["sdxl"](teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
     budget = plan(config)
-    assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | {"total": budget.total}
+    totals = {"total": budget.total, "start": budget.start}
+    assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals
+    assert budget.start == budget.training["frozen network"] + sum(budget.preparing.values())
 
 
 def test_json_without_a_dry_run_is_refused(scott, tmp_path):
