@@ -264,7 +264,7 @@ def test_a_config_that_cannot_run_leaves_no_folder(start, tmp_path):
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_path, log_every):
     class Poisoned:
-        version = "poisoned"
+        version, varied = "poisoned", False
 
         def __init__(self, good):
             self.good = good
@@ -274,7 +274,7 @@ def test_nan_data_stop_the_run_and_save_nothing_more(start, make_backbone, tmp_p
             return Batch(batch.mean * float("nan"), batch.std, batch.cond) if step == 4 else batch
 
     backbone = make_backbone("lora", critic_rank=2)
-    with pytest.raises(FloatingPointError, match=r"step 4: consistency = nan.* \(t_n from \d+ to \d+\)"):
+    with pytest.raises(FloatingPointError, match=r"step 5: consistency = nan.* \(t_n from \d+ to \d+\)"):
         start(tmp_path, data=Poisoned(source(backbone)), backbone=backbone, log_every=log_every)
     assert all(p.isfinite().all() for p in backbone.network.parameters())
     assert final(tmp_path)[1]["step"] == 4

@@ -120,7 +120,7 @@ def infinite(*args):
 @pytest.mark.parametrize(("precision", "steps"), [("fp16", 16), ("bf16", 0)])
 def test_a_gradient_that_overflows_at_scale_one_stops_the_run(start, half, tmp_path, monkeypatch, precision, steps):
     monkeypatch.setattr(loop, "distillation_step", infinite)
-    with pytest.raises(FloatingPointError, match=f"step {steps}: student_gradient_norm = inf"):
+    with pytest.raises(FloatingPointError, match=f"step {steps + 1}: student_gradient_norm = inf"):
         start(
             tmp_path,
             backbone=half(precision),
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_any_scale(start, half, tmp_p
         return dataclasses.replace(infinite(*args), terms={"consistency": torch.tensor(math.nan)})
 
     monkeypatch.setattr(loop, "distillation_step", poisoned)
-    with pytest.raises(FloatingPointError, match="step 0: consistency = nan"):
+    with pytest.raises(FloatingPointError, match="step 1: consistency = nan"):
         start(tmp_path, backbone=half("fp16"), precision="fp16", adversarial_weight=0.0, log_every=100)
 
 
