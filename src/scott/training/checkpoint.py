@@ -130,8 +130,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, indices: Sequence[int] |
     for place, entry in state.items():
         index = place if indices is None else indices[place]
         for name, value in entry.items():
-            whole = None if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
-            tensors[f"{index}.{name}"] = value if whole is None else whole
+            kept = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+            tensors[f"{index}.{name}"] = kept
     return tensors
 
 
