@@ -187,7 +187,7 @@ class Evaluate:
     measured: Annotated[Measured, tyro.conf.arg(name="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
-    """Where to write the results; by default evaluation.json beside the student, with the data's name where it is not mini."""
+    """Where to write the results; by default evaluation.json beside the student, or evaluation-DATA.json."""
 
     def run(self) -> None:
         from scott.evaluation import table
