@@ -56,7 +56,7 @@ def test_heavy_libraries_stay_in_their_rooms(path):
     if room_of(path) not in {"backbones", "mini", "export"}:
         allowed = {"diffusers", "transformers"} if path == Path("evaluation/features.py") else set()
         assert not libraries & (MODELS - allowed)
-    if path not in {Path("training/loop.py"), Path("training/checkpoint.py")}:
+    if path not in {Path("training/loop.py"), Path("training/launch.py"), Path("training/checkpoint.py")}:
         assert "accelerate" not in libraries
 
 

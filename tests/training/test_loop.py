@@ -18,7 +18,8 @@ from scott.generators import StudentSampler
 from scott.training.checkpoint import Best, checkpoint_step, checkpoints, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
-from scott.training.loop import Hooks, as_launched, open_run
+from scott.training.launch import as_launched, open_run
+from scott.training.loop import Hooks
 from scott.training.metrics import MetricsLog, read_metrics
 
 TRAIN = ["lora", "full"]
@@ -399,7 +400,7 @@ def test_another_metric_or_a_deleted_checkpoint_starts_the_search_anew(start, tm
 
 
 def test_a_tracker_that_is_not_installed_is_refused(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("scott.training.loop.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("scott.training.launch.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="got tracker wandb, which is not installed; pip install wandb"):
         start(tmp_path / "run", tracker="wandb")
 

@@ -11,7 +11,8 @@ from scott.recipes.export import export_finished, is_exported
 from scott.recipes.prepare import check_data, open_data
 from scott.recipes.validation import Validation
 from scott.training.config import DistillConfig
-from scott.training.loop import Hooks, as_launched, distill, open_run, start_processes
+from scott.training.launch import as_launched, open_run, start_processes
+from scott.training.loop import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, in all, terms): called as the work goes on."""
