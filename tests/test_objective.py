@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from scott.diffusion import ConsistencyFunction, DiscreteSchedule
+from scott.diffusion import ConsistencyFunction, DiscreteSchedule, FlowSchedule
 from scott.errors import UserError
-from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator
+from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator, loss_weight
 
 PREDICTION, TARGET = torch.tensor([[[1.0, 2.0]], [[0.0, -3.0]]]), torch.tensor([[[0.0, 2.0]], [[2.0, 1.0]]])
 
@@ -26,6 +26,33 @@ def test_consistency_loss(kind, per_sample):
     assert result.loss.item() == pytest.approx(sum(per_sample) / 2)
     weighted = consistency_loss(PREDICTION, TARGET, kind, huber_c=0.5, weight=torch.tensor([2.0, 0.0]))
     assert weighted.loss.item() == pytest.approx(per_sample[0])
+
+
+@pytest.mark.parametrize("schedule", [DiscreteSchedule.stable_diffusion(), FlowSchedule()], ids=["vp", "flow"])
+def test_weights_have_mean_1_and_follow_the_signal(schedule):
+    times = schedule.t_data + schedule.unit * torch.arange(40, 1001, 40)
+    assert torch.equal(loss_weight("uniform", schedule, times, times), torch.ones(25, dtype=torch.float64))
+    weights = loss_weight("snr+1", schedule, times, times)
+    assert weights.mean().item() == pytest.approx(1)
+    snr = (schedule.alpha(times) / schedule.sigma(times)) ** 2
+    torch.testing.assert_close(weights / weights[-1], (snr + 1) / (snr[-1] + 1))
+    some = torch.tensor([3, 11])
+    assert torch.equal(loss_weight("snr+1", schedule, times[some], times), weights[some])
+    with pytest.raises(UserError, match=r"snr\+1"):
+        loss_weight("snr", schedule, times, times)
+
+
+def test_weighted_x0_loss_is_the_loss_of_v():
+    """v = α ε − σ x0, with ε from x_t and x0, at two predictions of x0."""
+    schedule = DiscreteSchedule.stable_diffusion()
+    times = torch.tensor([39, 519, 999])
+    x_t, one, two = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alpha, sigma = (values(times)[:, None] for values in (schedule.alpha, schedule.sigma))
+    v_one, v_two = (alpha * (x_t - alpha * x0) / sigma - sigma * x0 for x0 in (one, two))
+    weight = loss_weight("snr+1", schedule, times, times)
+    weighted = consistency_loss(one, two, weight=weight).per_sample
+    plain = consistency_loss(v_one, v_two).per_sample
+    torch.testing.assert_close(weighted / weighted[-1], plain / plain[-1])
 
 
 def test_gradient_reaches_the_prediction_only():
@@ -66,6 +93,8 @@ def test_hinge():
     generator = hinge_generator(torch.tensor([-2.0, 1.0, 4.0]))
     assert generator.loss.item() == -1
     assert generator.fooled.item() == pytest.approx(2 / 3)
+    logits = torch.tensor([[[2.0, 4.0]], [[1.0, -7.0]]])
+    assert hinge_generator(logits, torch.tensor([2.0, 0.5])).loss.item() == -(2 * 3 - 0.5 * 3) / 2
 
 
 def test_errors():

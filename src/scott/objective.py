@@ -2,7 +2,7 @@
 
     L_CD  = E[ w(t_n) d(f_θ(z_tn, t_n), f_θ⁻(ẑ_tm, t_m)) ]
     L_D   = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))]
-    L_adv = −E[D(fake)]
+    L_adv = −E[ w(t_n) D(fake) ]
 
 Each returns its named terms; `loss` is the one to differentiate. Nothing is hidden or drawn, and a loss that
 is not finite is returned as it is, for the loop to stop on.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scott.choices import unknown
-from scott.diffusion import Denoiser
+from scott.diffusion import Denoiser, NoiseSchedule
 from scott.errors import UserError
 
 
@@ -98,15 +98,34 @@ def consistency_loss(
     return ConsistencyLoss(per_sample.mean(), per_sample.detach())
 
 
+def loss_weight(kind: str, schedule: NoiseSchedule, t_n: Tensor, times: Tensor) -> Tensor:
+    """w(t_n), (B,) in float64, with mean 1 over `times`, those that t_n is drawn from.
+
+    uniform: 1.  snr+1: in proportion to α²/σ² + 1 (Salimans & Ho 2022, section 4). An error of the variance-preserving
+    kind's x0 by δ is one of its v by δ/σ, so w d is what an L2 loss of v would be.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind == "uniform":
+        return torch.ones(t_n.shape, dtype=torch.float64)
+    if kind != "snr+1":
+        raise unknown("weighting", kind, ("uniform", "snr+1"))
+    return (1 + schedule.lam(t_n) ** -2) / (1 + schedule.lam(times) ** -2).mean()
+
+
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> DiscriminatorLoss:
     """L_D = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))] for logits of any shape."""
     real, fake = torch.relu(1 - real_logits).mean(), torch.relu(1 + fake_logits).mean()
     return DiscriminatorLoss(real + fake, real, fake, _share(real_logits > 0), _share(fake_logits < 0))
 
 
-def hinge_generator(fake_logits: Tensor) -> GeneratorLoss:
-    """L_adv = −E[D(fake)] for logits of any shape."""
-    return GeneratorLoss(-fake_logits.mean(), _share(fake_logits > 0))
+def hinge_generator(fake_logits: Tensor, weight: Tensor | None = None) -> GeneratorLoss:
+    """L_adv = −E[w D(fake)] for logits (B, ...) and weights w(t_n) (B,), 1 if not given."""
+    per_sample = fake_logits.reshape(len(fake_logits), -1).mean(1)
+    if weight is not None:
+        per_sample = per_sample * weight.to(per_sample)
+    return GeneratorLoss(-per_sample.mean(), _share(fake_logits > 0))
 
 
 def _share(condition: Tensor) -> Tensor:

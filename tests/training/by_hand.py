@@ -84,6 +84,13 @@ class Step:
         f = ConsistencyFunction(self.backbone.target, self.backbone.schedule)
         return f(x_m, t_m, self.cond)
 
+    def weight(self):
+        if self.config.weighting == "uniform":
+            return torch.ones(B, 1, 1, 1)
+        sigma = ladder(self.backbone)[1]
+        every = 1 / sigma[self.config.jump // self.config.substeps :: self.config.jump // self.config.substeps] ** 2
+        return 1 / self.at(sigma, self.draws.t_n) ** 2 / every.mean()
+
     def logits(self, x0, t):
         """The critic as one whole U-Net with its adapter on: what conv_out would be given, through the head."""
         seen, unet, text = [], self.backbone.network, self.batch.cond["text"]

@@ -44,6 +44,7 @@ def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_bac
         {"critic_input": "matched"},
         {"critic_input": "renoised"},
         {"loss": "l1", "adversarial_weight": 2.0},
+        {"weighting": "snr+1"},
         {"critic": "unconditional"},
     ],
     ids=str,
@@ -53,9 +54,9 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
     backbone, config = step.backbone, step.config
     fake = step.student()
     delta = fake - step.target()
-    consistency = delta.abs().mean() if config.loss == "l1" else delta.square().mean()
+    consistency = ((delta.abs() if config.loss == "l1" else delta.square()) * step.weight()).mean()
     x_fake, t_fake, _, _ = step.critic_inputs(fake)
-    adversarial = -step.logits(x_fake, t_fake).mean()
+    adversarial = -(step.weight()[:, 0] * step.logits(x_fake, t_fake)).mean()
     expected_student = torch.autograd.grad(
         consistency + config.adversarial_weight * adversarial,
         tuple(backbone.student_parameters().values()),

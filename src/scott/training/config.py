@@ -64,6 +64,8 @@ class DistillConfig:
     targets on their way to clean data."""
 
     loss: Literal["l2", "l1", "huber"] = "l2"
+    weighting: Literal["uniform", "snr+1"] = "uniform"
+    """w(t_n), the weight of the student's loss at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it."""
     adversarial_weight: float = 0.4
     """λ_adv; 0 trains no critic."""
     critic: Literal["lora", "full", "unconditional", "none"] = "lora"

@@ -1,8 +1,8 @@
 """One training step of SCott (Algorithm 1 of the paper), in plain torch: draws in, gradients and named terms out.
 
     x_n = α x0 + σ ε at t_n          x̂_m = Φ_SDE(guided teacher, x_n, t_n → t_m, h sub-steps)
-    L_CD  = d(f_θ(x_n, t_n), f_θ⁻(x̂_m, t_m))
-    L_adv = −D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
+    L_CD  = w(t_n) d(f_θ(x_n, t_n), f_θ⁻(x̂_m, t_m))
+    L_adv = −w(t_n) D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
 
 The student descends L_CD + λ_adv L_adv and the critic L_D, both from the same forward passes: the features of a fake
 are computed once and decoded once. The gradients of the student's two terms meet at its output f_θ, where they are
@@ -21,7 +21,13 @@ from scott.backbones import Backbone, Cond
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction, JumpGrid
 from scott.guidance import GuidedDenoiser
-from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator
+from scott.objective import (
+    consistency_loss,
+    consistency_target,
+    hinge_discriminator,
+    hinge_generator,
+    loss_weight,
+)
 from scott.solvers import Solver
 from scott.training.config import DistillConfig
 
@@ -106,7 +112,8 @@ def distillation_step(
     lap("teacher")
     f_m = consistency_target(target, x_m, times[-1], cond)
     f_n = student(x_n, t_n, cond)
-    consistency = consistency_loss(f_n, f_m, config.loss)
+    weight = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
+    consistency = consistency_loss(f_n, f_m, config.loss, weight=weight)
     terms = {"consistency": consistency.loss.detach()}
     student_parameters = tuple(backbone.student_parameters().values())
     if not config.has_critic:
@@ -117,7 +124,7 @@ def distillation_step(
     lap("student")
 
     fake_logits, real_logits = _critic_logits(backbone, x0, f_n, cond, draws, config)
-    critic, adversarial = hinge_discriminator(real_logits, fake_logits), hinge_generator(fake_logits)
+    critic, adversarial = hinge_discriminator(real_logits, fake_logits), hinge_generator(fake_logits, weight)
     # one decoder pass serves both updates: each backward walks only towards what it is for
     adversarial_loss = loss_scale * config.adversarial_weight * adversarial.loss
     towards_data = torch.autograd.grad(adversarial_loss, f_n, retain_graph=True)[0]
