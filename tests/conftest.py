@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -33,11 +34,28 @@ from transformers import (
 )
 
 from scott.backbones import load_backbone
+from scott.cli import main
 from scott.diffusion import JumpGrid
 
 MAX_TOKENS = 16
 disable_progress_bar()
 set_verbosity_error()
+
+
+@pytest.fixture
+def command_line(monkeypatch, capfd):
+    """`command_line(*arguments)` runs scott in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def tiny_tokenizer():

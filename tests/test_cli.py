@@ -7,25 +7,18 @@ import sys
 import pytest
 from PIL import Image
 
-from scott.cli import main
 from scott.mini.scenes import Scenes
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
 
 
 @pytest.fixture
-def scott(monkeypatch, capfd):
-    """Run a command line in this process: (exit code, what it printed on either stream)."""
+def scott(command_line):
+    """Run a command line: (exit code, what it printed on either stream)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        code, out, err = command_line(*arguments)
+        return code, out + err
 
     return run
 

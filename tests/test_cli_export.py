@@ -17,18 +17,12 @@ PROMPT = "a small red apple"
 
 
 @pytest.fixture
-def scott(monkeypatch, capfd):
-    """Run a command line in this process: (exit code, what it printed on either stream)."""
+def scott(command_line):
+    """Run a command line: (exit code, what it printed on either stream)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        code, out, err = command_line(*arguments)
+        return code, out + err
 
     return run
 

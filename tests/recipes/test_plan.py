@@ -2,32 +2,20 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 from tests.backbones.published import write_configs
 
-from scott.cli import main
 from scott.errors import UserError
 from scott.recipes import RECIPES
 from scott.recipes.plan import plan
 
 
 @pytest.fixture
-def scott(monkeypatch, capfd, tmp_path):
-    """Run a command line in this process and an empty folder: (exit code, standard output, standard error)."""
+def scott(command_line, monkeypatch, tmp_path):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capfd.readouterr()
-
-    return run
+    return command_line
 
 
 def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 import torch
 from tests.data.making import contents, noise, saved, write_tar
 
 from scott.backbones import load_backbone
-from scott.cli import main
 from scott.data.manifest import Manifest
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
@@ -155,16 +153,12 @@ def test_a_preset_without_its_score_is_refused(backbone, pictures, tmp_path):
 
 
 @pytest.fixture
-def scott(monkeypatch, capfd):
+def scott(command_line):
+    """Run a command line: (exit code, the words it printed, a space between them)."""
+
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scott", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capfd.readouterr()
-        return code, " ".join((captured.out + captured.err).split())
+        code, out, err = command_line(*arguments)
+        return code, " ".join((out + err).split())
 
     return run
 
