@@ -94,7 +94,7 @@ def test_flow_grid_ends_exactly():
         (0, 1, "Use jump=1"),
         (24, 0, "multiple"),
         (1008, 3, "below clean data"),
-        (900, 3, "Use a sub-step of 333"),
+        (900, 3, "Use jump=750"),
     ],
 )
 def test_grid_errors(jump, substeps, message):

@@ -53,9 +53,12 @@ class JumpGrid:
         self.spacing = jump // substeps
         self.original_inference_steps = steps // self.spacing
         if steps // self.original_inference_steps != self.spacing:
+            # a divisor of the steps reaches t_max as well
+            spacings = [spacing for spacing in range(1, steps // substeps + 1) if steps % spacing == 0]
+            nearest = min(spacings, key=lambda spacing: abs(spacing - self.spacing))
             raise UserError(
-                f"got a sub-step of {self.spacing} on {steps} training steps; expected one that some "
-                f"original_inference_steps gives. Use a sub-step of {steps // self.original_inference_steps}."
+                f"got jump {jump} in {substeps} sub-steps of {self.spacing}, a spacing that no "
+                f"original_inference_steps gives on {steps} training steps. Use jump={nearest * substeps}."
             )
 
         if few_steps and isinstance(schedule, FlowSchedule):
