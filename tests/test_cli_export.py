@@ -98,6 +98,20 @@ def test_guidance_and_names_of_a_student_come_from_what_it_was_trained_for(run_f
     assert parameters["student"] == str(run_folder)
 
 
+def test_a_picture_of_another_student_is_not_overwritten(run_folder, tmp_path, scott):
+    out = tmp_path / "out"
+    asked = ("--prompts", PROMPT, "a fox", "--grid", "--out", out)
+    assert scott("sample", run_folder, *asked)[0] == 0
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.iterdir()}
+    assert len(before) == 3
+    code, said = scott("sample", run_folder / "student", *asked)
+    assert code == 2
+    assert "made otherwise" in said
+    assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.iterdir()}
+    assert scott("sample", run_folder, *asked)[0] == 0
+    assert all(before[file][0] == file.read_bytes() for file in out.iterdir())
+
+
 BAD = {
     "no student": (["--prompts", "a"], "both --teacher and --lora"),
     "a teacher alone": (["--teacher", "mini", "--prompts", "a"], "both --teacher and --lora"),

@@ -1,6 +1,7 @@
 """`scott sample`: a student that was saved, found, loaded and drawn with."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def draw(
 ) -> list[Path]:
     """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata; the files.
 
-    Image i uses the seed `seed + i`. With `grid`, the last file is a contact sheet of them all.
+    Image i uses the seed `seed + i`. With `grid`, the last file is a contact sheet of them all. A picture that is there
+    is drawn again only if it was made alike.
     """
     texts = _prompts(prompts)
     if not 1 <= steps <= MAX_STEPS:
@@ -138,21 +140,23 @@ def draw(
     scale = loaded.guidance(guidance)
     sampler = loaded.sampler(steps, scale)
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    files, pictures = [], []
+    how = {"steps": steps, "guidance_scale": scale, "student": loaded.name}
+    made: dict[Path, dict[str, object]] = {}
     for index, prompt in enumerate(texts):
-        (pixels,) = sampler([prompt], seed + index)
-        made = {"prompt": prompt, "seed": seed + index}
         file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"
-        pictures.append(to_pil(pixels))
-        files.append(
-            _save(pictures[-1], file, made | {"steps": steps, "guidance_scale": scale, "student": loaded.name})
-        )
+        made[file] = {"prompt": prompt, "seed": seed + index} | how
     if grid:
-        made = {"prompts": texts, "seed": seed}
-        file = out / f"grid-{steps}-steps-seed-{seed}.png"
-        sheet = _contact_sheet(pictures, texts)
-        files.append(_save(sheet, file, made | {"steps": steps, "guidance_scale": scale, "student": loaded.name}))
+        made[out / f"grid-{steps}-steps-seed-{seed}.png"] = {"prompts": texts, "seed": seed} | how
+    for file, parameters in made.items():
+        if file.exists() and _parameters(file) != parameters:
+            raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
+    out.mkdir(parents=True, exist_ok=True)
+    files, pictures = list(made), []
+    for index, prompt in enumerate(texts):
+        pictures.append(to_pil(sampler([prompt], seed + index)[0]))
+        _save(pictures[-1], files[index], made[files[index]])
+    if grid:
+        _save(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files
 
 
@@ -175,12 +179,22 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
 
 
-def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> Path:
+def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> None:
     """Write a PNG that says in its metadata how it was made."""
     metadata = PngInfo()
     metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
-    picture.save(file, pnginfo=metadata)
-    return file
+    temporary = file.with_suffix(".tmp")
+    picture.save(temporary, "PNG", pnginfo=metadata)
+    os.replace(temporary, file)
+
+
+def _parameters(file: Path) -> object:
+    """How a PNG of `_save` was made; None of any other file."""
+    try:
+        with Image.open(file) as picture:
+            return json.loads(picture.info["parameters"])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
