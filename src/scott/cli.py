@@ -234,8 +234,9 @@ class MiniEval:
         from scott.recipes.teacher import measure_teacher
 
         with Bars(console) as bars:
-            results = measure_teacher(self.teacher, samples=self.samples, split=self.split, report=bars.report)
-        results.save(self.out)
+            results = measure_teacher(
+                self.teacher, samples=self.samples, split=self.split, out=self.out, report=bars.report
+            )
         console.print(table(results))
         console.print(
             f"retrieval among {self.samples} real pictures {results.meta['retrieval']:.3f}   results {self.out}"

@@ -66,6 +66,17 @@ class Results:
         write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
+    def check_path(cls, path: Path) -> None:
+        """Raise `UserError` unless `save` may write there: into a folder that exists, over no file but results.
+
+        To be asked before figures are taken that `save` would then lose.
+        """
+        if not path.parent.is_dir():
+            raise UserError(f"got {path} for the results, whose folder does not exist; make it, or choose another")
+        if path.exists():
+            cls.load(path)
+
+    @classmethod
     def load(cls, path: str | Path) -> Results:
         """Read what `save` wrote. Raises `UserError` on a missing file, invalid JSON or other fields."""
         try:

@@ -34,6 +34,8 @@ def evaluate_student(
     """
     if measured.teacher is not None and not measured.teacher_steps:
         raise UserError(f"got --teacher {measured.teacher} without --teacher-steps; say in how many steps it draws")
+    file = out or (Path(student) if Path(student).is_dir() else Path()) / _file_name(measured.data)
+    Results.check_path(file)
     loaded = load_student(student)
     scale = loaded.guidance(measured.guidance)
     students = {f"student-{n}": replace(loaded.sampler(n, scale), truncate=True) for n in steps}
@@ -50,7 +52,6 @@ def evaluate_student(
             samplers[f"teacher-ddim-{n}"] = TeacherSampler(teacher, n, scale, truncate=True)
     rows += [reference.row(name, sampler, tick) for name, sampler in (samplers | students).items()]
     results = Results(rows, _conditions(measured, reference, student, scale))
-    file = out or (Path(student) if Path(student).is_dir() else Path()) / _file_name(measured.data)
     results.save(file)
     if is_run(Path(student)):
         write_cards(Path(student), DistillConfig.load(Path(student) / "config.json"))

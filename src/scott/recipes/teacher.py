@@ -13,11 +13,12 @@ SCALES = (1.5, 2.5, 3.5, 5.0)
 STEPS = 50
 
 
-def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit, report: Report) -> Results:
+def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit, out: Path, report: Report) -> Results:
     """Rows of the 50-step teacher at several guidance scales; `meta` has Mini-CLIP's retrieval on the real pictures.
 
-    `folder` is what `scott mini build` wrote, None the teacher that ships.
+    `folder` is what `scott mini build` wrote, None the teacher that ships; `out` is the file they are written to.
     """
+    Results.check_path(out)
     teacher = embedded.load_teacher(folder / "teacher" if folder else embedded.TEACHER).to(best_device())
     features = embedded.load_features(folder / "clip" if folder else embedded.CLIP)
     reference = MiniReference(samples, split, features)
@@ -28,4 +29,6 @@ def measure_teacher(folder: Path | None, *, samples: int, split: EvaluationSplit
         name = f"teacher-ddim-{STEPS}-cfg-{scale:g}"
         rows.append(reference.row(name, sampler, lambda n, done, total: report(f"evaluate {n}", done, total, {})))
     meta = {"samples": samples, "split": split, "retrieval": retrieval, "teacher": str(folder or "shipped")}
-    return Results(rows, meta)
+    results = Results(rows, meta)
+    results.save(out)
+    return results
