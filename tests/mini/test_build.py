@@ -17,6 +17,7 @@ def built(tmp_path_factory):
             patch.setattr(stage, "STAGE", replace(stage.STAGE, steps=2, batch_size=4))
         patch.setattr(unet, "SCENES", 16)
         build.build(folder / "work", folder / "out", unet_steps=2, say=lambda line: None)
+        build.build(folder / "again" / "work", folder / "again" / "out", unet_steps=2, say=lambda line: None)
         build.build(folder / "work2", folder / "out2", unet_steps=2, start=folder / "out", say=lambda line: None)
     return folder
 
@@ -44,6 +45,11 @@ def test_everything_that_ships_is_half_precision(built):
     assert len(files) == 4
     for file in files:
         assert {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()} == {torch.float16}
+
+
+def test_the_same_seed_builds_the_same_bytes(built):
+    files = [file.relative_to(built / "out") for file in (built / "out").rglob("*.safetensors")]
+    assert all((built / "out" / file).read_bytes() == (built / "again" / "out" / file).read_bytes() for file in files)
 
 
 def test_going_on_keeps_the_encoders_and_moves_the_network(built):

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from scott.errors import UserError
 from scott.mini.stage import StageConfig, run_stage
 from scott.training.checkpoint import checkpoints
 
@@ -17,7 +19,7 @@ class Stopped(Exception):
     """Stands for the kill signal."""
 
 
-def train(folder, config=CONFIG, stop_at=None, poison_at=None):
+def train(folder, config=CONFIG, stop_at=None, poison_at=None, seed=0):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
 
@@ -29,7 +31,7 @@ def train(folder, config=CONFIG, stop_at=None, poison_at=None):
         factor = torch.nan if indices.start == (poison_at or -1) * config.batch_size else 1
         return {"error": factor * error, "size": 0.01 * module[0].weight.norm()}
 
-    return run_stage("test", module, losses, config, folder, seed=0), module
+    return run_stage("test", module, losses, config, folder, seed=seed), module
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,12 @@ def test_a_finished_stage_is_read_back(whole):
     again, module = train(folder)
     assert all(torch.equal(average[key], again[key]) for key in average)
     assert all(map(torch.equal, module.state_dict().values(), whole[2].state_dict().values()))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"config": replace(CONFIG, steps=20)}], ids=str)
+def test_a_stage_of_another_seed_or_length_is_not_taken_for_this_one(whole, change):
+    with pytest.raises(UserError, match="holds another stage"):
+        train(whole[0], **change)
 
 
 def test_the_average_lags_behind_the_model_and_the_loss_falls(whole):

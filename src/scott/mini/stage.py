@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scott.errors import UserError
 from scott.rng import generator_for
 from scott.training.checkpoint import (
     latest_checkpoint,
@@ -53,15 +54,21 @@ def run_stage(
     """Minimise the sum of `losses(indices, generator)` and return the EMA of the module's state.
 
     `indices` counts samples from 0, a new range each step; the terms are logged by name to `folder/log.jsonl`.
-    Raises `FloatingPointError` when the loss is not finite.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        UserError: the folder is of another stage, seed or number of steps.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     average = {key: value.detach().clone() for key, value in module.state_dict().items()}
     start = 0
+    whose = {"stage": name, "seed": seed, "steps": config.steps}
     if latest := latest_checkpoint(folder):
         parts, state = load_checkpoint(latest)
+        if found := {key: state.get(key) for key, value in whose.items() if state.get(key) != value}:
+            raise UserError(f"{folder} holds another stage: {found} instead of {whose}; choose another --work")
         module.load_state_dict(parts["model"])
         average = parts["average"]
         load_optimizer_tensors(optimizer, parts["optimizer"])
@@ -95,7 +102,7 @@ def run_stage(
             log.write(done, {"lr": rate, "gradient_norm": norm.item(), **values, **pace})
         if done % config.checkpoint_every == 0 or done == config.steps:
             parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
-            save_checkpoint(folder, done, parts, {"stage": name, "seed": seed})
+            save_checkpoint(folder, done, parts, whose)
             prune_checkpoints(folder, keep=2)
     return average
 
