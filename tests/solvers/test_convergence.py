@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
+from scipy.interpolate import CubicSpline
+from scipy.stats import norm
 from teachers import gaussian, marginal_variance, mixture
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule
@@ -104,6 +106,40 @@ def test_weak_order_on_a_gaussian(name, options, power):
         variance_errors.append((out[0] ** 2 * v_s + out[1:].square().sum()).item() - v_t)
     for errors in (mean_errors, variance_errors):
         assert max(np.abs(errors)) < 1e-9 or slope(errors) > solver.order - 0.3
+
+
+FIRST_ORDER = [(name, options) for name, options, _ in STOCHASTIC if options.get("order", 1) == 1]
+
+
+@pytest.mark.parametrize(("name", "options"), FIRST_ORDER, ids=str)
+@pytest.mark.parametrize("function", [np.square, np.sin], ids=["square", "sine"])
+def test_weak_order_on_a_mixture(name, options, function):
+    """E[g(x_t)] from x_s ~ p_s, without sampling: u_K = g, u_k(x) = E_w[u_{k+1}(m_k(x) + s_k w)] by Gauss-Hermite on
+    a spline, and the exact answer is p_t's. (With a memory of earlier steps, x alone is no Markov chain.)"""
+    solver, means, std = make(name, FLOW, **options), np.array([-1.0, 0.3, 1.5]), 0.4
+    denoiser = mixture(FLOW, means.tolist(), std)
+    grid = np.linspace(-9, 9, 2401)
+    x = torch.from_numpy(grid)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(15)
+    weights = weights / weights.sum()
+
+    def expectation(values, t):
+        alpha, spread = FLOW.alpha(t).item(), (FLOW.alpha(t) ** 2 * std**2 + FLOW.sigma(t) ** 2).sqrt().item()
+        density = norm.pdf(grid[:, None], alpha * means, spread).mean(1)
+        return (density * values).sum() * (grid[1] - grid[0])
+
+    errors = []
+    for steps in STEPS:
+        times, u = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64), function(grid)
+        for k in reversed(range(steps)):
+            ends = (times[k].expand(len(x)), times[k + 1].expand(len(x)))
+            low, high = (
+                solver.step(denoiser, x, *ends, None, torch.full_like(x, w), None)[0].numpy() for w in (0.0, 1.0)
+            )
+            reached = low[:, None] + (high - low)[:, None] * nodes
+            u = CubicSpline(grid, u)(np.clip(reached, grid[0], grid[-1])) @ weights
+        errors.append(expectation(u, S) - expectation(function(grid), T))
+    assert slope(errors) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize(("name", "options"), [*DETERMINISTIC, *(case[:2] for case in STOCHASTIC)], ids=str)
