@@ -1,12 +1,19 @@
 """The demo, small: every file the README promises, and figures that hang together."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
 
+from scott.evaluation import Results, Row
+from scott.generators import TeacherSampler
+from scott.mini.embedded import load_teacher
+from scott.recipes import demo as demo_module
 from scott.recipes import prepare as prepare_module
 from scott.recipes.demo import demo
+from scott.recipes.measure import MiniReference, recorded_teacher_row
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,32 @@ def test_the_rows(finished):
 
 def test_progress_covers_every_phase(finished):
     _, _, phases = finished
-    assert {"prepare", "distil", "evaluate scott-2"} <= set(phases)
+    assert {"prepare", "distil", "export", "draw samples", "evaluate real pictures", "evaluate scott-2"} <= set(phases)
+
+
+def test_a_recorded_row_is_shown_as_recorded_with_the_time_taken_here(tmp_path, monkeypatch):
+    """And only for the guidance and the sample size that it was recorded with."""
+    file = tmp_path / "recorded.json"
+    row = Row("teacher-ddim-2", 2, 4, seconds_per_image=9.0, fid=7.5, clip_score=0.5, coverage=0.25, samples=10)
+    Results([row], {"guidance": demo_module.GUIDANCE}).save(file)
+    monkeypatch.setattr(demo_module, "recorded_teacher_row", partial(recorded_teacher_row, file=file))
+    monkeypatch.setattr(demo_module, "BATCH", 4)
+    reference, ticks = MiniReference(10), []
+    shown = demo_module._teacher_row(reference, load_teacher(), 2, lambda *told: ticks.append(told))
+    assert shown.seconds_per_image < 9
+    assert shown == replace(row, recorded=True, seconds_per_image=shown.seconds_per_image)
+    assert ticks == [("teacher-ddim-2", 0, 4), ("teacher-ddim-2", 4, 4)]
+    for steps, samples, guidance in ((50, 10, demo_module.GUIDANCE), (2, 11, demo_module.GUIDANCE), (2, 10, 3.5)):
+        assert recorded_teacher_row(steps, samples, guidance, file) is None
+
+
+def test_the_recorded_rows_are_of_the_weights_that_ship():
+    """The cheap one of them, measured again as it was: results of other weights are far off."""
+    recorded = recorded_teacher_row(2, 1000, demo_module.GUIDANCE)
+    sampler = TeacherSampler(load_teacher(), 2, demo_module.GUIDANCE)
+    measured = MiniReference(1000).row(recorded.name, sampler, lambda *_: None)
+    assert measured.fid == pytest.approx(recorded.fid, rel=1e-3)
+    assert measured.coverage == pytest.approx(recorded.coverage, abs=2e-3)
 
 
 def test_the_report_needs_nothing_from_outside(finished):

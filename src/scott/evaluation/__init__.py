@@ -12,7 +12,7 @@ from scott.evaluation.curves import curves_svg
 from scott.evaluation.features import ClipFeatures, Features
 from scott.evaluation.fid import FeatureStatistics, frechet_distance
 from scott.evaluation.grids import image_grid, to_pil
-from scott.evaluation.protocols import Generate, batch_seed, evaluate, real_against_real, timed
+from scott.evaluation.protocols import Generate, Progress, batch_seed, evaluate, real_against_real, timed
 from scott.evaluation.report import markdown_table, table, write_report
 from scott.evaluation.results import Results, Row
 
@@ -21,6 +21,7 @@ __all__ = [
     "FeatureStatistics",
     "Features",
     "Generate",
+    "Progress",
     "Results",
     "Row",
     "batch_seed",

@@ -8,12 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from scott.backbones import Backbone
-from scott.evaluation import Generate, Results, Row, image_grid, timed, write_report
+from scott.evaluation import Generate, Progress, Results, Row, image_grid, timed, write_report
 from scott.export.card import write_cards
 from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
-from scott.recipes.measure import BATCH, SEED, MiniReference, Tick, recorded_teacher_row
+from scott.recipes.measure import BATCH, SEED, MiniReference, Tick, check_samples, recorded_teacher_row
 from scott.recipes.run import Report, run
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
@@ -27,6 +27,7 @@ GRIDS, COLUMNS = 2, 8
 
 def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) -> Results:
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
+    check_samples(samples)
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
     backbone = run(config, report)
     grid = config.make_grid(backbone.schedule)
@@ -36,13 +37,17 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
         f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
         for n in STUDENT_STEPS
     }
-    grids = draw_grids(samplers, out / "samples")
-    reference = MiniReference(samples)
+    grids = draw_grids(samplers, out / "samples", lambda done, total: report("draw samples", done, total, {}))
 
     def tick(name: str, done: int, total: int) -> None:
         report(f"evaluate {name}", done, total, {})
 
-    rows = [reference.floor(), *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
+    tick("real pictures", 0, 2)
+    reference = MiniReference(samples)
+    tick("real pictures", 1, 2)
+    floor = reference.floor()
+    tick("real pictures", 2, 2)
+    rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
         sampler = StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
         rows.append(reference.row(f"scott-{n}", sampler, tick))
@@ -54,7 +59,9 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     return results
 
 
-def draw_grids(samplers: Mapping[str, Generate], folder: Path) -> list[tuple[str, Image.Image]]:
+def draw_grids(
+    samplers: Mapping[str, Generate], folder: Path, progress: Progress = lambda done, total: None
+) -> list[tuple[str, Image.Image]]:
     """A row for each sampler by its name, of the same held-out captions from the same noise."""
     # a stride, so that the pictures are not of one stretch of the alphabet
     captions = Scenes(GRIDS * COLUMNS * 17, "held-out").captions()[::17]
@@ -62,7 +69,10 @@ def draw_grids(samplers: Mapping[str, Generate], folder: Path) -> list[tuple[str
     grids = []
     for index in range(GRIDS):
         prompts = captions[index * COLUMNS : (index + 1) * COLUMNS]
-        images = [list(sampler(prompts, SEED + index)) for sampler in samplers.values()]
+        images = []
+        for row, sampler in enumerate(samplers.values(), 1):
+            images.append(list(sampler(prompts, SEED + index)))
+            progress(index * len(samplers) + row, GRIDS * len(samplers))
         picture = image_grid(images, list(samplers), prompts, scale=2)
         picture.save(folder / f"grid-{index + 1}.png")
         grids.append(("Held-out captions; each column starts from the same noise.", picture))
@@ -76,8 +86,10 @@ def _teacher_row(reference: MiniReference, backbone: Backbone, steps: int, tick:
     if recorded is None:
         return reference.row(f"teacher-ddim-{steps}", sampler, tick)
     few = reference.prompts[:BATCH]
+    tick(recorded.name, 0, len(few))
     sampler(few[:2], SEED)  # warm-up
     _, seconds = timed(sampler, few, SEED)
+    tick(recorded.name, len(few), len(few))
     return replace(recorded, seconds_per_image=seconds / len(few))
 
 
@@ -87,7 +99,8 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
         "A 5 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"The teacher walked each jump of {config.jump} training steps in {config.substeps} sub-steps of "
-        f"{config.solver}; a rank-{config.critic_rank} LoRA critic on its decoder weighed {config.adversarial_weight}.",
+        f"{config.solver}; the loss was weighted {config.weighting}; a rank-{config.critic_rank} LoRA critic on the "
+        f"teacher's decoder weighed {config.adversarial_weight}.",
         f"FID, CLIP score and coverage: Mini-CLIP features of {by_name['scott-2'].samples:,} images of held-out "
         f"captions, the teacher at guidance {GUIDANCE} and the student at {STUDENT_GUIDANCE}, each at its best.",
     ]

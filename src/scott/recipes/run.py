@@ -85,7 +85,9 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     made = distill(backbone, data, config, hooks, accelerator)
     device = backbone.device
     if first and (made or not is_exported(config)):
+        report("export", 0, 1, {})
         export_finished(backbone, config)
+        report("export", 1, 1, {})
     return backbone.to(device)
 
 
