@@ -90,7 +90,10 @@ BAD = {
     "unknown recipe": (["distill", "minni"], "mini"),
     "unknown flag": (["distill", "mini", "--max-step", "3"], "--max-steps"),
     "unknown solver": (["distill", "mini", "--solver", "heun"], "er-sde"),
-    "a flag the solver does not have": (["distill", "mini", "--order", "3"], "does not have"),
+    "a flag the solver does not have": (["distill", "mini", "--solver", "ddim", "--order", "3"], "does not have"),
+    "an order the solver does not have": (["distill", "mini", "--order", "3"], "order 3; expected"),
+    "a jump that one sub-step cannot make": (["distill", "mini", "--substeps", "1"], "Use jump=250"),
+    "too few samples": (["demo", "--samples", "5"], "10 or more"),
     "guidance the student was not trained for": (
         ["sample", "RUN", "--prompts", "a", "--guidance", "50"],
         "trained for",
@@ -106,6 +109,9 @@ BAD = {
     ),
     "missing teacher": (["distill", "mini", "--teacher", "/nowhere/teacher"], "/nowhere/teacher"),
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
+    "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
+    "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
+    "the teacher's results over another file": (["mini", "eval", "--out", "RUN/config.json"], "is not a results file"),
     "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),
 }
 
@@ -113,7 +119,7 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "names"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_message_and_exit_code_2(arguments, names, run_folder, tmp_path, monkeypatch, scott):
     monkeypatch.chdir(tmp_path)
-    code, said = scott(*(run_folder if argument == "RUN" else argument for argument in arguments))
+    code, said = scott(*(argument.replace("RUN", str(run_folder)) for argument in arguments))
     assert code == 2
     assert names in " ".join(said.replace("│", " ").split()), said
     assert "Traceback" not in said

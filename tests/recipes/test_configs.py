@@ -29,8 +29,8 @@ def test_a_recipe_is_a_complete_config(name, method, tmp_path):
 def test_lcm_differs_from_scott_in_its_settings_only(name):
     scott, lcm = (dataclasses.asdict(RECIPES[name](method, data="mini")) for method in ("scott", "lcm"))
     differ = {key for key in scott if scott[key] != lcm[key]}
-    # on the embedded teacher both walk DDIM, and each has the rates that suit it
-    assert differ == (set(LCM_SETTINGS) - {"solver"} | {"decay"} if name == "mini" else set(LCM_SETTINGS))
+    # on the embedded teacher each has the rates that suit it
+    assert differ == set(LCM_SETTINGS) | ({"decay"} if name == "mini" else set())
 
 
 def test_a_change_wins_over_recipe_and_method():
