@@ -137,7 +137,9 @@ def _method(config: DistillConfig) -> str:
     )
     times = f", at the {config.times} times" if config.times != "all" else ""
     walk = f"jump {config.jump} in {config.substeps} sub-steps{times}"
-    return f"{config.method}: {solver}; {walk}; {config.loss} loss; {critic}"
+    weighting = f" weighted by {config.weighting}" if config.weighting != "uniform" else ""
+    decay = f"; rates fall over the last {config.decay:.0%} of the steps" if config.decay else ""
+    return f"{config.method}: {solver}; {walk}; {config.loss} loss{weighting}; {critic}{decay}"
 
 
 def _trained(info: StudentInfo) -> str:
