@@ -89,7 +89,8 @@ OUT_OF_RANGE = [
     ("guidance_max", 2.9),
     *(("lora_alpha", value) for value in (0.0, -1.0)),
     *((name, "other") for name in ("method", "solver", "loss", "critic", "critic_input", "train")),
-    *((name, "other") for name in ("precision", "optimizer")),
+    *((name, "other") for name in ("precision", "optimizer", "weighting", "times", "shard", "tracker")),
+    ("best_metric", "other"),
 ]
 NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type in (float, float | None)]
 

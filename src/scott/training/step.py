@@ -4,6 +4,8 @@
     L_CD  = w(t_n) d(f_θ(x_n, t_n), f_θ⁻(x̂_m, t_m))
     L_adv = −w(t_n) D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
 
+w(t_n) is 1 by default; the paper has a weight on L_CD alone (docs/architecture.md says why L_adv has it here).
+
 The student descends L_CD + λ_adv L_adv and the critic L_D, both from the same forward passes: the features of a fake
 are computed once and decoded once. The gradients of the student's two terms meet at its output f_θ, where they are
 compared, and go on to its parameters together.
