@@ -67,7 +67,9 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
     for said in ("4, built in: draw with `guidance_scale=1.0`", "2: 1, 0.6;", "σ", "LoRA of rank 4, α 8"):
         assert said in text
     config = mini(train="lora")
-    assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in card(config, trained.info, "lora", tmp_path)
+    text = card(config, trained.info, "lora", tmp_path)
+    assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in text
+    assert "l2 loss weighted by snr+1; λ_adv 0.1, critic lora (matched); rates fall over the last 20% of the" in text
 
 
 def test_cards_take_up_what_was_measured(make_trained, tmp_path):

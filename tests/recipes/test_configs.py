@@ -33,6 +33,16 @@ def test_lcm_differs_from_scott_in_its_settings_only(name):
     assert differ == set(LCM_SETTINGS) | ({"decay"} if name == "mini" else set())
 
 
+def test_lcm_is_reached_by_flags_alone():
+    flags = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
+    # the recipe's own jump is too long for one sub-step, and its rates fall
+    scott = RECIPES["mini"](**flags, jump=100, decay=0.0)
+    assert dataclasses.replace(scott, method="lcm") == RECIPES["mini"]("lcm")
+    assert dataclasses.replace(RECIPES["sd15"](**flags, jump=20, data="d"), method="lcm") == RECIPES["sd15"](
+        "lcm", data="d"
+    )
+
+
 def test_a_change_wins_over_recipe_and_method():
     config = RECIPES["mini"]("lcm", jump=24, out=Path("elsewhere"))
     assert (config.jump, config.substeps, config.out) == (24, 1, Path("elsewhere"))
