@@ -19,27 +19,28 @@ MEAN, STD = 0.5, 0.5
 STAGE = StageConfig(steps=1500, batch_size=128, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.998, warmup=150)
 
 
-def train_tokenizer(folder: Path, *, seed: int, captions: int = 20_000, vocabulary: int = 1024) -> CLIPTokenizer:
+def train_tokenizer(folder: Path, *, seed: int, captions: int = 20_000, vocabulary: int = 1256) -> CLIPTokenizer:
     """A byte-level BPE of CLIP's kind, trained on the first captions of the training split and saved to `folder`."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(_clip_words(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # CLIP encodes a lone byte at a word's end as byte + "</w>": each needs an entry, or it becomes unknown. Named here,
+    # they have fixed ids, by which equally frequent pairs are merged; the trainer would number them in a random order.
+    ends = [byte + "</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *ends],
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator((scenes.scene(i, split="train", seed=seed).caption for i in range(captions)), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_file, merges_file = bpe.model.save(str(folder))
-    vocab = bpe.get_vocab()
-    # CLIP encodes a lone byte at a word's end as byte + "</w>": each needs an entry, or it becomes unknown
-    for byte in pre_tokenizers.ByteLevel.alphabet():
-        vocab.setdefault(byte + "</w>", len(vocab))
+    vocab = dict(sorted(bpe.get_vocab().items(), key=lambda entry: entry[1]))
     merges = [tuple(line.split()) for line in Path(merges_file).read_text().splitlines()[1:]]
     Path(vocab_file).unlink()
     Path(merges_file).unlink()
