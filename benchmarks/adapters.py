@@ -12,9 +12,9 @@ from torch import Tensor
 from benchmarks.bare import TIME
 from benchmarks.plain import PlainLCM
 from benchmarks.timing import Call, Times
-from scott.backbones import LatentBackbone
-from scott.backbones.adapters import lora_targets
 from scott.data.batch import Batch
+from scott.teachers import LatentBackbone
+from scott.teachers.adapters import lora_targets
 from scott.training.config import DistillConfig
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from scott.backbones import LatentBackbone
-from scott.backbones.base import Cond
 from scott.guidance import cat_cond, expand_cond
+from scott.teachers import LatentBackbone
+from scott.teachers.base import Cond
 
 TIME = 500
 """A network costs the same at every time."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models import MODELS, Model
-from scott.backbones.load import hide_loading_bars
 from scott.choices import unknown
+from scott.teachers.load import hide_loading_bars
 
 GOALS = {
     "step_over_floor": 1.05,

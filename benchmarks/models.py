@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from scott.backbones import LatentBackbone
-from scott.backbones.unet import UNetBackbone
 from scott.data.batch import Batch
 from scott.mini.embedded import TEACHER, load_teacher
 from scott.recipes import configs
+from scott.teachers import LatentBackbone
+from scott.teachers.sd import UNetBackbone
 from scott.training.config import DistillConfig
 
 RANK = 16

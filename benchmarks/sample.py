@@ -10,7 +10,7 @@ from benchmarks.bare import bare_sample
 from benchmarks.harness import main
 from benchmarks.models import PROMPT, Model
 from benchmarks.timing import Call, interleaved
-from scott.generators import StudentSampler, TeacherSampler
+from scott.samplers import StudentSampler, TeacherSampler
 
 STUDENT_STEPS = (2, 4)
 TEACHER_STEPS = (25, 50)

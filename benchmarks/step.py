@@ -14,9 +14,9 @@ from benchmarks.harness import main
 from benchmarks.models import Data, Model, random_data
 from benchmarks.plain import PlainLCM
 from benchmarks.timing import Call, interleaved
-from scott.backbones import LatentBackbone
-from scott.recipes.run import add_models
+from scott.commands.distill import add_models
 from scott.rng import generator_for
+from scott.teachers import LatentBackbone
 from scott.training.budget import calls_of
 from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.optimization import Optimization

@@ -33,9 +33,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from scott.backbones import load_backbone
 from scott.cli import main
 from scott.diffusion import JumpGrid
+from scott.teachers import load_backbone
 
 MAX_TOKENS = 16
 disable_progress_bar()

@@ -11,9 +11,9 @@ from benchmarks.models import Model, random_data, sd50m
 from benchmarks.plain import PlainLCM
 from benchmarks.timing import interleaved
 
-from scott.backbones import load_backbone
 from scott.recipes import configs
 from scott.rng import generator_for
+from scott.teachers import load_backbone
 from scott.training.step import Draws, distillation_step
 
 BATCH = 2

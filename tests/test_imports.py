@@ -11,11 +11,12 @@ ROOT = Path(scott.__file__).parent
 LEVELS = [
     {"errors", "choices", "files", "rng", "progress"},
     {"diffusion"},
-    {"solvers", "guidance", "sampling", "backbones", "data", "evaluation"},
+    {"solvers", "guidance", "sampling", "teachers", "data", "evaluation"},
     {"objective", "discriminator"},
-    {"generators"},
+    {"samplers"},
     {"training", "export", "mini"},
     {"recipes"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -53,7 +54,7 @@ def test_lower_rooms_never_import_higher_ones(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_heavy_libraries_stay_in_their_rooms(path):
     libraries = {name.split(".")[0] for name in imports(path)}
-    if room_of(path) not in {"backbones", "mini", "export"}:
+    if room_of(path) not in {"teachers", "mini", "export"}:
         allowed = {"diffusers", "transformers"} if path == Path("evaluation/features.py") else set()
         assert not libraries & (MODELS - allowed)
     if path not in {Path("training/loop.py"), Path("training/launch.py"), Path("training/checkpoint.py")}:

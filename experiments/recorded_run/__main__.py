@@ -8,14 +8,14 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from scott.commands.demo import GUIDANCE, STUDENT_GUIDANCE, draw_grids
+from scott.commands.distill import teacher_of
+from scott.commands.measure import BATCH, SEED, MiniReference
+from scott.commands.sample import load_student
 from scott.evaluation import Results, Row, markdown_table, table, timed
-from scott.generators import StudentSampler, TeacherSampler
 from scott.mini.scenes import Scenes
 from scott.progress import Bars
-from scott.recipes.demo import GUIDANCE, STUDENT_GUIDANCE, draw_grids
-from scott.recipes.draw import load_student
-from scott.recipes.measure import BATCH, SEED, MiniReference
-from scott.recipes.run import teacher_of
+from scott.samplers import StudentSampler, TeacherSampler
 
 HERE = Path(__file__).parent
 Sampler = TeacherSampler | StudentSampler

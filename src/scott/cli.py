@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
+from scott.commands.measured import Measured
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError
 from scott.progress import Bars
 from scott.recipes.configs import RECIPE_OF, RECIPES
-from scott.recipes.measured import Measured
 from scott.training.config import DistillConfig
 
 console = Console(quiet=os.environ.get("RANK", "0") != "0")
@@ -35,8 +35,8 @@ class Demo:
     seed: int = 0
 
     def run(self) -> None:
+        from scott.commands.demo import demo
         from scott.evaluation import table
-        from scott.recipes.demo import demo
 
         with Bars(console) as bars:
             results = demo(self.out, max_steps=self.max_steps, samples=self.samples, seed=self.seed, report=bars.report)
@@ -62,14 +62,14 @@ class Distill:
         if self.dry_run:
             self._plan()
             return
-        from scott.recipes.run import run
+        from scott.commands.distill import run
 
         with Bars(console) as bars:
             run(self.config, bars.report, bars.warn)
         console.print(f"student {self.config.out / 'student'}")
 
     def _plan(self) -> None:
-        from scott.recipes.plan import as_json, as_table, plan
+        from scott.commands.plan import as_json, as_table, plan
 
         with console.status("a step without weights"):
             budget = plan(self.config, self.processes)
@@ -99,8 +99,8 @@ class Prepare:
     """Of the text encoders; the VAE runs in fp32."""
 
     def run(self) -> None:
-        from scott.recipes import prepare as recipe
-        from scott.recipes.run import teacher_of
+        from scott.commands import prepare as recipe
+        from scott.commands.distill import teacher_of
 
         preset = recipe.PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
@@ -142,7 +142,7 @@ class Sample:
     out: Path = Path("samples")
 
     def run(self) -> None:
-        from scott.recipes.draw import draw
+        from scott.commands.sample import draw
 
         files = draw(
             self.prompts,
@@ -172,7 +172,7 @@ class Export:
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
 
     def run(self) -> None:
-        from scott.recipes.export import export
+        from scott.commands.export import export
 
         folder = export(self.run_folder, self.to, best=self.best)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
@@ -190,8 +190,8 @@ class Evaluate:
     """Where to write the results; by default evaluation.json beside the student, or evaluation-DATA.json."""
 
     def run(self) -> None:
+        from scott.commands.evaluate import evaluate_student
         from scott.evaluation import table
-        from scott.recipes.evaluate import evaluate_student
 
         with Bars(console) as bars:
             results, file = evaluate_student(self.student, self.steps, self.measured, out=self.out, report=bars.report)
@@ -230,8 +230,8 @@ class MiniEval:
     out: Path = Path("mini-eval.json")
 
     def run(self) -> None:
+        from scott.commands.mini_eval import measure_teacher
         from scott.evaluation import table
-        from scott.recipes.teacher import measure_teacher
 
         with Bars(console) as bars:
             results = measure_teacher(
@@ -288,7 +288,7 @@ def _recipe_for(teacher: str) -> str:
     """The recipe of a teacher's family. Raises `UserError` when there is no such teacher or family."""
     if teacher == "mini":
         return teacher
-    from scott.backbones.load import family_of, model_index
+    from scott.teachers.load import family_of, model_index
 
     return RECIPE_OF[family_of(teacher, model_index(teacher))[0].__name__]
 
@@ -312,7 +312,7 @@ def main() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # read when they are imported, after parsing
     try:
         command = _parse(sys.argv[1:])
-        from scott.backbones.load import hide_loading_bars
+        from scott.teachers.load import hide_loading_bars
 
         hide_loading_bars()
         command.run()

@@ -72,7 +72,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(prepare, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scott.backbones import load_backbone
+from scott.teachers import load_backbone
 from scott.data import preparation, shards
 from tests.data.making import Pictures
 from tests.data.test_preparation import SETTINGS, TEACHER

@@ -12,18 +12,18 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from scott.backbones.adapters import lora_targets
-from scott.backbones.unet import UNetBackbone
 from scott.errors import UserError
 from scott.export import lora
 from scott.export.lora import FORMS, apply_lora, lora_form, save_lora, write_lora
 from scott.export.pipeline import call_options
 from scott.export.trained import difference, draw_latents
-from scott.generators import StudentSampler
+from scott.samplers import StudentSampler
+from scott.teachers.adapters import lora_targets
+from scott.teachers.sd import UNetBackbone
 
 FAMILIES = {"sd1": "diffusers", "sd2": "diffusers", "sdxl": "diffusers", "pixart": "peft", "sd3": "diffusers"}
 KOHYA = ("sd1", "sd2", "sdxl")
-CONFIGS = Path(__file__).parents[1] / "backbones" / "configs"
+CONFIGS = Path(__file__).parents[1] / "teachers" / "configs"
 """The config files of published pipelines."""
 
 

@@ -7,15 +7,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from scott.backbones import load_backbone
+from scott.commands.sample import load_student
 from scott.errors import UserError
 from scott.export import card, onnx
 from scott.export.onnx import load_onnx, require_onnx, write_onnx
 from scott.export.pipeline import write_student
 from scott.export.trained import STUDENT_INFO, difference, student_grid
-from scott.generators import StudentSampler
 from scott.recipes import mini
-from scott.recipes.draw import load_student
+from scott.samplers import StudentSampler
+from scott.teachers import load_backbone
 
 SMALL = {
     "unet": {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from scott.errors import UserError
 from scott.export.pipeline import call_options, write_student
 from scott.export.trained import Trained, difference, replacing
-from scott.generators import StudentSampler
+from scott.samplers import StudentSampler
 
 WITHOUT_SCOTT = """
 import sys, torch

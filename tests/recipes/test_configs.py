@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from scott.commands.distill import add_models, check
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.recipes import RECIPES
-from scott.recipes.run import add_models, check
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
 

@@ -7,21 +7,21 @@ import re
 import pytest
 import torch
 from PIL import Image
-from tests.backbones.published import write_configs
+from tests.teachers.published import write_configs
 from torch import nn
 
-from scott.backbones.skeleton import skeleton
-from scott.generators import StudentSampler
+from scott.commands.distill import add_models, run
 from scott.mini.embedded import TEACHER
 from scott.recipes import RECIPES
-from scott.recipes.run import add_models, run
+from scott.samplers import StudentSampler
+from scott.teachers.skeleton import skeleton
 
 PUBLISHED = {"sd15": "sd15", "realistic-vision": "sd15", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
-"""Recipe → the config files in tests/backbones/configs; Realistic Vision is a fine-tune of SD1.5."""
+"""Recipe → the config files in tests/teachers/configs; Realistic Vision is a fine-tune of SD1.5."""
 
 COUNTED = {
     # (recipe, configs): (network, student's LoRA, its layers, critic with its head, its layers), all at rank 64
-    # networks: see tests/backbones/test_skeleton.py; the rest counted here, and by hand in `low_rank_size`
+    # networks: see tests/teachers/test_skeleton.py; the rest counted here, and by hand in `low_rank_size`
     ("sd15", "sd15"): (859_520_964, 64_159_744, 256, 30_581_057, 111),
     ("realistic-vision", "sd15"): (859_520_964, 64_159_744, 256, 30_581_057, 111),
     ("sd15", "sd21"): (865_910_724, 64_684_032, 256, 30_875_969, 111),

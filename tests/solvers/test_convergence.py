@@ -8,10 +8,10 @@ import torch
 from scipy.integrate import quad, solve_ivp
 from scipy.interpolate import CubicSpline
 from scipy.stats import norm
-from teachers import gaussian, marginal_variance, mixture
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule
 from scott.solvers import NOISE_SCALES, make
+from teachers import gaussian, marginal_variance, mixture
 
 FLOW = FlowSchedule()
 STD = 0.5

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from teachers import mixture
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule
 from scott.solvers import NOISE_SCALES, make
+from teachers import mixture
 
 SD = DiscreteSchedule.stable_diffusion()
 MIXTURE = mixture(SD, [-1.0, 0.3, 1.5], 0.4)

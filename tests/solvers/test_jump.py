@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from teachers import mixture
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule, JumpGrid
 from scott.errors import UserError
 from scott.solvers import make
+from teachers import mixture
 
 SD = DiscreteSchedule.stable_diffusion()
 ZERO_SNR = DiscreteSchedule("scaled_linear", 0.00085, 0.012, rescale_betas_zero_snr=True)

@@ -10,7 +10,7 @@ import torch
 from tests.training.by_hand import Step, make_config
 from torch.distributed.tensor import DTensor
 
-from scott.backbones import load_backbone
+from scott.teachers import load_backbone
 
 
 def gradients(folder, train, checkpointing, shard):

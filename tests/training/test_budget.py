@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scott.backbones import load_backbone
-from scott.backbones.skeleton import skeleton
 from scott.data.batch import Batch
 from scott.errors import UserError
 from scott.mini.embedded import TEACHER
+from scott.teachers import load_backbone
+from scott.teachers.skeleton import skeleton
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.loop import Hooks, distill

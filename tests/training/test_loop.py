@@ -14,7 +14,7 @@ from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_ru
 from scott.data import Batch
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.generators import StudentSampler
+from scott.samplers import StudentSampler
 from scott.training.checkpoint import Best, checkpoint_step, checkpoints, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update

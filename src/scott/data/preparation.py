@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scott.backbones import Backbone
 from scott.data.captions import read_captions
 from scott.data.filters import Where, check_size
 from scott.data.manifest import Manifest, assemble, claim, is_finished
@@ -30,6 +29,7 @@ from scott.data.records import Record, Rejected, Skip, Source, Unit, chunks
 from scott.data.settings import Settings
 from scott.data.shards import shard_writer, write_durably
 from scott.errors import UserError
+from scott.teachers import Backbone
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 THREADS = 16  # pictures that come by URL are waited for

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scott.backbones import LatentBackbone, load_backbone
 from scott.errors import UserError
 from scott.export.pipeline import check, stock_latents
 from scott.export.trained import StudentInfo, Trained
+from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 from scott.training.optimization import load_parameters
 

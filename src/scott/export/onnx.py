@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scott.backbones import LatentBackbone
-from scott.backbones.load import family_of, model_index
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.pipeline import check
 from scott.export.trained import PROMPT, StudentInfo, difference, draw_latents
-from scott.generators import StudentSampler
+from scott.samplers import StudentSampler
+from scott.teachers import LatentBackbone
+from scott.teachers.load import family_of, model_index
 
 TOLERANCE = 1e-3
 """Largest difference of any part's output, and of the 2-step latent, over its standard deviation."""

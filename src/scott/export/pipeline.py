@@ -7,9 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from scott.backbones import load_backbone
 from scott.errors import UserError
 from scott.export.trained import PROMPT, SEED, Trained, difference, draw_latents, student_grid
+from scott.teachers import load_backbone
 
 TOLERANCE = 1e-4
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scott.backbones import LatentBackbone
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
 from scott.errors import UserError
-from scott.generators import StudentSampler
 from scott.mini import embedded
+from scott.samplers import StudentSampler
+from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 
 STUDENT_INFO = "scott.json"

@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from scott.backbones.unet import UNetBackbone
 from scott.errors import UserError
 from scott.mini import autoencoder, clip, unet
+from scott.teachers.sd import UNetBackbone
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scott.backbones import LatentBackbone, load_backbone
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
 from scott.mini.glyphs import ASSETS
 from scott.mini.scenes import Scenes, Split
+from scott.teachers import LatentBackbone, load_backbone
 
 TEACHER = ASSETS / "teacher"
 CLIP = ASSETS / "clip"

@@ -7,8 +7,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scott.backbones.fingerprint import fingerprints
-from scott.backbones.unet import UNetBackbone
 from scott.data.preparation import full_settings, prepare_shards
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
@@ -16,6 +14,8 @@ from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.mini import scenes
 from scott.mini.stage import StageConfig, run_stage
+from scott.teachers.fingerprint import fingerprints
+from scott.teachers.sd import UNetBackbone
 
 CAPTION_DROPOUT = 0.1
 SCENES = 49_152  # cached scenes; a pass over them is 768 steps

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from scott.backbones import LatentBackbone
+from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.meta_step import step_flops, step_peak
 from scott.training.spread import BUCKET, rows_of_pass

@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 
-from scott.backbones import Backbone, Cond
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.rng import generator_for
+from scott.teachers import Backbone, Cond
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes

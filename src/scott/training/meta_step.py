@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from scott.backbones import LatentBackbone
 from scott.data.batch import Batch
 from scott.diffusion import Denoiser, NoiseSchedule
 from scott.solvers.ddim import DDIM
+from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.step import Draws, distillation_step
 

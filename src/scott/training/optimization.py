@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scott.backbones import Backbone
 from scott.errors import UserError
+from scott.teachers import Backbone
 from scott.training.checkpoint import (
     Parts,
     latest_checkpoint,

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scott.backbones import Backbone, Cond
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction, JumpGrid
 from scott.guidance import GuidedDenoiser
@@ -31,6 +30,7 @@ from scott.objective import (
     loss_weight,
 )
 from scott.solvers import Solver
+from scott.teachers import Backbone, Cond
 from scott.training.config import DistillConfig
 
 

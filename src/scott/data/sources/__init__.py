@@ -7,7 +7,6 @@ from pathlib import Path
 import fsspec
 from braceexpand import braceexpand
 
-from scott.backbones.load import first_line
 from scott.data.records import Columns, Source
 from scott.data.sources.coco import Coco
 from scott.data.sources.folder import METADATA, Folder, MetadataFolder
@@ -15,6 +14,7 @@ from scott.data.sources.hub import SAVED, HubDataset
 from scott.data.sources.parquet import Parquet
 from scott.data.sources.webdataset import WebDataset
 from scott.errors import UserError
+from scott.teachers.load import first_line
 
 KINDS = (
     "a folder of pictures (.txt beside each, or metadata.jsonl or .csv), of .parquet or of .tar, one of COCO, a folder "

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from scott.backbones.load import first_line
 from scott.data.captions import read_captions
 from scott.data.records import MAX_PICTURE_BYTES, Skip
 from scott.errors import UserError
+from scott.teachers.load import first_line
 
 TIMEOUT = 20.0
 """Seconds that one picture may take."""

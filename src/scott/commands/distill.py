@@ -1,0 +1,106 @@
+"""A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
+
+from collections.abc import Callable
+
+import torch
+
+from scott.commands.export import export_finished, is_exported
+from scott.commands.prepare import check_data, open_data
+from scott.commands.validation import Validation
+from scott.errors import UserError
+from scott.mini import embedded
+from scott.teachers import Backbone, LatentBackbone, load_backbone
+from scott.training.config import DistillConfig
+from scott.training.launch import as_launched, open_run, start_processes
+from scott.training.loop import Hooks, distill
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""(phase, done, in all, terms): called as the work goes on."""
+Warn = Callable[[str], None]
+
+
+def teacher_of(name: str, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+    """`mini`, or what `load_backbone` takes, on the best device there is."""
+    return (embedded.load_teacher(dtype=dtype) if name == "mini" else load_backbone(name, dtype)).to(best_device())
+
+
+def check(backbone: Backbone, config: DistillConfig) -> None:
+    """Raise `UserError` where a config does not suit its teacher."""
+    if backbone.original_inference_steps is not None:
+        raise UserError(f"{config.teacher} is a few-step student already; distil from the teacher it was made from")
+    if not backbone.takes_guidance and config.guidance_min != config.guidance_max:
+        raise UserError(
+            f"got guidance from {config.guidance_min} to {config.guidance_max} for {config.teacher}, whose student "
+            "takes no ω; set guidance_min = guidance_max"
+        )
+    config.make_solver(backbone.schedule)
+    config.make_grid(backbone.schedule)
+
+
+def add_models(backbone: Backbone, config: DistillConfig) -> None:
+    """Student, EMA target and critic as the config has them, from its seed."""
+    torch.manual_seed(config.seed)  # LoRA's A is random
+    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha)
+    if config.has_critic:
+        backbone.add_critic(config.critic_rank, config.critic)
+    if config.gradient_checkpointing:
+        backbone.checkpoint_activations()
+    if config.compile:
+        backbone.compile()
+
+
+def best_device() -> torch.device:
+    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None) -> LatentBackbone:
+    """Distil as `config` says into `config.out`, resuming what is there, and write `config.out/student`.
+
+    Each of several processes calls it alike; the first reports and writes. Returns the backbone, whose target is the
+    student. Everything that can be wrong with the input is found before the first step (see `DistillConfig`,
+    `load_backbone`, `open_run`, `open_data`).
+    """
+    config = as_launched(config)
+    accelerator = start_processes(config)
+    first = accelerator.is_main_process
+    report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
+    backbone = teacher_of(config.teacher, config.dtype)
+    check(backbone, config)
+    check_data(config.data, backbone)
+    grid = config.make_grid(backbone.schedule)
+    with accelerator.main_process_first():
+        open_run(config, write=first)
+    data = open_data(config.data, backbone, config.out / "data", config.seed, report)
+    add_models(backbone, config)
+    backbone.park_encoders()
+    if config.shards_network:
+        backbone.shard_network()
+    validation = Validation(backbone, grid, config, data, warn)
+    if config.validate_every:
+        validation.make_ready()
+    hooks = _hooks(config, validation, report, warn, first)
+    made = distill(backbone, data, config, hooks, accelerator)
+    device = backbone.device
+    if first and (made or not is_exported(config)):
+        report("export", 0, 1, {})
+        export_finished(backbone, config)
+        report("export", 1, 1, {})
+    return backbone.to(device)
+
+
+def _hooks(config: DistillConfig, validation: Validation, report: Report, warn: Warn, first: bool) -> Hooks:
+    def sample(step: int) -> dict[str, float]:
+        picture, figures = validation.draw(step)
+        if first:
+            picture.save(config.out / "samples" / f"step-{step:08d}.png")
+        return figures
+
+    return Hooks(
+        progress=lambda done, terms: report("distil", done, config.max_steps, terms),
+        sample=sample,
+        validate=lambda step: validation.measure(),
+        warn=warn,
+    )

@@ -1,0 +1,76 @@
+"""`scott distill … --dry-run`: what a run would train, call and hold. Nothing is written, and no weights are read."""
+
+import dataclasses
+import json
+
+from rich.table import Table
+
+from scott.commands.distill import add_models, check
+from scott.mini import embedded
+from scott.teachers.skeleton import skeleton
+from scott.training.budget import Budget, budget_of
+from scott.training.config import DistillConfig
+
+
+def plan(config: DistillConfig, processes: int = 1) -> Budget:
+    """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data, its folder
+    and how it was launched."""
+    teacher = embedded.TEACHER if config.teacher == "mini" else config.teacher
+    backbone = skeleton(teacher, config.dtype)
+    check(backbone, config)
+    add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
+    return budget_of(backbone, config, processes)
+
+
+def as_json(budget: Budget) -> str:
+    return json.dumps(dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start}, indent=2)
+
+
+def as_table(budget: Budget, config: DistillConfig) -> Table:
+    """Parameters, calls and memory, in one table of 80 columns."""
+    table = Table("", "", "", title=f"{config.teacher}, {budget.teacher}", show_header=False)
+    table.columns[1].justify = "right"
+    student = f"lora, rank {config.lora_rank}" if config.train == "lora" else "full"
+    critic = f"{config.critic}, rank {config.critic_rank}" if config.critic != "full" else "full"
+    table.add_row("[bold]parameters")
+    table.add_row("network", f"{budget.parameters:,}", budget.network)
+    table.add_row("student", f"{budget.student:,}", f"{budget.student / budget.parameters:.2%}, {student}")
+    if config.has_critic:
+        table.add_row("critic", f"{budget.critic:,}", f"{budget.critic / budget.parameters:.2%}, {critic}")
+    table.add_section()
+    table.add_row("[bold]network calls a step")
+    for calls in budget.calls:
+        backward = f", and {calls.backward} backward" if calls.backward else ""
+        table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
+    table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", "over all processes")
+    table.add_row("TFLOP in all", f"{budget.flops * config.max_steps / 1e12:,.0f}", f"{config.max_steps:,} steps")
+    samples = config.max_steps * config.batch_size
+    table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
+    if budget.exchanged:
+        table.add_row("exchanged", _bytes(budget.exchanged), "a process and step")
+    table.add_section()
+    table.add_row("[bold]memory")
+    for part, size in budget.training.items():
+        table.add_row(part, _bytes(size), _NOTES.get(part, "").format(config=config))
+    table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
+    for part, size in budget.preparing.items():
+        table.add_row(part, _bytes(size), _NOTES[part])
+    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "the whole teacher, before the first step")
+    return table
+
+
+_NOTES = {
+    "frozen network": "{config.precision}",
+    "student": "fp32",
+    "EMA target": "fp32",
+    "critic": "fp32",
+    "optimizers": "{config.optimizer}",
+    "gradients": "fp32",
+    "activations": "at the peak of a pass",
+    "VAE": "while data are encoded or samples decoded",
+    "text encoders": "until the data are prepared",
+}
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

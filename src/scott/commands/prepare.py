@@ -1,0 +1,185 @@
+"""Data as the commands name them: a source, a preset or prepared shards."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from scott.data.manifest import MANIFEST, SETTINGS, Manifest
+from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
+from scott.data.records import Columns, Source
+from scott.data.settings import Settings
+from scott.data.shard_source import ShardSource
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.mini import embedded
+from scott.mini.scenes import SceneSource
+from scott.teachers import LatentBackbone
+from scott.teachers.fingerprint import differing, fingerprints, label
+
+MINI_SCENES = 8192
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published data set: where its metadata are, and what is taken of it."""
+
+    source: str
+    settings: dict[str, Any]
+    scores: tuple[str, ...] = ()
+    """Names that the column of the aesthetic score has in its editions; 6 or more is taken."""
+
+
+_COCO = "zip://annotations/captions_{0}.json::simplecache::http://images.cocodataset.org/annotations/{1}.zip"
+_COCO_LICENCE = {"licence": "captions CC BY 4.0; each picture has its own, numbered in the column `license`"}
+PRESETS = {
+    "coco2014": Preset(_COCO.format("train2014", "annotations_trainval2014"), _COCO_LICENCE),
+    "coco2017": Preset(_COCO.format("train2017", "annotations_trainval2017"), _COCO_LICENCE),
+    "laion-aesthetics-6plus": Preset(
+        "ChristophSchuhmann/improved_aesthetics_6plus",
+        {
+            "image_column": "URL",
+            "caption_column": ("TEXT",),
+            "licence": "metadata CC BY 4.0; each picture has its own",
+        },
+        ("AESTHETIC_SCORE", "aesthetic"),
+    ),
+}
+
+
+def open_named(name: str, columns: Columns, split: str) -> Source:
+    """`mini`, or what `open_source` recognises. Raises `UserError` as that does."""
+    return SceneSource(MINI_SCENES) if name == "mini" else open_source(name, columns, split)
+
+
+def prepare_source(
+    name: str,
+    backbone: LatentBackbone,
+    out: Path,
+    settings: Settings,
+    report: Report,
+    rank: int = 0,
+    world: int = 1,
+    preset: Preset | None = None,
+) -> Outcome:
+    """Shards of a source in `out`, those of this process out of `world`; a preset fills in what settings leave open.
+
+    Raises:
+        UserError: see `open_source`, `prepare_shards`.
+    """
+    if preset is not None:
+        unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
+        settings = replace(settings, **unnamed)
+    source = open_named(name, settings.columns, settings.split)
+    if preset is not None and preset.scores:
+        settings = replace(settings, where=_with_score(settings.where, preset.scores, source.columns))
+    full = full_settings(name, source, settings, backbone, _made_for(backbone))
+    return prepare_shards(source, backbone, settings, full, out, report, rank, world)
+
+
+def wait_for_manifest(folder: Path) -> Manifest:
+    """That of all processes' shards, when they are there; if one of them fails, the launcher ends this one."""
+    while not (folder / MANIFEST).is_file():
+        time.sleep(0.5)
+    return Manifest.load(folder)
+
+
+def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]) -> str:
+    score = next((column for column in scores if column in columns), scores[0])
+    return f"{score} >= 6" if where is None else f"({where}) and {score} >= 6"
+
+
+def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
+    name = str(backbone.pipeline.config.get("_name_or_path") or type(backbone.pipeline).__name__)
+    name = "mini" if name == str(embedded.TEACHER) else name  # not where it is installed
+    return {"name": name, **fingerprints(backbone)}
+
+
+def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report) -> ShardSource:
+    """Training batches of prepared shards, or of a source that is prepared into a folder of `cache` first.
+
+    That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes
+    that a launcher started share the work, and each returns when all of it is done.
+
+    Raises:
+        UserError: the shards are unfinished, or were made for another VAE or text encoder; see `prepare_source`.
+    """
+    folder = Path(name)
+    if (folder / MANIFEST).is_file():
+        source = ShardSource(folder, seed)
+        check_made_for(source.manifest, backbone, name)
+        return source
+    if (folder / SETTINGS).is_file():
+        raise UserError(f"{name} holds unfinished shards; run the `scott prepare` that began them to its end")
+    settings, (rank, world) = Settings(), processes()
+    opened = open_named(name, settings.columns, settings.split)
+    full = full_settings(name, opened, settings, backbone, _made_for(backbone))
+    told = full | {"teacher": fingerprints(backbone)}
+    folder = cache / sha256(dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    if not (folder / MANIFEST).is_file():
+        prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
+    wait_for_manifest(folder)
+    return ShardSource(folder, seed)
+
+
+def check_data(name: str, backbone: LatentBackbone) -> None:
+    """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
+    if (Path(name) / MANIFEST).is_file():
+        check_made_for(Manifest.load(Path(name)), backbone, name)
+    elif not (Path(name) / SETTINGS).is_file():
+        open_named(name, Settings().columns, Settings().split)
+
+
+def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
+    """Raise `UserError` when shards were made with another VAE or text encoder than this teacher's."""
+    made_for: Any = manifest.settings.get("teacher")
+    here = _made_for(backbone)
+    try:
+        found = [(part, made_for.get(part), here.get(part)) for part in here | made_for if part != "name"]
+        different = [(part, label(before), label(now)) for part, before, now in found if differing(before, now)]
+        teacher = made_for["name"]
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{name} does not say whose VAE and text encoders made it; prepare the data again") from None
+    for part, before, now in different:
+        raise UserError(
+            f"{name} was made with the {part} {before} of {teacher}, and {here['name']} has {now}; prepare the data "
+            "again with this teacher"
+        )
+
+
+def use_own_device() -> None:
+    """Make this process's GPU, of those that a launcher deals out, the current one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun and `accelerate launch` tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def summary(outcome: Outcome, out: Path) -> Table:
+    """What was kept and what was left out, and the rate of this call."""
+    table = Table("", "", title=str(out), title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    if outcome.manifest is None:
+        table.add_row("records of this process", f"{outcome.records:,}")
+        return table
+    manifest = outcome.manifest
+    table.add_row("[bold]kept", f"[bold]{manifest.samples:,}")
+    for reason, count in sorted(manifest.skipped.items(), key=lambda item: -item[1]):
+        table.add_row(f"skipped, {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("shards", f"{len(manifest.shards):,}")
+    table.add_row("MB", f"{manifest.bytes / 1e6:,.1f}")
+    if outcome.records:
+        table.add_row("pictures/s", f"{outcome.records / outcome.seconds:,.1f}")
+    return table

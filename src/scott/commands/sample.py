@@ -1,0 +1,214 @@
+"""`scott sample`: a student that was saved, found, loaded and drawn with."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from scott.commands.distill import best_device, teacher_of
+from scott.commands.prepare import PRECISIONS
+from scott.diffusion import Denoiser, JumpGrid
+from scott.errors import UserError
+from scott.evaluation import image_grid, to_pil
+from scott.export.card import FOLDERS
+from scott.export.lora import apply_lora
+from scott.export.onnx import FILE as ONNX_FILE
+from scott.export.onnx import load_onnx
+from scott.export.trained import StudentInfo, student_grid
+from scott.samplers import StudentSampler
+from scott.teachers import LatentBackbone, load_backbone
+
+MAX_STEPS = 8
+"""Most steps `scott sample` draws in; a student is made for few."""
+COLUMNS = 6
+"""Pictures beside one another in a contact sheet."""
+Engine = Literal["torch", "onnx"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A saved student, ready to draw."""
+
+    name: str
+    backbone: LatentBackbone
+    network: Denoiser
+    grid: JumpGrid
+    info: StudentInfo | None
+    """What it was made for; None where a pipeline made elsewhere does not say."""
+
+    def guidance(self, asked: float | None) -> float:
+        """ω to draw with: what was asked, or the middle of the range. Raises `UserError` outside the range."""
+        if self.info is None:
+            if asked is None:
+                raise UserError(f"{self.name} does not say which guidance it was trained for; give --guidance")
+            return asked
+        if asked is None:
+            return self.info.guidance
+        low, high = self.info.guidance_min, self.info.guidance_max
+        if not low <= asked <= high:
+            raise UserError(f"got guidance {asked}; {self.name} was trained for {low} to {high}")
+        return asked
+
+    def sampler(self, steps: int, guidance: float) -> StudentSampler:
+        """Raises `UserError` for steps the student cannot make."""
+        self.grid.inference_times(steps)
+        if self.info:
+            self.info.check_steps(steps)
+        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance)
+
+
+def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch.float32) -> Student:
+    """A run folder's student, or that of an export's folder (or hub id), with the grid it was trained on.
+
+    Raises `UserError` when there is none for this engine, or when the pipeline is no consistency student.
+    """
+    folder = Path(name)
+    if is_run(folder):
+        folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
+        if engine == "torch" and not folder.is_dir():
+            raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
+    if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
+        raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
+    is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))
+    if is_onnx and engine == "torch":
+        raise UserError(f"{name} is an ONNX export; add --engine onnx")
+    if engine == "onnx" and not is_onnx:
+        raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
+    backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
+    if backbone.original_inference_steps is None:
+        raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
+    grid = student_grid(backbone.schedule, backbone.original_inference_steps)
+    return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
+
+
+def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float32) -> Student:
+    """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
+    backbone = teacher_of(teacher, dtype)
+    info = apply_lora(backbone, Path(lora))
+    grid = student_grid(backbone.schedule, info.original_inference_steps)
+    return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
+
+
+def find_student(
+    student: str | None, teacher: str | None, lora: str | None, engine: Engine, precision: str = "fp32"
+) -> Student:
+    """The student that a command line names: by itself, or as a teacher and a LoRA."""
+    if engine == "onnx" and precision != "fp32":
+        raise UserError(f"got --precision {precision} with --engine onnx, whose exports are fp32; leave it out")
+    dtype = PRECISIONS[precision]
+    if student is not None and teacher is None and lora is None:
+        return load_student(student, engine, dtype)
+    if student is None and teacher is not None and lora is not None:
+        if engine != "torch":
+            raise UserError("got --engine onnx with a LoRA, which only torch applies; leave it out")
+        return load_lora_student(teacher, lora, dtype)
+    raise UserError("expected either a student (a run folder or an export), or both --teacher and --lora")
+
+
+def draw(
+    prompts: Sequence[str],
+    *,
+    student: str | None = None,
+    teacher: str | None = None,
+    lora: str | None = None,
+    engine: Engine = "torch",
+    precision: str = "fp32",
+    steps: int = 2,
+    seed: int = 0,
+    guidance: float | None = None,
+    grid: bool = False,
+    out: Path,
+) -> list[Path]:
+    """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata; the files.
+
+    Image i uses the seed `seed + i`. With `grid`, the last file is a contact sheet of them all. A picture that is there
+    is drawn again only if it was made alike.
+    """
+    texts = _prompts(prompts)
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"got {steps} steps; expected 1 to {MAX_STEPS}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out")
+    loaded = find_student(student, teacher, lora, engine, precision)
+    scale = loaded.guidance(guidance)
+    sampler = loaded.sampler(steps, scale)
+    loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
+    how = {"steps": steps, "guidance_scale": scale, "student": loaded.name}
+    made: dict[Path, dict[str, object]] = {}
+    for index, prompt in enumerate(texts):
+        file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"
+        made[file] = {"prompt": prompt, "seed": seed + index} | how
+    if grid:
+        made[out / f"grid-{steps}-steps-seed-{seed}.png"] = {"prompts": texts, "seed": seed} | how
+    for file, parameters in made.items():
+        if file.exists() and _parameters(file) != parameters:
+            raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
+    out.mkdir(parents=True, exist_ok=True)
+    files, pictures = list(made), []
+    for index, prompt in enumerate(texts):
+        pictures.append(to_pil(sampler([prompt], seed + index)[0]))
+        _save(pictures[-1], files[index], made[files[index]])
+    if grid:
+        _save(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
+    return files
+
+
+def _prompts(prompts: Sequence[str]) -> list[str]:
+    if len(prompts) == 1 and prompts[0].endswith(".txt"):
+        file = Path(prompts[0])
+        if not file.is_file():
+            raise UserError(f"no prompts file {file}; expected a text file with a prompt a line")
+        try:
+            prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8 text; expected a text file with a prompt a line") from None
+    texts = [prompt for prompt in prompts if prompt]
+    if not texts:
+        raise UserError("got no prompts; give one or more after --prompts, or a .txt file with a prompt a line")
+    return texts
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> None:
+    """Write a PNG that says in its metadata how it was made."""
+    metadata = PngInfo()
+    metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
+    temporary = file.with_suffix(".tmp")
+    picture.save(temporary, "PNG", pnginfo=metadata)
+    os.replace(temporary, file)
+
+
+def _parameters(file: Path) -> object:
+    """How a PNG of `_save` was made; None of any other file."""
+    try:
+        with Image.open(file) as picture:
+            return json.loads(picture.info["parameters"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
+    """All pictures under their prompts, `COLUMNS` in a row."""
+    starts = range(0, len(pictures), COLUMNS)
+    rows = [image_grid([pictures[i : i + COLUMNS]], [""], prompts[i : i + COLUMNS]) for i in starts]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def _slug(prompt: str) -> str:
+    """The prompt as the start of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"

@@ -1,0 +1,88 @@
+"""Samplers as `evaluation` wants them: (prompts, seed) → images, with what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
+from scott.guidance import GuidedDenoiser
+from scott.sampling import sample, walk
+from scott.solvers import make
+from scott.teachers import Backbone
+
+
+@dataclass(frozen=True)
+class TeacherSampler:
+    """The guided teacher under DDIM (η = 0), the usual many-step sampler and the paper's baseline."""
+
+    backbone: Backbone
+    steps: int
+    guidance: float
+    truncate: bool = False
+    """Cut prompts that are too long for the text encoder, as preparing captions does."""
+
+    @property
+    def network_calls(self) -> int:
+        """Conditional and, where there is guidance, unconditional, each step."""
+        return self.steps if self.guidance == 1 else 2 * self.steps
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        return self.backbone.decode(self.latents(prompts, seed))
+
+    @torch.no_grad()
+    def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
+        backbone = self.backbone
+        guided = GuidedDenoiser(backbone.teacher, backbone.unconditional(), self.guidance)
+        times = trailing_times(backbone, self.steps)
+        noise, _ = _initial_noise(backbone, len(prompts), seed)
+        cond = backbone.encode_prompts(prompts, truncate=self.truncate)
+        return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, cond, times)
+
+
+@dataclass(frozen=True)
+class StudentSampler:
+    """A student under consistency multistep sampling, at its training grid's times."""
+
+    backbone: Backbone
+    network: Denoiser
+    """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
+    grid: JumpGrid
+    steps: int
+    guidance: float
+    truncate: bool = False
+    """As a teacher's."""
+
+    @property
+    def network_calls(self) -> int:
+        return self.steps
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        return self.backbone.decode(self.latents(prompts, seed))
+
+    @torch.no_grad()
+    def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """For one prompt, the same draws in the same order as a stock pipeline with a CPU generator of this seed."""
+        backbone = self.backbone
+        noise, generator = _initial_noise(backbone, len(prompts), seed)
+        omega = torch.full((len(prompts),), self.guidance, device=backbone.device)
+        cond = backbone.encode_prompts(prompts, truncate=self.truncate) | {"guidance": omega}
+        student = ConsistencyFunction(self.network, backbone.schedule)
+        times = self.grid.inference_times(self.steps)
+        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)
+
+
+def trailing_times(backbone: Backbone, steps: int) -> list[float]:
+    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words)."""
+    schedule = backbone.schedule
+    share = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times = schedule.t_data + share * (schedule.t_max - schedule.t_data)
+    if not schedule.time_dtype.is_floating_point:
+        times = times.round()
+    return times.tolist()
+
+
+def _initial_noise(backbone: Backbone, batch: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(seed)
+    return normal_like(torch.empty(batch, *backbone.latent_shape, device=backbone.device), generator), generator

@@ -1,0 +1,59 @@
+"""Which VAE and text encoders a teacher has, told by their weights and not by the name they are loaded under."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from scott.teachers.latent import LatentBackbone
+
+SAMPLED = 64
+"""Values of each parameter that are looked at, so that 5 GB of T5 take a moment."""
+_PROBE = "A Café, 3x"
+
+
+def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
+    """`vae`, `text_encoder`, ... → class, dtype and hashes of each.
+
+    `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16;
+    `signs`, over their signs, is the same for fp16 too. A tokenizer counts by the ids it makes of a text, the VAE's
+    scaling by its factors.
+    """
+    components = backbone.pipeline.components
+    found: dict[str, dict[str, Any]] = {}
+    for name, module in components.items():
+        if module is None or not (name == "vae" or name.startswith("text_encoder")):
+            continue
+        more: object = (module.config.scaling_factor, module.config.get("shift_factor")) if name == "vae" else None
+        if name != "vae":
+            tokenizer = components[name.replace("text_encoder", "tokenizer")]
+            more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        found[name] = {"class": type(module).__name__, "dtype": dtype, **_hashes(module, more)}
+    return found
+
+
+def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two fingerprints are of different weights."""
+    if not one or not other:
+        return one is not other
+    keys = ("class", "signs") if "float16" in (one["dtype"], other["dtype"]) else ("class", "sha256")
+    return any(one[key] != other[key] for key in keys)
+
+
+def label(fingerprint: dict[str, Any] | None) -> str:
+    """How a message names it."""
+    return f"{fingerprint['class']} {fingerprint['signs'][:8]}" if fingerprint else "none"
+
+
+def _hashes(module: nn.Module, more: object) -> dict[str, str]:
+    values, signs = hashlib.sha256(repr(more).encode()), hashlib.sha256(repr(more).encode())
+    for name, parameter in module.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
+        for digest in (values, signs):
+            digest.update(repr((name, tuple(parameter.shape))).encode())
+        values.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        signs.update(sample.signbit().numpy().tobytes())
+    return {"sha256": values.hexdigest(), "signs": signs.hexdigest()}

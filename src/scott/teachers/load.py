@@ -1,0 +1,146 @@
+"""From a folder or a hub id to a backbone: reads `model_index.json`, picks the family, says clearly what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    DiffusionPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from scott.errors import UserError
+from scott.teachers.latent import LatentBackbone
+from scott.teachers.pixart import PixArtBackbone
+from scott.teachers.sd import SDXLBackbone, UNetBackbone
+from scott.teachers.sd3 import SD3Backbone
+
+FAMILIES: dict[str, tuple[type[DiffusionPipeline], str, type[LatentBackbone]]] = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, "UNet2DConditionModel", UNetBackbone),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, "UNet2DConditionModel", SDXLBackbone),
+    "PixArtAlphaPipeline": (PixArtAlphaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
+    "PixArtSigmaPipeline": (PixArtSigmaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
+    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, "SD3Transformer2DModel", SD3Backbone),
+}
+_RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
+"""What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
+
+
+def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+    """The backbone of a diffusers pipeline: a local folder, or a hub id such as `stable-diffusion-v1-5/...`.
+
+    The frozen network and the text encoders are held in `dtype`, the VAE in fp32.
+
+    Raises:
+        UserError: no pipeline there, a file missing or corrupt, or a family scott does not know.
+    """
+    index = model_index(teacher)
+    pipeline_class, network, backbone = family_of(teacher, index)
+    # a part that scott does not use, which may be large, is not read
+    options: dict[str, Any] = {
+        name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
+    }
+    # a text part that is left out has to be left out by name
+    text = [name for name in index if name.startswith(("text_encoder", "tokenizer"))]
+    options |= {name: None for name in text if index[name] in (None, [None, None])}
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False
+    try:
+        for name, entry in index.items():
+            if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
+                kind = network if name in ("unet", "transformer") else entry[1]
+                options[name] = _whole(teacher, name, kind, torch.float32 if name == "vae" else dtype)
+        pipeline = pipeline_class.from_pretrained(str(teacher), **options)
+        _check_text_parts(pipeline)
+    except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
+    return backbone(pipeline)
+
+
+def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:
+    """A pipeline's model by the name of its class.
+
+    Raises ValueError where its files lack some of its weights: the libraries would leave those random and only warn.
+    """
+    loader = getattr(diffusers if hasattr(diffusers, kind) else transformers, kind)
+    model, found = loader.from_pretrained(str(teacher), subfolder=name, dtype=dtype, output_loading_info=True)
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"the files of {name} lack {len(lacking)} of its weights, such as {lacking[0]}")
+    return model
+
+
+def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[DiffusionPipeline], str, type[LatentBackbone]]:
+    """The family of a model index; `UserError` with what is known when it is none of them."""
+    parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and any(entry)}
+    network = parts.get("unet", parts.get("transformer", "no network"))
+    network = _RENAMED.get(network, network)
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is None or family[1] != network:
+        known = ", ".join(f"{pipeline} with {name}" for pipeline, (_, name, _) in FAMILIES.items())
+        raise UserError(f"{teacher} is a {index.get('_class_name')} with {network}; expected {known}")
+    return family
+
+
+def model_index(teacher: str | Path) -> dict[str, Any]:
+    """`model_index.json` of a folder or a hub id; `UserError` when there is none."""
+    return read_json(teacher, "model_index.json")
+
+
+def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a pipeline's folder or hub id; `UserError` when there is none."""
+    folder = Path(teacher)
+    if folder.is_dir():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{folder} has no {name}; expected a diffusers pipeline folder")
+    elif folder.is_absolute() or len(folder.parts) != 2:
+        raise UserError(f"no teacher at {folder}; expected a diffusers pipeline folder or a hub id (owner/name)")
+    else:
+        try:
+            file = Path(hf_hub_download(str(teacher), name))
+        except (OSError, ValueError, HFValidationError) as error:
+            raise UserError(f"no folder {teacher}, and the hub does not give it: {first_line(error)}") from None
+    try:
+        index = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy or download the pipeline again") from None
+    if not isinstance(index, dict):
+        raise UserError(f"{file} holds no JSON object; copy or download the pipeline again")
+    return index
+
+
+def _check_text_parts(pipeline: DiffusionPipeline) -> None:
+    """Raises ValueError for what the pipeline's class would only miss when it meets a prompt."""
+    parts = pipeline.components
+    for encoder in [name for name in parts if name.startswith("text_encoder")]:
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        if parts[encoder] is None and encoder == "text_encoder_3":
+            continue  # SD3 does without its T5
+        if absent := [name for name in (tokenizer, encoder) if parts[name] is None]:
+            raise ValueError(f"it has no {' and no '.join(absent)}")
+        # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
+        if parts[tokenizer]("a cat").input_ids == parts[tokenizer]("a dog").input_ids:
+            raise ValueError(f"{tokenizer} knows no words; a file of it is missing")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def hide_loading_bars() -> None:
+    """Keep diffusers and transformers from drawing bars of their own between a command's."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

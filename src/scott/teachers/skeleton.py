@@ -1,0 +1,80 @@
+"""A backbone without weights: a teacher's networks on the meta device, made from its config files alone.
+
+Tensors there have a shape and a dtype and nothing in them, so a model of any size can be built, counted and run
+through in seconds. Tokenizers are blank: every prompt gets ids of the right shape.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5Tokenizer
+from transformers.modeling_outputs import BaseModelOutput
+
+from scott.errors import UserError
+from scott.teachers.latent import LatentBackbone
+from scott.teachers.load import family_of, first_line, model_index, read_json
+
+
+class ShapeOnlyT5(T5EncoderModel):
+    """T5 looks into its attention mask, which no meta tensor can answer: this one says the shape of its output."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+        shape = (*input_ids.shape, self.config.d_model)
+        return BaseModelOutput(torch.empty(shape, dtype=self.dtype, device=input_ids.device))
+
+
+def skeleton(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+    """What `load_backbone` would make of a teacher, on the meta device. Only config files are read.
+
+    Raises:
+        UserError: no pipeline there, a config missing or corrupt, or a family scott does not know.
+    """
+    index = model_index(teacher)
+    pipeline_class, network, backbone = family_of(teacher, index)
+    encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
+    configs = {name: read_json(teacher, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
+    scheduler = read_json(teacher, "scheduler/scheduler_config.json")
+    known = inspect.signature(pipeline_class).parameters
+    options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
+    parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
+    if "safety_checker" in known:
+        options["requires_safety_checker"] = False
+    try:
+        parts["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_config(scheduler)
+        with torch.device("meta"):
+            for name, class_name in ((backbone.part, network), ("vae", index["vae"][1])):
+                parts[name] = getattr(diffusers, class_name).from_config(configs[name])
+            for name in encoders:
+                parts[name] = _text_encoder(index[name][1], configs[name])
+                parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{teacher} cannot be built: {first_line(error)}. Copy or download it again") from None
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            _cast(part, torch.float32 if name == "vae" else dtype)
+    return backbone(pipeline_class(**parts, **options))
+
+
+def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:
+    encoder = ShapeOnlyT5 if class_name == "T5EncoderModel" else getattr(transformers, class_name)
+    return encoder(encoder.config_class.from_dict(config))
+
+
+def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer:
+    if isinstance(encoder, T5EncoderModel):
+        return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=encoder.config.max_position_embeddings)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what `from_pretrained` casts: weights, not the buffers that are made anew, nor what overflows in fp16."""
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and kept.isdisjoint(name.split(".")):
+            tensor.data = tensor.data.to(dtype)

@@ -1,0 +1,123 @@
+"""`scott evaluate` on any captioned pictures: what is read of them, and the rows that come of it."""
+
+import json
+
+import pytest
+import torch
+
+from scott.commands import evaluate as module
+from scott.commands.evaluate import evaluate_student
+from scott.commands.measure import source_reference
+from scott.commands.measured import Measured
+from scott.commands.sample import Student
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.export.trained import student_grid
+from scott.mini import embedded
+from scott.mini.scenes import Scenes
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve held-out scenes, and two files that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    scenes = Scenes(12, "held-out")
+    for index in range(12):
+        image, caption = scenes[index]
+        image.save(folder / f"{index:02d}.png")
+        (folder / f"{index:02d}.txt").write_text(caption)
+    (folder / "00a.png").write_bytes(b"no picture")
+    (folder / "00a.txt").write_text("a caption")
+    scenes[0][0].save(folder / "00b.png")  # without a caption
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features():
+    return embedded.load_features()
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The embedded teacher in place of a student that is loaded."""
+    backbone = embedded.load_teacher()
+    grid = student_grid(backbone.schedule, 25)
+    student = Student("s", backbone, backbone.teacher, grid, None)
+    monkeypatch.setattr(module, "load_student", lambda name: student)
+    return student
+
+
+def ignore(*_):
+    pass
+
+
+def test_the_first_pictures_that_can_be_read_are_the_reference(pictures, features):
+    reference = source_reference(open_source(str(pictures)), 11, 64, features, ignore)
+    assert reference.prompts == Scenes(12, "held-out").captions()[:11]
+    assert torch.allclose(reference.real, embedded.real_features(features, 11), atol=1e-4)
+
+
+def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features):
+    """A wide picture is measured as the square of its centre."""
+    for index in range(10):
+        image, caption = Scenes(10, "held-out")[index]
+        wide = image.crop((-32, 0, 96, 64)).resize((256, 128))  # black beside it
+        wide.save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    reference = source_reference(open_source(str(tmp_path)), 10, 64, features, ignore)
+    own = embedded.real_features(features, 10)
+    similarity = torch.nn.functional.cosine_similarity(reference.real, own)
+    assert similarity.min() > 0.9
+
+
+@pytest.mark.parametrize("samples", [9, 100])
+def test_too_few_pictures_are_refused(samples, tmp_path, features):
+    for index in range(5):
+        Scenes(5)[index][0].save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a caption")
+    with pytest.raises(UserError, match="expected 10 or more"):
+        source_reference(open_source(str(tmp_path)), samples, 64, features, ignore)
+
+
+def test_what_cannot_be_read_is_counted(pictures, features):
+    reference = source_reference(open_source(str(pictures)), 100, 64, features, ignore)
+    assert len(reference.prompts) == 12
+    assert reference.skipped == {"not-a-picture": 1, "no-caption": 1}
+
+
+def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictures, tmp_path):
+    measured = Measured(
+        data=str(pictures), features=str(embedded.CLIP), guidance=2.5, teacher="mini", teacher_steps=(4, 1)
+    )
+    results, file = evaluate_student("s", (1,), measured, out=tmp_path / "results.json", report=ignore)
+    rows = {row.name: row for row in results.rows}
+    assert list(rows) == ["teacher-ddim-4", "teacher-ddim-1", "student-1"]
+    assert rows["teacher-ddim-4"].network_calls == 8
+    assert rows["teacher-ddim-4"].fid < rows["teacher-ddim-1"].fid
+    assert {row.samples for row in results.rows} == {12}
+    meta = json.loads(file.read_text())["meta"]
+    assert (meta["samples"], meta["left out"]) == (12, "not-a-picture 1, no-caption 1")
+    assert "split" not in meta
+
+
+BAD = {
+    "no CLIP to measure with": ({"data": "PICTURES"}, "without --features; name a CLIP"),
+    "a CLIP for mini": ({"features": "some/clip"}, "has a CLIP of its own"),
+    "no such data": ({"data": "nowhere/at/all", "features": "CLIP"}, "no data at nowhere/at/all"),
+    "no such CLIP": ({"data": "PICTURES", "features": "PICTURES"}, "is not a CLIP model"),
+    "shards": ({"data": "SHARDS", "features": "CLIP"}, "holds encoded pictures"),
+    "a teacher that draws nothing": ({"teacher": "mini"}, "without --teacher-steps"),
+    "no teacher": ({"teacher_steps": (4,)}, "give --teacher beside --teacher-steps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_measured_is_one_line(case, untrained, pictures, tmp_path):
+    changes, said = BAD[case]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "manifest.json").touch()
+    known = {"PICTURES": str(pictures), "CLIP": str(embedded.CLIP), "SHARDS": str(tmp_path / "shards")}
+    changes = {name: known.get(value, value) for name, value in changes.items()}
+    with pytest.raises(UserError, match=said):
+        evaluate_student("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)
+    assert not (tmp_path / "r.json").exists()

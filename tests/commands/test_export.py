@@ -1,0 +1,129 @@
+"""`scott export` of a run folder: its newest checkpoint's target, in every form; an older export is never lost."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scott.commands import export as module
+from scott.commands.export import export, export_finished, load_run
+from scott.commands.sample import find_student, load_student
+from scott.errors import UserError
+from scott.export import pipeline
+from scott.export.trained import difference, draw_latents
+from scott.teachers import load_backbone
+from scott.training.checkpoint import Best, save_checkpoint
+from scott.training.config import DistillConfig
+
+
+@pytest.fixture
+def make_run(make_backbone, teacher_folders, perturb, tmp_path):
+    """`make_run(train, **changes)`: (run folder as training leaves it, the backbone in memory)."""
+
+    def make(train="lora", **changes):
+        backbone = make_backbone(train)
+        perturb(backbone.target_parameters())
+        out = tmp_path / "run"
+        config = DistillConfig(
+            teacher=str(teacher_folders["sd1"]), data="mini", out=out, train=train, lora_rank=4, **changes
+        )
+        for step, parts in ((1, backbone.student_parameters()), (2, backbone.target_parameters())):
+            save_checkpoint(out / "checkpoints", step, {"target": parts}, {})
+        (out / "config.json").write_text(config.to_json())
+        return out, backbone
+
+    return make
+
+
+def test_the_newest_checkpoints_target_is_what_is_exported(make_run):
+    run, backbone = make_run("full")
+    trained = load_run(run)
+    assert trained.updates == 2
+    expected = draw_latents(backbone, trained.grid, 3.0)
+    assert torch.equal(trained.latents(), expected)
+    folder = export(run, "diffusers")
+    assert folder == run / "student"
+    loaded = load_student(str(run))
+    assert difference(expected, draw_latents(loaded.backbone, loaded.grid, 3.0)) < 1e-4
+    assert json.loads((folder / "scott.json").read_text())["updates"] == 2
+    assert (folder / "card.md").read_text() == (run / "card.md").read_text()
+
+
+def test_the_best_checkpoint_is_exported_when_asked_for(make_run):
+    run, _ = make_run()
+    with pytest.raises(UserError, match="no best checkpoint yet; train with --validate-every"):
+        export(run, "diffusers", best=True)
+    Best(1, "fid", 1.0).write(run / "checkpoints")
+    assert load_run(run, best=True).updates == 1
+    export(run, "diffusers")
+    folder = export(run, "diffusers", best=True)
+    assert folder == run / "best" / "student"
+    updates = [json.loads((place / "scott.json").read_text())["updates"] for place in (folder, run / "student")]
+    assert updates == [1, 2], "the newest one stays"
+    assert (run / "best" / "card.md").is_file()
+
+
+@pytest.mark.parametrize("kind", ["lora", "kohya"])
+def test_a_lora_is_drawn_on_its_teacher(make_run, teacher_folders, kind):
+    run, _ = make_run("lora")
+    folder = export(run, kind)
+    student = find_student(None, str(teacher_folders["sd1"]), str(folder), "torch")
+    ours = student.sampler(2, 3.0).latents(["a cat"], 0)
+    assert difference(load_run(run).latents(), ours) < 1e-4
+    assert str(folder) in (folder / "card.md").read_text()
+
+
+def test_a_finished_run_leaves_its_exports(make_run):
+    run, backbone = make_run("lora")
+    export_finished(backbone, DistillConfig.load(run / "config.json"))
+    assert {"student", "lora", "card.md"} <= {path.name for path in run.iterdir()}
+    assert not list(run.glob(".*"))
+
+
+def test_a_run_of_fewer_bits_is_exported_in_fp32(make_run, teacher_folders):
+    """Merged in bf16, the LoRA's small updates would be rounded away, and no comparison would hold."""
+    run, _ = make_run("lora", precision="bf16")
+    config = DistillConfig.load(run / "config.json")
+    backbone = load_backbone(teacher_folders["sd1"], torch.bfloat16)
+    backbone.add_student("lora", rank=4, alpha=4.0)
+    export_finished(backbone, config)
+    student = load_student(str(run))
+    assert difference(load_run(run).latents(), draw_latents(student.backbone, student.grid, 3.0)) < 1e-4
+
+
+def test_an_export_that_differs_leaves_the_older_one(make_run, monkeypatch):
+    run, _ = make_run("full")
+    before = (export(run, "diffusers") / "model_index.json").stat().st_mtime_ns
+    monkeypatch.setattr(pipeline, "difference", lambda expected, got: 0.5)
+    with pytest.raises(UserError, match="of a spread off"):
+        export(run, "diffusers")
+    assert (run / "student" / "model_index.json").stat().st_mtime_ns == before
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_loaded(make_run, tmp_path, monkeypatch):
+    run, _ = make_run("full")
+    monkeypatch.setattr(module, "load_backbone", None)
+    for kind in ("lora", "kohya"):
+        with pytest.raises(UserError, match="use --to diffusers"):
+            export(run, kind)
+    with pytest.raises(UserError, match="expected one of"):
+        export(run, "gguf")
+    with pytest.raises(UserError, match="expected the run folder"):
+        export(tmp_path / "nowhere", "diffusers")
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.json"}
+
+
+def test_a_run_without_a_checkpoint_or_with_anothers(make_run, tmp_path):
+    run, _ = make_run("full")
+    config = DistillConfig.load(run / "config.json")
+    (run / "config.json").write_text(replace(config, train="lora").to_json())
+    with pytest.raises(UserError, match="does not fit"):
+        load_run(run)
+    (run / "checkpoints" / "step-00000002" / "target.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_run(run)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text(config.to_json())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_run(tmp_path / "new")

@@ -1,0 +1,75 @@
+"""`scott distill … --dry-run`: says what a run would need from config files alone, and leaves nothing behind."""
+
+import dataclasses
+import json
+
+import pytest
+from tests.teachers.published import write_configs
+
+from scott.commands.plan import plan
+from scott.errors import UserError
+from scott.recipes import RECIPES
+
+
+@pytest.fixture
+def scott(command_line, monkeypatch, tmp_path):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    return command_line
+
+
+def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):
+    code, said, _ = scott("distill", "mini", "--dry-run", "--batch-size", "2")
+    assert code == 0
+    budget = plan(RECIPES["mini"](batch_size=2))
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
+    assert all(len(line) <= 80 for line in said.splitlines())
+    table = {row[0]: row[1:] for row in rows}
+    assert table["network"] == [f"{budget.parameters:,}", "UNet2DConditionModel"]
+    assert table["teacher"] == ["3", "on 4 samples"]
+    assert table["critic decoder"] == ["2", "on 2 samples, and 3 backward"]
+    assert table["in all"][0] == f"{budget.total / 1e6:,.2f} MB"
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_the_budget(scott, teacher_folders):
+    arguments = ["--teacher", teacher_folders["sdxl"], "--data", "/nowhere", "--batch-size", "2", "--lora-rank", "4"]
+    code, said, _ = scott("distill", "sdxl", *arguments, "--dry-run", "--json")
+    assert code == 0
+    config = RECIPES["sdxl"](teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
+    budget = plan(config)
+    totals = {"total": budget.total, "start": budget.start}
+    assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals
+    assert budget.start == budget.training["frozen network"] + sum(budget.preparing.values())
+
+
+def test_json_without_a_dry_run_is_refused(scott, tmp_path):
+    code, _, said = scott("distill", "mini", "--json")
+    assert code == 2
+    assert "--dry-run" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_published_teacher_is_planned_without_its_weights(tmp_path):
+    """PixArt at its real size, with its recipe's batch of 16."""
+    config = RECIPES["pixart"](teacher=str(write_configs("pixart", tmp_path)), data="none", adversarial_weight=0.0)
+    budget = plan(config)
+    assert (budget.parameters, budget.student, budget.critic) == (610_856_096, 53_673_984, 0)
+    assert budget.training["frozen network"] == pytest.approx(2 * 610_856_096, rel=0.01), "bf16"
+    assert budget.training["optimizers"] == 8 * 53_673_984
+    assert budget.preparing["text encoders"] == 2 * 4_762_310_656
+    assert 3e9 < budget.total < 9e9
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"teacher": "/nowhere/teacher"}, "no teacher at"),
+        ({"substeps": 5}, "multiple"),
+        ({"guidance_min": 2.0, "guidance_max": 7.0, "train": "full"}, "takes no ω"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(settings, said, teacher_folders):
+    config = RECIPES["pixart"](**{"teacher": str(teacher_folders["pixart"]), "data": "none", **settings})
+    with pytest.raises(UserError, match=said):
+        plan(config)

@@ -1,0 +1,84 @@
+"""The critics of the paper's Table 7: what each trains, what it is told, and where its gradients go."""
+
+import pytest
+import torch
+
+from scott.teachers.adapters import LoRALayer
+
+
+def logits(backbone, x, t, cond):
+    return backbone.critic_logits(backbone.critic_features(x, t, cond))
+
+
+def bit_equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_no_critic_makes_none(make_backbone, family):
+    backbone = make_backbone("lora", family=family)
+    assert backbone.critic_parameters() == {}
+    assert backbone.critic_head is None
+    assert {name for layer in backbone.adapters.layers.values() for name in layer.lora_A} == {"student", "target"}
+
+
+def test_an_unconditional_critic_knows_neither_time_nor_text(make_backbone, inputs, perturb, family):
+    backbone = make_backbone(critic_rank=4, critic="unconditional", family=family)
+    perturb(backbone.critic_parameters())
+    x, t, cond = inputs(backbone)
+    with torch.no_grad():
+        first = logits(backbone, x, t, cond)
+        other = {name: value.flip(0) + 1 for name, value in cond.items()}
+        assert torch.equal(first, logits(backbone, x, t.flip(0), other))
+        assert not torch.allclose(first, logits(backbone, x.flip(0), t, cond))
+        # it is the LoRA critic, told what says nothing
+        backbone.critic_kind = "lora"
+        nothing = {name: value.expand(2, *value.shape[1:]) for name, value in backbone.unconditional().items()}
+        clean = torch.full_like(t, backbone.schedule.t_data)
+        assert torch.equal(first, logits(backbone, x, clean, nothing))
+
+
+def test_a_full_critic_starts_as_the_network_and_trains_all_of_it(make_backbone, inputs, family):
+    backbone, plain = make_backbone("lora", critic_rank=4, critic="full", family=family), make_backbone(family=family)
+    x, t, cond = inputs(backbone)
+    own = dict(backbone.network.named_parameters())
+    copy = {name: p for name, p in backbone.critic_parameters().items() if not name.startswith("head.")}
+    assert copy.keys() == {
+        name for name, _ in plain.network.named_parameters() if not name.startswith(backbone.output_layer)
+    }
+    assert not any(isinstance(module, LoRALayer) for module in backbone.copies["critic"].modules())
+    base = {name: p.clone() for name, p in own.items()}
+    with torch.no_grad():
+        timestep = backbone.schedule.timestep(t)
+        decoded = backbone.decode_features(backbone.copies["critic"], backbone.critic_features(x, t, cond))
+        expected = plain.decode_features(plain.network, plain.encode(plain.network, x, timestep, cond))
+        assert torch.equal(decoded, expected)
+
+    optimizer = torch.optim.AdamW(backbone.critic_parameters().values(), lr=1e-3)
+    for _ in range(2):  # the head starts at zero, so the first step moves the head alone
+        optimizer.zero_grad()
+        torch.tanh(logits(backbone, x, t, cond) + 0.1).sum().backward()
+        optimizer.step()
+    still = {name for name, p in copy.items() if not p.grad.any()}
+    # SD3's last block drops its text, which still asks; keys' biases and absent additions have no say
+    assert all("add_q_proj" in name or name.endswith("_k.bias") or "k_proj.bias" in name for name in still), still
+    assert bit_equal(base, dict(backbone.network.named_parameters()))
+    assert all(p.grad is None for p in own.values())
+
+
+@pytest.mark.parametrize("critic", ["lora", "full", "unconditional"])
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_gradient_of_a_fake_passes_through_the_critic_to_the_student_alone(
+    make_backbone, inputs, perturb, train, critic
+):
+    backbone = make_backbone(train, critic_rank=4, critic=critic)
+    x, t, cond = inputs(backbone)
+    perturb(backbone.critic_parameters())
+    loss = -logits(backbone, backbone.student(x, t, cond), t, cond).mean()
+    student = tuple(backbone.student_parameters().values())
+    to_student = torch.autograd.grad(loss, student, retain_graph=True)
+    to_critic = torch.autograd.grad(loss, tuple(backbone.critic_parameters().values()))
+    assert max(g.abs().max() for g in to_student) > 0
+    assert max(g.abs().max() for g in to_critic) > 0
+    owned = (*student, *backbone.critic_parameters().values(), *backbone.target_parameters().values())
+    base = {id(p): p for p in backbone.network.parameters()}
+    assert not any(p.requires_grad for key, p in base.items() if key not in set(map(id, owned)))

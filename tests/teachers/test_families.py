@@ -1,0 +1,320 @@
+"""What holds of every family: the teacher is the stock pipeline, and the four models stand on one frozen network."""
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel
+from tests.teachers.stock_pipelines import assert_same_latents, draw, teacher_pipeline
+
+from scott.diffusion import JumpGrid
+from scott.errors import UserError
+from scott.samplers import StudentSampler, TeacherSampler
+from scott.teachers import load_backbone
+from scott.teachers.pixart import PixArtBackbone
+
+TRAIN = ["lora", "full"]
+PROMPT = "a cat"
+
+
+def critic_logits(backbone, x, t, cond):
+    return backbone.critic_logits(backbone.critic_features(x, t, cond))
+
+
+def base_weights(backbone):
+    """The frozen network's, the VAE's and the text encoders' parameters by name."""
+    parts = {name: part for name, part in backbone.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    return {name: p for name, p in named.items() if ".lora_" not in name}
+
+
+# --- the teacher ---------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_sampler_is_the_stock_pipeline(make_backbone, family):
+    """Guidance, what is pushed away from (zeros for SDXL), masks and pooled text, and all of the steps."""
+    backbone = make_backbone(family=family)
+    sigmas = {"sigmas": [1 - k / 4 for k in range(4)]} if family == "sd3" else {}
+    expected = draw(teacher_pipeline(backbone), PROMPT, 4, 7.5, seed=3, **sigmas)
+    ours = TeacherSampler(backbone, 4, 7.5).latents([PROMPT], 3)
+    assert_same_latents(ours, expected, 2e-5)
+    assert (ours - TeacherSampler(backbone, 4, 1.0).latents([PROMPT], 3)).abs().max() > 0.1 * ours.std()
+
+
+def test_sdxl_pushes_away_from_the_empty_prompt_where_its_pipeline_does(make_backbone):
+    backbone = make_backbone(family="sdxl")
+    zeros = TeacherSampler(backbone, 2, 7.5).latents([PROMPT], 3)
+    backbone.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    ours = TeacherSampler(backbone, 2, 7.5).latents([PROMPT], 3)
+    assert_same_latents(ours, draw(teacher_pipeline(backbone), PROMPT, 2, 7.5, seed=3), 2e-5)
+    assert (ours - zeros).abs().max() > 1e-2 * ours.std()
+
+
+def test_pixart_at_1024_px_is_told_the_size(make_backbone):
+    pipeline = make_backbone(family="pixart").pipeline
+    torch.manual_seed(0)
+    wide = {"sample_size": 128, "patch_size": 8, "num_attention_heads": 3, "attention_head_dim": 16, "num_layers": 2}
+    config = {**pipeline.transformer.config, **wide, "cross_attention_dim": 48, "use_additional_conditions": True}
+    pipeline.register_modules(transformer=PixArtTransformer2DModel.from_config(config).eval())
+    backbone = PixArtBackbone(pipeline)
+    assert backbone.resolution == 1024
+    assert_same_latents(
+        TeacherSampler(backbone, 1, 4.5).latents([PROMPT], 3),
+        draw(teacher_pipeline(backbone), PROMPT, 1, 4.5, seed=3),
+        2e-5,
+    )
+
+
+def test_prompts_are_encoded_as_in_the_stock_pipeline(make_backbone, family):
+    backbone = make_backbone(family=family)
+    pipeline = backbone.pipeline
+    lengths = {"pixart": {"max_sequence_length": 120}, "sd3": {"max_sequence_length": 256}}.get(family, {})
+    required = {"prompt_2": None, "prompt_3": None} if family == "sd3" else {}
+    for prompt in (PROMPT, "", "zebra " * 2):
+        stock = pipeline.encode_prompt(
+            prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **required, **lengths
+        )
+        cond = backbone.encode_prompts([prompt])
+        assert torch.equal(cond["text"], stock[0])
+        if family in ("sdxl", "sd3"):
+            assert torch.equal(cond["pooled"], stock[2])
+        if family == "pixart":
+            assert torch.equal(cond["mask"], stock[1])
+
+
+def test_the_longest_prompt_fits_and_a_longer_one_is_an_error_or_cut(make_backbone, family):
+    backbone = make_backbone(family=family)
+    # without CLIP's two marks or T5's one; the tiny T5 spends one more on the leading space
+    word, limit, more = {"pixart": ("b", 118, 1), "sd3": ("b", 254, 1)}.get(family, ("b ", 14, 0))
+    taken = limit + more
+    cond = backbone.encode_prompts([word * limit])
+    with pytest.raises(UserError, match=f"got a prompt of {taken + 1} tokens, expected at most {taken}"):
+        backbone.encode_prompts(["fine", word * (limit + 1)])
+    cut = backbone.encode_prompts([word * (limit + 9)], truncate=True)
+    assert all(torch.equal(cut[name], cond[name]) for name in cond)
+
+
+def test_decode_and_encode_are_the_vae_scaled_and_in_unit_range(make_backbone, family):
+    backbone = make_backbone(family=family)
+    side = backbone.resolution
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    mean, std = backbone.encode_images(pixels)
+    assert mean.shape[1:] == backbone.latent_shape
+    posterior = backbone.vae.encode(2 * pixels - 1).latent_dist
+    scale, shift = backbone.vae.config.scaling_factor, backbone.vae.config.shift_factor or 0.0
+    torch.testing.assert_close(mean / scale + shift, posterior.mean)
+    torch.testing.assert_close(std / scale, posterior.std)
+    stock = backbone.vae.decode(mean / scale + shift).sample
+    expected = backbone.pipeline.image_processor.postprocess(stock, output_type="pt")
+    torch.testing.assert_close(backbone.decode(mean), expected)
+
+
+# --- encoder and decoder -------------------------------------------------------------------------------------
+
+
+def assert_halves_are_the_whole(backbone, network, x, t, cond):
+    timestep, seen = backbone.schedule.timestep(t), []
+    output = getattr(network, backbone.output_layer)
+    hook = output.register_forward_hook(lambda module, args, made: seen.append(made))
+    with torch.no_grad():
+        backbone.predict(network, x, timestep, cond)
+    hook.remove()
+    with torch.no_grad():
+        features = backbone.decode_features(network, backbone.encode(network, x, timestep, cond))
+        assert features.shape[-1] == backbone.feature_channels
+        features = features.permute(0, 3, 1, 2) if features.ndim == 4 else features
+        assert torch.equal(output(features), seen[0])
+
+
+@pytest.mark.parametrize("size", [None, (9, 7)], ids=["even", "odd"])
+def test_halves_are_the_whole(make_backbone, inputs, perturb, family, size):
+    backbone = make_backbone("lora", critic_rank=4, family=family)
+    x, t, cond = inputs(backbone)
+    if size is not None:
+        if family in ("pixart", "sd3"):
+            pytest.skip("transformers cut a picture into whole patches")
+        x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
+    perturb(backbone.critic_parameters())
+    for adapter in (None, "critic"):
+        with backbone.adapters.use(adapter):
+            assert_halves_are_the_whole(backbone, backbone.network, x, t, cond)
+
+
+def test_halves_of_a_transformer_take_another_size_than_its_own(make_backbone, inputs):
+    for family in ("pixart", "sd3"):
+        backbone = make_backbone(family=family)
+        _, t, cond = inputs(backbone)
+        x = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+        assert_halves_are_the_whole(backbone, backbone.network, x, t, cond)
+
+
+def test_the_halves_share_no_layer(make_backbone, inputs, family):
+    """What the decoder's prefixes name runs in `decode_features`, and nothing else with a LoRA of the critic."""
+    backbone = make_backbone(critic_rank=2, family=family)
+    x, t, cond = inputs(backbone)
+    ran = []
+    for name, layer in backbone.adapters.layers.items():
+        layer.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+    with torch.no_grad():
+        features = backbone.critic_features(x, t, cond)
+        assert not ran
+        backbone.critic_logits(features)
+    assert sorted(ran) == sorted(backbone.adapters.layers)
+    assert all(name.startswith(backbone.decoder_prefixes) for name in ran)
+
+
+# --- the models on it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_student_target_and_critic_start_as_the_teacher(make_backbone, inputs, family, train):
+    backbone, plain = make_backbone(train, critic_rank=4, family=family), make_backbone(family=family)
+    student, target = backbone.student_parameters(), backbone.target_parameters()
+    assert student.keys() == target.keys()
+    assert all(torch.equal(student[name], target[name]) and student[name] is not target[name] for name in student)
+    x, t, cond = inputs(backbone)
+    with torch.no_grad():
+        expected = plain.teacher(x, t, cond)
+        for model in (backbone.teacher, backbone.student, backbone.target):
+            assert torch.equal(model(x, t, cond), expected)
+        features = backbone.critic_features(x, t, cond)
+        with backbone.adapters.use("critic"):
+            decoded = backbone.decode_features(backbone.network, features)
+        timestep = plain.schedule.timestep(t)
+        encoded = plain.encode(plain.network, x, timestep, cond)
+        assert torch.equal(decoded, plain.decode_features(plain.network, encoded))
+        logits = critic_logits(backbone, x, t, cond)
+    assert torch.equal(logits, torch.zeros(decoded.shape[:-1]))
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_an_update_moves_its_own_model_only(make_backbone, inputs, family, train):
+    backbone = make_backbone(train, critic_rank=4, family=family)
+    x, t, cond = inputs(backbone)
+    before = {name: p.clone() for name, p in base_weights(backbone).items()}
+    with torch.no_grad():
+        teacher = backbone.teacher(x, t, cond)
+
+    student = torch.optim.AdamW(backbone.student_parameters().values(), lr=1e-3)
+    backbone.student(x, t, cond).square().mean().backward()
+    student.step()
+    critic = torch.optim.AdamW(backbone.critic_parameters().values(), lr=1e-3)
+    for _ in range(2):  # the head starts at zero, so the first step moves the head alone
+        critic.zero_grad()
+        critic_logits(backbone, x, t, cond).square().add(critic_logits(backbone, x, t, cond)).sum().backward()
+        critic.step()
+
+    with torch.no_grad():
+        assert torch.equal(backbone.teacher(x, t, cond), teacher)
+        assert torch.equal(backbone.target(x, t, cond), teacher)
+        assert (backbone.student(x, t, cond) - teacher).abs().max() > 1e-4
+        assert critic_logits(backbone, x, t, cond).abs().max() > 1e-4
+    after = base_weights(backbone)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("train", "critic"), [("lora", "full"), ("full", "lora")])
+def test_each_optimizer_owns_its_own_parameters_and_the_base_none(make_backbone, family, train, critic):
+    backbone = make_backbone(train, critic_rank=4, family=family, critic=critic)
+    owners = [backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters()]
+    ids = [{id(p) for p in owner.values()} for owner in owners]
+    assert all(ids)
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    base = base_weights(backbone).values()
+    assert not any(p.requires_grad for p in base)
+    assert not {id(p) for p in base} & set.union(*ids)
+    assert all(p.requires_grad for owner in (owners[0], owners[2]) for p in owner.values())
+    # nothing that is trained is left out
+    trained = [backbone.network, *backbone.copies.values(), backbone.critic_head]
+    assert {id(p) for module in trained for p in module.parameters() if p.requires_grad} <= set.union(*ids)
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_gradients_reach_their_model_and_never_the_base(make_backbone, inputs, perturb, family, train):
+    backbone = make_backbone(train, critic_rank=4, family=family)
+    x, t, cond = inputs(backbone)
+    perturb(backbone.critic_parameters())
+    perturb(backbone.student_parameters())
+    critic_logits(backbone, backbone.student(x, t, cond), t, cond).sum().backward()
+    idle = idle_parameters(backbone)
+    for owner in (backbone.student_parameters(), backbone.critic_parameters()):
+        assert all(p.grad is not None for p in owner.values())
+        still = {name for name, p in owner.items() if not (p.grad != 0).any()}
+        assert not {name for name in still if not any(part in name for part in idle)}, still
+    assert all(p.grad is None for p in backbone.target_parameters().values())
+    assert all(p.grad is None for p in base_weights(backbone).values())
+
+
+def idle_parameters(backbone):
+    """Parts of a network that its output does not depend on."""
+    if backbone.part == "unet":
+        return ()
+    last = f"transformer_blocks.{len(backbone.network.transformer_blocks) - 1}"
+    # SD3's last block drops its text, which still asks; a key's bias adds one number to a row of the softmax;
+    # the variance's half of PixArt's output is dropped
+    return (f"{last}.attn.add_q_proj", "to_k.bias", "add_k_proj.bias")
+
+
+def test_the_critic_adapts_the_decoder_only(make_backbone, inputs, perturb, family):
+    backbone = make_backbone("lora", critic_rank=4, family=family)
+    x, t, cond = inputs(backbone)
+    lora = [name for name in backbone.critic_parameters() if not name.startswith("head.")]
+    assert all(name.startswith(backbone.decoder_prefixes) for name in lora)
+    before = backbone.critic_features(x, t, cond)
+    perturb(backbone.critic_parameters())
+    torch.testing.assert_close(backbone.critic_features(x, t, cond), before, rtol=0, atol=0)
+
+
+def test_the_critic_is_told_the_time_and_the_text(make_backbone, inputs, perturb, family):
+    backbone = make_backbone(critic_rank=4, family=family)
+    x, t, cond = inputs(backbone)
+    perturb(backbone.critic_parameters())
+    with torch.no_grad():
+        logits = critic_logits(backbone, x, t, cond)
+        assert not torch.allclose(logits, critic_logits(backbone, x, t.flip(0), cond))
+        other = {name: value.flip(0) for name, value in cond.items()}
+        assert not torch.allclose(logits, critic_logits(backbone, x, t, other))
+
+
+def test_an_unknown_train_or_critic_is_an_error_with_the_choices(make_backbone, family):
+    with pytest.raises(UserError, match="'lora', 'full'"):
+        make_backbone("ful", family=family)
+    with pytest.raises(UserError, match="'lora', 'full', 'unconditional'"):
+        make_backbone(critic_rank=4, critic="lor", family=family)
+
+
+# --- the student as a stock pipeline -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_the_saved_student_is_the_target_in_a_stock_pipeline(make_backbone, inputs, perturb, tmp_path, family, train):
+    backbone = make_backbone(train, critic_rank=2, family=family)
+    for seed, owner in enumerate((backbone.student_parameters(), backbone.target_parameters())):
+        perturb(owner, seed)
+    perturb(backbone.critic_parameters(), 2)
+    x, t, cond = inputs(backbone)
+
+    def answers():
+        with torch.no_grad():
+            models = (backbone.teacher, backbone.student, backbone.target)
+            return [*(model(x, t, cond) for model in models), critic_logits(backbone, x, t, cond)]
+
+    before = answers()
+    jump, substeps = (24, 3) if train == "lora" else (20, 1)
+    grid = JumpGrid(backbone.schedule, jump=jump, substeps=substeps)
+    backbone.save_student(tmp_path, grid)
+    assert all(map(torch.equal, answers(), before))
+    assert all(p.requires_grad for p in backbone.student_parameters().values())
+
+    stock = type(backbone.pipeline).from_pretrained(tmp_path)
+    reloaded = load_backbone(tmp_path)
+    assert reloaded.original_inference_steps == (125 if family == "sd3" else grid.original_inference_steps)
+    # a flow's own times depend on its shift, which the few-step scheduler has changed
+    spacing = reloaded.schedule.training_steps // reloaded.original_inference_steps
+    again = JumpGrid(reloaded.schedule, jump=spacing, substeps=1)
+    omega = 4.0 if train == "full" and backbone.takes_guidance else 1.0
+    for steps in (1, 4):
+        expected = draw(stock, PROMPT, steps, omega, seed=5)
+        ours = StudentSampler(backbone, backbone.target, grid, steps, omega).latents([PROMPT], 5)
+        assert_same_latents(ours, expected)
+        read = StudentSampler(reloaded, reloaded.teacher, again, steps, omega).latents([PROMPT], 5)
+        assert_same_latents(read, expected)

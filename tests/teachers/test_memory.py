@@ -1,0 +1,223 @@
+"""What saves memory or time changes no numbers but by rounding: recomputation, half precision, parking, compiling."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from scott.teachers import load_backbone
+from scott.teachers.adapters import Adapters, LoRALayer
+
+
+def both_gradients(backbone, x, t, cond):
+    """The student's and the critic's gradients, as a training step makes them: all backward passes come last."""
+    x0 = backbone.student(x, t, cond)
+    logits = backbone.critic_logits(backbone.critic_features(x0, t, cond))
+    loss = x0.square().mean() - logits.mean()
+    student = torch.autograd.grad(loss, tuple(backbone.student_parameters().values()), retain_graph=True)
+    critic = torch.autograd.grad(torch.tanh(logits).sum(), tuple(backbone.critic_parameters().values()))
+    return student, critic
+
+
+def assert_equal_gradients(ours, expected, tolerance=1e-6):
+    for mine, theirs in zip(ours, expected, strict=True):
+        scale = max(g.norm() for g in theirs)
+        assert scale > 0
+        for g, e in zip(mine, theirs, strict=True):
+            assert (g - e).norm() <= tolerance * max(e.norm(), 1e-3 * scale)
+
+
+def counted_calls(backbone):
+    """Calls of the blocks' layers by (layer, what adapter is on), counted as they come."""
+    counts = {}
+
+    def count(module, args, name):
+        key = (name, backbone.adapters.active)
+        counts[key] = counts.get(key, 0) + 1
+
+    networks = {"": backbone.network, **backbone.copies}
+    for prefix, network in networks.items():
+        for name, module in network.named_modules():
+            if name.endswith((".to_q", ".conv1")):
+                module.register_forward_pre_hook(functools.partial(count, name=f"{prefix}.{name}"))
+    return counts
+
+
+@pytest.mark.parametrize(("train", "critic"), [("lora", "lora"), ("full", "full")])
+def test_recomputed_activations_give_the_same_gradients(make_backbone, inputs, perturb, family, train, critic):
+    backbone = make_backbone(train, critic_rank=4, family=family, critic=critic)
+    perturb(backbone.student_parameters())
+    perturb(backbone.critic_parameters(), 1)
+    x, t, cond = inputs(backbone)
+    expected = both_gradients(backbone, x, t, cond)
+    backbone.checkpoint_activations()
+    counts = counted_calls(backbone)
+    assert_equal_gradients(both_gradients(backbone, x, t, cond), expected)
+    # that of the student, and of the critic's decoder, ran once more, under the adapter it ran under before
+    mine = {key: n for key, n in counts.items() if key[1] == ("student" if train == "lora" else None)}
+    assert mine
+    assert max(mine.values()) >= 2
+    with torch.no_grad():  # nothing to recompute, and the same answers
+        plain = make_backbone(train, family=family)
+        assert torch.equal(backbone.teacher(x, t, cond), plain.teacher(x, t, cond))
+
+
+@pytest.mark.parametrize("family", ["sd1", "pixart"])
+def test_recomputation_runs_under_the_adapter_of_the_forward_pass(make_backbone, inputs, perturb, family):
+    backbone = make_backbone("lora", critic_rank=4, family=family)
+    perturb(backbone.student_parameters())
+    perturb(backbone.critic_parameters(), 1)
+    x, t, cond = inputs(backbone)
+    expected = both_gradients(backbone, x, t, cond)
+    backbone.checkpoint_activations()
+    for other in (None, "target", "critic", "student"):
+        x0 = backbone.student(x, t, cond)
+        with backbone.adapters.use(other):
+            student = torch.autograd.grad(x0.square().sum(), tuple(backbone.student_parameters().values()))
+            assert backbone.adapters.active == other
+    logits = backbone.critic_logits(backbone.critic_features(x, t, cond))
+    assert logits.requires_grad
+    both = both_gradients(backbone, x, t, cond)
+    assert_equal_gradients(both, expected)
+    again = torch.autograd.grad(
+        backbone.student(x, t, cond).square().sum(), tuple(backbone.student_parameters().values())
+    )
+    assert all(map(torch.equal, student, again))
+
+
+def test_recomputation_in_half_precision_gives_the_same_gradients(make_backbone, inputs, perturb):
+    for train in ("lora", "full"):
+        backbone = make_backbone(train, critic_rank=4, dtype=torch.bfloat16)
+        perturb(backbone.student_parameters())
+        perturb(backbone.critic_parameters(), 1)
+        x, t, cond = inputs(backbone)
+        expected = both_gradients(backbone, x, t, cond)
+        backbone.checkpoint_activations()
+        assert_equal_gradients(both_gradients(backbone, x, t, cond), expected)
+
+
+# --- precision -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "train", "critic", "dtype", "tolerance"),
+    [
+        *((family, "lora", "lora", torch.float16, 0.01) for family in ("sd1", "sd2", "sdxl", "pixart", "sd3")),
+        ("sdxl", "full", "full", torch.float16, 0.01),
+        ("sd3", "full", "full", torch.bfloat16, 0.05),
+        ("pixart", "lora", "lora", torch.bfloat16, 0.05),
+    ],
+)
+def test_the_base_is_in_half_precision_and_what_is_trained_in_fp32(
+    make_backbone, inputs, family, train, critic, dtype, tolerance
+):
+    plain = make_backbone(family=family)
+    x, t, cond = inputs(plain)
+    backbone = make_backbone(train, critic_rank=4, family=family, critic=critic, dtype=dtype)
+    owners = (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
+    assert {p.dtype for owner in owners for p in owner.values()} == {torch.float32}
+    own = {id(p) for owner in owners for p in owner.values()}
+    assert {p.dtype for p in backbone.network.parameters() if id(p) not in own} == {dtype}
+    assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
+    encoded = backbone.encode_prompts(["a cat", "dog"]) | {"guidance": cond["guidance"]}
+    with torch.no_grad():
+        expected = plain.teacher(x, t, cond)
+        for model in (backbone.teacher, backbone.student, backbone.target):
+            x0 = model(x, t, encoded)
+            assert x0.dtype == torch.float32
+            assert (x0 - expected).norm() < tolerance * expected.norm()
+        if train == "lora":
+            assert torch.equal(backbone.student(x, t, encoded), backbone.teacher(x, t, encoded))
+        logits = backbone.critic_logits(backbone.critic_features(x, t, encoded))
+        assert logits.dtype == torch.float32
+        assert backbone.decode(x0[:1]).dtype == torch.float32
+
+
+# --- where things are ----------------------------------------------------------------------------------------
+
+
+def test_parked_encoders_encode_alike_for_the_networks_device(make_backbone, monkeypatch, family):
+    backbone = make_backbone(family=family)
+    before, nothing = backbone.encode_prompts(["a cat", "dog"]), backbone.unconditional()
+    moved = []
+    for name, part in backbone.pipeline.components.items():
+        if isinstance(part, nn.Module):
+            monkeypatch.setattr(part, "to", lambda device, name=name: moved.append((name, device)))
+    backbone.park_encoders()
+    encoders = {name for name in backbone.pipeline.components if name.startswith("text_encoder")}
+    assert set(moved) == {(name, "cpu") for name in encoders | {"vae"}}
+    monkeypatch.undo()
+    after = backbone.encode_prompts(["a cat", "dog"])
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # a network on another device than the encoders gets its condition there
+    backbone.network.to("meta")
+    for cond, shape in ((backbone.encode_prompts(["a cat", "dog"]), before), (backbone.unconditional(), nothing)):
+        assert {value.device.type for value in cond.values()} == {"meta"}
+        assert {name: value.shape for name, value in cond.items()} == {n: v.shape for n, v in shape.items()}
+
+
+@pytest.mark.parametrize("critic", ["lora", "full"])
+def test_to_moves_every_model(teacher_folders, critic):
+    backbone = load_backbone(teacher_folders["sd1"])
+    backbone.add_student("full")
+    backbone.add_critic(4, critic)
+    assert backbone.to("meta") is backbone
+    assert backbone.device.type == "meta"
+    modules = [*backbone.copies.values(), backbone.critic_head, backbone.network, backbone.vae]
+    modules.append(backbone.pipeline.text_encoder)
+    assert {p.device.type for module in modules for p in module.parameters()} == {"meta"}
+
+
+# --- compiled ------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_network_follows_the_adapter_that_is_on(perturb):
+    """Dynamo's trace, run without a compiler: what is on is a guard of it, not baked in."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    adapters = Adapters(net)
+    for seed, name in enumerate(("one", "two")):
+        adapters.add(name, ["0", "2"], rank=2, alpha=3.0)
+        perturb(adapters.parameters(name), seed)
+    assert isinstance(net[0], LoRALayer)
+    x = torch.randn(4, 6)
+
+    def answers():
+        found = []
+        for name in (None, "one", "two", "one", None):
+            with adapters.use(name):
+                y = net(x)
+                found.append(y)
+            if name:
+                found += torch.autograd.grad(y.sum(), tuple(adapters.parameters(name).values()))
+        return found
+
+    expected = answers()
+    net.compile(backend="eager", fullgraph=True)
+    assert all(map(torch.equal, answers(), expected))
+
+
+def test_compiling_reaches_the_network_and_its_copies(make_backbone, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    backbone = make_backbone("full", critic_rank=4, critic="full")
+    backbone.compile()
+    assert compiled == [backbone.network, *backbone.copies.values()]
+
+
+def test_a_parked_vae_decodes_where_the_latents_are_and_goes_back(make_backbone, monkeypatch):
+    backbone = make_backbone()
+    backbone.park_encoders()
+    moved, meta = [], copy.deepcopy(backbone.vae).to("meta")
+    monkeypatch.setattr(backbone.vae, "to", lambda device: moved.append(str(device)))
+    monkeypatch.setattr(backbone.vae, "decode", meta.decode)
+    assert backbone.decode(torch.zeros(1, *backbone.latent_shape, device="meta")).device.type == "meta"
+    assert moved == ["meta", "cpu"]
+    moved.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(backbone.vae, "to", moved.append)
+    backbone.decode(torch.zeros(1, *backbone.latent_shape))
+    assert not moved, "one that is there already is left alone"

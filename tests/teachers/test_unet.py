@@ -1,0 +1,144 @@
+"""What is the U-Nets' own: their predictions, the ways their halves may be built, ω, and the paper's critic."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from scott.diffusion import JumpGrid
+from scott.samplers import StudentSampler
+from scott.teachers.adapters import Adapters, lora_targets
+from scott.teachers.sd import UNetBackbone
+
+PROMPT = "a cat"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_teacher_x0_is_what_ddim_predicts(make_backbone, inputs, teacher_folders, family):
+    backbone = make_backbone(family=family)
+    x, t, cond = inputs(backbone)
+    scheduler = DDIMScheduler.from_pretrained(teacher_folders[family], subfolder="scheduler")
+    scheduler.set_timesteps(1000)
+    added = {"text_embeds": cond.get("pooled"), "time_ids": cond.get("time_ids")} if family == "sdxl" else None
+    with torch.no_grad():
+        x0 = backbone.teacher(x, t, cond)
+        output = backbone.network(x, t, cond["text"], added_cond_kwargs=added).sample
+    for i in range(2):
+        row = slice(i, i + 1)
+        expected = scheduler.step(output[row], int(t[i]), x[row]).pred_original_sample
+        torch.testing.assert_close(x0[row], expected, rtol=1e-4, atol=1e-4)
+
+
+# --- halves --------------------------------------------------------------------------------------------------
+
+DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+NETWORKS = {
+    "two levels": {},
+    "sd2": {"use_linear_projection": True, "attention_head_dim": (2, 4)},
+    "three levels": {
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": DOWN,
+        "up_block_types": UP,
+        "layers_per_block": 2,
+    },
+    "plain middle": {"mid_block_type": "UNetMidBlock2D"},
+}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 8)], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_halves_are_the_whole(make_backbone, tiny_unet, name, size):
+    backbone = make_backbone()
+    backbone.pipeline.register_modules(unet=tiny_unet(**NETWORKS[name]))
+    backbone = UNetBackbone(backbone.pipeline)
+    generator = torch.Generator().manual_seed(0)
+    x, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, *size), (2, 5, 32)))
+    t, cond = torch.tensor([3, 871]), {"text": text}
+    with torch.no_grad():
+        features = backbone.decode_features(backbone.network, backbone.encode(backbone.network, x, t, cond))
+        halves = backbone.network.conv_out(features.permute(0, 3, 1, 2))
+        assert torch.equal(halves, backbone.predict(backbone.network, x, t, cond))
+
+
+def test_halves_of_a_full_student_take_its_guidance(make_backbone, inputs, perturb):
+    backbone = make_backbone("full")
+    student = backbone.copies["student"]
+    perturb(backbone.student_parameters())
+    x, t, cond = inputs(backbone)
+    with torch.no_grad():
+        features = backbone.decode_features(student, backbone.encode(student, x, t, cond))
+        assert torch.equal(student.conv_out(features.permute(0, 3, 1, 2)), backbone.predict(student, x, t, cond))
+
+
+# --- the paper's critic --------------------------------------------------------------------------------------
+
+
+def test_the_papers_critic_is_3_6_percent_of_sd15():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+        total = sum(p.numel() for p in unet.parameters())
+        layers = lora_targets(unet, UNetBackbone.decoder_prefixes, UNetBackbone.critic_layers)
+        adapters = Adapters(unet)
+        adapters.add("critic", layers, 64, 64.0)
+    assert total == 859_520_964
+    assert 0.034 < sum(p.numel() for p in adapters.parameters("critic").values()) / total < 0.038
+
+
+# --- ω -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_omega_reaches_a_full_student_as_the_stock_pipeline_feeds_it(make_backbone, inputs, perturb, family):
+    backbone = make_backbone("full", family=family)
+    x, t, cond = inputs(backbone)
+    perturb(backbone.student_parameters())
+    seen = []
+    student = backbone.copies["student"]
+    student.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["timestep_cond"]), with_kwargs=True)
+    with torch.no_grad():
+        mine = backbone.student(x, t, cond)
+        other = backbone.student(x, t, cond | {"guidance": torch.tensor([3.0, 8.0])})
+    stock = backbone.pipeline.get_guidance_scale_embedding(torch.tensor([3.0, 7.5]) - 1, embedding_dim=256)
+    assert torch.equal(seen[0], stock)
+    torch.testing.assert_close(other[0], mine[0])
+    assert not torch.allclose(other[1], mine[1])
+
+
+# --- the student as a stock pipeline -------------------------------------------------------------------------
+
+STOCK = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+folder, out, steps, scale = sys.argv[1:]
+pipeline = StableDiffusionPipeline.from_pretrained(folder)
+images = pipeline("a cat", num_inference_steps=int(steps), guidance_scale=float(scale), output_type="latent",
+                  generator=torch.Generator().manual_seed(5)).images
+assert not [name for name in sys.modules if name.split(".")[0] == "scott"]
+torch.save(images, out)
+"""
+
+
+def test_the_saved_student_needs_no_scott(make_backbone, perturb, tmp_path):
+    backbone = make_backbone("lora")
+    perturb(backbone.target_parameters())
+    grid = JumpGrid(backbone.schedule)
+    backbone.save_student(tmp_path / "student", grid)
+    command = [sys.executable, "-c", STOCK, tmp_path / "student", tmp_path / "out.pt", "2", "1.0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = StudentSampler(backbone, backbone.target, grid, 2, 1.0).latents([PROMPT], 5)
+    torch.testing.assert_close(ours, torch.load(tmp_path / "out.pt"), rtol=0, atol=1e-4)
