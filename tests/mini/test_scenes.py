@@ -1,7 +1,5 @@
 """The embedded pictures: repeatable, truthfully captioned, told apart, and held-out pairs never trained on."""
 
-import json
-import tarfile
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -97,7 +95,7 @@ def test_a_picture_is_the_subject_in_its_box_on_its_background(train, held_out):
         assert image.shape == (64, 64, 3)
         different = (image != BACKGROUNDS[scene.background]).any(-1)
         rows, columns = np.flatnonzero(different.any(1)), np.flatnonzero(different.any(0))
-        drawing = glyphs.load()[scene.subject]
+        drawing = glyphs.load()[scene.subject][scene.style]
         width, height = (round(extent * scene.pixels / max(drawing.size)) for extent in drawing.size)
         assert scene.left <= columns[0] <= columns[-1] < scene.left + width <= 64
         assert scene.top <= rows[0] <= rows[-1] < scene.top + height <= 64
@@ -129,16 +127,19 @@ def test_backgrounds_can_be_told_apart():
         assert np.linalg.norm(np.subtract(one, other)) > 40
 
 
-def test_a_batch_is_its_pictures_and_captions():
-    pixels, captions = scenes.batch(range(5, 8), split="train", seed=2)
+def test_pictures_are_the_renderings():
     expected = [scenes.scene(i, split="train", seed=2) for i in range(5, 8)]
-    assert captions == [scene.caption for scene in expected]
+    pixels = scenes.pictures(expected)
     assert (pixels.shape, pixels.dtype) == ((3, 3, 64, 64), torch.float32)
     first = torch.from_numpy(np.asarray(scenes.render(expected[0])).copy()).permute(2, 0, 1)
     assert torch.equal((pixels[0] * 255).round().byte(), first)
 
 
 # --- subjects ------------------------------------------------------------------------------------------------
+
+
+def drawings():
+    return [(name, drawing) for name, of_style in glyphs.load().items() for drawing in of_style.values()]
 
 
 def thumbnail(drawing):
@@ -153,37 +154,18 @@ def thumbnail(drawing):
 
 
 def test_every_subject_is_drawn_and_no_two_alike():
-    for name, drawing in glyphs.load().items():
+    for name, drawing in drawings():
         alpha = np.asarray(drawing)[..., 3]
         assert (alpha > 128).mean() > 0.1, name
         assert max(drawing.size) > 60, name
-    small = torch.from_numpy(np.stack([thumbnail(drawing).ravel() for drawing in glyphs.load().values()]))
+    small = torch.from_numpy(np.stack([thumbnail(drawing).ravel() for _, drawing in drawings()]))
     distance = torch.cdist(small, small) / small.shape[1] ** 0.5
     distance.fill_diagonal_(torch.inf)
     assert distance.min() > 9
 
 
 def test_drawings_are_premultiplied():
-    for drawing in glyphs.load().values():
+    for _, drawing in drawings():
         rgba = np.asarray(drawing)
         assert drawing.mode == "RGBa"
         assert (rgba[..., :3] <= rgba[..., 3:]).all()
-
-
-def test_the_shard_holds_the_listed_subjects():
-    names = glyphs.subject_names()
-    assert names == sorted(set(names))
-    assert list(glyphs.load()) == names
-    with tarfile.open(glyphs.SHARD) as shard:
-        listed = [json.load(shard.extractfile(m))["subject"] for m in shard if m.name.endswith(".json")]
-    assert listed == names
-
-
-def test_the_shards_bytes_depend_on_its_glyphs_alone(tmp_path):
-    with tarfile.open(glyphs.SHARD) as shard:
-        files = [(member.name, shard.extractfile(member).read()) for member in shard]
-    again = tmp_path / "again.tar"
-    with tarfile.open(again, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in files:
-            glyphs._add(tar, name, content)
-    assert again.read_bytes() == glyphs.SHARD.read_bytes()

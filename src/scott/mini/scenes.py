@@ -1,13 +1,15 @@
 """Captioned pictures made from the glyphs: one subject, at a size and a place, on a plain background.
 
-Scene i of a split and seed is a pure function of (split, seed, i): nothing is stored, and a run that resumes sees
-the pictures it would have seen. One background a subject is held out of training: the (subject, background) pair
-is what evaluation asks for.
+Scene i of a split and seed is a pure function of (shard, split, seed, i): nothing is stored, and a run that resumes
+sees the pictures it would have seen. One background a subject is held out of training: the (subject, background) pair
+is what evaluation asks for. Where the shard has its subjects in several styles, a scene is in one of them, drawn
+uniformly, and half of the captions name it; the other half leave it open.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -97,6 +99,9 @@ WITHOUT_ARTICLE = frozenset(
 @dataclass(frozen=True)
 class Scene:
     subject: str
+    style: str
+    named: bool
+    """Whether the caption says the style."""
     background: str
     size: str
     place: str
@@ -112,13 +117,15 @@ def held_out_background(subject_index: int) -> str:
     return list(BACKGROUNDS)[(3 * subject_index + subject_index // 8) % len(BACKGROUNDS)]
 
 
-def scene(index: int, *, split: Split, seed: int) -> Scene:
-    """Scene `index` of a split: subject, size, place, and background uniform over what the split allows.
+def scene(index: int, *, split: Split, seed: int, shard: Path = glyphs.SHARD, named: bool | None = None) -> Scene:
+    """Scene `index` of a split: subject, style, size, place, and background uniform over what the split allows.
+
+    `named` has every caption name the style, or none; the rest of the scene is the same either way.
 
     The held-out split takes the subjects in turn, so that any whole number of rounds covers each equally.
     """
     rng = np.random.default_rng([seed, index, split == "held-out"])
-    drawings = glyphs.load()
+    drawings, styles = glyphs.load(shard), glyphs.styles(shard)
     subjects = list(drawings)
     which = index % len(subjects) if split == "held-out" else int(rng.integers(len(subjects)))
     subject, held_out = subjects[which], held_out_background(which)
@@ -127,13 +134,18 @@ def scene(index: int, *, split: Split, seed: int) -> Scene:
     size = list(SIZES)[rng.integers(len(SIZES))]
     place = PLACES_OF_SIZE[size][rng.integers(len(PLACES_OF_SIZE[size]))]
     pixels = int(rng.integers(SIZES[size][0], SIZES[size][1] + 1))
-    width, height = _fit(drawings[subject], pixels)
+    style, says = styles[0], False
+    if len(styles) > 1:
+        style, says = styles[rng.integers(len(styles))], bool(rng.integers(2))
+        says = says if named is None else named
+    width, height = _fit(drawings[subject][style], pixels)
     right, down, _ = PLACES[place]
     left, top = (
         round(MARGIN + share * (RESOLUTION - 2 * MARGIN - extent)) + int(rng.integers(-JITTER, JITTER + 1))
         for share, extent in ((right, width), (down, height))
     )
-    return Scene(subject, background, size, place, pixels, left, top, _caption(subject, background, size, place, rng))
+    caption = _caption(f"{style} {subject.lower()}" if says else subject.lower(), subject, background, size, place, rng)
+    return Scene(subject, style, says, background, size, place, pixels, left, top, caption)
 
 
 def _fit(drawing: Image.Image, pixels: int) -> tuple[int, int]:
@@ -141,9 +153,9 @@ def _fit(drawing: Image.Image, pixels: int) -> tuple[int, int]:
     return max(1, round(drawing.width * pixels / longer)), max(1, round(drawing.height * pixels / longer))
 
 
-def _caption(subject: str, background: str, size: str, place: str, rng: np.random.Generator) -> str:
+def _caption(name: str, subject: str, background: str, size: str, place: str, rng: np.random.Generator) -> str:
     size_word = SIZE_WORDS[size][rng.integers(3)]
-    thing = f"{size_word} {subject.lower()}"
+    thing = f"{size_word} {name}"
     if subject not in WITHOUT_ARTICLE:
         thing = f"a {thing}"
     where = PLACES[place][2][rng.integers(3)]
@@ -153,47 +165,57 @@ def _caption(subject: str, background: str, size: str, place: str, rng: np.rando
 
 
 @cache
-def _layer(subject: str, pixels: int) -> np.ndarray:
-    """The subject at its size, premultiplied RGBA (h, w, 4) in 0..255; all there are take 60 MB."""
-    drawing = glyphs.load()[subject]
+def layer(subject: str, style: str, pixels: int, shard: Path) -> np.ndarray:
+    """The subject at its size, premultiplied RGBA (h, w, 4) in 0..255; all there are take 60 MB a style."""
+    drawing = glyphs.load(shard)[subject][style]
     small = drawing.resize(_fit(drawing, pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(small).astype(np.float32)
 
 
-def render(scene: Scene) -> Image.Image:
+def render(scene: Scene, shard: Path = glyphs.SHARD) -> Image.Image:
     """The 64x64 RGB picture of a scene."""
-    layer = _layer(scene.subject, scene.pixels)
+    drawn = layer(scene.subject, scene.style, scene.pixels, shard)
     canvas = Image.new("RGB", (RESOLUTION, RESOLUTION), BACKGROUNDS[scene.background])
-    box = (scene.left, scene.top, scene.left + layer.shape[1], scene.top + layer.shape[0])
+    box = (scene.left, scene.top, scene.left + drawn.shape[1], scene.top + drawn.shape[0])
     below = np.asarray(canvas.crop(box)).astype(np.float32)
     # premultiplied: the composite is layer + (1 - alpha) * background
-    mixed = layer[..., :3] + below * (1 - layer[..., 3:] / 255)
+    mixed = drawn[..., :3] + below * (1 - drawn[..., 3:] / 255)
     canvas.paste(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), box)
     return canvas
 
 
-def batch(indices: range, *, split: Split, seed: int) -> tuple[Tensor, list[str]]:
-    """Pictures (B, 3, 64, 64) in [0, 1] and their captions."""
-    scenes = [scene(index, split=split, seed=seed) for index in indices]
-    pixels = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes]))
-    return pixels.permute(0, 3, 1, 2).float() / 255, [s.caption for s in scenes]
+def pictures(scenes: Sequence[Scene], shard: Path = glyphs.SHARD) -> Tensor:
+    """Pictures (B, 3, 64, 64) in [0, 1]."""
+    pixels = torch.from_numpy(np.stack([np.asarray(render(s, shard)) for s in scenes]))
+    return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 class Scenes:
     """The first `count` scenes of a split as captioned images."""
 
-    def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
-        self.count, self.split, self.seed = count, split, seed
+    def __init__(
+        self,
+        count: int,
+        split: Split = "train",
+        seed: int = 0,
+        shard: Path = glyphs.SHARD,
+        named: bool | None = None,
+    ) -> None:
+        self.count, self.shard = count, shard
+        self._scene = partial(scene, split=split, seed=seed, shard=shard, named=named)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        this = scene(index, split=self.split, seed=self.seed)
-        return render(this), this.caption
+        this = self._scene(index)
+        return render(this, self.shard), this.caption
+
+    def scenes(self) -> list[Scene]:
+        return [self._scene(i) for i in range(self.count)]
 
     def captions(self) -> list[str]:
-        return [scene(i, split=self.split, seed=self.seed).caption for i in range(self.count)]
+        return [this.caption for this in self.scenes()]
 
 
 class SceneSource:
@@ -202,8 +224,8 @@ class SceneSource:
     kind = "mini"
     columns: Sequence[str] = ()
 
-    def __init__(self, count: int, split: Split = "train", seed: int = 0) -> None:
-        self.count, self.split, self.seed = count, split, seed
+    def __init__(self, count: int, split: Split = "train", seed: int = 0, shard: Path = glyphs.SHARD) -> None:
+        self.count, self.split, self.seed, self.shard = count, split, seed, shard
         self.version = f"{count} of {split}, seed {seed}"
 
     def units(self, size: int) -> list[Unit]:
@@ -212,5 +234,5 @@ class SceneSource:
 
     def _records(self, rows: range) -> Iterator[Record]:
         for index in rows:
-            this = scene(index, split=self.split, seed=self.seed)
-            yield Record(f"scene {index}", partial(render, this), this.caption)
+            this = scene(index, split=self.split, seed=self.seed, shard=self.shard)
+            yield Record(f"scene {index}", partial(render, this, self.shard), this.caption)

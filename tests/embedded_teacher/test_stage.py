@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from experiments.embedded_teacher.stage import StageConfig, run_stage
 from torch import nn
 
 from scott.errors import UserError
-from scott.mini.stage import StageConfig, run_stage
 from scott.training.checkpoint import checkpoints
 
 CONFIG = StageConfig(steps=25, batch_size=4, learning_rate=1e-2, warmup=5, checkpoint_every=10, log_every=5)
@@ -88,3 +88,34 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
     with pytest.raises(FloatingPointError, match=r"test: step 12: .*nan"):
         train(tmp_path, poison_at=12)
     assert checkpoints(tmp_path)[-1].name == "step-00000010"
+
+
+def test_a_stage_taken_as_it_is_gives_the_newest_average_and_trains_nothing(whole, tmp_path):
+    folder, average, _ = whole
+    again, _ = train(folder, replace(CONFIG, as_is=True))
+    assert all(torch.equal(average[key], again[key]) for key in average)
+    with pytest.raises(Stopped):
+        train(tmp_path, stop_at=14)
+    train(tmp_path, replace(CONFIG, as_is=True))
+    assert checkpoints(tmp_path)[-1].name == "step-00000010"
+    with pytest.raises(UserError, match="no checkpoint of the stage test"):
+        train(tmp_path / "empty", replace(CONFIG, as_is=True))
+
+
+def test_a_frozen_part_does_not_move(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
+    before = module[0].weight.clone()
+
+    def losses(indices, generator):
+        return {"size": module(torch.randn(len(indices), 2, generator=generator)).square().mean()}
+
+    average = run_stage("test", module, losses, replace(CONFIG, weight_decay=0.1), tmp_path, seed=0)
+    assert torch.equal(average["0.weight"], before)
+    assert not torch.equal(average["1.weight"], module[1].weight)
+
+
+def test_the_rate_can_stay_until_the_last_fifth(tmp_path):
+    train(tmp_path, replace(CONFIG, decay="last fifth"))
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [record["lr"] for record in records]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-2, 1e-2 / 5])

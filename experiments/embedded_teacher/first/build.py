@@ -1,19 +1,22 @@
-"""`scott mini build`: the embedded teacher from the glyphs, in resumable stages; deterministic given its seed.
+"""The first edition of the embedded teacher, from its glyphs alone, in resumable stages; deterministic given its seed.
 
 Glyphs → tokenizer → Mini-CLIP and VAE → cached latents → U-Net → a `StableDiffusionPipeline` folder in fp16.
+
+    python -m experiments.embedded_teacher.first.build --out FOLDER     # hours; resumed by the same command
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import tyro
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from experiments.embedded_teacher.first import autoencoder, clip, unet
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from scott.errors import UserError
-from scott.mini import autoencoder, clip, unet
 from scott.teachers.sd import UNetBackbone
 
 SCHEDULER = {
@@ -56,7 +59,7 @@ def build(
 
 def _load(start: Path) -> tuple[StableDiffusionPipeline, CLIPModel]:
     if not (start / "teacher").is_dir():
-        raise UserError(f"no teacher in {start}; expected a folder that `scott mini build` wrote")
+        raise UserError(f"no teacher in {start}; expected a folder that this build wrote")
     pipeline = StableDiffusionPipeline.from_pretrained(start / "teacher", dtype=torch.float32)
     pipeline.unet = unet.grown(pipeline.unet)
     return pipeline, CLIPModel.from_pretrained(start / "clip", dtype=torch.float32)
@@ -94,3 +97,24 @@ def save_clip(towers: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None
     tokenizer.save_pretrained(folder)
     normalisation = {"image_mean": [clip.MEAN] * 3, "image_std": [clip.STD] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(normalisation))
+
+
+@dataclass
+class FirstBuild:
+    """Train the first edition of the embedded teacher."""
+
+    work: Path = Path("runs/first-embedded-teacher")
+    """Where the stages keep their checkpoints and logs."""
+    out: Path = Path("runs/first-embedded-teacher/out")
+    """Where teacher/ and clip/ are written."""
+    start: Path | None = None
+    """What an earlier build wrote: its encoders are kept and its U-Net is trained further."""
+    unet_steps: int = unet.STAGE.steps
+    seed: int = 0
+
+    def run(self) -> None:
+        build(self.work, self.out, seed=self.seed, unet_steps=self.unet_steps, start=self.start, say=print)
+
+
+if __name__ == "__main__":
+    tyro.cli(FirstBuild).run()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from experiments.embedded_teacher.stage import StageConfig, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ from scott.data.shard_source import ShardSource
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.mini import scenes
-from scott.mini.stage import StageConfig, run_stage
 from scott.teachers.fingerprint import fingerprints
 from scott.teachers.sd import UNetBackbone
 

@@ -6,13 +6,13 @@ The text tower becomes the pipeline's `text_encoder`; both towers together measu
 from pathlib import Path
 
 import torch
+from experiments.embedded_teacher.stage import StageConfig, run_stage
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from scott.errors import UserError
 from scott.mini import scenes
-from scott.mini.stage import StageConfig, run_stage
 
 MAX_TOKENS = 32
 MEAN, STD = 0.5, 0.5
@@ -96,7 +96,8 @@ def train(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, config: StageCon
     clip = build_model(tokenizer).train()
 
     def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels, captions = scenes.batch(indices, split="train", seed=seed)
+        drawn = [scenes.scene(index, split="train", seed=seed) for index in indices]
+        pixels, captions = scenes.pictures(drawn), [this.caption for this in drawn]
         out = clip(input_ids=tokenize(tokenizer, captions), pixel_values=(pixels - MEAN) / STD, return_loss=True)
         return {"contrastive": out.loss}
 

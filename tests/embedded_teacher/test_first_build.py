@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from experiments.embedded_teacher.first import autoencoder, build, clip, unet
 
-from scott.mini import autoencoder, build, clip, unet
 from scott.mini.embedded import load_features, load_teacher
 
 

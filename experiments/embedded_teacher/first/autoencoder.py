@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from experiments.embedded_teacher.stage import StageConfig, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scott.mini import scenes
-from scott.mini.stage import StageConfig, run_stage
 
 KL_WEIGHT = 1e-6
 STAGE = StageConfig(steps=3000, batch_size=16, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
@@ -65,7 +65,7 @@ def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     vae = build_model().train()
 
     def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = scenes.batch(indices, split="train", seed=seed)[0] * 2 - 1
+        pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed) for i in indices]) * 2 - 1
         posterior = vae.encode(pixels).latent_dist
         terms = reconstruction_terms(vae.decode(posterior.sample(generator=generator)).sample, pixels)
         return terms | {"kl": KL_WEIGHT * posterior.kl().mean()}
@@ -73,6 +73,6 @@ def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     vae.load_state_dict(run_stage("autoencoder", vae, losses, config, folder, seed=seed))
     vae.eval()
     with torch.no_grad():  # unit variance of the scaled latents, as in Stable Diffusion
-        latents = vae.encode(scenes.batch(range(1024), split="train", seed=seed)[0] * 2 - 1).latent_dist.mean
+        latents = vae.encode(scenes.pictures(scenes.Scenes(1024, "train", seed).scenes()) * 2 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae

@@ -1,4 +1,4 @@
-"""One resumable training stage of the embedded teacher: AdamW, warm-up and cosine decay, EMA, checkpoints, a log.
+"""One resumable training stage of the embedded teacher: AdamW, warm-up and decay, EMA, checkpoints, a log.
 
 Every draw of a step comes from a generator seeded with (seed, step), so a resumed stage repeats what an uninterrupted
 one would have done without any generator state being stored.
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,13 @@ class StageConfig:
     learning_rate: float
     weight_decay: float = 0.01
     warmup: int = 100
+    decay: Literal["cosine", "last fifth"] = "cosine"
+    """How the rate falls after the warm-up: half a cosine down to 2 %, or in a line to 0 over the last fifth."""
     ema_decay: float = 0.999
     clip_norm: float = 1.0
     checkpoint_every: int = 250
+    as_is: bool = False
+    """Train nothing: take the average of the newest checkpoint, however far it got."""
     log_every: int = 25
 
 
@@ -57,10 +62,11 @@ def run_stage(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        UserError: the folder is of another stage, seed or number of steps.
+        UserError: the folder is of another stage, seed or number of steps; or nothing is there to be taken as it is.
     """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     average = {key: value.detach().clone() for key, value in module.state_dict().items()}
     start = 0
@@ -73,7 +79,10 @@ def run_stage(
         average = parts["average"]
         load_optimizer_tensors(optimizer, parts["optimizer"])
         start = state["step"]
-    parameters = list(module.parameters())
+    if config.as_is:
+        if not start:
+            raise UserError(f"{folder} has no checkpoint of the stage {name}; train it first")
+        return average
     floats = [key for key, value in average.items() if value.is_floating_point()]
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +117,10 @@ def run_stage(
 
 
 def _schedule(step: int, config: StageConfig) -> float:
-    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    """The rate of a step over its peak."""
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.decay == "last fifth":
+        return min(1.0, (config.steps - step) / (0.2 * config.steps))
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))

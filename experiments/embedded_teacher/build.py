@@ -1,0 +1,80 @@
+"""The second edition of the embedded teacher, from the weights that ship, stage by stage.
+
+    python -m experiments.embedded_teacher.build text image unet     # on one core
+    python -m experiments.embedded_teacher.build decoder             # on another
+    python -m experiments.embedded_teacher.build --out FOLDER        # all of it; a pipeline folder and a CLIP, in fp16
+
+A stage that is stopped goes on by the same command; one that is finished is read back. The same seed gives the same
+weights on the same machine. The tokenizer and the VAE's encoder are not trained.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from experiments.embedded_teacher import decoder, image, text, unet
+from experiments.embedded_teacher.drawings import SHARD
+from experiments.embedded_teacher.first.build import save_clip
+from experiments.embedded_teacher.stage import StageConfig
+from transformers import CLIPModel
+
+from scott.mini import embedded, glyphs
+
+Stage = Literal["text", "image", "decoder", "unet"]
+
+
+@dataclass
+class Build:
+    """Train stages of the embedded teacher; with --out, write what they give."""
+
+    stages: tyro.conf.Positional[tuple[Stage, ...]] = ("text", "image", "decoder", "unet")
+    work: Path = Path("runs/embedded-teacher")
+    """Where the stages keep their checkpoints and logs."""
+    start: Path = glyphs.ASSETS
+    """A folder with teacher/ and clip/ to start from."""
+    shard: Path = SHARD
+    out: Path | None = None
+    """Where teacher/ and clip/ are written; needs all stages."""
+    as_is: bool = False
+    """Train nothing: write with --out what the stages have got to."""
+    unet_steps: int = unet.STAGE.steps
+    decoder_steps: int = decoder.STAGE.steps
+    seed: int = 0
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        stages = ("text", "image", "decoder", "unet") if self.out else self.stages
+        teacher = embedded.load_teacher(self.start / "teacher")
+        clip = CLIPModel.from_pretrained(self.start / "clip", dtype=torch.float32)
+        tokenizer = teacher.pipeline.tokenizer
+        if {"text", "image", "unet"} & set(stages):
+            text.train(self._folder("text"), clip, tokenizer, self.shard, seed=self.seed, config=self._of(text.STAGE))
+            # what ships is fp16, so what comes after is trained on what the fp16 tower gives
+            clip.text_model.half().float()
+            teacher.pipeline.text_encoder.load_state_dict(clip.text_model.state_dict())
+        if "image" in stages:
+            image.train(
+                self._folder("image"), clip, tokenizer, self.shard, seed=self.seed, config=self._of(image.STAGE)
+            )
+        if "decoder" in stages:
+            config = self._of(dataclasses.replace(decoder.STAGE, steps=self.decoder_steps))
+            decoder.train(self._folder("decoder"), teacher.vae, self.shard, seed=self.seed, config=config)
+        if "unet" in stages:
+            config = self._of(dataclasses.replace(unet.STAGE, steps=self.unet_steps))
+            unet.train(self._folder("unet"), teacher, self.shard, seed=self.seed, config=config)
+        if self.out:
+            teacher.pipeline.to(dtype=torch.float16).save_pretrained(self.out / "teacher")
+            save_clip(clip, tokenizer, self.out / "clip")
+
+    def _folder(self, stage: str) -> Path:
+        return self.work / stage
+
+    def _of(self, config: StageConfig) -> StageConfig:
+        return dataclasses.replace(config, as_is=self.as_is)
+
+
+if __name__ == "__main__":
+    tyro.cli(Build).run()

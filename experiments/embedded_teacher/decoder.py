@@ -1,0 +1,108 @@
+"""Stage 3: the VAE's decoder, trained on alone for sharper edges. The encoder stays, and with it every latent.
+
+    L   = mean |x − D(z)| + ½ mean |∇x − ∇D(z)| + w_p perceptual(D(z), x) + w_a L_adv        z from the frozen encoder
+    L_C = E[max(0, 1 − C(x))] + E[max(0, 1 + C(D(z)))],  L_adv = −E[C(D(z))]
+
+C is a small patch critic, which joins after `CRITIC_FROM` steps. z gets noise of up to `NOISE` of its spread, since
+what a sampler makes is not quite what the encoder does.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from experiments.embedded_teacher.efficientnet import EfficientNetFeatures, Perceptual
+from experiments.embedded_teacher.stage import StageConfig, run_stage
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from scott.evaluation import frechet_distance
+from scott.mini import scenes
+from scott.objective import hinge_discriminator
+
+STAGE = StageConfig(
+    steps=20_000,
+    batch_size=16,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    ema_decay=0.999,
+    decay="last fifth",
+    checkpoint_every=250,
+)
+PERCEPTUAL, ADVERSARIAL = 0.1, 0.02
+CRITIC_FROM = 2000
+NOISE = 0.05
+
+
+class PatchCritic(nn.Sequential):
+    """Logits (B, 1, 16, 16), each of a patch of 22 pixels (as in pix2pix, Isola et al. 2017), spectrally normalised."""
+
+    def __init__(self, width: int = 32) -> None:
+        layers: list[nn.Module] = []
+        for inner, outer in ((3, width), (width, 2 * width)):
+            layers += [spectral_norm(nn.Conv2d(inner, outer, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        layers += [spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, padding=1)), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, spectral_norm(nn.Conv2d(2 * width, 1, 3, padding=1)))
+
+
+def gradients(pixels: Tensor) -> Tensor:
+    """Magnitude of the pixels' gradient, (B, 3, H − 1, W − 1)."""
+    across, down = pixels.diff(dim=-1)[..., :-1, :], pixels.diff(dim=-2)[..., :-1]
+    return (across**2 + down**2 + 1e-12).sqrt()
+
+
+def edge_l1(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([F.l1_loss(a.diff(dim=dim), b.diff(dim=dim)) for dim in (-1, -2)]).sum()
+
+
+def train(folder: Path, vae: AutoencoderKL, shard: Path, *, seed: int, config: StageConfig) -> None:
+    """Train (or resume) the decoder of `vae`, in place."""
+    torch.manual_seed(seed)
+    vae.requires_grad_(False).eval()
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
+    critic, perceptual = PatchCritic(), Perceptual()
+
+    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+        pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed, shard=shard) for i in indices], shard)
+        with torch.no_grad():
+            latents = vae.encode(2 * pixels - 1).latent_dist.sample(generator=generator)
+            share = NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
+            latents += share / vae.config.scaling_factor * torch.randn(latents.shape, generator=generator)
+        decoded = vae.decode(latents).sample / 2 + 0.5
+        terms = {
+            "pixel_l1": F.l1_loss(decoded, pixels),
+            "edge_l1": 0.5 * edge_l1(decoded, pixels),
+            "perceptual": PERCEPTUAL * perceptual(decoded, pixels),
+        }
+        if indices.start < CRITIC_FROM * config.batch_size:
+            return terms
+        logits = critic(torch.cat([pixels, decoded.detach()]))
+        terms["critic"] = hinge_discriminator(*logits.chunk(2)).loss
+        critic.requires_grad_(False)
+        terms["adversarial"] = -ADVERSARIAL * critic(decoded).mean()
+        critic.requires_grad_(True)
+        return terms
+
+    module = nn.ModuleDict({"decoder": decoder, "critic": critic})
+    module.load_state_dict(run_stage("decoder", module, losses, config, folder, seed=seed))
+    decoder.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKL, shard: Path, *, samples: int = 1024, seed: int = 12) -> dict[str, float]:
+    """Reconstructions of held-out pictures beside the pictures.
+
+    l1: mean |x − D(z)|; edges: mean difference of the gradient's magnitude; colour: largest difference of a channel's
+    mean; fd: Fréchet distance of EfficientNet-Lite0's features.
+    """
+    pixels = scenes.pictures(scenes.Scenes(samples, "held-out", seed, shard).scenes(), shard)
+    decoded = torch.cat([vae.decode(vae.encode(2 * c - 1).latent_dist.mean).sample for c in pixels.split(64)])
+    decoded = (decoded / 2 + 0.5).clamp(0, 1)
+    features = EfficientNetFeatures()
+    return {
+        "l1": F.l1_loss(decoded, pixels).item(),
+        "edges": F.l1_loss(gradients(decoded), gradients(pixels)).item(),
+        "colour": (decoded - pixels).mean((0, 2, 3)).abs().max().item(),
+        "fd": float(frechet_distance(features.images(pixels), features.images(decoded))),
+    }

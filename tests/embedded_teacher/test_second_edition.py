@@ -1,0 +1,180 @@
+"""The four-style data, what is read off their pictures, and the stages of the second edition, a few steps of each."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from experiments.embedded_teacher import build, decoder, drawings, image, text, unet
+from experiments.embedded_teacher.measure import Measure
+from experiments.embedded_teacher.reading import read, shares_right
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from scott.mini import embedded, glyphs, scenes
+
+SHARD = drawings.SHARD
+STYLES = ("noto", "3D", "flat", "twemoji")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return scenes.Scenes(4000, "train", 3, SHARD).scenes()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return scenes.Scenes(len(glyphs.load(SHARD)), "held-out", 3, SHARD).scenes()
+
+
+# --- the data ------------------------------------------------------------------------------------------------
+
+
+def test_every_subject_is_drawn_in_every_style():
+    assert list(glyphs.load(SHARD)) == drawings.subject_names()
+    for of_style in glyphs.load(SHARD).values():
+        assert tuple(of_style) == STYLES
+        for drawing in of_style.values():
+            assert max(drawing.size) == drawings.SIDE
+            assert (np.asarray(drawing)[..., 3] > 128).mean() > 0.1
+
+
+def test_styles_and_their_naming_are_uniform_and_independent(drawn):
+    counts = Counter((scene.style, scene.named) for scene in drawn)
+    assert set(counts) == {(style, named) for style in STYLES for named in (False, True)}
+    expected = len(drawn) / 8
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 24.3  # chi², 7 degrees, p = .001
+
+
+def test_a_caption_names_the_style_where_the_scene_says_so(drawn):
+    for scene in drawn[:1000]:
+        said = [style for style in STYLES if style in scene.caption.split()]
+        assert said == ([scene.style] if scene.named else [])
+
+
+def test_naming_the_style_changes_the_caption_alone():
+    for one, other in zip(
+        scenes.Scenes(50, "held-out", 1, SHARD, True).scenes(),
+        scenes.Scenes(50, "held-out", 1, SHARD, False).scenes(),
+        strict=True,
+    ):
+        assert (one.named, other.named) == (True, False)
+        assert replace(one, caption="", named=False) == replace(other, caption="")
+
+
+def test_the_styles_of_a_subject_are_different_pictures(held_out):
+    for scene in held_out[::10]:
+        pictures = scenes.pictures([replace(scene, style=style) for style in STYLES], SHARD)
+        for one, other in combinations(pictures, 2):
+            assert (one - other).abs().mean() > 0.005, scene.subject
+
+
+def test_no_caption_is_longer_than_the_text_tower_takes(drawn):
+    tokenizer = CLIPTokenizer.from_pretrained(embedded.CLIP)
+    longest = max(len(ids) for ids in tokenizer([scene.caption for scene in drawn]).input_ids)
+    assert longest <= tokenizer.model_max_length
+
+
+# --- what a picture shows ------------------------------------------------------------------------------------
+
+
+def test_everything_is_read_off_real_pictures(held_out):
+    shares, styles = shares_right(scenes.pictures(held_out, SHARD), held_out, SHARD)
+    assert set(shares.values()) == {1.0}
+    assert styles == [scene.style for scene in held_out]
+
+
+@pytest.mark.parametrize("name", ["size", "place", "background", "style"])
+def test_what_is_wrong_is_read_as_wrong(held_out, name):
+    small = next(scene for scene in held_out if scene.size == "small" and scene.place == "top left")
+    wrong = {"size": "large", "place": "bottom right", "background": "black", "style": "3D"}
+    assert getattr(small, name) != wrong[name]
+    # the picture shows another value than the caption asks for
+    right = read(scenes.pictures([small], SHARD)[0], replace(small, **{name: wrong[name]}), SHARD)
+    assert right.right(small)[name]
+    assert not right.right(replace(small, **{name: wrong[name]}))[name]
+
+
+def test_an_empty_picture_has_a_background_alone(held_out):
+    grey = torch.full((3, 64, 64), 150 / 255)
+    found = read(grey, held_out[0], SHARD)
+    assert (found.background, found.size, found.place, found.style) == ("gray", None, None, None)
+
+
+def test_a_soft_picture_is_read_as_well(held_out):
+    """Blurred as much as a decoder blurs."""
+    pictures = torch.nn.functional.avg_pool2d(scenes.pictures(held_out, SHARD), 3, stride=1, padding=1)
+    pictures[..., [0, -1], :] = pictures[..., [1, -2], :]
+    pictures[..., [0, -1]] = pictures[..., [1, -2]]
+    shares, _ = shares_right(pictures, held_out, SHARD)
+    assert min(shares.values()) > 0.97
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("second")
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (text, image, decoder, unet):
+            patch.setattr(stage, "STAGE", replace(stage.STAGE, steps=2, batch_size=4))
+        patch.setattr(decoder, "CRITIC_FROM", 1)
+        patch.setattr(image, "POOL", 2048)
+        patch.setattr(unet, "SCENES", 16)
+        for work, out in (("work", "out"), ("again", "out2")):
+            build.Build(work=folder / work, out=folder / out, unet_steps=2, decoder_steps=2).run()
+    return folder
+
+
+def test_it_loads_and_keeps_tokenizer_and_encoder(built):
+    old, new = embedded.load_teacher(), embedded.load_teacher(built / "out" / "teacher")
+    before, after = old.vae.state_dict(), new.vae.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
+    prompt = "a small 3D robot at the top"
+    assert torch.equal(*(b.pipeline.tokenizer(prompt, return_tensors="pt").input_ids for b in (old, new)))
+    assert any(map(torch.ne, old.network.conv_out.weight.flatten(), new.network.conv_out.weight.flatten()))
+
+
+def test_both_folders_have_one_text_tower_in_half_precision(built):
+    tower = CLIPTextModel.from_pretrained(built / "out" / "teacher" / "text_encoder", dtype=torch.float32)
+    theirs = embedded.load_features(built / "out" / "clip").model.text_model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in tower.state_dict().items())
+    for file in (built / "out").rglob("*.safetensors"):
+        assert {value.dtype for value in load_file(file).values() if value.is_floating_point()} == {torch.float16}
+
+
+def test_the_same_seed_gives_the_same_bytes(built):
+    files = [file.relative_to(built / "out") for file in (built / "out").rglob("*.safetensors")]
+    assert len(files) == 4
+    assert all((built / "out" / file).read_bytes() == (built / "out2" / file).read_bytes() for file in files)
+
+
+def test_a_probe_tells_what_the_tower_keeps():
+    """A tower whose states are the attributes themselves is read without error, one of noise at chance."""
+    values = text.attributes(SHARD)
+    tokenizer = CLIPTokenizer.from_pretrained(embedded.CLIP)
+    shipped = CLIPTextModel.from_pretrained(embedded.TEACHER / "text_encoder", dtype=torch.float32).eval()
+    kept = text.probe(shipped, tokenizer, SHARD, fitted_on=2048, measured_on=512)
+    assert kept["background"] > 0.9
+
+    class Noise(torch.nn.Module):
+        def forward(self, ids):
+            states = torch.randn(*ids.shape, 16, generator=torch.Generator().manual_seed(int(ids.sum())))
+            return type("Out", (), {"last_hidden_state": states})
+
+    lost = text.probe(Noise(), tokenizer, SHARD, fitted_on=2048, measured_on=512)
+    assert lost["background"] < 3 / len(values["background"])
+
+
+def test_measuring_tells_every_figure(built):
+    _, figures = Measure(built / "out", SHARD, samples=16, steps=2).measure()
+    names = {"place", "size", "background", "style_named", "style_shares_off", "retrieval", "retrieval_real"}
+    names |= {f"{what}_{features}" for what in ("fid", "floor") for features in ("clip", "efficientnet")}
+    assert names <= figures.keys()
+    assert all(0 <= figures[name] <= 1 for name in names if not name.startswith(("fid", "floor")))
+    assert figures["fid_efficientnet"] > figures["floor_efficientnet"] > 0
