@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from scott.diffusion import DiscreteSchedule, FlowSchedule
+from scott.diffusion import DiscreteSchedule, FlowSchedule, JumpGrid
 from scott.errors import UserError
 from scott.solvers import NOISE_SCALES, make
+from scott.solvers.base import LAM_NOISE, Span
 from scott.solvers.noise_scale import growth, integral_1, integral_2
 
 PAPER = {
@@ -71,9 +72,45 @@ def test_a_phi_with_negative_variance_is_refused(phi, message):
         make("er-sde", DiscreteSchedule.stable_diffusion(), phi=phi)
 
 
-def test_phi_4_redraws_all_noise_from_pure_noise():
-    """φ₄(λ)/λ falls to 0 beyond λ = 1000, so its limit would ask for a negative variance."""
-    flow, s, t = FlowSchedule(), torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.9])
-    x, noise = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    out, _ = make("er-sde", flow, phi="4").step(lambda x, t, cond: torch.zeros_like(x), x, s, t, None, noise)
-    torch.testing.assert_close(out, torch.tensor([0.0, 0.9]))
+@pytest.mark.parametrize("phi", sorted(NOISE_SCALES))
+def test_nothing_is_redrawn_above_the_level_stable_diffusion_starts_at(phi):
+    flow = FlowSchedule()
+    for name, options in (("er-sde", {"phi": phi}), ("dpmpp-sde", {"eta": 0.7})):
+        solver = make(name, flow, **options)
+        # λ = ∞, 99, 19 → 49, 19, 15.7: all above 14.6
+        s, t = (torch.tensor(times, dtype=torch.float64) for times in ([1.0, 0.99, 0.95], [0.98, 0.95, 0.94]))
+        assert torch.equal(solver.kept_noise(Span.between(flow, s, t)), torch.ones(3, dtype=torch.float64))
+
+
+def test_stable_diffusions_whole_schedule_is_below_that_level():
+    schedule = DiscreteSchedule.stable_diffusion()
+    top = schedule.lam(torch.tensor([999])).item()
+    assert LAM_NOISE - 0.001 < top < LAM_NOISE
+
+
+SCHEDULES = {
+    "sd": DiscreteSchedule.stable_diffusion(),
+    "pixart": DiscreteSchedule("linear", 0.0001, 0.02),
+    "zero snr": DiscreteSchedule("scaled_linear", 0.00085, 0.012, rescale_betas_zero_snr=True, prediction_type="v"),
+    "flow": FlowSchedule(3.0),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("er-sde", {"phi": "5"}), ("er-sde", {"phi": "4"}), ("ddim", {"eta": 0.2}), ("dpmpp-sde", {"eta": 0.2})],
+    ids=str,
+)
+def test_a_jumps_end_depends_on_where_it_began_at_every_time_of_the_grid(schedule, name, options):
+    """With a denoiser that says 0, x_m is the kept noise and the redrawn: their shares are read off two starts."""
+    grid, solver = JumpGrid(schedule), make(name, schedule, **options)
+    t_n = grid.times[grid.substeps + 1 :]
+    still = [torch.zeros(len(t_n), 1, dtype=torch.float64)] * grid.substeps
+    ends = [
+        solver.walk(lambda x, t, cond: torch.zeros_like(x), start, grid.substep_times(t_n), None, noises=still)
+        for start in (torch.zeros(len(t_n), 1, dtype=torch.float64), schedule.sigma(t_n)[:, None])
+    ]
+    kept = ((ends[1] - ends[0])[:, 0] / schedule.sigma(grid.target(t_n))).squeeze()
+    assert kept.min() > 0.2
+    assert kept[-1] > 0.9  # of the first jump, from the highest time

@@ -50,6 +50,15 @@ class Span:
         return self.lam_t / self.lam_s
 
 
+LAM_NOISE = 14.615
+"""λ up to which a solver with a noise-scale function redraws noise; from higher levels down to it, a step is the ODE's.
+
+Just above the λ that Stable Diffusion's schedule starts at, for which these functions were chosen. Without it a step
+from pure noise (λ = ∞: a flow, zero terminal SNR) would redraw all of the noise, so that its end does not depend on
+where it began: an L2 student of such a jump draws the conditional mean (`experiments.mixture`).
+"""
+
+
 class History(NamedTuple):
     """Earlier predictions, newest first: x̂0 (each (B, ...)) and the λ (each (B,)) they were made at."""
 

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from scott.diffusion import NoiseSchedule, expand_like
 from scott.errors import UserError
-from scott.solvers.base import Solver, Span, one_of_orders
+from scott.solvers.base import LAM_NOISE, Solver, Span, one_of_orders
 from scott.solvers.noise_scale import (
     NoiseScale,
+    bounded,
     check_noise_scale,
     growth,
     integral_1,
@@ -25,9 +26,9 @@ class ERSDE(Solver):
         order 2:  α_t [λ_t − λ_s + φ(λ_t) I1] D1              D1 = (x̂0 − x̂0_prev) / (λ_s − λ_prev)
         order 3:  α_t [(λ_t − λ_s)² / 2 + φ(λ_t) I2] D2       D2 = 2 (D1 − D1_prev) / (λ_s − λ_prevprev)
 
-    with I1, I2 of `noise_scale`; "5" at order 2 is the paper's best. From pure noise (λ_s = ∞) r is 0, and q
-    the limit of g(λ_t) / g(λ): 0 where g is unbounded, 1 for the ODE. A step to clean data (I1 = ∞) is first
-    order.
+    with I1, I2 of `noise_scale`; "5" at order 2 is the paper's best. A step to clean data (I1 = ∞) is first order.
+    φ is taken with g(min(λ, LAM_NOISE)): nothing is redrawn above, where a φ whose g is unbounded would keep nothing
+    of pure noise (λ_s = ∞).
 
     D1 is a one-sided difference, so the third order as published converges like the second, with a smaller
     error.
@@ -38,7 +39,7 @@ class ERSDE(Solver):
 
     def __init__(self, schedule: NoiseSchedule, *, phi: str | NoiseScale = "5", order: int = 2) -> None:
         super().__init__(schedule)
-        self.phi = noise_scale(phi)
+        self.phi = bounded(noise_scale(phi), LAM_NOISE)
         self.memory = one_of_orders(order, highest=3) - 1
         self.order = min(order, 2)
         self.stochastic = phi != "ode"
@@ -46,17 +47,16 @@ class ERSDE(Solver):
             steps = torch.arange(schedule.training_steps + 1, dtype=torch.float64)
             span = schedule.t_max - schedule.t_data
             lam = schedule.lam(schedule.t_data + span * steps / schedule.training_steps)
-            check_noise_scale(phi, lam[(lam > 0) & lam.isfinite()])
+            check_noise_scale(self.phi, lam[(lam > 0) & lam.isfinite()])
 
     def kept_noise(self, span: Span) -> Tensor:
         q = growth(self.phi, span.lam_t) / growth(self.phi, span.lam_s)
-        if bool((negative := (q > 1 + 1e-9) & span.lam_s.isfinite()).any()):
+        if bool((negative := q > 1 + 1e-9).any()):
             raise UserError(
                 f"got a step from lam {span.lam_s[negative][0]:.4g} to {span.lam_t[negative][0]:.4g}, where "
                 "the variance of this phi is negative; expected phi(lam) / lam not to fall. Use another phi."
             )
-        # Beyond λ = 1000 the g of "4" falls, to 0. At λ = ∞ any q keeps the marginal, and r = 0 redraws all.
-        return torch.where(q > 1 + 1e-9, 0, q.clamp(max=1))
+        return q.clamp(max=1)
 
     def correction(self, span: Span, x0: tuple[Tensor, ...], lam: tuple[Tensor, ...]) -> Tensor:
         lands = span.lam_t == 0

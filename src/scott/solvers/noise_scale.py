@@ -49,6 +49,11 @@ def growth(phi: NoiseScale, lam: Tensor) -> Tensor:
     return phi(lam) / lam
 
 
+def bounded(phi: NoiseScale, lam_noise: float) -> NoiseScale:
+    """φ(λ) = λ g(min(λ, λ_noise)): nothing is redrawn above λ_noise."""
+    return lambda lam: lam * growth(phi, lam.clamp(max=lam_noise))
+
+
 def check_noise_scale(phi: NoiseScale, lam: Tensor) -> None:
     """Hold φ to its two conditions on λ (K,), ascending and finite: φ > 0, and φ(λ)/λ never falls.
 
