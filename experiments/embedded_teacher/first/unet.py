@@ -49,7 +49,7 @@ def grown(earlier: UNet2DConditionModel) -> UNet2DConditionModel:
     unet = build_model()
     lacking, unknown = unet.load_state_dict(earlier.state_dict(), strict=False)
     if unknown or any(".attentions." not in name for name in lacking):
-        raise UserError(f"the U-Net to start from has other layers than `mini build` trains: {(lacking + unknown)[0]}")
+        raise UserError(f"the U-Net to start from has other layers than this build trains: {(lacking + unknown)[0]}")
     return unet
 
 

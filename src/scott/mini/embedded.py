@@ -19,9 +19,9 @@ RECORDED = ASSETS / "recorded.json"
 
 
 def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> LatentBackbone:
-    """The teacher that ships with scott, or one that `scott mini build` made in `folder`."""
+    """The teacher that ships with scott, or one that experiments.embedded_teacher made in `folder`."""
     if not folder.is_dir():
-        raise UserError(f"no embedded teacher at {folder}; reinstall scott, or make one with `scott mini build`")
+        raise UserError(f"no embedded teacher at {folder}; reinstall scott")
     return load_backbone(folder, dtype)
 
 
