@@ -85,6 +85,13 @@ def test_evaluate_writes_results(run_folder, tmp_path, scott):
     assert rows["student-2"]["fid"] > rows["real-vs-real"]["fid"]
 
 
+@pytest.fixture
+def unknown_pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unknown")
+    (folder / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    return folder
+
+
 BAD = {
     "unknown command": (["distil"], "distill"),
     "unknown recipe": (["distill", "minni"], "mini"),
@@ -107,19 +114,29 @@ BAD = {
         ["distill", "mini", "--train", "lora", "--guidance-max", "4"],
         "guidance_min = guidance_max",
     ),
+    "neither recipe nor teacher": (["distill", "--data", "x"], "neither a recipe nor --teacher"),
+    "no data": (["distill", "sd15"], "--data"),
+    "no data for a teacher without a recipe": (["distill", "--teacher", "SDXL"], "got no --data"),
+    "a recipe of another family": (["distill", "sd15", "--teacher", "SDXL", "--data", "x"], "is not for; use sdxl"),
+    "a family that has no recipe": (
+        ["distill", "--teacher", "OTHER", "--data", "x"],
+        "is a KandinskyPipeline; expected",
+    ),
     "missing teacher": (["distill", "mini", "--teacher", "/nowhere/teacher"], "/nowhere/teacher"),
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
-    "the teacher's results over another file": (["mini", "eval", "--out", "RUN/config.json"], "is not a results file"),
     "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "names"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_message_and_exit_code_2(arguments, names, run_folder, tmp_path, monkeypatch, scott):
+def test_bad_input_is_one_message_and_exit_code_2(
+    arguments, names, run_folder, teacher_folders, unknown_pipeline, tmp_path, monkeypatch, scott
+):
     monkeypatch.chdir(tmp_path)
-    code, said = scott(*(argument.replace("RUN", str(run_folder)) for argument in arguments))
+    folders = {"SDXL": teacher_folders["sdxl"], "OTHER": unknown_pipeline}
+    code, said = scott(*(str(folders.get(word, word)).replace("RUN", str(run_folder)) for word in arguments))
     assert code == 2
     assert names in " ".join(said.replace("│", " ").split()), said
     assert "Traceback" not in said

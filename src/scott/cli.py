@@ -1,24 +1,28 @@
-"""The command line, one class a command. Bad input is one message and exit code 2."""
+"""The command line: parses it, and hands each command to its file in `commands/`.
+
+Bad input is one line and exit code 2. A command imports torch, and what stands on it, when it runs.
+"""
 
 import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
+from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+from tyro.conf import DisallowNone, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from scott.commands.measured import Measured
+from scott.commands.options import grouped_options
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError
 from scott.progress import Bars
-from scott.recipes.configs import RECIPE_OF, RECIPES
-from scott.training.config import DistillConfig
+from scott.recipes.configs import RECIPES
 
 console = Console(quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes the first one speaks; errors are printed by whoever has them."""
@@ -44,11 +48,13 @@ class Demo:
         console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}")
 
 
-@dataclass
-class Distill:
-    """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
+@dataclass(kw_only=True)
+class DistillRecipe:
+    """By a recipe, whose options tyro finds in the fields that `_distill_with` adds."""
 
-    config: DistillConfig
+    recipe: ClassVar[str | None]
+    groups: ClassVar[tuple[str, ...]]
+
     dry_run: bool = False
     """Say what would be trained, called and held, and stop: no weights are read and nothing is written."""
     json: bool = False
@@ -57,26 +63,51 @@ class Distill:
     """With --dry-run: how many the run is spread over; what is said is of each."""
 
     def run(self) -> None:
+        from scott.commands.distill import config_of, run
+
         if (self.json or self.processes != 1) and not self.dry_run:
             raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
+        given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
+        config = config_of(self.recipe, given)
         if self.dry_run:
-            self._plan()
+            from scott.commands.plan import as_json, as_table, plan
+
+            with console.status("a step without weights"):
+                budget = plan(config, self.processes)
+            if self.json:
+                console.print_json(as_json(budget))
+            else:
+                console.print(as_table(budget, config))
             return
-        from scott.commands.distill import run
-
         with Bars(console) as bars:
-            run(self.config, bars.report, bars.warn)
-        console.print(f"student {self.config.out / 'student'}")
+            run(config, bars.report, bars.warn)
+        console.print(f"student {config.out / 'student'}")
 
-    def _plan(self) -> None:
-        from scott.commands.plan import as_json, as_table, plan
 
-        with console.status("a step without weights"):
-            budget = plan(self.config, self.processes)
-        if self.json:
-            console.print_json(as_json(budget))
-        else:
-            console.print(as_table(budget, self.config))
+def _distill_with(recipe: str | None) -> Any:
+    """The sub-command of `scott distill` for a recipe; for None the one that finds it by the teacher."""
+    options = grouped_options(recipe)
+    made = make_dataclass(
+        f"Distill_{recipe}",
+        options.items(),
+        bases=(DistillRecipe,),
+        namespace={"recipe": recipe, "groups": tuple(options)},
+        kw_only=True,
+    )
+    if recipe is None:
+        text = "The recipe of the teacher's family. It is what `scott distill --teacher TEACHER` takes."
+        return Annotated[made, subcommand("auto", description=text, is_default=True)]
+    return Annotated[made, subcommand(recipe, description=getdoc(RECIPES[recipe]["scott"]))]
+
+
+@dataclass
+class Distill:
+    """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
+
+    recipe: Union[tuple(_distill_with(recipe) for recipe in (*RECIPES, None))]  # type: ignore[valid-type]  # noqa: UP007
+
+    def run(self) -> None:
+        self.recipe.run()
 
 
 @dataclass
@@ -94,7 +125,9 @@ class Prepare:
     out: Path = tyro.MISSING
     preset: Literal["coco2014", "coco2017", "laion-aesthetics-6plus"] | None = None
     """Start from that data set's public metadata, with its columns and filter."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    settings: Annotated[Settings, arg(name="", help="What is kept of the source, and how.")] = field(
+        default_factory=Settings
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the text encoders; the VAE runs in fp32."""
 
@@ -184,7 +217,7 @@ class Evaluate:
     """FID, CLIP score and coverage of a student: on the embedded teacher's held-out captions, or on your pictures."""
 
     student: Positional[str]
-    measured: Annotated[Measured, tyro.conf.arg(name="")] = field(default_factory=Measured)
+    measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
     """Where to write the results; by default evaluation.json beside the student, or evaluation-DATA.json."""
@@ -199,111 +232,25 @@ class Evaluate:
         console.print(f"results {file}")
 
 
-@dataclass
-class MiniBuild:
-    """Train the embedded teacher from its glyphs: hours, on the CPU, resumed by the same command."""
-
-    work: Path = Path("runs/mini-build")
-    """Where the stages keep their checkpoints and logs."""
-    out: Path = Path("runs/mini-teacher")
-    """Where teacher/ and clip/ are written."""
-    start: Path | None = None
-    """What an earlier build wrote: its encoders are kept and its U-Net is trained further."""
-    unet_steps: int = 22_000
-    seed: int = 0
-
-    def run(self) -> None:
-        from scott.mini.build import build
-
-        build(self.work, self.out, seed=self.seed, unet_steps=self.unet_steps, start=self.start, say=console.print)
-
-
-@dataclass
-class MiniEval:
-    """Measure an embedded teacher at several guidance scales, and the CLIP that measures it."""
-
-    teacher: Path | None = None
-    """What `scott mini build` wrote; by default the teacher that ships."""
-    split: Literal["validation", "held-out"] = "validation"
-    """Choose by validation; report held-out."""
-    samples: int = 1000
-    out: Path = Path("mini-eval.json")
-
-    def run(self) -> None:
-        from scott.commands.mini_eval import measure_teacher
-        from scott.evaluation import table
-
-        with Bars(console) as bars:
-            results = measure_teacher(
-                self.teacher, samples=self.samples, split=self.split, out=self.out, report=bars.report
-            )
-        console.print(table(results))
-        console.print(
-            f"retrieval among {self.samples} real pictures {results.meta['retrieval']:.3f}   results {self.out}"
-        )
-
-
-@dataclass
-class Mini:
-    """The embedded teacher itself: `build` trains it from the glyphs, `eval` measures it."""
-
-
-def _recipes(method: str, train: str | None) -> Any:
-    """`distill RECIPE`: one sub-command a recipe, its defaults those of the method and of what is trained."""
-    choices = []
-    for name, recipe in RECIPES.items():
-        asked = {"train": train} if train else {}
-        default = recipe(method, **asked, **({} if name == "mini" else {"data": tyro.MISSING}))
-        choices.append(Annotated[Distill, subcommand(name, default=Distill(default), description=recipe.__doc__)])
-    return Union[tuple(choices)]  # noqa: UP007 (built at run time)
-
-
-_COMMANDS: dict[str, Any] = {
+COMMANDS = {
     "demo": Demo,
     "prepare": Prepare,
     "distill": Distill,
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,
-    "mini": Mini,
 }
 
 
 def _parse(arguments: list[str]) -> Any:
-    flat = (OmitArgPrefixes, OmitSubcommandPrefixes)
-    match arguments[:1]:
-        case ["distill"]:
-            if len(arguments) > 1 and arguments[1].startswith("--") and (teacher := _value_of("--teacher", arguments)):
-                arguments = ["distill", _recipe_for(teacher), *arguments[1:]]
-            method, train = _value_of("--method", arguments), _value_of("--train", arguments)
-            recipes = _recipes("lcm" if method == "lcm" else "scott", train if train in ("lora", "full") else None)
-            return tyro.cli(recipes, prog="scott distill", args=arguments[1:], config=flat, description=Distill.__doc__)
-        case ["mini"]:
-            return tyro.cli(_choice(build=MiniBuild, eval=MiniEval), prog="scott mini", args=arguments[1:])
-        case _:
-            return tyro.cli(_choice(**_COMMANDS), prog="scott", args=arguments, description=__doc__)
-
-
-def _recipe_for(teacher: str) -> str:
-    """The recipe of a teacher's family. Raises `UserError` when there is no such teacher or family."""
-    if teacher == "mini":
-        return teacher
-    from scott.teachers.load import family_of, model_index
-
-    return RECIPE_OF[family_of(teacher, model_index(teacher))[0].__name__]
-
-
-def _choice(**commands: Any) -> Any:
-    return Union[tuple(Annotated[command, subcommand(name)] for name, command in commands.items())]  # noqa: UP007
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-        if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-    return None
+    choices: Any = Union[tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())]  # noqa: UP007
+    return tyro.cli(
+        choices,
+        prog="scott",
+        args=arguments,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone),
+        description="Distil a text-to-image diffusion model into a student that draws in few steps.",
+    )
 
 
 def main() -> None:

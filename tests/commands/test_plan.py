@@ -8,7 +8,7 @@ from tests.teachers.published import write_configs
 
 from scott.commands.plan import plan
 from scott.errors import UserError
-from scott.recipes import RECIPES
+from scott.recipes import mini, pixart, sdxl
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def scott(command_line, monkeypatch, tmp_path):
 def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):
     code, said, _ = scott("distill", "mini", "--dry-run", "--batch-size", "2")
     assert code == 0
-    budget = plan(RECIPES["mini"](batch_size=2))
+    budget = plan(mini(batch_size=2))
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
     assert all(len(line) <= 80 for line in said.splitlines())
     table = {row[0]: row[1:] for row in rows}
@@ -36,7 +36,7 @@ def test_json_is_the_budget(scott, teacher_folders):
     arguments = ["--teacher", teacher_folders["sdxl"], "--data", "/nowhere", "--batch-size", "2", "--lora-rank", "4"]
     code, said, _ = scott("distill", "sdxl", *arguments, "--dry-run", "--json")
     assert code == 0
-    config = RECIPES["sdxl"](teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
+    config = sdxl(teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
     budget = plan(config)
     totals = {"total": budget.total, "start": budget.start}
     assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals
@@ -50,9 +50,16 @@ def test_json_without_a_dry_run_is_refused(scott, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("processes", ["0", "-1"])
+def test_a_run_over_no_processes_is_refused(scott, processes):
+    code, _, said = scott("distill", "mini", "--dry-run", "--processes", processes)
+    assert code == 2
+    assert f"got --processes {processes}; expected 1 or more" in said
+
+
 def test_a_published_teacher_is_planned_without_its_weights(tmp_path):
     """PixArt at its real size, with its recipe's batch of 16."""
-    config = RECIPES["pixart"](teacher=str(write_configs("pixart", tmp_path)), data="none", adversarial_weight=0.0)
+    config = pixart(teacher=str(write_configs("pixart", tmp_path)), data="none", adversarial_weight=0.0)
     budget = plan(config)
     assert (budget.parameters, budget.student, budget.critic) == (610_856_096, 53_673_984, 0)
     assert budget.training["frozen network"] == pytest.approx(2 * 610_856_096, rel=0.01), "bf16"
@@ -70,6 +77,6 @@ def test_a_published_teacher_is_planned_without_its_weights(tmp_path):
     ],
 )
 def test_what_a_run_would_refuse_is_refused(settings, said, teacher_folders):
-    config = RECIPES["pixart"](**{"teacher": str(teacher_folders["pixart"]), "data": "none", **settings})
+    config = pixart(**{"teacher": str(teacher_folders["pixart"]), "data": "none", **settings})
     with pytest.raises(UserError, match=said):
         plan(config)

@@ -2,7 +2,7 @@
 
 import torch
 
-from scott.data import Batch
+from scott.data.batch import Batch
 
 
 def numbered(count):

@@ -104,8 +104,8 @@ def test_the_licence_is_the_readmes(tmp_path, text, licence):
 
 
 def test_the_licence_of_a_teacher_that_is_no_folder():
-    assert "LICENSES.md" in teacher_licence("mini")
-    assert (TEACHER.parent / "LICENSES.md").is_file()
+    assert teacher_licence("mini") == teacher_licence(str(TEACHER)) == "apache-2.0"
+    assert (TEACHER.parent / "LICENSES.md").is_file(), "which its README names"
     assert teacher_licence("owner/model") == "see the teacher's page, <https://huggingface.co/owner/model>"
 
 

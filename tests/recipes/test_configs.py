@@ -9,14 +9,15 @@ import torch
 from scott.commands.distill import add_models, check
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes import RECIPES
+from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipe_of, sd15, sd15_lcm
+from scott.teachers.load import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("method", ["scott", "lcm"])
 def test_a_recipe_is_a_complete_config(name, method, tmp_path):
-    config = RECIPES[name](method, data="mini")
+    config = RECIPES[name][method](data="mini")
     file = tmp_path / "config.json"
     file.write_text(config.to_json())
     assert DistillConfig.load(file) == config
@@ -27,7 +28,7 @@ def test_a_recipe_is_a_complete_config(name, method, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_lcm_differs_from_scott_in_its_settings_only(name):
-    scott, lcm = (dataclasses.asdict(RECIPES[name](method, data="mini")) for method in ("scott", "lcm"))
+    scott, lcm = (dataclasses.asdict(RECIPES[name][method](data="mini")) for method in ("scott", "lcm"))
     differ = {key for key in scott if scott[key] != lcm[key]}
     # on the embedded teacher each has the rates that suit it
     assert differ == set(LCM_SETTINGS) | ({"decay"} if name == "mini" else set())
@@ -36,21 +37,19 @@ def test_lcm_differs_from_scott_in_its_settings_only(name):
 def test_lcm_is_reached_by_flags_alone():
     flags = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
     # the recipe's own jump is too long for one sub-step, and its rates fall
-    scott = RECIPES["mini"](**flags, jump=100, decay=0.0)
-    assert dataclasses.replace(scott, method="lcm") == RECIPES["mini"]("lcm")
-    assert dataclasses.replace(RECIPES["sd15"](**flags, jump=20, data="d"), method="lcm") == RECIPES["sd15"](
-        "lcm", data="d"
-    )
+    scott = mini(**flags, jump=100, decay=0.0)
+    assert dataclasses.replace(scott, method="lcm") == mini_lcm()
+    assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15_lcm(data="d")
 
 
 def test_a_change_wins_over_recipe_and_method():
-    config = RECIPES["mini"]("lcm", jump=24, out=Path("elsewhere"))
+    config = mini_lcm(jump=24, out=Path("elsewhere"))
     assert (config.jump, config.substeps, config.out) == (24, 1, Path("elsewhere"))
 
 
 def test_sd15_is_the_paper():
     """PAPER's experiments: ER-SDE 5 of order 2, jump 24, h = 3, λ_adv = 0.4, rates, batch and iterations."""
-    config = RECIPES["sd15"](data="laion")
+    config = sd15(data="laion")
     assert (config.solver, config.phi, config.order, config.jump, config.substeps) == ("er-sde", "5", 2, 24, 3)
     assert (config.adversarial_weight, config.learning_rate, config.critic_learning_rate) == (0.4, 8e-6, 2e-5)
     assert (config.batch_size, config.max_steps, config.critic_rank) == (40, 40_000, 64)
@@ -58,29 +57,29 @@ def test_sd15_is_the_paper():
 
 @pytest.mark.parametrize("name", ["sd15", "realistic-vision", "sdxl"])
 def test_a_full_student_of_a_unet_is_told_its_guidance_and_a_lora_is_not(name):
-    lora, full = (RECIPES[name](data="d", train=train) for train in ("lora", "full"))
-    assert RECIPES[name](data="d") == lora
+    lora, full = (RECIPES[name]["scott"](data="d", train=train) for train in ("lora", "full"))
+    assert RECIPES[name]["scott"](data="d") == lora
     assert lora.guidance_min == lora.guidance_max
     assert (full.guidance_min, full.guidance_max) == (3.0, 15.0)
-    assert RECIPES[name](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
+    assert RECIPES[name]["scott"](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
 
 
 @pytest.mark.parametrize("name", ["pixart", "sd3"])
 def test_a_transformer_is_trained_for_one_guidance_scale(name):
     for train in ("lora", "full"):
-        config = RECIPES[name](data="d", train=train)
+        config = RECIPES[name]["scott"](data="d", train=train)
         assert config.guidance_min == config.guidance_max
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_lora_student_with_a_range_of_guidance_is_refused(name):
     with pytest.raises(UserError, match=r"for a LoRA student, .* set guidance_min = guidance_max") as error:
-        RECIPES[name](data="d", train="lora", guidance_min=2.0, guidance_max=9.0)
+        RECIPES[name]["scott"](data="d", train="lora", guidance_min=2.0, guidance_max=9.0)
     assert "\n" not in str(error.value)
 
 
 def test_a_transformer_student_with_a_range_of_guidance_is_refused(make_backbone, family):
-    ranged = RECIPES["sd15"](data="d", train="full", guidance_min=2.0, guidance_max=9.0)
+    ranged = sd15(data="d", train="full", guidance_min=2.0, guidance_max=9.0)
     single = dataclasses.replace(ranged, guidance_max=2.0)
     backbone = make_backbone(family=family)
     check(backbone, single)
@@ -94,7 +93,7 @@ def test_a_transformer_student_with_a_range_of_guidance_is_refused(make_backbone
 
 @pytest.mark.parametrize("critic", ["lora", "full", "unconditional", "none"])
 def test_the_models_are_those_of_the_config_and_alike_each_time(make_backbone, critic):
-    config = RECIPES["sd15"](data="d", critic=critic, lora_rank=2, lora_alpha=3.0, critic_rank=3, seed=5)
+    config = sd15(data="d", critic=critic, lora_rank=2, lora_alpha=3.0, critic_rank=3, seed=5)
     one, other = make_backbone(), make_backbone()
     for backbone in (one, other):
         add_models(backbone, config)
@@ -109,11 +108,23 @@ def test_the_models_are_those_of_the_config_and_alike_each_time(make_backbone, c
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_every_family_that_loads_has_a_recipe_and_every_recipe_a_family():
+    assert FAMILIES.keys() == PIPELINES.keys()
+    assert {name for names in FAMILIES.values() for name in names} == RECIPES.keys()
+
+
+def test_a_teacher_without_a_recipe_gets_its_own_or_its_familys():
+    for pipeline, names in FAMILIES.items():
+        for name in names:
+            assert recipe_of(RECIPES[name]["scott"](data="d").teacher, pipeline) == name
+    assert recipe_of("owner/fine-tune", "StableDiffusionPipeline") == "sd15"
+
+
 def test_the_solver_is_given_only_what_it_has():
     schedule = DiscreteSchedule.stable_diffusion()
-    assert RECIPES["mini"](solver="ddim", eta=0.3).make_solver(schedule).eta == 0.3
-    assert RECIPES["mini"](solver="dpmpp-sde", eta=0.3, order=1).make_solver(schedule).order == 1
-    assert RECIPES["mini"](solver="er-sde", order=1).make_solver(schedule).order == 1
+    assert mini(solver="ddim", eta=0.3).make_solver(schedule).eta == 0.3
+    assert mini(solver="dpmpp-sde", eta=0.3, order=1).make_solver(schedule).order == 1
+    assert mini(solver="er-sde", order=1).make_solver(schedule).order == 1
     for solver, option in (("ddim", {"order": 1}), ("er-sde", {"eta": 0.5}), ("dpmpp-sde", {"phi": "3"})):
         with pytest.raises(UserError, match="does not have"):
-            RECIPES["mini"](solver=solver, **option)
+            mini(solver=solver, **option)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from scott.data import Batch
+from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction
 from scott.training.config import DistillConfig
 from scott.training.step import Draws, distillation_step

@@ -2,7 +2,7 @@
 
 import torch
 
-from scott.data import Batch
+from scott.data.batch import Batch
 from scott.training.checkpoint import latest_checkpoint, load_checkpoint
 from scott.training.metrics import read_metrics
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_run_but, final, metrics, source
 
-from scott.data import Batch
+from scott.data.batch import Batch
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.samplers import StudentSampler

@@ -1,15 +1,19 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from scott.commands.export import export_finished, is_exported
+from scott.commands.options import has_data
 from scott.commands.prepare import check_data, open_data
 from scott.commands.validation import Validation
 from scott.errors import UserError
 from scott.mini import embedded
+from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
 from scott.teachers import Backbone, LatentBackbone, load_backbone
+from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 from scott.training.launch import as_launched, open_run, start_processes
 from scott.training.loop import Hooks, distill
@@ -19,9 +23,31 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 Warn = Callable[[str], None]
 
 
+def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
+    """The config of a recipe, or of the one that its teacher's family has, with what was given.
+
+    Raises `UserError` where a named recipe is of another family than the teacher, and as `DistillConfig` does.
+    """
+    if (teacher := given.get("teacher")) is not None:
+        pipeline = str(model_index(embedded.teacher_folder(teacher)).get("_class_name"))
+        if pipeline not in FAMILIES:
+            raise UserError(f"{teacher} is a {pipeline}; expected {', '.join(FAMILIES)}")
+        if recipe is None:
+            recipe = recipe_of(teacher, pipeline)
+        elif recipe not in FAMILIES[pipeline]:
+            raise UserError(
+                f"{teacher} is a {pipeline}, which the recipe {recipe} is not for; use {recipe_of(teacher, pipeline)}"
+            )
+    if recipe is None:
+        raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
+    if "data" not in given and not has_data(recipe):
+        raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
+    return RECIPES[recipe][given.get("method", "scott")](**given)
+
+
 def teacher_of(name: str, dtype: torch.dtype = torch.float32) -> LatentBackbone:
-    """`mini`, or what `load_backbone` takes, on the best device there is."""
-    return (embedded.load_teacher(dtype=dtype) if name == "mini" else load_backbone(name, dtype)).to(best_device())
+    """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
+    return load_backbone(embedded.teacher_folder(name), dtype).to(best_device())
 
 
 def check(backbone: Backbone, config: DistillConfig) -> None:

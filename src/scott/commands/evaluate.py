@@ -16,6 +16,7 @@ from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Results
 from scott.export.card import write_cards
+from scott.mini import embedded
 from scott.mini.scenes import RESOLUTION
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
@@ -60,7 +61,7 @@ def evaluate_student(
 
 def _conditions(measured: Measured, reference: Reference, student: str, guidance: float) -> dict[str, Any]:
     told = {"samples": len(reference.prompts), "guidance": guidance, "seed": SEED, "student": student}
-    if measured.data == "mini":
+    if measured.data in embedded.SOURCES:
         return told | {"split": measured.split}
     left_out = {"left out": reasons(reference.skipped)} if reference.skipped else {}
     return told | {"data": measured.data, "features": measured.features} | left_out
@@ -69,12 +70,12 @@ def _conditions(measured: Measured, reference: Reference, student: str, guidance
 def _file_name(data: str) -> str:
     """`evaluation.json`, or of other data one with their name, so that one table does not replace another."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(data.split("::")[0]).stem).strip("-")
-    return "evaluation.json" if data == "mini" else f"evaluation-{name}.json"
+    return "evaluation.json" if data in embedded.SOURCES else f"evaluation-{name}.json"
 
 
 def _reference(measured: Measured, student: str, backbone: LatentBackbone, tick: Tick) -> Reference:
     """Raises `UserError` for data and features that do not go together, or not with what the student draws."""
-    if measured.data != "mini":
+    if measured.data not in embedded.SOURCES:
         if measured.features is None:
             raise UserError(f"got --data {measured.data} without --features; name a CLIP, as {PAPERS_CLIP}")
         if (Path(measured.data) / MANIFEST).is_file():

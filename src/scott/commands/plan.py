@@ -6,6 +6,7 @@ import json
 from rich.table import Table
 
 from scott.commands.distill import add_models, check
+from scott.errors import UserError
 from scott.mini import embedded
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import Budget, budget_of
@@ -15,8 +16,9 @@ from scott.training.config import DistillConfig
 def plan(config: DistillConfig, processes: int = 1) -> Budget:
     """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data, its folder
     and how it was launched."""
-    teacher = embedded.TEACHER if config.teacher == "mini" else config.teacher
-    backbone = skeleton(teacher, config.dtype)
+    if processes < 1:
+        raise UserError(f"got --processes {processes}; expected 1 or more")
+    backbone = skeleton(embedded.teacher_folder(config.teacher), config.dtype)
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
     return budget_of(backbone, config, processes)

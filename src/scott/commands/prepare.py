@@ -20,7 +20,6 @@ from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.mini.scenes import SceneSource
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import differing, fingerprints, label
 
@@ -56,8 +55,9 @@ PRESETS = {
 
 
 def open_named(name: str, columns: Columns, split: str) -> Source:
-    """`mini`, or what `open_source` recognises. Raises `UserError` as that does."""
-    return SceneSource(MINI_SCENES) if name == "mini" else open_source(name, columns, split)
+    """Embedded data by their name, or what `open_source` recognises. Raises `UserError` as that does."""
+    scenes = embedded.SOURCES.get(name)
+    return scenes(MINI_SCENES) if scenes else open_source(name, columns, split)
 
 
 def prepare_source(
@@ -99,8 +99,7 @@ def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]
 
 def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
     name = str(backbone.pipeline.config.get("_name_or_path") or type(backbone.pipeline).__name__)
-    name = "mini" if name == str(embedded.TEACHER) else name  # not where it is installed
-    return {"name": name, **fingerprints(backbone)}
+    return {"name": embedded.teacher_name(name), **fingerprints(backbone)}
 
 
 def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report) -> ShardSource:

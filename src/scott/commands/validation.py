@@ -103,10 +103,8 @@ class Validation:
 
     @cached_property
     def _features(self) -> ClipFeatures:
-        name = self.config.validation_features
-        if name == "mini":
-            return embedded.load_features()
-        return ClipFeatures.from_pretrained(name, device=self.backbone.device)
+        folder = embedded.clip_folder(self.config.validation_features)
+        return ClipFeatures.from_pretrained(folder, device=self.backbone.device)
 
     @cached_property
     def _real(self) -> tuple[Tensor, list[str]]:

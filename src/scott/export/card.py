@@ -10,6 +10,7 @@ from scott.export.lora import FORMS
 from scott.export.pipeline import call_options
 from scott.export.trained import StudentInfo
 from scott.files import write_atomically
+from scott.mini import embedded
 from scott.training.config import DistillConfig
 
 CARD = "card.md"
@@ -76,7 +77,7 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
     load = [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
     if kind != "diffusers":
         imports[1] += f", {info.scheduler}"
-        imports += ["from scott.mini.embedded import TEACHER"] if config.teacher == "mini" else []
+        imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
         imports += [] if _loads_lora(info) else ["from peft import PeftModel"]
         load = _load_lora(config, info, kind, folder)
     # torch's own generator, because SD3's pipeline hands no other to its scheduler
@@ -94,20 +95,21 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
 
 def teacher_licence(teacher: str) -> str:
     """What the front matter of a teacher folder's README.md says, or where to look."""
-    if teacher == "mini":
-        return "Apache-2.0 (data and weights: `scott/mini/assets/LICENSES.md`)"
-    file = Path(teacher) / "README.md"
+    folder = Path(embedded.teacher_folder(teacher))
+    file = folder / "README.md"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     found = re.search(r"^license:[ \t]*(\S.*)$", front.group(1), re.MULTILINE) if front else None
     if found:
         return found.group(1).strip().strip("\"'")
-    return "see the teacher's page" + ("" if Path(teacher).exists() else f", <https://huggingface.co/{teacher}>")
+    return "see the teacher's page" + ("" if folder.exists() else f", <https://huggingface.co/{teacher}>")
 
 
 def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
     there = Path(config.teacher)
-    teacher = "TEACHER" if config.teacher == "mini" else _quoted(there.resolve() if there.exists() else config.teacher)
+    teacher = _quoted(there.resolve() if there.exists() else config.teacher)
+    if config.teacher in embedded.TEACHERS:
+        teacher = "TEACHER"  # where scott is installed
     file = FORMS["kohya" if kind == "kohya" else "diffusers"].file
     return [
         # parts stored in half precision would stay so, and not go together with the others

@@ -121,7 +121,7 @@ class Trained:
 
 def teacher_source(config: DistillConfig) -> str | Path:
     """What `load_backbone` makes a run's teacher of."""
-    return embedded.TEACHER if config.teacher == "mini" else config.teacher
+    return embedded.teacher_folder(config.teacher)
 
 
 def draw_latents(backbone: LatentBackbone, grid: JumpGrid, guidance: float) -> Tensor:

@@ -1,14 +1,16 @@
 """The embedded default as the rest of scott uses it: the teacher, its scenes, and the features that measure it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from scott.data.records import Source
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
 from scott.mini.glyphs import ASSETS
-from scott.mini.scenes import Scenes, Split
+from scott.mini.scenes import Scenes, SceneSource, Split
 from scott.teachers import LatentBackbone, load_backbone
 
 TEACHER = ASSETS / "teacher"
@@ -16,6 +18,26 @@ CLIP = ASSETS / "clip"
 RECORDED = ASSETS / "recorded.json"
 """The teacher's rows on 1,000 held-out captions, which the demo shows: written by `python -m experiments.recorded_run
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
+
+TEACHERS: dict[str, Path] = {"mini": TEACHER}
+FEATURES: dict[str, Path] = {"mini": CLIP}
+SOURCES: dict[str, Callable[[int], Source]] = {"mini": SceneSource}
+"""What a name on the command line stands for: a teacher's folder, a CLIP's, so many captioned pictures."""
+
+
+def teacher_folder(name: str) -> str | Path:
+    """What `load_backbone` makes a teacher of: the folder of an embedded one, or the name itself."""
+    return TEACHERS.get(name, name)
+
+
+def teacher_name(folder: str) -> str:
+    """The name of an embedded teacher by its folder, which is another wherever scott is installed; or `folder`."""
+    return next((name for name, path in TEACHERS.items() if str(path) == folder), folder)
+
+
+def clip_folder(name: str) -> str | Path:
+    """What `ClipFeatures.from_pretrained` takes: the folder of the embedded CLIP, or the name itself."""
+    return FEATURES.get(name, name)
 
 
 def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> LatentBackbone:

@@ -1,5 +1,5 @@
-"""One function a recipe: a teacher's name to the complete config of a run that suits it."""
+"""One function a recipe, which returns the complete config of a run that suits a teacher."""
 
-from scott.recipes.configs import RECIPES, mini, pixart, realistic_vision, sd3, sd15, sdxl
+from scott.recipes.configs import FAMILIES, RECIPES, mini, pixart, realistic_vision, recipe_of, sd3, sd15, sdxl
 
-__all__ = ["RECIPES", "mini", "pixart", "realistic_vision", "sd3", "sd15", "sdxl"]
+__all__ = ["FAMILIES", "RECIPES", "mini", "pixart", "realistic_vision", "recipe_of", "sd3", "sd15", "sdxl"]

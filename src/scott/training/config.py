@@ -5,15 +5,16 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-import torch
-
-from scott import solvers
 from scott.choices import unknown
-from scott.diffusion import JumpGrid, NoiseSchedule
 from scott.errors import UserError
-from scott.solvers import Solver
+
+if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
+    import torch
+
+    from scott.diffusion import JumpGrid, NoiseSchedule
+    from scott.solvers import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +178,16 @@ class DistillConfig:
         return min(1.0, rise, fall)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
+        import torch
+
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
-    def make_solver(self, schedule: NoiseSchedule) -> Solver:
+    def make_solver(self, schedule: "NoiseSchedule") -> "Solver":
         """The teacher's solver; only the options that it has are passed on."""
+        from scott import solvers
+
         options: dict[str, dict[str, Any]] = {
             "ddim": {"eta": self.eta},
             "er-sde": {"phi": self.phi, "order": self.order},
@@ -190,7 +195,9 @@ class DistillConfig:
         }
         return solvers.make(self.solver, schedule, **options[self.solver])
 
-    def make_grid(self, schedule: NoiseSchedule) -> JumpGrid:
+    def make_grid(self, schedule: "NoiseSchedule") -> "JumpGrid":
+        from scott.diffusion import JumpGrid
+
         steps = FEW_STEPS if self.times == "needed" else ()
         return JumpGrid(schedule, jump=self.jump, substeps=self.substeps, few_steps=steps)
 

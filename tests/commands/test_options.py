@@ -1,0 +1,57 @@
+"""What `scott distill` makes of its options: a config with the defaults of recipe, method and `--train`."""
+
+import dataclasses
+import re
+
+import pytest
+
+from scott.cli import _parse
+from scott.commands.distill import config_of
+from scott.recipes.configs import RECIPES, mini_lcm, sd15, sd15_lcm, sdxl
+from scott.training.config import DistillConfig
+
+
+def parsed(*arguments):
+    """The config of a `scott distill` command line."""
+    recipe = _parse(["distill", *arguments]).recipe
+    return config_of(recipe.recipe, {k: v for group in recipe.groups for k, v in getattr(recipe, group).items()})
+
+
+LINES = {
+    "sd15 --data d": sd15(data="d"),
+    "sd15 --data d --method lcm": sd15_lcm(data="d"),
+    "sd15 --data d --train full": sd15(data="d", train="full"),
+    "sd15 --data d --train full --method lcm --jump 24": sd15_lcm(data="d", train="full", jump=24),
+    "sd15 --data d --train full --guidance-max 3": sd15(data="d", train="full", guidance_max=3.0),
+    "sdxl --data d --no-gradient-checkpointing --compile": sdxl(data="d", gradient_checkpointing=False, compile=True),
+    "mini --method lcm --lora-alpha 3": mini_lcm(lora_alpha=3.0),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_is_given_wins_over_recipe_method_and_train(line):
+    """Also where it is the default of the other method or of the other kind of student, as 24 and 3 here."""
+    assert parsed(*line.split()) == LINES[line]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "auto"])
+def test_help_has_every_setting_once_with_the_recipes_default(recipe, command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    code, said, _ = command_line("distill", recipe, "--help")
+    assert code == 0
+    text = "\n".join(line.strip("│ ") for line in said.splitlines() if line.startswith("│"))
+    config = None if recipe == "auto" else RECIPES[recipe]["scott"](data="mini")
+    for field in dataclasses.fields(DistillConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        (default,) = re.findall(rf"^{flag}[ ,].*?\((?:default:\s+(.*?)[;)]|required\))", text, re.MULTILINE | re.DOTALL)
+        value = getattr(config, field.name, "the recipe's")
+        has_none = field.name == "data" and recipe not in ("mini", "auto")
+        assert " ".join(default.split()) == ("" if has_none else "none" if value is None else str(value))
+
+
+def test_help_says_what_the_other_method_and_student_change(command_line, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = command_line("distill", "sd15", "--help")[1]
+    assert "(default: 24; with --method lcm 20)" in text
+    assert "(default: 3.0; with --train full 15.0)" in text
+    assert "(default: 4.0; with --train lora 3.0)" in command_line("distill", "mini", "--help")[1]
