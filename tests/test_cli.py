@@ -7,7 +7,9 @@ import sys
 import pytest
 from PIL import Image
 
+from scott.errors import UserError
 from scott.mini.scenes import Scenes
+from scott.training.metrics import read_metrics
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
 
@@ -188,3 +190,9 @@ def test_a_student_of_needed_times_draws_in_those_steps_alone(scott, pictures, t
     assert code == 2
     assert "trained for 1, 2, 4, 8 (--times needed)" in " ".join(said.split())
     assert not (tmp_path / "three").exists()
+
+
+def test_metrics_that_are_no_text_are_one_message(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n')
+    with pytest.raises(UserError, match="is not UTF-8 text, as a run writes it"):
+        read_metrics(tmp_path / "metrics.jsonl")

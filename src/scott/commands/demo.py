@@ -9,7 +9,8 @@ from PIL import Image
 
 from scott.commands.distill import Report, run
 from scott.commands.measure import BATCH, SEED, MiniReference, Tick, check_samples, recorded_teacher_row
-from scott.evaluation import Generate, Progress, Results, Row, image_grid, timed, write_report
+from scott.evaluation import Generate, Progress, Results, Row, image_grid, timed
+from scott.evaluation.report import write_report
 from scott.export.card import write_cards
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini

@@ -30,22 +30,3 @@ def coverage(real: Matrix, fake: Matrix, k: int = 5, *, chunk_size: int = 1024) 
         nearest_fake = torch.cdist(points, fake_points, compute_mode=exact).amin(dim=1)
         covered += int((nearest_fake < radius).sum())
     return covered / n
-
-
-def expected_coverage(n_real: int, n_fake: int, k: int = 5) -> float:
-    """E[coverage] when real and fake come from one continuous distribution: the value of a perfect sampler.
-
-    A real point is left uncovered when its k nearest among the other N − 1 real and the M fake points are
-    all real. All orders being equally likely, that has probability C(N − 1, k) / C(N + M − 1, k) in any
-    dimension, so
-
-        E = 1 − Π_{j=1..k} (N − j) / (N + M − j),
-
-    0.969 for N = M = 5,000 and k = 5. Raises `ValueError` unless 1 ≤ k < N and M ≥ 1.
-    """
-    if not 1 <= k < n_real or n_fake < 1:
-        raise ValueError(f"got N = {n_real}, M = {n_fake}, k = {k}, expected 1 ≤ k < N and M ≥ 1")
-    uncovered = 1.0
-    for j in range(1, k + 1):
-        uncovered *= (n_real - j) / (n_real + n_fake - j)
-    return 1 - uncovered

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scott.errors import UserError
 from scott.files import write_atomically
 
 
@@ -32,11 +33,18 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The records of a metrics file, oldest first; a last line cut off by a crash is left out."""
+    """The records of a metrics file, oldest first; a last line cut off by a crash is left out.
+
+    Raises `UserError` when it is no text.
+    """
     if not file.is_file():
         return []
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text, as a run writes it; restore it, or move it away") from None
     records = []
-    for line in file.read_text().splitlines():
+    for line in text.splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:
