@@ -128,6 +128,19 @@ BAD = {
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
+    "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 or more"),
+    "a teacher in no steps": (["evaluate", "RUN", "--teacher-steps", "0"], "expected 1 or more"),
+    "evaluation of no samples": (["evaluate", "RUN", "--samples", "0"], "10 or more"),
+    "a demo of no steps": (["demo", "--max-steps", "0"], "max_steps 0; expected a positive number"),
+    "a seed below 0": (["distill", "mini", "--seed", "-1"], "seed -1; expected 0 to 2**64 - 1"),
+    "a seed that torch cannot hold": (["distill", "mini", "--seed", str(2**64)], "expected 0 to 2**64 - 1"),
+    "such a seed in a dry run": (["distill", "mini", "--seed", str(2**64), "--dry-run"], "expected 0 to 2**64 - 1"),
+    "such a seed in a demo": (["demo", "--seed", str(2**64)], "expected 0 to 2**64 - 1"),
+    "such a seed of a picture": (
+        ["sample", "RUN", "--prompts", "a", "b", "--seed", str(2**64 - 1)],
+        f"expected 0 to {2**64 - 2}",
+    ),
+    "a prompt that is not UTF-8": (["sample", "RUN", "--prompts", "caf\udce9"], "'caf\\udce9', which is not UTF-8"),
     "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),
 }
 

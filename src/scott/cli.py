@@ -50,7 +50,7 @@ class Demo:
 
 @dataclass(kw_only=True)
 class DistillRecipe:
-    """By a recipe, whose options tyro finds in the fields that `_distill_with` adds."""
+    """`scott distill RECIPE`; `_distill_with` adds a field for each group of the recipe's options."""
 
     recipe: ClassVar[str | None]
     groups: ClassVar[tuple[str, ...]]

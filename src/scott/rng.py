@@ -4,11 +4,20 @@ Nothing has to be stored for a resumed run to repeat what an uninterrupted one w
 give the same numbers whatever device trains.
 """
 
+from hashlib import sha256
+
 import numpy as np
 import torch
 
 
 def generator_for(seed: int, *position: int) -> torch.Generator:
-    """A CPU generator whose stream depends on the seed and the position only."""
-    state = np.random.SeedSequence([seed, *position]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
+    """A CPU generator with a stream of its own for each seed ≥ 0 and position of any number of integers ≥ 0."""
+    words = (seed, *position)
+    # numpy fills up with zeros, and splits what exceeds 32 bits: tuples of two, and of three or four that end in no
+    # zero, are the ones that it keeps apart; all others are told apart by their digest
+    apart = len(words) == 2 or (len(words) in (3, 4) and words[-1] != 0)
+    if apart and max(words) < 2**32:
+        state = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    else:
+        state = int.from_bytes(sha256(repr(words).encode()).digest()[:8], "big")
+    return torch.Generator().manual_seed(state)

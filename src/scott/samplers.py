@@ -76,8 +76,8 @@ class StudentSampler:
 def trailing_times(backbone: Backbone, steps: int) -> list[float]:
     """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words)."""
     schedule = backbone.schedule
-    share = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    times = schedule.t_data + share * (schedule.t_max - schedule.t_data)
+    fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times = schedule.t_data + fraction * (schedule.t_max - schedule.t_data)
     if not schedule.time_dtype.is_floating_point:
         times = times.round()
     return times.tolist()

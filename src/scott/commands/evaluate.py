@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.commands.distill import Report, teacher_of
-from scott.commands.measure import SEED, MiniReference, Reference, Tick, reasons, source_reference
+from scott.commands.measure import SEED, MiniReference, Reference, Tick, check_samples, reasons, source_reference
 from scott.commands.measured import Measured
 from scott.commands.sample import is_run, load_student
 from scott.data.manifest import MANIFEST
@@ -33,6 +33,11 @@ def evaluate_student(
     Returns them and the file they were written to. Raises `UserError` as `load_student`, `source_reference` do, and
     for data and features that do not go together.
     """
+    if not steps or min((*steps, *measured.teacher_steps)) < 1:
+        raise UserError(
+            f"got steps {' '.join(map(str, (*steps, *measured.teacher_steps)))}; expected 1 or more of each"
+        )
+    check_samples(measured.samples)
     if measured.teacher is not None and not measured.teacher_steps:
         raise UserError(f"got --teacher {measured.teacher} without --teacher-steps; say in how many steps it draws")
     file = out or (Path(student) if Path(student).is_dir() else Path()) / _file_name(measured.data)
@@ -60,11 +65,11 @@ def evaluate_student(
 
 
 def _conditions(measured: Measured, reference: Reference, student: str, guidance: float) -> dict[str, Any]:
-    told = {"samples": len(reference.prompts), "guidance": guidance, "seed": SEED, "student": student}
+    common = {"samples": len(reference.prompts), "guidance": guidance, "seed": SEED, "student": student}
     if measured.data in embedded.SOURCES:
-        return told | {"split": measured.split}
+        return common | {"split": measured.split}
     left_out = {"left out": reasons(reference.skipped)} if reference.skipped else {}
-    return told | {"data": measured.data, "features": measured.features} | left_out
+    return common | {"data": measured.data, "features": measured.features} | left_out
 
 
 def _file_name(data: str) -> str:

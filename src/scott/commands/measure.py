@@ -80,8 +80,8 @@ def source_reference(source: Source, samples: int, size: int, features: Features
             prompts += [sample.captions[0] for sample in chunk]
             tick("the real pictures", len(prompts), samples)
     if len(prompts) < SMALLEST:
-        told = f" ({reasons(skipped)})" if skipped else ""
-        raise UserError(f"got {len(prompts)} readable pictures with captions{told}; expected {SMALLEST} or more")
+        skips = f" ({reasons(skipped)})" if skipped else ""
+        raise UserError(f"got {len(prompts)} readable pictures with captions{skips}; expected {SMALLEST} or more")
     return Reference(prompts, torch.cat(parts), features, skipped)
 
 

@@ -43,18 +43,18 @@ class Student:
     info: StudentInfo | None
     """What it was made for; None where a pipeline made elsewhere does not say."""
 
-    def guidance(self, asked: float | None) -> float:
-        """ω to draw with: what was asked, or the middle of the range. Raises `UserError` outside the range."""
+    def guidance(self, wanted: float | None) -> float:
+        """ω to draw with: what is wanted, or the middle of the range. Raises `UserError` outside the range."""
         if self.info is None:
-            if asked is None:
+            if wanted is None:
                 raise UserError(f"{self.name} does not say which guidance it was trained for; give --guidance")
-            return asked
-        if asked is None:
+            return wanted
+        if wanted is None:
             return self.info.guidance
         low, high = self.info.guidance_min, self.info.guidance_max
-        if not low <= asked <= high:
-            raise UserError(f"got guidance {asked}; {self.name} was trained for {low} to {high}")
-        return asked
+        if not low <= wanted <= high:
+            raise UserError(f"got guidance {wanted}; {self.name} was trained for {low} to {high}")
+        return wanted
 
     def sampler(self, steps: int, guidance: float) -> StudentSampler:
         """Raises `UserError` for steps the student cannot make."""
@@ -134,6 +134,8 @@ def draw(
     texts = _prompts(prompts)
     if not 1 <= steps <= MAX_STEPS:
         raise UserError(f"got {steps} steps; expected 1 to {MAX_STEPS}")
+    if not 0 <= seed <= 2**64 - len(texts):
+        raise UserError(f"got seed {seed} for {len(texts)} pictures; expected 0 to {2**64 - len(texts)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
     loaded = find_student(student, teacher, lora, engine, precision)
@@ -170,6 +172,9 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
         except UnicodeDecodeError:
             raise UserError(f"{file} is not UTF-8 text; expected a text file with a prompt a line") from None
     texts = [prompt for prompt in prompts if prompt]
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python reads bytes that are no UTF-8
+            raise UserError(f"got the prompt {text!a}, which is not UTF-8; expected UTF-8 text")
     if not texts:
         raise UserError("got no prompts; give one or more after --prompts, or a .txt file with a prompt a line")
     return texts

@@ -45,11 +45,11 @@ class Validation:
         Raises:
             UserError: no such CLIP, or fewer than two samples.
         """
-        asked, there = self.config.validation_samples, self.data.alike
-        if min(asked, there) < 2:
-            raise UserError(f"got {asked} validation samples of {there} there are; expected 2 or more")
-        if there < asked:
-            self.warn(f"validation measures on the {there} samples there are, not on {asked}")
+        wanted, available = self.config.validation_samples, self.data.alike
+        if min(wanted, available) < 2:
+            raise UserError(f"got {wanted} validation samples of {available} there are; expected 2 or more")
+        if available < wanted:
+            self.warn(f"validation measures on the {available} samples there are, not on {wanted}")
         self._real  # noqa: B018 (it is kept)
 
     def draw(self, step: int) -> tuple[Image.Image, dict[str, float]]:

@@ -134,8 +134,9 @@ class DistillConfig:
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("adversarial_weight", "weight_decay", "warmup_steps", "seed", "loader_workers", "validate_every"):
+        for name in ("adversarial_weight", "weight_decay", "warmup_steps", "loader_workers", "validate_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.decay <= 1, "decay", self.decay, "a share from 0 to 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
