@@ -1,6 +1,8 @@
 """The layering: a lower room never imports a higher one, and heavy libraries stay where they belong."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,23 @@ LEVELS = [
     {"errors", "choices", "files", "rng", "progress"},
     {"diffusion"},
     {"solvers", "guidance", "sampling", "teachers", "data", "evaluation"},
-    {"objective", "discriminator"},
+    {"objective"},
     {"samplers"},
     {"training", "export", "mini"},
     {"recipes"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODELS = {"diffusers", "transformers", "peft"}
+HOMES = {
+    "accelerate": {"training"},
+    "docstring_parser": {"commands"},
+    "jinja2": {"evaluation"},
+    "matplotlib": {"evaluation"},
+    "tyro": {"cli", "commands"},
+}
+"""Library → the rooms that know it."""
 FILES = sorted(
     path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT
 )
@@ -57,8 +67,21 @@ def test_heavy_libraries_stay_in_their_rooms(path):
     if room_of(path) not in {"teachers", "mini", "export"}:
         allowed = {"diffusers", "transformers"} if path == Path("evaluation/features.py") else set()
         assert not libraries & (MODELS - allowed)
-    if path not in {Path("training/loop.py"), Path("training/launch.py"), Path("training/checkpoint.py")}:
-        assert "accelerate" not in libraries
+    for library, rooms in HOMES.items():
+        assert library not in libraries or room_of(path) in rooms
+
+
+def loaded(*statements):
+    """The top-level modules that a new interpreter has loaded after some statements."""
+    code = "\n".join(["import sys", *statements, "print(*{name.split('.')[0] for name in sys.modules})"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_is_shown_without_torch():
+    show = ["from scott.cli import main", "sys.argv = ['scott', 'distill', 'sd15', '--help']"]
+    heavy = {"torch", "accelerate", "matplotlib", *MODELS}
+    assert not loaded(*show, "try: main()", "except SystemExit: pass") & heavy
 
 
 def test_evaluation_never_sees_the_trainer():
