@@ -15,7 +15,15 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import DisallowNone, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    DisallowNone,
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    PositionalMetavarFromFieldName,
+    arg,
+    subcommand,
+)
 
 from scott.commands.measured import Measured
 from scott.commands.options import grouped_options
@@ -95,16 +103,20 @@ def _distill_with(recipe: str | None) -> Any:
         kw_only=True,
     )
     if recipe is None:
-        text = "The recipe of the teacher's family. It is what `scott distill --teacher TEACHER` takes."
+        text = "The recipe of the teacher's family, which `scott distill --teacher TEACHER` takes too."
         return Annotated[made, subcommand("auto", description=text, is_default=True)]
-    return Annotated[made, subcommand(recipe, description=getdoc(RECIPES[recipe]["scott"]))]
+    first_paragraph = (getdoc(RECIPES[recipe]["scott"]) or "").partition("\n\n")[0]
+    return Annotated[made, subcommand(recipe, description=first_paragraph)]
+
+
+_Recipes: Any = Union[tuple(_distill_with(recipe) for recipe in (*RECIPES, None))]  # noqa: UP007
 
 
 @dataclass
 class Distill:
     """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
 
-    recipe: Union[tuple(_distill_with(recipe) for recipe in (*RECIPES, None))]  # type: ignore[valid-type]  # noqa: UP007
+    recipe: _Recipes
 
     def run(self) -> None:
         self.recipe.run()
@@ -118,8 +130,7 @@ class Prepare:
     """
 
     source: Positional[str | None] = None
-    """A folder of pictures (.txt beside each, or metadata.jsonl or .csv), .parquet or .tar files (a path, a pattern, a
-    URL), COCO's captions_*.json, a Hugging Face dataset, or mini. With --preset it may be left out."""
+    """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
     teacher: str = tyro.MISSING
     """Whose VAE and text encoders encode: a pipeline folder, a hub id or mini."""
     out: Path = tyro.MISSING
@@ -198,9 +209,9 @@ class Export:
     """Write a run's student as others read it, and compare it with what is read back."""
 
     run_folder: Positional[Path]
+    """What `scott distill` wrote."""
     to: Literal["diffusers", "lora", "kohya", "onnx"]
-    """diffusers: a stock pipeline folder. lora: a file for `load_lora_weights`. kohya: one for A1111 and ComfyUI.
-    onnx: text encoders, backbone and VAE decoder for onnxruntime."""
+    """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; parts for onnxruntime."""
     best: bool = False
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
 
@@ -217,6 +228,7 @@ class Evaluate:
     """FID, CLIP score and coverage of a student: on the embedded teacher's held-out captions, or on your pictures."""
 
     student: Positional[str]
+    """A run folder, or a student's pipeline folder or hub id."""
     measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
@@ -248,7 +260,7 @@ def _parse(arguments: list[str]) -> Any:
         choices,
         prog="scott",
         args=arguments,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone),
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone, PositionalMetavarFromFieldName),
         description="Distil a text-to-image diffusion model into a student that draws in few steps.",
     )
 
