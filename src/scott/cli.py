@@ -7,10 +7,9 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field, make_dataclass, replace
-from inspect import getdoc
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from rich.console import Console
@@ -26,14 +25,10 @@ from tyro.conf import (
 )
 
 from scott.commands.measured import Measured
-from scott.commands.options import grouped_options
+from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError
-from scott.progress import Bars
-from scott.recipes.configs import RECIPES
-
-console = Console(quiet=os.environ.get("RANK", "0") != "0")
-"""Of several processes the first one speaks; errors are printed by whoever has them."""
+from scott.progress import Bars, console
 
 
 @dataclass
@@ -56,67 +51,11 @@ class Demo:
         console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}")
 
 
-@dataclass(kw_only=True)
-class DistillRecipe:
-    """`scott distill RECIPE`; `_distill_with` adds a field for each group of the recipe's options."""
-
-    recipe: ClassVar[str | None]
-    groups: ClassVar[tuple[str, ...]]
-
-    dry_run: bool = False
-    """Say what would be trained, called and held, and stop: no weights are read and nothing is written."""
-    json: bool = False
-    """With --dry-run: say it as JSON."""
-    processes: int = 1
-    """With --dry-run: how many the run is spread over; what is said is of each."""
-
-    def run(self) -> None:
-        from scott.commands.distill import config_of, run
-
-        if (self.json or self.processes != 1) and not self.dry_run:
-            raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
-        given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
-        config = config_of(self.recipe, given)
-        if self.dry_run:
-            from scott.commands.plan import as_json, as_table, plan
-
-            with console.status("a step without weights"):
-                budget = plan(config, self.processes)
-            if self.json:
-                console.print_json(as_json(budget))
-            else:
-                console.print(as_table(budget, config))
-            return
-        with Bars(console) as bars:
-            run(config, bars.report, bars.warn)
-        console.print(f"student {config.out / 'student'}")
-
-
-def _distill_with(recipe: str | None) -> Any:
-    """The sub-command of `scott distill` for a recipe; for None the one that finds it by the teacher."""
-    options = grouped_options(recipe)
-    made = make_dataclass(
-        f"Distill_{recipe}",
-        options.items(),
-        bases=(DistillRecipe,),
-        namespace={"recipe": recipe, "groups": tuple(options)},
-        kw_only=True,
-    )
-    if recipe is None:
-        text = "The recipe of the teacher's family, which `scott distill --teacher TEACHER` takes too."
-        return Annotated[made, subcommand("auto", description=text, is_default=True)]
-    first_paragraph = (getdoc(RECIPES[recipe]["scott"]) or "").partition("\n\n")[0]
-    return Annotated[made, subcommand(recipe, description=first_paragraph)]
-
-
-_Recipes: Any = Union[tuple(_distill_with(recipe) for recipe in (*RECIPES, None))]  # noqa: UP007
-
-
 @dataclass
 class Distill:
     """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
 
-    recipe: _Recipes
+    recipe: Recipes
 
     def run(self) -> None:
         self.recipe.run()
@@ -188,19 +127,7 @@ class Sample:
     def run(self) -> None:
         from scott.commands.sample import draw
 
-        files = draw(
-            self.prompts,
-            student=self.student,
-            teacher=self.teacher,
-            lora=self.lora,
-            engine=self.engine,
-            precision=self.precision,
-            steps=self.steps,
-            seed=self.seed,
-            guidance=self.guidance,
-            grid=self.grid,
-            out=self.out,
-        )
+        files = draw(**vars(self))
         console.print("\n".join(str(file) for file in files))
 
 

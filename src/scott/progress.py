@@ -1,5 +1,6 @@
-"""Progress bars with the time left, one a phase."""
+"""What the command line prints on, and progress bars with the time left, one a phase."""
 
+import os
 from types import TracebackType
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+console = Console(quiet=os.environ.get("RANK", "0") != "0")
+"""Of several processes the first one speaks; errors are printed by whoever has them."""
 
 
 class Bars:

@@ -4,13 +4,16 @@ A parsed set holds only what was given on the command line. So the method and wh
 of other options, are known before any default is put in, and what was given wins over it even where the two are equal.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
-from typing import Annotated, Any, Required, TypedDict, get_type_hints
+from inspect import getdoc
+from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_type_hints
 
 from docstring_parser import parse_from_object
-from tyro.conf import arg
+from tyro.conf import arg, subcommand
 
+from scott.errors import UserError
+from scott.progress import Bars, console
 from scott.recipes.configs import RECIPES
 from scott.training.config import DistillConfig
 
@@ -90,3 +93,60 @@ def has_data(recipe: str) -> bool:
     except TypeError:  # `data` is missing
         return False
     return True
+
+
+@dataclass(kw_only=True)
+class DistillRecipe:
+    """`scott distill RECIPE`; `_distill_with` adds a field for each group of the recipe's options."""
+
+    recipe: ClassVar[str | None]
+    groups: ClassVar[tuple[str, ...]]
+
+    dry_run: bool = False
+    """Say what would be trained, called and held, and stop: no weights are read and nothing is written."""
+    json: bool = False
+    """With --dry-run: say it as JSON."""
+    processes: int = 1
+    """With --dry-run: how many the run is spread over; what is said is of each."""
+
+    def run(self) -> None:
+        from scott.commands.distill import config_of, run
+
+        if (self.json or self.processes != 1) and not self.dry_run:
+            raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
+        given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
+        config = config_of(self.recipe, given)
+        if self.dry_run:
+            from scott.commands.plan import as_json, as_table, plan
+
+            with console.status("a step without weights"):
+                budget = plan(config, self.processes)
+            if self.json:
+                console.print_json(as_json(budget))
+            else:
+                console.print(as_table(budget, config))
+            return
+        with Bars(console) as bars:
+            run(config, bars.report, bars.warn)
+        console.print(f"student {config.out / 'student'}")
+
+
+def _distill_with(recipe: str | None) -> Any:
+    """The sub-command of `scott distill` for a recipe; for None the one that finds it by the teacher."""
+    options = grouped_options(recipe)
+    made = make_dataclass(
+        f"Distill_{recipe}",
+        options.items(),
+        bases=(DistillRecipe,),
+        namespace={"recipe": recipe, "groups": tuple(options)},
+        kw_only=True,
+    )
+    if recipe is None:
+        text = "The recipe of the teacher's family, which `scott distill --teacher TEACHER` takes too."
+        return Annotated[made, subcommand("auto", description=text, is_default=True)]
+    first_paragraph = (getdoc(RECIPES[recipe]["scott"]) or "").partition("\n\n")[0]
+    return Annotated[made, subcommand(recipe, description=first_paragraph)]
+
+
+Recipes: Any = Union[tuple(_distill_with(recipe) for recipe in (*RECIPES, None))]  # noqa: UP007
+"""What `scott distill` chooses from."""
