@@ -1,10 +1,12 @@
-# The two commands of the README, and what they stand on. `make setup` is idempotent.
+# The two commands of the README, what they stand on, and a check of the wheel. `make setup` is idempotent.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo setup test lint
+PACKAGE := build/package
+
+.PHONY: demo setup test lint package
 
 demo: setup
 	$(BIN)/scott demo
@@ -28,3 +30,23 @@ lint: $(VENV)/.installed-dev
 # A file of tests at a time in each of two processes, so that what a file makes once is made once.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
+# its student draws.
+package:
+	rm -rf $(PACKAGE)
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(PACKAGE) .
+	$(PACKAGE)/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGE)/*.whl
+	cd $(PACKAGE) && venv/bin/python -c "$$IMPORT_ALL"
+	cd $(PACKAGE) && venv/bin/scott demo --max-steps 2 --samples 10
+	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small red apple" --steps 2
+
+define IMPORT_ALL
+import importlib, pkgutil, scott
+names = [module.name for module in pkgutil.walk_packages(scott.__path__, "scott.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), "modules import")
+endef
+export IMPORT_ALL
