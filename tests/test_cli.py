@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from scott.errors import UserError
 from scott.mini.scenes import Scenes
@@ -209,3 +210,15 @@ def test_metrics_that_are_no_text_are_one_message(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n')
     with pytest.raises(UserError, match="is not UTF-8 text, as a run writes it"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_one_message(error, monkeypatch, tmp_path, scott):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("scott.commands.demo.demo", full)
+    code, said = scott("demo", "--out", tmp_path)
+    assert code == 2
+    assert said.splitlines()[-1].endswith("No space left on device")
+    assert "Traceback" not in said

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from tyro.conf import (
     DisallowNone,
     OmitArgPrefixes,
@@ -202,7 +203,7 @@ def main() -> None:
 
         hide_loading_bars()
         command.run()
-    except (UserError, FloatingPointError, OSError) as error:
+    except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
         Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Preempted as stop:
