@@ -4,6 +4,7 @@ Bad input is one line and exit code 2. A command imports torch, and what stands 
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -197,6 +198,7 @@ def main() -> None:
     """Entry point of `scott`."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # read when they are imported, after parsing
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which warns on every CPU
     try:
         command = _parse(sys.argv[1:])
         from scott.teachers.load import hide_loading_bars
