@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from scott.cli import main
+from scott.commands.sample import _slug
 from scott.mini.scenes import Scenes
 from scott.recipes import mini
 
@@ -96,6 +97,16 @@ def test_guidance_and_names_of_a_student_come_from_what_it_was_trained_for(run_f
     parameters = json.loads(Image.open(file).info["parameters"])
     assert parameters["guidance_scale"] == mini(train="lora").guidance_min
     assert parameters["student"] == str(run_folder)
+
+
+def test_prompts_in_any_alphabet_have_files_of_their_own(run_folder, tmp_path, scott):
+    prompts = ("красное яблоко", "りんご", "苹果", "🍎", "🍏")
+    for prompt in prompts:
+        assert scott("sample", run_folder, "--prompts", prompt, "--steps", 1, "--out", tmp_path)[0] == 0
+    names = {file.name.removesuffix("-1-steps-seed-0.png") for file in tmp_path.iterdir()}
+    assert len(names) == len(prompts)
+    assert names >= {"красное-яблоко", "りんご", "苹果"}
+    assert len(_slug("𠮷" * 100).encode()) == 180, "a name has 255 bytes at most"
 
 
 def test_a_picture_of_another_student_is_not_overwritten(run_folder, tmp_path, scott):

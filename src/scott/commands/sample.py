@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -215,5 +216,9 @@ def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> I
 
 
 def _slug(prompt: str) -> str:
-    """The prompt as the start of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+    """The prompt as the start of a file name, in any alphabet; one without a letter or digit by its digest.
+
+    File systems take names of 255 bytes; this is 180 at most, 60 letters of three bytes.
+    """
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]
+    return words.encode()[:180].decode(errors="ignore") or f"prompt-{sha256(prompt.encode()).hexdigest()[:8]}"
