@@ -4,7 +4,7 @@ A parsed set holds only what was given on the command line. So the method and wh
 of other options, are known before any default is put in, and what was given wins over it even where the two are equal.
 """
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from functools import cache
 from inspect import getdoc
 from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_type_hints
@@ -39,7 +39,8 @@ GROUPS = {
 
 def grouped_options(recipe: str | None) -> dict[str, Any]:
     """Group → a TypedDict of its options, for tyro; those of a recipe, or of one that is yet to be found."""
-    help_of = {entry.arg_name: entry.description or "" for entry in parse_from_object(DistillConfig).params}
+    classes = [base for base in reversed(DistillConfig.__mro__) if is_dataclass(base)]
+    help_of = {entry.arg_name: entry.description or "" for base in classes for entry in parse_from_object(base).params}
     types = _types()
     named = {name for group in GROUPS.values() for name in group}
     groups = GROUPS | {"device": tuple(name for name in types if name not in named)}
@@ -79,7 +80,7 @@ def _hints(recipe: str | None) -> dict[str, str]:
     hints = {}
     for name in _types().keys() - data.keys():
         value = getattr(default, name)
-        hints[name] = "none" if value is None else str(value)
+        hints[name] = "none" if value in (None, ()) else str(value)
         for flag, other in others.items():
             if getattr(other, name) != value and not flag.startswith(f"--{name} "):
                 hints[name] += f"; with {flag} {getattr(other, name)}"
