@@ -39,9 +39,7 @@ GROUPS = {
 
 def grouped_options(recipe: str | None) -> dict[str, Any]:
     """Group → a TypedDict of its options, for tyro; those of a recipe, or of one that is yet to be found."""
-    classes = [base for base in reversed(DistillConfig.__mro__) if is_dataclass(base)]
-    help_of = {entry.arg_name: entry.description or "" for base in classes for entry in parse_from_object(base).params}
-    types = _types()
+    types, texts = _types(), _texts()
     named = {name for group in GROUPS.values() for name in group}
     groups = GROUPS | {"device": tuple(name for name in types if name not in named)}
     hints = _hints(recipe)
@@ -49,11 +47,11 @@ def grouped_options(recipe: str | None) -> dict[str, Any]:
     for title, names in groups.items():
         options: dict[str, Any] = {}
         for name in names:
-            text = " ".join(help_of.get(name, "").split()) or None
             if name in hints:
-                options[name] = Annotated[types[name], arg(help=text, help_behavior_hint=f"(default: {hints[name]})")]
+                hint = f"(default: {hints[name]})"
+                options[name] = Annotated[types[name], arg(help=texts.get(name), help_behavior_hint=hint)]
             else:
-                options[name] = Required[Annotated[types[name], arg(help=text)]]
+                options[name] = Required[Annotated[types[name], arg(help=texts.get(name))]]
         # an empty help keeps tyro from showing that of TypedDict
         sets[title] = Annotated[TypedDict(title, options, total=False), arg(help="")]  # type: ignore[operator]
     return sets
@@ -63,6 +61,14 @@ def grouped_options(recipe: str | None) -> dict[str, Any]:
 def _types() -> dict[str, Any]:
     hints = get_type_hints(DistillConfig)
     return {field.name: hints[field.name] for field in fields(DistillConfig)}
+
+
+@cache
+def _texts() -> dict[str, str]:
+    """Field → its docstring in one line, where it has one."""
+    classes = [base for base in reversed(DistillConfig.__mro__) if is_dataclass(base)]
+    described = [(entry.arg_name, entry.description) for base in classes for entry in parse_from_object(base).params]
+    return {name: " ".join(text.split()) for name, text in described if text}
 
 
 def _hints(recipe: str | None) -> dict[str, str]:
