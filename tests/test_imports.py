@@ -64,7 +64,7 @@ def test_lower_rooms_never_import_higher_ones(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_heavy_libraries_stay_in_their_rooms(path):
     libraries = {name.split(".")[0] for name in imports(path)}
-    if room_of(path) not in {"teachers", "mini", "export"}:
+    if room_of(path) not in {"teachers", "export"}:
         allowed = {"diffusers", "transformers"} if path == Path("evaluation/features.py") else set()
         assert not libraries & (MODELS - allowed)
     for library, rooms in HOMES.items():
