@@ -84,6 +84,21 @@ def test_help_is_shown_without_torch():
     assert not loaded(*show, "try: main()", "except SystemExit: pass") & heavy
 
 
+def test_reading_data_loads_no_models(tmp_path):
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pydict({"image": [b""], "caption": ["a cat"]}), tmp_path / "a.parquet")
+    read = (
+        "import sys; from scott.data.preparation import read_samples; from scott.data.sources import open_source\n"
+        "for name in sys.argv[1:]: list(read_samples(open_source(name), 64))\n"
+        f"print({MODELS} & sys.modules.keys())"
+    )
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    command = [sys.executable, "-c", read, str(tmp_path / "a.parquet"), str(tmp_path / "pictures")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
 def test_evaluation_never_sees_the_trainer():
     for path in FILES:
         if room_of(path) == "evaluation":

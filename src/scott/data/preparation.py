@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -29,13 +29,29 @@ from scott.data.records import Record, Rejected, Skip, Source, Unit, chunks
 from scott.data.settings import Settings
 from scott.data.shards import shard_writer, write_durably
 from scott.errors import UserError
-from scott.teachers import Backbone
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 THREADS = 16  # pictures that come by URL are waited for
 READ_AT_ONCE = 256  # records a unit, where they are read to be measured
 LISTED = 1000
 """Left-out records that are named beside a shard; all are counted."""
+
+
+class Encoders(Protocol):
+    """What preparing asks of a teacher: its VAE and text encoders."""
+
+    latent_shape: tuple[int, int, int]
+    resolution: int
+    """Side in pixels of the pictures that latents of `latent_shape` stand for."""
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
+
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> dict[str, Tensor]:
+        """name → (B, ...); a prompt longer than the text encoder reads is cut."""
+
+    def size_cond(self, height: int, width: int) -> dict[str, Tensor]:
+        """name → (1, ...): what tells the network a picture's size in pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +73,15 @@ class Sample:
 
 
 def full_settings(
-    name: str, source: Source, settings: Settings, backbone: Backbone, teacher: dict[str, Any]
+    name: str, source: Source, settings: Settings, encoders: Encoders, teacher: dict[str, Any]
 ) -> dict[str, Any]:
     """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode.
 
     Raises:
         UserError: a resolution that is no multiple of a latent's side in pixels.
     """
-    resolution = settings.resolution or backbone.resolution
-    factor = _factor(backbone)
+    resolution = settings.resolution or encoders.resolution
+    factor = _factor(encoders)
     if resolution % factor:
         raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
     made_from = {"name": name, "kind": source.kind, "version": source.version}
@@ -75,7 +91,7 @@ def full_settings(
 
 def prepare_shards(
     source: Source,
-    backbone: Backbone,
+    encoders: Encoders,
     settings: Settings,
     full: dict[str, Any],
     out: Path,
@@ -95,26 +111,26 @@ def prepare_shards(
     units = _limited(source.units(settings.shard_size), settings.limit)
     claim(out, full)
     mine = range(rank, len(units), world)
-    load = partial(_load, settings=settings, sizes=_sizes(full["resolution"], settings, backbone), where=where)
+    load = partial(_load, settings=settings, sizes=_sizes(full["resolution"], settings, encoders), where=where)
     progress = _Progress(report, [units[i] for i in mine])
     for i in mine:
         if is_finished(out, _name(i)):
             progress.skip(units[i])
         else:
             _write_shard(
-                out, _name(i), units[i], load, backbone, settings.batch_size, settings.aspect_buckets, progress
+                out, _name(i), units[i], load, encoders, settings.batch_size, settings.aspect_buckets, progress
             )
     return Outcome(assemble(out, full, [_name(i) for i in range(len(units))]), progress.records, progress.seconds)
 
 
-def _factor(backbone: Backbone) -> int:
+def _factor(encoders: Encoders) -> int:
     """A latent's side in pixels."""
-    return backbone.resolution // backbone.latent_shape[-1]
+    return encoders.resolution // encoders.latent_shape[-1]
 
 
-def _sizes(resolution: int, settings: Settings, backbone: Backbone) -> list[Size]:
+def _sizes(resolution: int, settings: Settings, encoders: Encoders) -> list[Size]:
     if settings.aspect_buckets:
-        return aspect_buckets(resolution, _factor(backbone))
+        return aspect_buckets(resolution, _factor(encoders))
     return [(resolution, resolution)]
 
 
@@ -235,7 +251,7 @@ def _write_shard(
     name: str,
     unit: Unit,
     load: Callable[[Any], Any],
-    backbone: Backbone,
+    encoders: Encoders,
     batch_size: int,
     bucketed: bool,
     progress: _Progress,
@@ -261,7 +277,7 @@ def _write_shard(
 
     def encoded(loaded: Iterable[Sample | Rejected]) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
         for chunk in _of_one_size(samples(loaded), batch_size):
-            yield from zip(_encode(backbone, chunk, batch_size), [sample.info for sample in chunk], strict=True)
+            yield from zip(_encode(encoders, chunk, batch_size), [sample.info for sample in chunk], strict=True)
 
     with quietly(), closing(_ahead(load, unit.records())) as loaded, shard_writer(out / f"{name}.tar") as writer:
         made = encoded(loaded)
@@ -298,13 +314,13 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape[1:] if name.startswith("cond.") else value.shape) for name, value in tensors.items()}
 
 
-def _encode(backbone: Backbone, samples: Sequence[Sample], batch_size: int) -> list[dict[str, Tensor]]:
+def _encode(encoders: Encoders, samples: Sequence[Sample], batch_size: int) -> list[dict[str, Tensor]]:
     """mean, std (C, H, W) and `cond.<name>` (K, ...) of each sample, all of one size, in fp16 on the CPU."""
-    mean, std = backbone.encode_images(torch.stack([sample.pixels for sample in samples]).float() / 255)
+    mean, std = encoders.encode_images(torch.stack([sample.pixels for sample in samples]).float() / 255)
     captions = [caption for sample in samples for caption in sample.captions]
-    parts = [backbone.encode_prompts(part, truncate=True) for part in chunks(captions, batch_size)]
+    parts = [encoders.encode_prompts(part, truncate=True) for part in chunks(captions, batch_size)]
     cond = {name: torch.cat([part[name] for part in parts]).half().cpu() for name in parts[0]}
-    for name, value in backbone.size_cond(*samples[0].pixels.shape[1:]).items():
+    for name, value in encoders.size_cond(*samples[0].pixels.shape[1:]).items():
         cond[name] = value.expand_as(cond[name]).half().cpu()
     counts = [len(sample.captions) for sample in samples]
     split = {f"cond.{name}": value.split(counts) for name, value in cond.items()}

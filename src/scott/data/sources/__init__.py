@@ -1,20 +1,16 @@
 """Where captioned pictures come from. One name says it, and its kind is recognised."""
 
-import glob
 import re
 from pathlib import Path
-
-import fsspec
-from braceexpand import braceexpand
 
 from scott.data.records import Columns, Source
 from scott.data.sources.coco import Coco
 from scott.data.sources.folder import METADATA, Folder, MetadataFolder
 from scott.data.sources.hub import SAVED, HubDataset
 from scott.data.sources.parquet import Parquet
+from scott.data.sources.patterns import expanded
 from scott.data.sources.webdataset import WebDataset
 from scott.errors import UserError
-from scott.teachers.load import first_line
 
 KINDS = (
     "a folder of pictures (.txt beside each, or metadata.jsonl or .csv), of .parquet or of .tar, one of COCO, a folder "
@@ -68,19 +64,7 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
 
 def _expanded(pattern: str) -> list[str]:
     """The files of a pattern, in order. Raises `UserError` when there are none."""
-    names: list[str] = []
-    for name in braceexpand(pattern) if "{" in pattern else [pattern]:
-        if "://" not in name:
-            found = sorted(glob.glob(name, recursive=True)) or [name]
-            names += [path for path in found if Path(path).is_file()]
-        elif "*" in name:
-            try:
-                files = fsspec.open_files(name)
-            except (OSError, ImportError, ValueError) as error:
-                raise UserError(f"{name} cannot be listed: {first_line(error)}") from None
-            names += sorted(file.full_name for file in files)
-        else:
-            names.append(name)
+    names = [name for name in expanded(pattern) if "://" in name or Path(name).is_file()]
     if not names:
         raise UserError(f"no data at {pattern}; expected `mini`, {KINDS}")
     return names

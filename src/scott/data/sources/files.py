@@ -12,8 +12,7 @@ import fsspec
 
 from scott.data.captions import read_captions
 from scott.data.records import MAX_PICTURE_BYTES, Skip
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
 
 TIMEOUT = 20.0
 """Seconds that one picture may take."""

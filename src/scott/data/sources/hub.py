@@ -8,8 +8,7 @@ from typing import Any
 from scott.data.records import Columns, Record, Rejected, Unit, slices
 from scott.data.sources.parquet import table_record
 from scott.data.sources.tables import caption_columns, image_column
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
 
 SAVED = ("dataset_dict.json", "state.json")
 """What a folder that `save_to_disk` wrote holds, of several splits or of one."""

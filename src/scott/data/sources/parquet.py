@@ -9,8 +9,7 @@ from typing import Any
 from scott.data.records import Columns, Record, Rejected, Skip, Unit, slices
 from scott.data.sources.files import caption_of, opened, read_picture, state_of
 from scott.data.sources.tables import caption_columns, image_column
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
 
 
 class Parquet:
