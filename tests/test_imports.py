@@ -89,7 +89,7 @@ def test_reading_data_loads_no_models(tmp_path):
 
     parquet.write_table(Table.from_pydict({"image": [b""], "caption": ["a cat"]}), tmp_path / "a.parquet")
     read = (
-        "import sys; from scott.data.preparation import read_samples; from scott.data.sources import open_source\n"
+        "import sys; from scott.data.loading import read_samples; from scott.data.sources import open_source\n"
         "for name in sys.argv[1:]: list(read_samples(open_source(name), 64))\n"
         f"print({MODELS} & sys.modules.keys())"
     )

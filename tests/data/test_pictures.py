@@ -72,12 +72,12 @@ def test_exif_turns_a_picture_and_sizes_are_asked_for_before_it_is_unpacked():
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn
     seen = []
-    assert decode(saved(image, exif=exif), lambda *size: seen.append(size)).size == (2, 6)
+    assert decode(saved(image, exif=exif), lambda image: seen.append(image.size)).size == (2, 6)
     assert seen == [(6, 2)]
 
 
 def test_a_size_that_is_refused_is_not_unpacked():
-    def refuse(width, height):
+    def refuse(image):
         raise Skip("min-size")
 
     with pytest.raises(Skip, match="min-size"):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tests.data.making import Pictures, bomb, contents, noise, saved
 
-from scott.data import preparation
+from scott.data import writing
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
 from scott.data.preparation import full_settings, prepare_shards
@@ -94,7 +94,7 @@ def test_killed_in_the_middle_of_a_shard_it_ends_with_the_same_bytes(prepare, tm
     command = [sys.executable, "-c", KILLED, str(teacher_folders["sd1"]), str(tmp_path / "killed")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
     names = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert names == {"preparation.json", "000000.tar", "000000.json", "000001.partial"}
+    assert names == {"preparation.json", "000000.tar", "000000.json", "000001.partial", ".lock-0-of-1"}
     assert prepare(Pictures(10), "killed").records == 6
     prepare(Pictures(10), "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -193,7 +193,7 @@ def test_what_is_left_out_is_counted_and_named(prepare, tmp_path):
 
 
 def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "LISTED", 2)
+    monkeypatch.setattr(writing, "LISTED", 2)
     manifest = prepare(Pictures(8, dict.fromkeys(range(4), b""))).manifest
     assert [shard.samples for shard in manifest.shards] == [0, 4]
     side = json.loads((tmp_path / "out" / "000000.json").read_text())
