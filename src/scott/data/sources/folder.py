@@ -53,7 +53,8 @@ class Folder:
             raise UserError(f"{found.root} holds no pictures; expected files ending in {', '.join(sorted(SUFFIXES))}")
         self.texts = {name: text_beside(name, texts) for name in names}
         self.repeated = all(_REPEATED.fullmatch(name.split("/")[0]) for name in names)
-        read = {*names, *self.texts.values(), *(entry.key for entry in left_out)}
+        read = {*names, *self.texts.values()}
+        read |= {name for entry in left_out for name in (entry.key, text_beside(entry.key, texts))}
         self.left_out = left_out + [_unread(name) for name in found.files if name not in read and not _is_page(name)]
 
     @cached_property

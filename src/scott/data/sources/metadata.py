@@ -22,13 +22,19 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(_TABLES)
 
 
-class _Row(NamedTuple):
+class _Table(NamedTuple):
     folder: Path
-    """That the file of the row is in."""
-    key: str
-    columns: dict[str, Any] | Skip
+    """That the file is in."""
+    image: str
+    captions: list[str]
     of_text: bool
     """Whether every cell is its text, numbers too."""
+
+
+class _Row(NamedTuple):
+    table: _Table
+    key: str
+    columns: dict[str, Any] | Skip
 
 
 class MetadataFolder:
@@ -54,27 +60,38 @@ class MetadataFolder:
         pictures: Sequence[str] = (),
         of_user: bool = False,
     ) -> None:
-        self.root, self.files, self.of_user = root, files, of_user
-        self.rows = [row for name in files for row in _rows(root / name, f"{name}:" if len(files) > 1 else "")]
+        self.root, self.files, self.wanted, self.of_user = root, files, wanted, of_user
+        self.rows = [row for name in files for row in self._rows(name)]
         columns = (row.columns for row in self.rows)
         self.columns = list(dict.fromkeys(name for row in columns if isinstance(row, dict) for name in row))
-        table = str(root / files[0])
-        self.image = image_column(table, self.columns, wanted.image, ("file_name", *IMAGES))
-        self.captions = caption_columns(table, self.columns, wanted.captions)
         self.left_out = [*left_out, *self._unnamed(pictures)]
+
+    def _rows(self, name: str) -> Iterator[_Row]:
+        file = self.root / name
+        rows = _read(file)
+        columns = list(dict.fromkeys(column for row in rows if isinstance(row, dict) for column in row))
+        image = image_column(str(file), columns, self.wanted.image, ("file_name", *IMAGES))
+        captions = caption_columns(str(file), columns, self.wanted.captions)
+        table = _Table(file.parent, image, captions, _of_text(file))
+        prefix = f"{name}:" if len(self.files) > 1 else ""
+        return (_Row(table, f"{prefix}row {number}", row) for number, row in enumerate(rows))
+
+    def _named(self) -> Iterator[tuple[_Table, str]]:
+        """What each row calls its picture."""
+        for table, _, columns in self.rows:
+            if isinstance(columns, dict) and isinstance(name := columns.get(table.image), str):
+                yield table, name
 
     def _unnamed(self, pictures: Sequence[str]) -> Iterator[Rejected]:
         rest = set(pictures)
-        for row in self.rows:
-            if isinstance(row.columns, dict) and isinstance(name := row.columns.get(self.image), str):
-                inside = row.folder.relative_to(self.root)
-                rest -= {str(PurePosixPath(inside, spelling)) for spelling in spellings(name, row.folder)}
+        for table, name in self._named() if rest else ():
+            inside = table.folder.relative_to(self.root)
+            rest -= {str(PurePosixPath(inside, spelling)) for spelling in spellings(name, table.folder)}
         return (Rejected(name, "not-in-metadata") for name in pictures if name in rest)
 
     @cached_property
     def version(self) -> str:
-        cells = (row.columns.get(self.image) for row in self.rows if isinstance(row.columns, dict))
-        return state_digest(self.root, [*self.files, *(cell for cell in cells if isinstance(cell, str))])
+        return state_digest(self.root, [*self.files, *(name for _, name in self._named())])
 
     def units(self, size: int) -> list[Unit]:
         rows = slices(len(self.rows), size)
@@ -82,31 +99,32 @@ class MetadataFolder:
         return with_left_out(units, self.left_out)
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
-        for row in self.rows[rows.start : rows.stop]:
-            if isinstance(row.columns, Skip):
-                yield Rejected(row.key, row.columns.reason, row.columns.detail)
+        for table, key, columns in self.rows[rows.start : rows.stop]:
+            if isinstance(columns, Skip):
+                yield Rejected(key, columns.reason, columns.detail)
                 continue
-            name = row.columns.get(self.image)
-            taken = (self.image, *self.captions)
-            rest = {key: cell for key, cell in row.columns.items() if key not in taken}
-            if row.of_text:
+            name = columns.get(table.image)
+            rest = {key: cell for key, cell in columns.items() if key not in (table.image, *table.captions)}
+            if table.of_text:
                 rest = {key: number(cell) for key, cell in rest.items()}
             try:
-                captions = caption_of(row.columns, self.captions)
+                captions = caption_of(columns, table.captions)
             except Skip as skip:
                 yield Rejected(str(name), skip.reason, skip.detail)
             else:
-                yield Record(str(name), partial(read_picture, name, row.folder, self.of_user), captions, rest)
+                yield Record(str(name), partial(read_picture, name, table.folder, self.of_user), captions, rest)
 
 
-def _rows(file: Path, prefix: str) -> Iterator[_Row]:
+def _of_text(file: Path) -> bool:
+    return file.suffix.lower() in (".csv", ".tsv")
+
+
+def _read(file: Path) -> list[dict[str, Any] | Skip]:
     """Rows end at \\n or \\r\\n alone: a caption may hold what else ends a line somewhere."""
     try:
         with opened(str(file)) as stream:
             lines = stream.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-        of_text = file.suffix.lower() in (".csv", ".tsv")
-        for index, columns in enumerate(_csv_rows(lines, file.suffix) if of_text else _json_rows(lines)):
-            yield _Row(file.parent, f"{prefix}row {index}", columns, of_text)
+        return list(_csv_rows(lines, file.suffix) if _of_text(file) else _json_rows(lines))
     except (UnicodeError, csv.Error) as error:
         raise UserError(f"{file} cannot be read ({error}); expected UTF-8, one row a picture") from None
 
