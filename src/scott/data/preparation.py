@@ -48,7 +48,7 @@ def full_settings(
     if resolution % factor:
         raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
     made_from = {"name": name, "kind": source.kind, "version": source.version}
-    given = replace(settings, resolution=resolution).to_json()
+    given = replace(settings, resolution=resolution).as_json()
     return json.loads(json.dumps({"source": made_from, "teacher": teacher} | given))
 
 

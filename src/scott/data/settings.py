@@ -34,16 +34,14 @@ class Reading:
     """MiB that decoding pictures may take at once; one that needs more alone is left out."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "batch_size", "limit", "resolution", "max_aspect", "decode_memory"):
-            value = getattr(self, name, None)
-            if value is not None and not 1 <= value < math.inf:
-                raise UserError(f"got {name} {value}, expected 1 or more")
+        for name in ("limit", "resolution", "max_aspect", "decode_memory"):
+            _require_one(name, getattr(self, name))
 
     @property
     def columns(self) -> Columns:
         return Columns(self.image_column, self.caption_column)
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """All that shards depend on: `decode_memory` where it is not the default, as few pictures need so much."""
         usual = {field.name: field.default for field in fields(self)}
         return {
@@ -63,3 +61,13 @@ class Settings(Reading):
     """Pictures encoded at once."""
     licence: str = ""
     """Of the data, kept in the manifest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shard_size", "batch_size"):
+            _require_one(name, getattr(self, name))
+
+
+def _require_one(name: str, value: float | None) -> None:
+    if value is not None and not 1 <= value < math.inf:
+        raise UserError(f"got {name} {value}, expected 1 or more")
