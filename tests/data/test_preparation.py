@@ -12,6 +12,7 @@ from PIL import Image
 from tests.data.making import Pictures, bomb, contents, noise, saved
 
 from scott.data import writing
+from scott.data.locks import locked
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
 from scott.data.preparation import full_settings, prepare_shards
@@ -123,6 +124,47 @@ def test_a_shard_that_is_not_whole_is_made_again(prepare, tmp_path, spoil):
     assert contents(tmp_path / "out") == whole
 
 
+def test_a_shard_with_a_flipped_byte_is_made_again(prepare, tmp_path):
+    prepare(Pictures(10))
+    whole = contents(tmp_path / "out")
+    for place in (0, -600):
+        tar = bytearray(whole["000001.tar"])
+        tar[place] ^= 1
+        (tmp_path / "out" / "000001.tar").write_bytes(tar)
+        assert prepare(Pictures(10)).records == 4
+        assert contents(tmp_path / "out") == whole
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from scott.data.locks import locked
+with locked(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("part", ["0-of-1", "0-of-2", "1-of-2"])
+def test_a_second_writer_is_told_of_the_first_until_that_is_gone(prepare, tmp_path, part):
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "out"), part]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"is being written by another command \(process {first.pid} on "):
+            prepare(Pictures(4))
+        assert not list((tmp_path / "out").glob("*.tar"))
+        first.kill()
+    assert prepare(Pictures(4)).manifest.samples == 4
+    assert not [name for name in contents(tmp_path / "out") if "lock" in name]
+
+
+def test_processes_of_one_launch_write_at_once(prepare, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "1-of-2"):
+        assert prepare(Pictures(10), rank=0, world=2).records == 6
+
+
 def test_a_finished_folder_is_left_as_it_is(prepare, tmp_path):
     prepare(Pictures(10))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
@@ -203,9 +245,12 @@ def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, mon
 
 def test_keeping_nothing_is_an_error_with_the_reasons(prepare, tmp_path):
     for _ in range(2):
-        with pytest.raises(UserError, match=r"kept none of 3 records \(empty-file 2, not-a-picture 1\)"):
+        with pytest.raises(
+            UserError, match=r"kept none of 3 records \(empty-file 2, not-a-picture 1\); .* first was 0"
+        ):
             prepare(Pictures(3, {0: b"", 1: b"", 2: b"x"}))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list((tmp_path / "out").iterdir())
+    assert prepare(Pictures(4)).manifest.samples == 4, "the same command, when the source was mended"
 
 
 def test_an_unknown_column_is_refused_before_anything_is_written(prepare, tmp_path):

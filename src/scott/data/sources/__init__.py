@@ -14,7 +14,7 @@ from scott.data.sources.parquet import Parquet
 from scott.data.sources.patterns import expanded
 from scott.data.sources.survey import Survey, gaps, of_split, split_of, survey
 from scott.data.sources.webdataset import ARCHIVES, TARS, WebDataset
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 
 KINDS = (
     "a folder of pictures (.txt beside each, or metadata.jsonl or .csv), of .parquet or of .tar, one of COCO, a folder "
@@ -37,7 +37,12 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     Raises:
         UserError: nothing there, nothing that is known, or several kinds in one folder; what each kind refuses.
     """
-    if (folder := Path(name)).is_dir():
+    folder = Path(name)
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"no data at {name[:200]}: {first_line(error)}") from None
+    if is_folder:
         return _in_folder(folder, columns, split)
     file = name.split("::")[0].lower()
     if file.endswith(ARCHIVES):
