@@ -1,15 +1,21 @@
 """`scott prepare` and what training opens: one path for every source, and shards of another teacher refused."""
 
+import base64
 import dataclasses
+import io
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.data.making import contents, noise, saved, write_tar
 
 from scott.commands import prepare as recipe
 from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source
 from scott.data.manifest import Manifest
+from scott.data.pictures import cropped
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.errors import UserError
@@ -65,8 +71,6 @@ def test_the_embedded_pictures_go_the_same_way(backbone, tmp_path, monkeypatch):
 
 
 def recipe_pixels(image):
-    from scott.data.pictures import cropped
-
     return cropped(image, [(64, 64)]).float() / 255
 
 
@@ -322,3 +326,37 @@ def test_a_config_names_one_source_or_several(tmp_path):
     for weights in ((1,), (1, 0), (1, float("inf"))):
         with pytest.raises(UserError, match="got weights"):
             DistillConfig(data=("a", "b"), weights=weights, **common)
+
+
+def test_check_says_what_would_be_kept_and_shows_it(scott, pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"")
+    (pictures / "4.txt").unlink()
+    (pictures / "5.txt").write_text("a <b>cat</b> & ein Löwe")
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html", "--resolution", 32)
+    assert code == 0, said
+    for part in ("kept │ 4", "no-caption │ 1 │ 4.png no .txt", "empty-file │ 1 │ 3.png"):
+        assert part in said, said
+    page = (tmp_path / "page.html").read_text()
+    assert "a &lt;b&gt;cat&lt;/b&gt; &amp; ein Löwe" in page
+    shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    assert [image.size for image in shown] == [(32, 32)] * 4
+    expected = cropped(Image.open(pictures / "0.png"), [(32, 32)]).float().mean(0).numpy()
+    assert np.corrcoef(np.asarray(shown[0].convert("L")).ravel(), expected.ravel())[0, 1] > 0.7
+
+
+def test_check_of_many_shows_sixteen_of_them_all(tmp_path):
+    write_tar(tmp_path / "a.tar", 60)
+    found = recipe.check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
+    captions = [sample.captions[0] for sample in found.shown]
+    assert (found.kept, len(captions), len(set(captions))) == (60, 16, 16)
+    assert any(int(caption.split()[1]) > 30 for caption in captions)
+
+
+def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):
+    for file in pictures.glob("*.txt"):
+        file.unlink()
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
+    assert code == 2
+    assert "nothing would be kept (no-caption 6)" in said
+    code, said = scott("prepare", pictures)
+    assert (code, "got no --teacher or no --out" in said) == (2, True)

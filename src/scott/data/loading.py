@@ -1,12 +1,13 @@
 """From a record to pixels and captions, or why it is left out: in threads that work ahead, in bounded memory."""
 
+import ctypes
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from threading import Condition
 from typing import Any
 
@@ -25,6 +26,8 @@ DECODED_BYTES = {"WEBP": 20}
 """Of a pixel while it is decoded, at the most, where it is not 12: Pillow holds RGB and RGBA in four, in up to two
 copies beside the decoder's own; libwebp has three."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -36,7 +39,11 @@ class Sample:
 
 
 class Budget:
-    """Bytes that decoding may hold at once, over all threads."""
+    """Bytes that decoding may hold at once, over all threads.
+
+    A thread's free memory, which glibc keeps for it, counts: one that has held more than a thread's share of the limit
+    gives it back.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self._held, self._changed = limit, 0, Condition()
@@ -46,6 +53,8 @@ class Budget:
         """Waits until there is room. Raises `Skip` for more than there ever is."""
         if count > self.limit:
             raise Skip("beyond-decode-memory", f"{count:,} bytes, of {self.limit:,}")
+        if count > self.limit // THREADS:
+            _free_to_the_system()
         with self._changed:
             self._changed.wait_for(lambda: self._held + count <= self.limit)
             self._held += count
@@ -55,6 +64,14 @@ class Budget:
             with self._changed:
                 self._held -= count
                 self._changed.notify_all()
+
+
+@cache
+def _free_to_the_system() -> None:
+    """From now on, have blocks of 4 MiB or more mapped and unmapped; and no thread keep more than 8 MiB free."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 8 << 20)
 
 
 def loaded(
@@ -86,7 +103,9 @@ def _load(
         with ExitStack() as held:
             picture = _picture(entry, settings, lambda count: held.enter_context(budget.hold(count)))
             info = {"key": entry.key, "captions": captions, "width": picture.width, "height": picture.height}
-            return Sample(cropped(picture, sizes), captions, info | {"columns": _plain(entry.columns)})
+            pixels = cropped(picture, sizes)
+            del picture  # before its room is given to another
+        return Sample(pixels, captions, info | {"columns": _plain(entry.columns)})
     except Skip as skip:
         return Rejected(entry.key, skip.reason, skip.detail[:200])
 

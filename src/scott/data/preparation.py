@@ -71,7 +71,7 @@ def prepare_shards(
             cannot be read.
     """
     where = Where(settings.where, source.columns) if settings.where else None
-    units = _limited(source.units(settings.shard_size), settings.limit)
+    units = limited(source.units(settings.shard_size), settings.limit)
     load = partial(loaded, settings=settings, sizes=_sizes(full["resolution"], settings, encoders), where=where)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
     names = [f"{i:06d}" for i in range(len(units))]
@@ -99,7 +99,7 @@ def _sizes(resolution: int, settings: Settings, encoders: Encoders) -> list[Size
     return [(resolution, resolution)]
 
 
-def _limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
+def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
     """The first `limit` records; where a unit does not know how many it has, none beyond that unit."""
     if limit is None:
         return list(units)
