@@ -192,6 +192,21 @@ def test_another_source_or_teacher_is_refused(prepare, backbone, tmp_path):
         prepare_shards(Pictures(4), backbone, SETTINGS, other, tmp_path / "out", lambda *_: None)
 
 
+def test_a_teacher_whose_weights_were_rounded_is_the_same(prepare, backbone, tmp_path):
+    def go_on(**vae):
+        teacher = {"name": "tiny", "vae": {"class": "VAE"} | vae}
+        full = full_settings("noise", Pictures(4), SETTINGS, backbone, teacher)
+        prepare_shards(Pictures(4), backbone, SETTINGS, full, tmp_path / "out", lambda *_: None)
+
+    go_on(sha256="1", half="2", signs="3")
+    go_on(sha256="4", half="2", signs="3")
+    go_on(sha256="1", signs="3")
+    with pytest.raises(UserError, match=r"teacher\.vae\.class: VAE → other"):
+        go_on(**{"class": "other"}, sha256="1", half="2", signs="3")
+    with pytest.raises(UserError, match=r"begun with other settings \(teacher\.vae\..*: . → 5"):
+        go_on(sha256="5", half="5", signs="3")
+
+
 def test_a_folder_of_other_things_is_left_alone(prepare, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
