@@ -88,6 +88,7 @@ class Prepare:
     """Of the text encoders; the VAE runs in fp32."""
 
     def run(self) -> None:
+        from scott.commands import check
         from scott.commands import prepare as recipe
         from scott.commands.distill import teacher_of
 
@@ -97,8 +98,8 @@ class Prepare:
         if self.check:
             page = self.out or Path("check.html")
             with Bars(console) as bars:
-                found = recipe.check_named(name, self.settings, page, bars.report, preset)
-            console.print(recipe.check_summary(found, page))
+                found = check.check_named(name, self.settings, page, bars.report, preset)
+            console.print(check.check_summary(found, page))
             return
         if self.teacher is None or self.out is None:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")

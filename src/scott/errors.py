@@ -14,5 +14,10 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+def printable(text: str) -> str:
+    """A text as UTF-8 can hold it: a file's name may be of bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Preempted(Exception):
     """SIGTERM came; the message says what was saved. The command line prints it and exits with code 143."""

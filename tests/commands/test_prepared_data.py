@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.data.making import contents, noise, saved, write_tar
 
 from scott.commands import prepare as recipe
+from scott.commands.check import check_named
 from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source
 from scott.data.manifest import Manifest
 from scott.data.pictures import cropped
@@ -346,10 +348,20 @@ def test_check_says_what_would_be_kept_and_shows_it(scott, pictures, tmp_path):
 
 def test_check_of_many_shows_sixteen_of_them_all(tmp_path):
     write_tar(tmp_path / "a.tar", 60)
-    found = recipe.check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
+    found = check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
     captions = [sample.captions[0] for sample in found.shown]
     assert (found.kept, len(captions), len(set(captions))) == (60, 16, 16)
     assert any(int(caption.split()[1]) > 30 for caption in captions)
+
+
+def test_a_name_of_any_bytes_is_shown_and_kept(scott, backbone, pictures, tmp_path):
+    for name in (b"\xff", b"\xfe"):
+        (pictures / os.fsdecode(name + b".png")).write_bytes(saved(noise(9)))
+    (pictures / os.fsdecode(b"\xff.txt")).write_text("a cat")
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
+    assert (code, "no-caption │ 1 │ \\udcfe.png" in said) == (0, True), said
+    outcome = prepare_source(str(pictures), backbone, tmp_path / "out", Settings(), quiet)
+    assert outcome.manifest.samples == 7
 
 
 def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):

@@ -100,6 +100,17 @@ def test_the_columns_of_a_json_beside_are_known(tmp_path):
     assert record.columns == {"score": 3}
 
 
+def test_a_named_column_is_that_of_the_json_beside(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "a.txt": "a text", "a.json": [{"short": "a cat", "caption": "long"}]})
+    assert read(open_source(str(tmp_path)))[0] == {"a.png": "a text"}
+    assert read(open_source(str(tmp_path), Columns(None, ("short",))))[0] == {"a.png": "a cat"}
+
+
+def test_a_table_behind_a_url_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="is a table of text behind a URL, which is not read; download it"):
+        open_source("https://example.org/a.csv")
+
+
 def test_repeats_are_those_of_the_folders_names(tmp_path):
     units = open_source(str(tree(tmp_path, LAYOUTS["kohya's folders"]))).units(10)
     assert [(unit.repeats, unit.count) for unit in units] == [(10, 1), (2, 1)]

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
-from scott.data.checking import Check, check_source, contact_sheet
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
-from scott.data.preparation import Outcome, Report, full_settings, limited, prepare_shards
+from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
 from scott.data.records import Columns, Source
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
-from scott.files import write_atomically
 from scott.mini import embedded
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import differing, fingerprints, label
@@ -83,29 +80,12 @@ def prepare_source(
     Raises:
         UserError: see `open_source`, `prepare_shards`.
     """
-    source, settings = _opened(name, settings, preset)
+    source, settings = open_with(name, settings, preset)
     full = full_settings(name, source, settings, backbone, _made_for(backbone))
     return prepare_shards(source, backbone, settings, full, out, report, rank, world)
 
 
-def check_named(name: str, settings: Settings, out: Path, report: Report, preset: Preset | None = None) -> Check:
-    """What `prepare_source` would keep of a source and what not, with some of it shown in the page `out`.
-
-    Raises:
-        UserError: nothing is kept; see `open_source`, `check_source`.
-    """
-    source, settings = _opened(name, settings, preset)
-    counts = [unit.count for unit in limited(source.units(settings.shard_size), settings.limit)]
-    total = sum(count for count in counts if count is not None)
-    check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
-    write_atomically(out, contact_sheet(name, check))
-    if not check.kept:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in check.skipped.most_common()) or "nothing there"
-        raise UserError(f"of {name} nothing would be kept ({reasons}); {out} names the first of each")
-    return check
-
-
-def _opened(name: str, settings: Settings, preset: Preset | None) -> tuple[Source, Settings]:
+def open_with(name: str, settings: Settings, preset: Preset | None) -> tuple[Source, Settings]:
     """A source, and the settings with what a preset fills in."""
     if preset is not None:
         unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
@@ -244,19 +224,6 @@ def processes() -> tuple[int, int]:
 def _by_count(manifest: Manifest) -> list[tuple[str, int]]:
     """Why records were left out, and how many, the most frequent reason first."""
     return Counter(manifest.skipped).most_common()
-
-
-def check_summary(check: Check, out: Path) -> Table:
-    """What would be kept and what not, with the first record of each reason."""
-    table = Table("", "", "", title=str(out), title_justify="left", show_header=False)
-    table.columns[1].justify = "right"
-    table.add_row("[bold]kept", f"[bold]{check.kept:,}")
-    for reason, count in check.skipped.most_common():
-        first = check.first[reason]
-        table.add_row(reason, f"{count:,}", escape(f"{first.key} {first.detail}".strip()[:200]))
-    for repeats, count in sorted(check.repeats.items()):
-        table.add_row(f"visited {repeats} times an epoch", f"{count:,}")
-    return table
 
 
 def summary(outcome: Outcome, out: Path) -> Table:

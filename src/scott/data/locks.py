@@ -1,5 +1,6 @@
 """One writer a folder: a lock that says who holds it and ends with its process."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from scott.errors import UserError
 
 PREFIX = ".lock-"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems say that have no locks; there, one writer a folder is up to the user."""
 
 
 @contextmanager
@@ -50,6 +53,9 @@ def _acquired(file: Path) -> int:
                 f"{file.parent} is being written by another command ({_named(holder)}); wait for its end, stop it, or "
                 "give another --out"
             ) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 return descriptor

@@ -10,7 +10,7 @@ from typing import Any
 
 from scott.data.locks import PREFIX
 from scott.data.shards import write_durably
-from scott.errors import UserError
+from scott.errors import UserError, printable
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
@@ -150,7 +150,7 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
     manifest = Manifest(settings, entries, shapes, dict(sorted(skipped.items())))
     if not manifest.samples:
         reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common()) or "there was nothing"
-        first = next((f"; the first was {e['key']}" for side in sides for e in side["rejected"]), "")
+        first = next((f"; the first was {printable(e['key'])}" for side in sides for e in side["rejected"]), "")
         for file in (*(folder / f"{name}{end}" for name in names for end in (".tar", ".json")), folder / SETTINGS):
             file.unlink(missing_ok=True)  # so that the same command can be given when the source was mended
         raise UserError(f"kept none of {skipped.total()} records ({reasons}){first}")

@@ -51,6 +51,8 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
         files, left_out = _files(name, split)
         return (WebDataset if file.endswith(TARS) else Parquet)(files, columns, left_out)
     if is_table(name):
+        if "://" in name:
+            raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
         return MetadataFolder(folder.parent, [folder.name], columns, of_user=True)
     if file.endswith(".json"):
         return Coco(name)
@@ -92,7 +94,7 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     tables = [name for name in found.files if name.lower().endswith(".parquet") and name[:-8] not in stems]
     metadata = [name for name, path in by_name.items() if path.name in METADATA]
     pictures = [name for name in found.files if _is_picture(folder, name)]
-    texts = texts_of(found.files)
+    texts = texts_of(found.files, prefer_json=bool(columns.captions))
     captioned = next((name for name in pictures if text_beside(name, texts)), None)
     kinds = {"a tar": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
     several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if any(names)]

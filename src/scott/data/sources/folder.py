@@ -21,10 +21,10 @@ _REPEATED = re.compile(r"([1-9]\d*)_(.+)")
 _PAGES = ("readme", "license", "licence", "citation")
 
 
-def texts_of(names: Sequence[str]) -> dict[str, str]:
+def texts_of(names: Sequence[str], prefer_json: bool = False) -> dict[str, str]:
     """Path without its ending → the file that holds the caption of a picture of that name."""
     found: dict[str, str] = {}
-    for ending in reversed(TEXTS):
+    for ending in reversed((".json", *TEXTS) if prefer_json else TEXTS):
         found |= {name[: -len(ending)]: name for name in names if name.lower().endswith(ending)}
     return found
 
