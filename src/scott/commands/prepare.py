@@ -133,8 +133,15 @@ def open_data(
     Raises:
         UserError: shards are unfinished, or were made for another VAE or text encoder; see `prepare_shards`, `Mixture`.
     """
-    sources = [_open_one(name, backbone, cache, seed, report, reading, warn) for name in names]
+    sources = []
+    for number, name in enumerate(names, 1):
+        phase = f"prepare {number} of {len(names)}" if len(names) > 1 else "prepare"
+        sources.append(_open_one(name, backbone, cache, seed, _as_phase(phase, report), reading, warn))
     return sources[0] if len(sources) == 1 else Mixture(sources, weights or [1.0] * len(sources), seed)
+
+
+def _as_phase(phase: str, report: Report) -> Report:
+    return lambda _, done, total, terms: report(phase, done, total, terms)
 
 
 def _open_one(
