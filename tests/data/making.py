@@ -40,8 +40,12 @@ def png(bits, kind, rows, transparent):
 def tiff_of_12_bits(values):
     """A grey TIFF of one row of an even number of values below 4096."""
     pairs = zip(values[::2], values[1::2], strict=True)
-    strip = b"".join((first << 12 | second).to_bytes(3) for first, second in pairs)
-    entries = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(strip)}
+    return tiff(len(values), 12, b"".join((first << 12 | second).to_bytes(3) for first, second in pairs))
+
+
+def tiff(width, bits, strip, photometric=1):
+    """A grey TIFF of one row, whose white is 0 (photometric 0) or whose black is (1)."""
+    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(strip)}
     fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     start = 8 + len(strip)
     return b"II*\0" + struct.pack("<I", start) + strip + struct.pack("<H", len(entries)) + fields + bytes(4)

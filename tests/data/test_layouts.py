@@ -149,6 +149,14 @@ def test_captions_in_a_csv_are_text_and_other_cells_may_be_numbers(tmp_path):
     assert [record.columns for record in records] == [{"score": i} for i in range(8)]
 
 
+def test_a_row_of_more_cells_than_columns_is_not_cut(tmp_path):
+    rows = ["file_name,text", "a.png,a cat, sitting", 'a.png,"a cat, sitting"', "a.png,a cat,"]
+    tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
+    (unit,) = open_source(str(tmp_path)).units(9)
+    found = [getattr(record, "reason", None) or record.captions for record in unit.records()]
+    assert found == ["more-cells-than-columns", "a cat, sitting", "a cat"]
+
+
 # --- several kinds, splits, gaps ---------------------------------------------------------------------------------
 
 CAPTIONED = {"a.png": PICTURE, "a.txt": "a cat"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.making import bomb, noise, png, saved, tiff_of_12_bits
+from tests.data.making import bomb, noise, png, saved, tiff, tiff_of_12_bits
 
 from scott.data.pictures import MAX_PICTURE_BYTES, aspect_buckets, cropped, decode, to_rgb
 from scott.data.records import Skip
@@ -66,6 +66,22 @@ def test_16_bits_keep_their_range():
 def test_12_bits_keep_their_range():
     values = [0, 15, 16, 2048, 4080, 4095]
     assert np.asarray(decode(tiff_of_12_bits(values)))[0, :, 0].tolist() == [value >> 4 for value in values]
+
+
+def test_white_may_be_0_in_any_number_of_bits():
+    assert np.asarray(decode(tiff(2, 16, b"\0\0\0\x80", photometric=0)))[0, :, 0].tolist() == [255, 127]
+    assert np.asarray(decode(tiff(2, 8, b"\0\x80", photometric=0)))[0, :, 0].tolist() == [255, 127]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [tiff(1, 24, bytes(3)), tiff(1, 64, bytes(8))],
+    ids=["24 bits", "64 bits"],
+)
+def test_samples_that_are_not_read_are_called_that(data):
+    with pytest.raises(Skip) as skip:
+        decode(data)
+    assert skip.value.reason == "unsupported-mode"
 
 
 TRANSPARENT = {

@@ -20,14 +20,15 @@ SUFFIXES = frozenset(
 )
 UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"})
 """Of pictures in formats that are not read: they are counted."""
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
 _UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"\0\0\1\0")
 Size = tuple[int, int]
 """Height and width, in pixels."""
 MAX_ASPECT = 2
 MAX_PIXELS = 1 << 26
 """Above (67 million) a picture counts as a decompression bomb; its header says so before anything is unpacked."""
-_BITS_PER_SAMPLE, _ROWS = 258, 128
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ROWS = 258, 262, 128
 
 
 def named_as_picture(name: str) -> bool:
@@ -64,6 +65,8 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
     except Skip:
         raise
     except UnidentifiedImageError:
+        if data.startswith(_TIFF_STARTS):  # whose samples Pillow has no mode for
+            raise Skip("unsupported-mode") from None
         unread = data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp"
         raise Skip("unsupported-format" if unread else "not-a-picture") from None
     except Image.DecompressionBombError:
@@ -84,8 +87,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits, or of the 12 that a TIFF may say, where its transparent value has become white."""
-    depth = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    tags = getattr(image, "tag_v2", {})
+    depth = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     values = np.asarray(image)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0, which Pillow minds in 8 bits alone
+        values = (1 << depth) - 1 - values
     grey = (values >> (depth - 8)).astype(np.uint8)
     if "transparency" in image.info:
         grey[values == image.info["transparency"]] = 255

@@ -142,5 +142,9 @@ def _csv_rows(lines: Sequence[str], suffix: str) -> Iterator[dict[str, Any] | Sk
     """Every cell as its text."""
     csv.field_size_limit(MAX_TEXT_BYTES)
     whole = (re.sub("[\r\0]", " ", f"{line}\n") for line in lines)  # csv takes a \r for the end of a row
-    for row in csv.DictReader(whole, restkey="", delimiter="\t" if suffix.lower() == ".tsv" else ","):
-        yield {name: cell for name, cell in row.items() if name}
+    for row in csv.DictReader(whole, delimiter="\t" if suffix.lower() == ".tsv" else ","):
+        more: Any = row.pop(None, [])  # cells beyond the header's
+        if any(more):
+            yield Skip("more-cells-than-columns", "quote a caption that holds the separator")
+        else:
+            yield {name: cell for name, cell in row.items() if name}

@@ -14,6 +14,8 @@ from scott.data.sources.survey import hidden
 TEXTS = (".txt", ".caption", ".text")
 WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, the oldest is given as it is."""
+_LARGEST = 1 << 36
+"""Bytes of a member; one that says more ends the tar, which a few bytes of a compressed one could do for hours."""
 Parts = dict[str, bytes | Skip]
 """Suffix → content, of the parts of a record that are of use."""
 _ERRORS = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, MemoryError)
@@ -135,6 +137,8 @@ def _size(part: bytes | Skip) -> int:
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Those of a stream, each read to its end: `tarfile` goes on seeking where one says 2^40 bytes."""
     for member in archive:
+        if member.size > _LARGEST:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
         yield member
         stream: Any = archive.fileobj
         while (left := archive.offset - stream.tell()) > 0:
