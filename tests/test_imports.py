@@ -1,8 +1,6 @@
 """The layering: a lower room never imports a higher one, and heavy libraries stay where they belong."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,21 +80,6 @@ def test_help_is_shown_without_torch():
     show = ["from scott.cli import main", "sys.argv = ['scott', 'distill', 'sd15', '--help']"]
     heavy = {"torch", "accelerate", "matplotlib", *MODELS}
     assert not loaded(*show, "try: main()", "except SystemExit: pass") & heavy
-
-
-def test_reading_data_loads_no_models(tmp_path):
-    from pyarrow import Table, parquet
-
-    parquet.write_table(Table.from_pydict({"image": [b""], "caption": ["a cat"]}), tmp_path / "a.parquet")
-    read = (
-        "import sys; from scott.data.loading import read_samples; from scott.data.sources import open_source\n"
-        "for name in sys.argv[1:]: list(read_samples(open_source(name), 64))\n"
-        f"print({MODELS} & sys.modules.keys())"
-    )
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").touch()
-    command = [sys.executable, "-c", read, str(tmp_path / "a.parquet"), str(tmp_path / "pictures")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
 def test_evaluation_never_sees_the_trainer():

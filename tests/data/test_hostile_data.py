@@ -1,11 +1,14 @@
 """Whatever a source holds, its records are counted or the command ends with one line, in bounded time and memory."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
-from tests.data.making import noise, saved, write_tar
+from tests.data.making import add, noise, saved, write_tar
 
 from scott.data import loading
 from scott.data.loading import Budget, loaded, read_samples
@@ -21,6 +24,7 @@ from scott.data.records import Record, Rejected, Skip
 from scott.data.settings import Settings
 from scott.data.sources import files, open_source
 from scott.data.sources.files import opened, read_picture
+from scott.data.sources.tar import grouped
 from scott.errors import UserError
 
 PICTURE = saved(noise(0))
@@ -344,3 +348,68 @@ def test_captions_may_be_any_bytes(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURE)
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     assert reasons(open_source(str(tmp_path))) == ["caption-not-utf8"]
+
+
+FOLDERS = st.sampled_from(["", "x/", "train/", "test/", "x/val/", "10_cat/", ".hidden/"])
+NAMES = st.sampled_from(["a", "b.c", "metadata", "00000", "00002", "captions_x", "train-0", "a\\b", "ü"])
+ENDINGS = [
+    ".png",
+    ".PNG",
+    ".jfif",
+    "",
+    ".txt",
+    ".caption",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tar",
+    ".parquet",
+    ".heic",
+    ".zip",
+]
+CONTENTS = st.sampled_from(
+    [b"", b"{}", b"[1]", b"a cat", b"file_name,text\na.png,a cat\n", b"\xff\xfe", PICTURE, PICTURE[:90]]
+)
+FILES = st.dictionaries(
+    st.tuples(FOLDERS, NAMES, st.sampled_from(ENDINGS)).map("".join), CONTENTS, min_size=1, max_size=8
+)
+
+
+@FUZZ
+@given(files=FILES)
+def test_any_folder_is_read_or_refused_and_of_pictures_every_one_is_counted(files):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            file = Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        try:
+            source = open_source(folder)
+            seen = [entry for unit in source.units(2) for entry in (*unit.left_out, *unit.records())]
+            assert all(isinstance(entry, Record | Rejected) for entry in seen)
+            assert len(reasons(source)) == len(seen)
+        except UserError:
+            return
+        pictures = [name for name in files if name.endswith((".png", ".PNG", ".jfif", ".heic")) and name[0] != "."]
+        if source.kind == "folder":
+            keys = [entry.key for entry in seen]
+            assert len(keys) == len(set(keys))
+            assert set(pictures) <= set(keys)
+
+
+MEMBERS = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "a.1", "a.2", "x/a"]), st.sampled_from(ENDINGS[:8])), max_size=9
+)
+
+
+@FUZZ
+@given(members=MEMBERS)
+def test_of_any_tar_every_member_is_in_one_record(members):
+    """Whatever the order and however often a name comes: none is lost, none is in two records."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for stem, ending in members:
+            add(archive, stem + ending, PICTURE if ending in ("", ".png", ".PNG", ".jfif") else b"{}")
+    entries = list(grouped(io.BytesIO(file.getvalue()), "x.tar"))
+    found = [key + suffix for key, parts in entries for suffix in parts]
+    assert sorted(found) == sorted((stem + ending.lower()) for stem, ending in members)

@@ -171,7 +171,7 @@ def write_table(file):
 @pytest.mark.parametrize("stray", ["b.tar", "x/b.tar.gz", "b.parquet", "b.zip"])
 def test_a_stray_file_among_captioned_pictures_is_refused_by_name(tmp_path, stray):
     tree(tmp_path, CAPTIONED | {stray: b""})
-    with pytest.raises(UserError, match=rf"holds a ta.* \({stray}\) and a captioned picture \(a\.png\); name one"):
+    with pytest.raises(UserError, match=rf"holds a.* \({stray}\) and a captioned picture \(a\.png\); name one"):
         open_source(str(tmp_path))
 
 
@@ -180,7 +180,7 @@ def test_tars_and_tables_are_refused_together_and_img2datasets_are_not(tmp_path)
     write_table(tmp_path / "00000.parquet")
     assert open_source(str(tmp_path)).kind == "webdataset"
     write_table(tmp_path / "other.parquet")
-    with pytest.raises(UserError, match=r"holds a tar \(00000\.tar\) and a table \(other\.parquet\)"):
+    with pytest.raises(UserError, match=r"holds an archive \(00000\.tar\) and a table \(other\.parquet\)"):
         open_source(str(tmp_path))
 
 

@@ -96,7 +96,7 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     pictures = [name for name in found.files if _is_picture(folder, name)]
     texts = texts_of(found.files, prefer_json=bool(columns.captions))
     captioned = next((name for name in pictures if text_beside(name, texts)), None)
-    kinds = {"a tar": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
+    kinds = {"an archive": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
     several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if any(names)]
     if (tars or tables) and len(several) > 1:
         raise UserError(f"{folder} holds {' and '.join(several)}; name one of them, or move the others away")
