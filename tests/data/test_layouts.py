@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+import time
 from collections import Counter
 
 import pyarrow
@@ -14,6 +15,7 @@ from scott.data.captions import read_captions
 from scott.data.records import Columns, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
+from scott.data.sources.survey import of_split
 from scott.errors import UserError
 
 PICTURE = saved(noise(0))
@@ -209,6 +211,28 @@ def test_tables_of_another_split_are_counted_and_not_read(tmp_path, train, test)
         assert read(source)[1] == {"other-split": 1}
     with pytest.raises(UserError, match="has the splits test, train, and not 'validation'; name one with --split"):
         open_source(str(tmp_path), split="validation")
+
+
+def test_a_table_of_the_pictures_in_the_folder_of_its_name_is_read(tmp_path):
+    tree(tmp_path, {"train/a.png": PICTURE})
+    parquet.write_table(pyarrow.table({"image": ["train/a.png"], "caption": ["a cat"]}), tmp_path / "train.parquet")
+    assert list(read(open_source(str(tmp_path)))[0].values()) == ["a cat"]
+
+
+def test_tables_of_two_splits_beside_their_pictures(tmp_path):
+    tables = {f"{part}.csv": f"path,caption\n{part}.png,a cat" for part in ("train", "test")}
+    tree(tmp_path, tables | {"train.png": PICTURE, "test.png": PICTURE})
+    for part, other in (("train", "test"), ("test", "train")):
+        kept, reasons = read(open_source(str(tmp_path), split=part))
+        assert (kept, reasons) == ({f"{part}.png": "a cat"}, {"other-split": 1, "not-in-metadata": 1}), other
+
+
+def test_many_files_take_no_longer_than_they_must(tmp_path):
+    names = [f"{part}/{i}.png" for part in ("train", "test") for i in range(20_000)]
+    start = time.monotonic()
+    kept, others = of_split(names, "train", tmp_path, folders_alone=True)
+    assert (len(kept), len(others)) == (20_000, 20_000)
+    assert time.monotonic() - start < 5
 
 
 def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):

@@ -69,14 +69,16 @@ def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:
     files = [name for name in names if "://" in name or Path(name).is_file()]
     if not files:
         raise UserError(f"no data at {pattern}; expected `mini`, {KINDS}")
-    left_out = [Rejected(name, "missing-shard") for name in names if name not in {*files}]
+    there = set(files)
+    left_out = [Rejected(name, "missing-shard") for name in names if name not in there]
     if "*" in pattern and "://" not in pattern:
         root = Path(os.path.commonpath([Path(name).parent for name in files]))
         inner = {Path(name).relative_to(root).as_posix(): name for name in files}
         if len({split_of(name) for name in inner}) > 1:
             kept, others = of_split(list(inner), split, pattern)
             files, left_out = [inner[name] for name in kept], left_out + others
-        left_out += gaps([name for name, path in inner.items() if path in {*files}])
+            inner = {name: inner[name] for name in kept}
+        left_out += gaps(list(inner))
     return files, left_out
 
 
@@ -85,17 +87,15 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     if any((folder / name).is_file() for name in SAVED):
         return HubDataset(str(folder), split, columns)
     found = survey(folder)
-    by_name = {name: PurePosixPath(name) for name in found.files}
     tars = [name for name in found.files if name.lower().endswith((*TARS, *ARCHIVES))]
-    stems = {name.split(".")[0] for name in tars} | {
-        str(parent) for path in by_name.values() for parent in path.parents
-    }
-    # img2dataset writes 00000.parquet beside 00000.tar or the folder 00000: what it knows of their pictures
-    tables = [name for name in found.files if name.lower().endswith(".parquet") and name[:-8] not in stems]
-    metadata = [name for name, path in by_name.items() if path.name in METADATA]
+    metadata = [name for name in found.files if PurePosixPath(name).name in METADATA]
     pictures = [name for name in found.files if _is_picture(folder, name)]
     texts = texts_of(found.files, prefer_json=bool(columns.captions))
     captioned = next((name for name in pictures if text_beside(name, texts)), None)
+    # img2dataset writes 00000.parquet beside 00000.tar or the folder 00000: what it knows of their pictures
+    described = {name[: name.lower().rindex(".tar")] for name in tars if ".tar" in name.lower()}
+    described |= {_folder_of(name) for name in pictures if captioned}
+    tables = [name for name in found.files if name.lower().endswith(".parquet") and name[:-8] not in described]
     kinds = {"an archive": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
     several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if any(names)]
     if (tars or tables) and len(several) > 1:
@@ -126,11 +126,15 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
 
 def _listed(found: Survey, tables: list[str], pictures: list[str], columns: Columns, split: str) -> Source:
     kept, others = of_split(tables, split, found.root)
-    elsewhere = {str(PurePosixPath(entry.key).parent) for entry in others}
-    left_out = [*found.left_out, *others]
-    mine = [name for name in pictures if str(PurePosixPath(name).parent) not in elsewhere]
-    left_out += [Rejected(name, "other-split") for name in pictures if name not in {*mine}]
+    elsewhere = {_folder_of(entry.key) for entry in others} - {_folder_of(name) for name in kept}
+    mine = [name for name in pictures if _folder_of(name) not in elsewhere]
+    theirs = [Rejected(name, "other-split") for name in pictures if _folder_of(name) in elsewhere]
+    left_out = [*found.left_out, *others, *theirs]
     return MetadataFolder(found.root, kept, columns, left_out, mine)
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _is_picture(folder: Path, name: str) -> bool:

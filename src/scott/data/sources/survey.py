@@ -97,7 +97,8 @@ def of_split(
         raise UserError(
             f"{where} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
         )
-    others = [Rejected(name, "other-split", label or "train") for name, label in labels.items() if name not in {*kept}]
+    taken = set(kept)
+    others = [Rejected(name, "other-split", label or "train") for name, label in labels.items() if name not in taken]
     return kept, others
 
 
