@@ -339,6 +339,23 @@ def test_a_caption_that_cannot_be_read_is_not_called_missing(tmp_path):
     assert read(source)[1] == {"unreadable-caption": 1}
 
 
+def test_a_picture_that_cannot_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    tree(
+        tmp_path, {"metadata.jsonl": [ROW, ROW | {"file_name": "pipe"}, ROW | {"file_name": "none"}], "a.png": PICTURE}
+    )
+    os.mkfifo(tmp_path / "pipe")
+    source = open_source(str(tmp_path))
+    real = os.open
+
+    def refused(path, *how):
+        if str(path).endswith("a.png"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *how)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert read(source)[1] == {"unreadable-file": 2, "missing-file": 1, "not-a-file": 1}
+
+
 def test_pictures_that_no_row_names_are_counted(tmp_path):
     tree(tmp_path, {"x/a.png": PICTURE, "b.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "x\\a.png"}]})
     assert read(open_source(str(tmp_path)))[1] == {"not-in-metadata": 1}
@@ -384,9 +401,10 @@ def test_both_records_of_one_key_are_kept(tmp_path):
     assert [record.captions for record in unit.records()] == [b"one", b"two"]
 
 
-def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stem", ["", "dotted."])
+def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch, stem):
     monkeypatch.setattr("scott.data.sources.tar.WAITING", 4 * len(PICTURE))
-    names = [f"{i:02}" for i in range(12)]
+    names = [f"{stem}{i:02}" for i in range(12)]
     members = [(f"{name}.png", PICTURE) for name in names] + [(f"{name}.txt", b"a cat") for name in names]
     kept, reasons = tar_of(tmp_path / "a.tar", members)
     assert 0 < len(kept) < 5

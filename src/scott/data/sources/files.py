@@ -72,8 +72,10 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
     try:
         places = (folder / spelling for spelling in spellings(name, folder))
         return read_file(next(filter(Path.exists, places), folder / name), MAX_PICTURE_BYTES)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Skip("missing-file", first_line(error)) from None
+    except (OSError, ValueError) as error:
+        raise Skip("unreadable-file", first_line(error)) from None
 
 
 def _from_bucket(name: str) -> bytes:

@@ -61,7 +61,7 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
                 parts[suffix] = _content(archive, member, suffix)
                 held += _size(parts[suffix])
                 if held > WAITING:
-                    yield from _overdue(waiting)
+                    yield from _overdue(waiting, dotted)
                     held = sum(_size(part) for parts in waiting.values() for part in parts.values())
     except _ERRORS as error:
         waiting.pop(key, None)  # the record it broke off in may be short of a part
@@ -121,13 +121,17 @@ def is_picture(suffix: str) -> bool:
     return not suffix or named_as_picture(suffix)
 
 
-def _overdue(waiting: dict[str, Parts]) -> Iterator[tuple[str, Parts]]:
-    """The oldest of what waits, all but half of `WAITING`, and never the newest."""
+def _overdue(waiting: dict[str, Parts], dotted: set[str]) -> Iterator[tuple[str, Parts]]:
+    """The oldest of what waits, all but half of `WAITING`; of a single key, each of its dotted records."""
     held = sum(_size(part) for parts in waiting.values() for part in parts.values())
     while len(waiting) > 1 and held > WAITING // 2:
         oldest = next(iter(waiting))
         held -= sum(map(_size, waiting[oldest].values()))
         yield oldest, waiting.pop(oldest)
+    if held > WAITING:
+        (key,) = waiting
+        dotted.add(key)
+        yield from _settled(waiting, key, dotted, at_end=True)
 
 
 def _size(part: bytes | Skip) -> int:
