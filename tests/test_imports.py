@@ -1,6 +1,8 @@
 """The layering: a lower room never imports a higher one, and heavy libraries stay where they belong."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
