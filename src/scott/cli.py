@@ -72,9 +72,13 @@ class Prepare:
 
     source: Positional[str | None] = None
     """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
-    teacher: str = tyro.MISSING
+    teacher: str | None = None
     """Whose VAE and text encoders encode: a pipeline folder, a hub id or mini."""
-    out: Path = tyro.MISSING
+    out: Path | None = None
+    """A new folder; with --check, the page."""
+    check: bool = False
+    """Read the source without a teacher: say what would be kept, what not and why, and show 16 pictures in a page of
+    HTML (check.html, if --out is left out)."""
     preset: Literal["coco2014", "coco2017", "laion-aesthetics-6plus"] | None = None
     """Start from that data set's public metadata, with its columns and filter."""
     settings: Annotated[Settings, arg(name="", help="What is kept of the source, and how.")] = field(
@@ -84,12 +88,21 @@ class Prepare:
     """Of the text encoders; the VAE runs in fp32."""
 
     def run(self) -> None:
+        from scott.commands import check
         from scott.commands import prepare as recipe
         from scott.commands.distill import teacher_of
 
         preset = recipe.PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
             raise UserError("got neither a source nor --preset; expected one of them")
+        if self.check:
+            page = self.out or Path("check.html")
+            with Bars(console) as bars:
+                found = check.check_named(name, self.settings, page, bars.report, preset)
+            console.print(check.check_summary(found, page))
+            return
+        if self.teacher is None or self.out is None:
+            raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
         recipe.use_own_device()
         backbone = teacher_of(self.teacher, recipe.PRECISIONS[self.precision])
         with Bars(console) as bars:

@@ -1,4 +1,4 @@
-"""The exceptions that are messages to the user."""
+"""The exceptions that are messages to the user, and what a library's exception says in a line."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,16 @@ class UserError(ValueError):
     The command line prints the message as one line and exits with code 2; the library lets it propagate. It is a
     `ValueError`, so callers who do not know scott can still catch it by the usual name.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """A text as UTF-8 can hold it: a file's name may be of bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Preempted(Exception):

@@ -1,21 +1,30 @@
 """`scott prepare` and what training opens: one path for every source, and shards of another teacher refused."""
 
+import base64
 import dataclasses
+import io
 import json
+import os
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.data.making import contents, noise, saved, write_tar
 
 from scott.commands import prepare as recipe
+from scott.commands.check import check_named
 from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source
 from scott.data.manifest import Manifest
-from scott.data.settings import Settings
+from scott.data.pictures import cropped
+from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.mini import glyphs
 from scott.mini.scenes import render, scene
 from scott.teachers import load_backbone
+from scott.training.config import DistillConfig
 
 
 def quiet(*_):
@@ -39,23 +48,23 @@ def pictures(tmp_path):
 
 def test_a_raw_source_is_prepared_once(backbone, pictures, tmp_path):
     seen = []
-    source = open_data(str(pictures), backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))
+    source = open_data([str(pictures)], backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))
     assert (len(source), set(seen)) == (6, {"prepare"})
     seen.clear()
-    again = open_data(str(pictures), backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))
+    again = open_data([str(pictures)], backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))
     assert not seen
     assert torch.equal(again.batch(0, 4).mean, source.batch(0, 4).mean)
 
 
 def test_a_source_that_changed_is_prepared_anew(backbone, pictures, tmp_path):
-    open_data(str(pictures), backbone, tmp_path / "cache", 0, quiet)
+    open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet)
     (pictures / "0.png").unlink()
-    assert len(open_data(str(pictures), backbone, tmp_path / "cache", 0, quiet)) == 5
+    assert len(open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet)) == 5
 
 
 def test_the_embedded_pictures_go_the_same_way(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "MINI_SCENES", 5)
-    source = open_data("mini", backbone, tmp_path, 0, quiet)
+    source = open_data(["mini"], backbone, tmp_path, 0, quiet)
     means, captions = source.examples(9)
     scenes = [scene(i, split="train", seed=0) for i in range(5)]
     assert captions == [this.caption for this in scenes]
@@ -64,14 +73,12 @@ def test_the_embedded_pictures_go_the_same_way(backbone, tmp_path, monkeypatch):
 
 
 def recipe_pixels(image):
-    from scott.data.pictures import cropped
-
     return cropped(image, [(64, 64)]).float() / 255
 
 
 def test_prepared_shards_are_opened_as_they_are(backbone, pictures, tmp_path):
     outcome = prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(shard_size=4), quiet)
-    source = open_data(str(tmp_path / "shards"), backbone, tmp_path / "cache", 3, quiet)
+    source = open_data([str(tmp_path / "shards")], backbone, tmp_path / "cache", 3, quiet)
     assert isinstance(source, ShardSource)
     assert (source.manifest, source.seed) == (outcome.manifest, 3)
     assert not (tmp_path / "cache").exists()
@@ -81,14 +88,14 @@ def test_prepared_shards_are_opened_as_they_are(backbone, pictures, tmp_path):
 def test_shards_of_another_teacher_are_refused_with_both_names(pictures, tiny_sd, backbone, tmp_path, part):
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
     other = load_backbone(tiny_sd(tmp_path / "other"))
-    open_data(str(tmp_path / "shards"), other, tmp_path, 0, quiet)  # the same weights elsewhere
+    open_data([str(tmp_path / "shards")], other, tmp_path, 0, quiet)  # the same weights elsewhere
     with torch.no_grad():
         next(getattr(other.pipeline, part).parameters()).neg_()
     first = backbone.pipeline.config["_name_or_path"]
     with pytest.raises(
         UserError, match=rf"was made with the {part} .* of {first}, and .*other has .*; prepare the data"
     ):
-        open_data(str(tmp_path / "shards"), other, tmp_path, 0, quiet)
+        open_data([str(tmp_path / "shards")], other, tmp_path, 0, quiet)
 
 
 @pytest.mark.parametrize("teacher", [None, [], {}, {"name": "x", "vae": 3}, {"name": "x", "vae": {}}])
@@ -97,33 +104,33 @@ def test_shards_of_nobody_are_refused(pictures, backbone, tmp_path, teacher):
     manifest = Manifest.load(tmp_path / "shards")
     dataclasses.replace(manifest, settings={"teacher": teacher}).save(tmp_path / "shards")
     with pytest.raises(UserError, match=r"does not say whose VAE|was made with the"):
-        open_data(str(tmp_path / "shards"), backbone, tmp_path, 0, quiet)
+        open_data([str(tmp_path / "shards")], backbone, tmp_path, 0, quiet)
 
 
 def test_shards_of_another_family_are_refused(pictures, backbone, make_backbone, tmp_path):
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
     with pytest.raises(UserError, match="was made with the vae"):
-        open_data(str(tmp_path / "shards"), make_backbone(family="sdxl"), tmp_path, 0, quiet)
+        open_data([str(tmp_path / "shards")], make_backbone(family="sdxl"), tmp_path, 0, quiet)
 
 
 def test_data_are_looked_for_before_anything_is_written(pictures, backbone):
     for name in ("mini", str(pictures)):
-        check_data(name, backbone)
+        check_data([name], backbone)
     with pytest.raises(UserError, match="no data at /nowhere/data"):
-        check_data("/nowhere/data", backbone)
+        check_data(["/nowhere/data"], backbone)
 
 
 def test_unfinished_shards_are_refused(pictures, backbone, tmp_path):
     settings = Settings(shard_size=2)
     prepare_source(str(pictures), backbone, tmp_path / "shards", settings, quiet, rank=0, world=2)
     with pytest.raises(UserError, match="holds unfinished shards; run the `scott prepare`"):
-        open_data(str(tmp_path / "shards"), backbone, tmp_path, 0, quiet)
+        open_data([str(tmp_path / "shards")], backbone, tmp_path, 0, quiet)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "pixart", "sd3"])
 def test_every_family_is_prepared(pictures, make_backbone, family, tmp_path):
     backbone = make_backbone(family=family)
-    batch = open_data(str(pictures), backbone, tmp_path / "cache", 0, quiet).batch(0, 2)
+    batch = open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet).batch(0, 2)
     assert batch.cond.keys() == backbone.encode_prompts(["a cat"]).keys()
     assert batch.mean.shape[1:] == backbone.latent_shape
 
@@ -237,3 +244,131 @@ def test_tars_keep_their_columns(scott, sd_folders, tmp_path):
     assert scott(*command, "--where", "score >= 2")[0] == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["samples"], manifest["skipped"]) == (2, {"where": 2})
+
+
+# --- distil from any of it ---------------------------------------------------------------------------------------
+
+
+def test_what_was_left_out_is_told(backbone, pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"")
+    (pictures / "4.txt").unlink()
+    said = []
+    for _ in range(2):
+        open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet, warn=said.append)
+    assert said == [f"{pictures}: kept 4, left out 2 (empty-file 1, no-caption 1)"] * 2
+
+
+def test_a_source_is_the_same_however_it_is_spelt(backbone, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(pictures)
+    write_tar(tmp_path / "a.tar", 2)
+    folder = (str(pictures), "pictures", f"{pictures}/", "link", "./pictures")
+    for out, names in (("of the folder", folder), ("of the tar", (f"{tmp_path}/a.tar", "a.tar"))):
+        for name in names:
+            open_data([name], backbone, tmp_path / "cache", 0, quiet)
+            prepare_source(name, backbone, tmp_path / out, Settings(), quiet)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_options_of_reading_are_those_of_preparing(backbone, pictures, tmp_path):
+    reading = Reading(limit=4, aspect_buckets=True)
+    source = open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet, reading=reading)
+    assert len(source) == 4
+    assert source.manifest.shards[0].buckets
+    prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
+    with pytest.raises(UserError, match="got --aspect-buckets, --limit for "):
+        check_data([str(tmp_path / "shards")], backbone, reading)
+    with pytest.raises(UserError, match="got --resolution 32 for a teacher of 64"):
+        check_data([str(pictures)], backbone, Reading(resolution=32))
+
+
+def test_shards_of_another_resolution_are_refused_before_the_work(backbone, pictures, tmp_path):
+    prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(resolution=32), quiet)
+    with pytest.raises(UserError, match=r"holds latents of \[4, 4, 4\], the teacher takes \[4, 8, 8\]"):
+        check_data([str(tmp_path / "shards")], backbone)
+
+
+def test_several_sources_in_proportion(backbone, pictures, tmp_path):
+    write_tar(tmp_path / "a.tar", 3, start=20)
+    names = [str(pictures), str(tmp_path / "a.tar")]
+    data = open_data(names, backbone, tmp_path / "cache", 0, quiet, weights=(3, 1))
+    of_tar = {row.tobytes() for row in data.sources[1].all().mean.numpy()}
+    came = [row.tobytes() in of_tar for step in range(1000) for row in data.batch(step, 2).mean.numpy()]
+    assert sum(came) == 500
+    assert sum(came[:200]) == pytest.approx(50, abs=25)
+    again = open_data(names, backbone, tmp_path / "cache", 0, quiet, weights=(3, 1))
+    assert torch.equal(again.batch(417, 2).mean, data.batch(417, 2).mean)
+    assert data.version == again.version != open_data(names, backbone, tmp_path / "cache", 0, quiet).version
+    assert data.alike == 9
+    assert [len(part) for part in data.examples(8)] == [8, 8]
+    with pytest.raises(UserError, match=r"got the weights \[1\] for 2 sources"):
+        open_data(names, backbone, tmp_path / "cache", 0, quiet, weights=[1])
+
+
+def test_a_picture_of_a_repeated_folder_comes_as_often(backbone, tmp_path):
+    for name, count in (("3_cat", 2), ("1_dog", 4)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(count):
+            (tmp_path / "data" / name / f"{i}.png").write_bytes(saved(noise(len(name) * count + i)))
+    data = open_data([str(tmp_path / "data")], backbone, tmp_path / "cache", 0, quiet)
+    assert [shard.repeats for shard in data.manifest.shards] == [1, 3]
+    rows = [row.tobytes() for step in range(10) for row in data.batch(step, 1).mean.numpy()]
+    assert sorted(rows.count(row) for row in set(rows)) == [1, 1, 1, 1, 3, 3]
+    assert sorted(data.examples(9)[1]) == ["cat"] * 2 + ["dog"] * 4
+    assert data.alike == len(data) == 6
+
+
+def test_a_config_names_one_source_or_several(tmp_path):
+    common = {"teacher": "t", "out": tmp_path, "train": "full"}
+    config = DistillConfig(data=("a", "b"), weights=(3, 1), limit=5, caption_column=("x",), **common)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert DistillConfig.load(tmp_path / "config.json") == config
+    assert config.sources == ("a", "b")
+    assert DistillConfig(data="a", **common).sources == ("a",)
+    for weights in ((1,), (1, 0), (1, float("inf"))):
+        with pytest.raises(UserError, match="got weights"):
+            DistillConfig(data=("a", "b"), weights=weights, **common)
+
+
+def test_check_says_what_would_be_kept_and_shows_it(scott, pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"")
+    (pictures / "4.txt").unlink()
+    (pictures / "5.txt").write_text("a <b>cat</b> & ein Löwe")
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html", "--resolution", 32)
+    assert code == 0, said
+    for part in ("kept │ 4", "no-caption │ 1 │ 4.png no .txt", "empty-file │ 1 │ 3.png"):
+        assert part in said, said
+    page = (tmp_path / "page.html").read_text()
+    assert "a &lt;b&gt;cat&lt;/b&gt; &amp; ein Löwe" in page
+    shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    assert [image.size for image in shown] == [(32, 32)] * 4
+    expected = cropped(Image.open(pictures / "0.png"), [(32, 32)]).float().mean(0).numpy()
+    assert np.corrcoef(np.asarray(shown[0].convert("L")).ravel(), expected.ravel())[0, 1] > 0.7
+
+
+def test_check_of_many_shows_sixteen_of_them_all(tmp_path):
+    write_tar(tmp_path / "a.tar", 60)
+    found = check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
+    captions = [sample.captions[0] for sample in found.shown]
+    assert (found.kept, len(captions), len(set(captions))) == (60, 16, 16)
+    assert any(int(caption.split()[1]) > 30 for caption in captions)
+
+
+def test_a_name_of_any_bytes_is_shown_and_kept(scott, backbone, pictures, tmp_path):
+    for name in (b"\xff", b"\xfe"):
+        (pictures / os.fsdecode(name + b".png")).write_bytes(saved(noise(9)))
+    (pictures / os.fsdecode(b"\xff.txt")).write_text("a cat")
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
+    assert (code, "no-caption │ 1 │ \\udcfe.png" in said) == (0, True), said
+    outcome = prepare_source(str(pictures), backbone, tmp_path / "out", Settings(), quiet)
+    assert outcome.manifest.samples == 7
+
+
+def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):
+    for file in pictures.glob("*.txt"):
+        file.unlink()
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
+    assert code == 2
+    assert "nothing would be kept (no-caption 6)" in said
+    code, said = scott("prepare", pictures)
+    assert (code, "got no --teacher or no --out" in said) == (2, True)

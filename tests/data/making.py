@@ -28,6 +28,29 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
+def png(bits, kind, rows, transparent):
+    """A PNG of rows of bytes, of a colour type (0 grey, 2 RGB), with a transparent colour (tRNS)."""
+    per_pixel = bits * (1 if kind == 0 else 3)
+    header = struct.pack(">IIBBBBB", len(rows[0]) * 8 // per_pixel, len(rows), bits, kind, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def tiff_of_12_bits(values):
+    """A grey TIFF of one row of an even number of values below 4096."""
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return tiff(len(values), 12, b"".join((first << 12 | second).to_bytes(3) for first, second in pairs))
+
+
+def tiff(width, bits, strip, photometric=1):
+    """A grey TIFF of one row, whose white is 0 (photometric 0) or whose black is (1)."""
+    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(strip)}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    start = 8 + len(strip)
+    return b"II*\0" + struct.pack("<I", start) + strip + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
 def _chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

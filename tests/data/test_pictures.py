@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.making import bomb, noise, saved
+from tests.data.making import bomb, noise, png, saved, tiff, tiff_of_12_bits
 
 from scott.data.pictures import MAX_PICTURE_BYTES, aspect_buckets, cropped, decode, to_rgb
 from scott.data.records import Skip
@@ -63,6 +63,60 @@ def test_16_bits_keep_their_range():
     assert levels.tolist() == [value // 256 for value in range(0, 65536, 16)]
 
 
+def test_12_bits_keep_their_range():
+    values = [0, 15, 16, 2048, 4080, 4095]
+    assert np.asarray(decode(tiff_of_12_bits(values)))[0, :, 0].tolist() == [value >> 4 for value in values]
+
+
+def test_white_may_be_0_in_any_number_of_bits():
+    assert np.asarray(decode(tiff(2, 16, b"\0\0\0\x80", photometric=0)))[0, :, 0].tolist() == [255, 127]
+    assert np.asarray(decode(tiff(2, 8, b"\0\x80", photometric=0)))[0, :, 0].tolist() == [255, 127]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [tiff(1, 24, bytes(3)), tiff(1, 64, bytes(8))],
+    ids=["24 bits", "64 bits"],
+)
+def test_samples_that_are_not_read_are_called_that(data):
+    with pytest.raises(Skip) as skip:
+        decode(data)
+    assert skip.value.reason == "unsupported-mode"
+
+
+TRANSPARENT = {
+    "grey of 16 bits": png(16, 0, [b"\x03\xe8\x03\xe9"], b"\x03\xe8"),
+    "RGB of 16 bits": png(16, 2, [b"\x03\xe8\x07\xd0\x0b\xb8" + bytes(6)], b"\x03\xe8\x07\xd0\x0b\xb8"),
+    "grey of 8 bits": png(8, 0, [b"\x03\x02"], b"\0\x03"),
+    "RGB of 8 bits": png(8, 2, [b"\1\2\3\0\0\0"], b"\0\1\0\2\0\3"),
+    "grey of 4 bits": png(4, 0, [b"\x30"], b"\0\3"),
+    "grey of 2 bits": png(2, 0, [b"\x40\0\0\0"], b"\0\1"),
+    "grey of 1 bit": png(1, 0, [b"\x7f"], b"\0\0"),
+}
+
+
+@pytest.mark.parametrize("data", TRANSPARENT.values(), ids=TRANSPARENT.keys())
+def test_the_transparent_colour_of_a_png_is_white_and_no_other(data):
+    first, second = np.asarray(decode(data))[0, :2].tolist()
+    assert first == [255] * 3
+    assert second[0] < 5 or data is TRANSPARENT["grey of 1 bit"]
+
+
+def test_transparency_is_laid_on_white_as_the_whole_picture_would_be():
+    values = np.random.default_rng(0).integers(0, 256, (300, 20, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    white = Image.new("RGBA", image.size, "white")
+    expected = Image.alpha_composite(white, image).convert("RGB")
+    assert np.array_equal(np.asarray(decode(saved(image))), np.asarray(expected))
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x20ftypavif", b"\0\0\0\x18ftypheic", b"\xff\x0a", b"8BPS", b"<svg "])
+def test_a_picture_of_another_format_is_called_that(start):
+    with pytest.raises(Skip) as skip:
+        decode(start + bytes(100))
+    assert skip.value.reason == "unsupported-format"
+
+
 def test_a_mislabelled_picture_is_what_it_holds():
     assert decode(JPEG).size == (40, 30)  # nothing says which suffix it had
 
@@ -72,12 +126,12 @@ def test_exif_turns_a_picture_and_sizes_are_asked_for_before_it_is_unpacked():
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn
     seen = []
-    assert decode(saved(image, exif=exif), lambda *size: seen.append(size)).size == (2, 6)
+    assert decode(saved(image, exif=exif), lambda image: seen.append(image.size)).size == (2, 6)
     assert seen == [(6, 2)]
 
 
 def test_a_size_that_is_refused_is_not_unpacked():
-    def refuse(width, height):
+    def refuse(image):
         raise Skip("min-size")
 
     with pytest.raises(Skip, match="min-size"):

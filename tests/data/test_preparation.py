@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from tests.data.making import Pictures, bomb, contents, noise, saved
 
-from scott.data import preparation
+from scott.data import writing
+from scott.data.locks import locked
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
 from scott.data.preparation import full_settings, prepare_shards
@@ -94,7 +95,7 @@ def test_killed_in_the_middle_of_a_shard_it_ends_with_the_same_bytes(prepare, tm
     command = [sys.executable, "-c", KILLED, str(teacher_folders["sd1"]), str(tmp_path / "killed")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
     names = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert names == {"preparation.json", "000000.tar", "000000.json", "000001.partial"}
+    assert names == {"preparation.json", "000000.tar", "000000.json", "000001.partial", ".lock-0-of-1"}
     assert prepare(Pictures(10), "killed").records == 6
     prepare(Pictures(10), "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -123,6 +124,47 @@ def test_a_shard_that_is_not_whole_is_made_again(prepare, tmp_path, spoil):
     assert contents(tmp_path / "out") == whole
 
 
+def test_a_shard_with_a_flipped_byte_is_made_again(prepare, tmp_path):
+    prepare(Pictures(10))
+    whole = contents(tmp_path / "out")
+    for place in (0, -600):
+        tar = bytearray(whole["000001.tar"])
+        tar[place] ^= 1
+        (tmp_path / "out" / "000001.tar").write_bytes(tar)
+        assert prepare(Pictures(10)).records == 4
+        assert contents(tmp_path / "out") == whole
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from scott.data.locks import locked
+with locked(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("part", ["0-of-1", "0-of-2", "1-of-2"])
+def test_a_second_writer_is_told_of_the_first_until_that_is_gone(prepare, tmp_path, part):
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "out"), part]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"is being written by another command \(process {first.pid} on "):
+            prepare(Pictures(4))
+        assert not list((tmp_path / "out").glob("*.tar"))
+        first.kill()
+    assert prepare(Pictures(4)).manifest.samples == 4
+    assert not [name for name in contents(tmp_path / "out") if "lock" in name]
+
+
+def test_processes_of_one_launch_write_at_once(prepare, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "1-of-2"):
+        assert prepare(Pictures(10), rank=0, world=2).records == 6
+
+
 def test_a_finished_folder_is_left_as_it_is(prepare, tmp_path):
     prepare(Pictures(10))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
@@ -148,6 +190,21 @@ def test_another_source_or_teacher_is_refused(prepare, backbone, tmp_path):
     other = moved | {"teacher": {"name": "tiny", "vae": {"class": "VAE", "sha256": "2"}}}
     with pytest.raises(UserError, match=r"teacher\.vae\.sha256: 1 → 2"):
         prepare_shards(Pictures(4), backbone, SETTINGS, other, tmp_path / "out", lambda *_: None)
+
+
+def test_a_teacher_whose_weights_were_rounded_is_the_same(prepare, backbone, tmp_path):
+    def go_on(**vae):
+        teacher = {"name": "tiny", "vae": {"class": "VAE"} | vae}
+        full = full_settings("noise", Pictures(4), SETTINGS, backbone, teacher)
+        prepare_shards(Pictures(4), backbone, SETTINGS, full, tmp_path / "out", lambda *_: None)
+
+    go_on(sha256="1", half="2", signs="3")
+    go_on(sha256="4", half="2", signs="3")
+    go_on(sha256="1", signs="3")
+    with pytest.raises(UserError, match=r"teacher\.vae\.class: VAE → other"):
+        go_on(**{"class": "other"}, sha256="1", half="2", signs="3")
+    with pytest.raises(UserError, match=r"begun with other settings \(teacher\.vae\..*: . → 5"):
+        go_on(sha256="5", half="5", signs="3")
 
 
 def test_a_folder_of_other_things_is_left_alone(prepare, tmp_path):
@@ -193,7 +250,7 @@ def test_what_is_left_out_is_counted_and_named(prepare, tmp_path):
 
 
 def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "LISTED", 2)
+    monkeypatch.setattr(writing, "LISTED", 2)
     manifest = prepare(Pictures(8, dict.fromkeys(range(4), b""))).manifest
     assert [shard.samples for shard in manifest.shards] == [0, 4]
     side = json.loads((tmp_path / "out" / "000000.json").read_text())
@@ -203,9 +260,12 @@ def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, mon
 
 def test_keeping_nothing_is_an_error_with_the_reasons(prepare, tmp_path):
     for _ in range(2):
-        with pytest.raises(UserError, match=r"kept none of 3 records \(empty-file 2, not-a-picture 1\)"):
+        with pytest.raises(
+            UserError, match=r"kept none of 3 records \(empty-file 2, not-a-picture 1\); .* first was 0"
+        ):
             prepare(Pictures(3, {0: b"", 1: b"", 2: b"x"}))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list((tmp_path / "out").iterdir())
+    assert prepare(Pictures(4)).manifest.samples == 4, "the same command, when the source was mended"
 
 
 def test_an_unknown_column_is_refused_before_anything_is_written(prepare, tmp_path):

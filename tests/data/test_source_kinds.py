@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import threading
@@ -217,7 +218,7 @@ def test_nothing_there_is_said(name, said):
         ("a.parquet", b"PAR1 no", "is no parquet file"),
         ("captions_a.json", b"[]", "is no COCO caption file"),
         ("captions_a.json", b'{"images": [{"id": []}], "annotations": []}', "is no COCO caption file"),
-        ("notes.txt", b"text", "no data at"),
+        ("notes.txt", b"text", "is a file of a kind that is not read"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, name, content, said):
@@ -289,10 +290,11 @@ def test_hostile_members_of_a_tar_are_left_out_and_nothing_is_unpacked(tmp_path,
     found = read(open_source("a.tar"))
     assert [entry[0] for entry in found] == [
         *["unsafe-name"] * 3,
+        "not-a-file",
         PICTURES[0],
+        "metadata-not-json",
         "no-picture",
         "no-caption",
-        "metadata-not-json",
         "too-large",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
@@ -475,3 +477,14 @@ def test_records_have_keys_that_say_where_they_are(tmp_path):
     source = open_source(str(write_tars(tmp_path / "data")))
     keys = [record.key for unit in source.units(2) for record in unit.records() if isinstance(record, Record)]
     assert keys == ["0", "1", "2", "3", "4"]
+
+
+def test_reading_data_loads_no_models(tmp_path):
+    read = (
+        "import sys; from scott.data.loading import read_samples; from scott.data.sources import open_source\n"
+        "for name in sys.argv[1:]: assert len(list(read_samples(open_source(name), 64))) == 5\n"
+        "print({'diffusers', 'transformers', 'peft'} & sys.modules.keys())"
+    )
+    names = [str(write_bytes_table(tmp_path / "table")), str(write_folder(tmp_path / "folder"))]
+    command = [sys.executable, "-c", read, *names]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"

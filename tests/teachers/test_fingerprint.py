@@ -20,6 +20,20 @@ def test_the_dtype_weights_are_loaded_in_does_not_matter(make_backbone, dtype):
     assert (here["text_encoder"]["sha256"] == there["text_encoder"]["sha256"]) or dtype == torch.float16
 
 
+def test_weights_that_were_stored_as_halves_are_the_same(tiny_sd, tmp_path):
+    from scott.teachers import load_backbone
+
+    backbone = load_backbone(tiny_sd(tmp_path / "sd"))
+    before = fingerprints(backbone)
+    backbone.pipeline.vae.half().float()
+    after = fingerprints(backbone)
+    assert before["vae"]["sha256"] != after["vae"]["sha256"]
+    assert not differing(before["vae"], after["vae"])
+    older = {key: value for key, value in before["vae"].items() if key != "half"}
+    assert differing(older, after["vae"])
+    assert not differing(older, before["vae"])
+
+
 CHANGES = {
     "a weight": ("text_encoder", lambda p: next(p.text_encoder.parameters()).mul_(1.1)),
     "a sign": ("text_encoder", lambda p: next(p.text_encoder.parameters()).neg_()),

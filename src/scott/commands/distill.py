@@ -95,11 +95,20 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype)
     check(backbone, config)
-    check_data(config.data, backbone)
+    check_data(config.sources, backbone, config)
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, write=first)
-    data = open_data(config.data, backbone, config.out / "data", config.seed, report)
+    data = open_data(
+        config.sources,
+        backbone,
+        config.out / "data",
+        config.seed,
+        report,
+        reading=config,
+        weights=config.weights,
+        warn=warn,
+    )
     add_models(backbone, config)
     backbone.park_encoders()
     if config.shards_network:

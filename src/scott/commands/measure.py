@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scott.commands.measured import EvaluationSplit
-from scott.data.preparation import Sample, read_samples
+from scott.data.loading import Sample, read_samples
 from scott.data.records import Rejected, Source, chunks
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures, Features, Results, Row, evaluate, real_against_real

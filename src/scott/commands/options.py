@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_typ
 from docstring_parser import parse_from_object
 from tyro.conf import arg, subcommand
 
+from scott.data.settings import Reading
 from scott.errors import UserError
 from scott.progress import Bars, console
 from scott.recipes.configs import RECIPES
@@ -19,6 +20,7 @@ from scott.training.config import DistillConfig
 
 GROUPS = {
     "training": ("teacher", "data", "out", "method", "seed", "max_steps", "batch_size"),
+    "reading": ("weights", *(field.name for field in fields(Reading))),
     "rate": (
         "learning_rate",
         "critic_learning_rate",

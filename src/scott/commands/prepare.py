@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from rich.table import Table
 
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
+from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
 from scott.data.records import Columns, Source
-from scott.data.settings import Settings
+from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
@@ -24,6 +26,9 @@ from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import differing, fingerprints, label
 
 MINI_SCENES = 8192
+USUAL = Reading()
+_USUAL = {field.name: field.default for field in fields(Reading)}
+Warn = Callable[[str], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,14 +80,20 @@ def prepare_source(
     Raises:
         UserError: see `open_source`, `prepare_shards`.
     """
+    source, settings = open_with(name, settings, preset)
+    full = full_settings(name, source, settings, backbone, _made_for(backbone))
+    return prepare_shards(source, backbone, settings, full, out, report, rank, world)
+
+
+def open_with(name: str, settings: Settings, preset: Preset | None) -> tuple[Source, Settings]:
+    """A source, and the settings with what a preset fills in."""
     if preset is not None:
         unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
         settings = replace(settings, **unnamed)
     source = open_named(name, settings.columns, settings.split)
     if preset is not None and preset.scores:
         settings = replace(settings, where=_with_score(settings.where, preset.scores, source.columns))
-    full = full_settings(name, source, settings, backbone, _made_for(backbone))
-    return prepare_shards(source, backbone, settings, full, out, report, rank, world)
+    return source, settings
 
 
 def wait_for_manifest(folder: Path) -> Manifest:
@@ -102,39 +113,91 @@ def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
     return {"name": embedded.teacher_name(name), **fingerprints(backbone)}
 
 
-def open_data(name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report) -> ShardSource:
-    """Training batches of prepared shards, or of a source that is prepared into a folder of `cache` first.
+def open_data(
+    names: Sequence[str],
+    backbone: LatentBackbone,
+    cache: Path,
+    seed: int,
+    report: Report,
+    *,
+    reading: Reading = USUAL,
+    weights: Sequence[float] = (),
+    warn: Warn = lambda message: None,
+) -> ShardSource | Mixture:
+    """Training batches of one source or several, each of prepared shards or prepared into a folder of `cache` first.
 
     That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes
-    that a launcher started share the work, and each returns when all of it is done.
+    that a launcher started share the work, and each returns when all of it is done. What was left out of a source that
+    is prepared here is told to `warn`.
 
     Raises:
-        UserError: the shards are unfinished, or were made for another VAE or text encoder; see `prepare_source`.
+        UserError: shards are unfinished, or were made for another VAE or text encoder; see `prepare_shards`, `Mixture`.
     """
+    sources = []
+    for number, name in enumerate(names, 1):
+        phase = f"prepare {number} of {len(names)}" if len(names) > 1 else "prepare"
+        sources.append(_open_one(name, backbone, cache, seed, _as_phase(phase, report), reading, warn))
+    return sources[0] if len(sources) == 1 else Mixture(sources, weights or [1.0] * len(sources), seed)
+
+
+def _as_phase(phase: str, report: Report) -> Report:
+    return lambda _, done, total, terms: report(phase, done, total, terms)
+
+
+def _open_one(
+    name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report, reading: Reading, warn: Warn
+) -> ShardSource:
     folder = Path(name)
-    if (folder / MANIFEST).is_file():
+    if _is_prepared(name):
         source = ShardSource(folder, seed)
         check_made_for(source.manifest, backbone, name)
         return source
-    if (folder / SETTINGS).is_file():
-        raise UserError(f"{name} holds unfinished shards; run the `scott prepare` that began them to its end")
-    settings, (rank, world) = Settings(), processes()
+    settings, (rank, world) = Settings(**_values(reading)), processes()
     opened = open_named(name, settings.columns, settings.split)
     full = full_settings(name, opened, settings, backbone, _made_for(backbone))
-    told = full | {"teacher": fingerprints(backbone)}
-    folder = cache / sha256(dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    made_from = {key: value for key, value in full["source"].items() if key != "name"}
+    identity = full | {"source": made_from, "teacher": fingerprints(backbone)}
+    folder = cache / sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     if not (folder / MANIFEST).is_file():
         prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
-    wait_for_manifest(folder)
+    manifest = wait_for_manifest(folder)
+    if manifest.skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(manifest))
+        warn(f"{name}: kept {manifest.samples:,}, left out {sum(manifest.skipped.values()):,} ({reasons})")
     return ShardSource(folder, seed)
 
 
-def check_data(name: str, backbone: LatentBackbone) -> None:
+def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading = USUAL) -> None:
     """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
+    if reading.resolution not in (None, backbone.resolution) and not reading.aspect_buckets:
+        raise UserError(
+            f"got --resolution {reading.resolution} for a teacher of {backbone.resolution}, at which its student is "
+            "trained; leave it out"
+        )
+    for name in names:
+        if not _is_prepared(name):
+            open_named(name, reading.columns, reading.split)
+            continue
+        manifest = Manifest.load(Path(name))
+        check_made_for(manifest, backbone, name)
+        got, takes = manifest.tensors["mean"], list(backbone.latent_shape)
+        if got != takes and not any(shard.buckets for shard in manifest.shards):
+            raise UserError(f"{name} holds latents of {got}, the teacher takes {takes}; prepare them at its resolution")
+        if given := [f"--{key.replace('_', '-')}" for key, value in _values(reading).items() if value != _USUAL[key]]:
+            raise UserError(f"got {', '.join(given)} for {name}, which is prepared; give it to `scott prepare`")
+
+
+def _is_prepared(name: str) -> bool:
+    """Raises `UserError` for shards that are not finished."""
     if (Path(name) / MANIFEST).is_file():
-        check_made_for(Manifest.load(Path(name)), backbone, name)
-    elif not (Path(name) / SETTINGS).is_file():
-        open_named(name, Settings().columns, Settings().split)
+        return True
+    if (Path(name) / SETTINGS).is_file():
+        raise UserError(f"{name} holds unfinished shards; run the `scott prepare` that began them to its end")
+    return False
+
+
+def _values(reading: Reading) -> dict[str, Any]:
+    return {field.name: getattr(reading, field.name) for field in fields(Reading)}
 
 
 def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
@@ -165,6 +228,11 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def _by_count(manifest: Manifest) -> list[tuple[str, int]]:
+    """Why records were left out, and how many, the most frequent reason first."""
+    return Counter(manifest.skipped).most_common()
+
+
 def summary(outcome: Outcome, out: Path) -> Table:
     """What was kept and what was left out, and the rate of this call."""
     table = Table("", "", title=str(out), title_justify="left", show_header=False)
@@ -174,8 +242,10 @@ def summary(outcome: Outcome, out: Path) -> Table:
         return table
     manifest = outcome.manifest
     table.add_row("[bold]kept", f"[bold]{manifest.samples:,}")
-    for reason, count in sorted(manifest.skipped.items(), key=lambda item: -item[1]):
+    for reason, count in _by_count(manifest):
         table.add_row(f"skipped, {reason}", f"{count:,}")
+    if repeated := sorted({shard.repeats for shard in manifest.shards} - {1}):
+        table.add_row("visits an epoch", ", ".join(map(str, repeated)))
     table.add_section()
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("MB", f"{manifest.bytes / 1e6:,.1f}")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scott.data.mixture import Mixture
 from scott.data.shard_source import ShardSource
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
@@ -33,7 +34,12 @@ class Validation:
     """
 
     def __init__(
-        self, backbone: Backbone, grid: JumpGrid, config: DistillConfig, data: ShardSource, warn: Callable[[str], None]
+        self,
+        backbone: Backbone,
+        grid: JumpGrid,
+        config: DistillConfig,
+        data: ShardSource | Mixture,
+        warn: Callable[[str], None],
     ) -> None:
         self.backbone, self.grid, self.config, self.data, self.warn = backbone, grid, config, data, warn
         self.prompts = data.examples(PROMPTS)[1]

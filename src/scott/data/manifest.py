@@ -4,14 +4,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from scott.data.locks import PREFIX
 from scott.data.shards import write_durably
-from scott.errors import UserError
+from scott.errors import UserError, printable
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
+_HASHES = ("sha256", "half", "signs")
+"""Of a teacher's part, in its fingerprint. Where one of the first two agrees, its weights are the same but rounded."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class ShardEntry:
     sha256: str
     buckets: list[list[int]] = field(default_factory=list)
     """Of pictures in several shapes: height, width and number of those that come next in the tar, in latents."""
+    repeats: int = 1
+    """How often an epoch visits each sample."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         content = {"format": FORMAT, "samples": self.samples, "bytes": self.bytes} | asdict(self)
+        for shard in content["shards"]:
+            if shard["repeats"] == 1:
+                del shard["repeats"]
         write_durably(folder / MANIFEST, content)
 
     @classmethod
@@ -67,7 +76,7 @@ class Manifest:
         return manifest
 
     def _check(self, folder: Path) -> None:
-        numbers = [number for shard in self.shards for number in (shard.samples, shard.bytes)]
+        numbers = [number for shard in self.shards for number in (shard.samples, shard.bytes, shard.repeats - 1)]
         numbers += [side for shape in self.tensors.values() for side in shape]
         objects, lists = (self.settings, self.skipped, self.tensors), self.tensors.values()
         sound = all(isinstance(value, dict) for value in objects) and all(isinstance(value, list) for value in lists)
@@ -78,6 +87,8 @@ class Manifest:
         if any(len(self.tensors[name]) != 3 for name in ("mean", "std")):
             raise TypeError("the shape of the latents")
         for shard in self.shards:
+            if not isinstance(shard.sha256, str):
+                raise TypeError("a SHA-256")
             counts = [count for _, _, count in shard.buckets]
             if counts and (sum(counts) != shard.samples or min(counts) < 1):
                 raise TypeError("the buckets of a shard")
@@ -102,18 +113,23 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if changes := list(_differences(before, settings)):
             raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
         return
-    # another process of the same command may be writing its settings just now
-    if folder.is_dir() and any(path.name != SETTINGS and path.suffix != ".partial" for path in folder.iterdir()):
+    # another process of the same command may be writing its settings just now, or have
+    if folder.is_dir() and not all(_is_begun(path) for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(file, settings)
 
 
+def _is_begun(path: Path) -> bool:
+    return path.name == SETTINGS or path.suffix == ".partial" or path.name.startswith(PREFIX)
+
+
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in before | now:
+        same = any(key in before and before[key] == now.get(key) for key in ("sha256", "half"))
+        for key in (key for key in before | now if not (same and key in _HASHES)):
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now and name != "teacher.name":  # its weights count, wherever they are
+    elif before != now and name not in ("source.name", "teacher.name"):  # what they hold counts, wherever it is
         yield f"{name}: {before} → {now}"
 
 
@@ -134,13 +150,24 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
     manifest = Manifest(settings, entries, shapes, dict(sorted(skipped.items())))
     if not manifest.samples:
         reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common()) or "there was nothing"
-        raise UserError(f"kept none of {skipped.total()} records ({reasons}); see the .json beside each shard")
+        first = next((f"; the first was {printable(e['key'])}" for side in sides for e in side["rejected"]), "")
+        for file in (*(folder / f"{name}{end}" for name in names for end in (".tar", ".json")), folder / SETTINGS):
+            file.unlink(missing_ok=True)  # so that the same command can be given when the source was mended
+        raise UserError(f"kept none of {skipped.total()} records ({reasons}){first}")
     manifest.save(folder)
     return manifest
 
 
+def is_intact(folder: Path, name: str) -> bool:
+    """Whether a shard is there as it was written, byte for byte."""
+    if not is_finished(folder, name):
+        return False
+    with (folder / f"{name}.tar").open("rb") as file:
+        return file_digest(file, "sha256").hexdigest() == _read(folder / f"{name}.json")["shard"].get("sha256")
+
+
 def is_finished(folder: Path, name: str) -> bool:
-    """Whether a shard is there as it was written."""
+    """Whether a shard is there in its whole length."""
     tar, side = folder / f"{name}.tar", folder / f"{name}.json"
     try:
         return tar.stat().st_size == json.loads(side.read_text(encoding="utf-8"))["shard"]["bytes"]

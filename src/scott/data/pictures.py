@@ -8,25 +8,43 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scott.data.records import MAX_PICTURE_BYTES, Skip
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Others are not opened: some of Pillow's readers call programs."""
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
+)
+UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"})
+"""Of pictures in formats that are not read: they are counted."""
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
+_UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"\0\0\1\0")
 Size = tuple[int, int]
 """Height and width, in pixels."""
 MAX_ASPECT = 2
 MAX_PIXELS = 1 << 26
 """Above (67 million) a picture counts as a decompression bomb; its header says so before anything is unpacked."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ROWS = 258, 262, 128
 
 
-def decode(data: bytes, accept: Callable[[int, int], None] = lambda width, height: None) -> Image.Image:
+def named_as_picture(name: str) -> bool:
+    ending = f".{name.rpartition('.')[2].lower()}"
+    return ending in SUFFIXES or ending in UNREAD_SUFFIXES
+
+
+def starts_as_picture(data: bytes) -> bool:
+    """Whether the first 16 bytes are a picture's."""
+    return data.startswith(_STARTS[:-1]) or (data.startswith(_STARTS[-1]) and data[8:12] == b"WEBP")
+
+
+def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: None) -> Image.Image:
     """A picture as RGB, upright: the first frame, transparency on white, 16 bits a channel as 8.
 
-    `accept` sees width and height before the pixels are unpacked, and raises `Skip` to refuse them.
+    `accept` sees size and format before the pixels are unpacked, and raises `Skip` to refuse them.
 
     Raises:
         Skip: empty, too large, of no known format, truncated or otherwise corrupt.
@@ -39,13 +57,18 @@ def decode(data: bytes, accept: Callable[[int, int], None] = lambda width, heigh
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Skip("too-many-pixels", f"{image.width}x{image.height}")
-            accept(image.width, image.height)
+            accept(image)
+            _scale_transparency(image)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except Skip:
         raise
     except UnidentifiedImageError:
-        raise Skip("not-a-picture") from None
+        if data.startswith(_TIFF_STARTS):  # whose samples Pillow has no mode for
+            raise Skip("unsupported-mode") from None
+        unread = data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp"
+        raise Skip("unsupported-format" if unread else "not-a-picture") from None
     except Image.DecompressionBombError:
         raise Skip("too-many-pixels") from None
     except Exception as error:  # Pillow's readers raise all kinds on broken data
@@ -58,12 +81,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise Skip("unsupported-mode", image.mode)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        image = _of_8_bits(image)
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, or of the 12 that a TIFF may say, where its transparent value has become white."""
+    tags = getattr(image, "tag_v2", {})
+    depth = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    values = np.asarray(image)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0, which Pillow minds in 8 bits alone
+        values = (1 << depth) - 1 - values
+    grey = (values >> (depth - 8)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Say the transparent colour of a PNG, which has the bits of the file, in those of the picture."""
+    colour, stored = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(colour, int) and stored in ("L;2", "L;4"):
+        image.info["transparency"] = colour * 255 // (2 ** int(stored[2:]) - 1)
+    elif isinstance(colour, tuple) and stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A picture with transparency laid on white, some rows at a time: whole copies of it would take memory."""
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS):
+        part = image.crop((0, top, image.width, min(image.height, top + _ROWS))).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        whole.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return whole
 
 
 def cropped(image: Image.Image, sizes: Sequence[Size]) -> Tensor:

@@ -1,7 +1,7 @@
 """What a source of captioned pictures gives: units of records, in an order that never changes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +33,8 @@ class Record:
     """A text or several, as they were found (see `captions.read_captions`)."""
     columns: dict[str, Any] = field(default_factory=dict)
     """What else is known of it: filters see these, and they are kept."""
+    held: int = 0
+    """Bytes of the picture that are in memory already."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,15 @@ class Unit:
     count: int | None
     """Records in it, where that is known before it is read."""
     records: Callable[[], Iterator[Record | Rejected]]
+    repeats: int = 1
+    """How often an epoch visits each of its pictures."""
+    left_out: tuple[Rejected, ...] = ()
+    """What was seen besides and is not read: files of other splits, folders that cannot be listed, ..."""
+
+
+def with_left_out(units: list[Unit], left_out: Sequence[Rejected]) -> list[Unit]:
+    """The units of a source, the first of which counts what the source leaves out."""
+    return [replace(units[0], left_out=tuple(left_out)), *units[1:]] if units else units
 
 
 class Source(Protocol):

@@ -1,22 +1,23 @@
 """What `scott prepare` keeps of a source, and how: with the source and the teacher, all that the shards depend on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from scott.data.records import Columns
 from scott.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Raises `UserError` for a value out of range."""
+class Reading:
+    """What is taken of a source. Raises `UserError` for a value out of range."""
 
     image_column: str | None = None
     """Of the pictures: bytes, paths or URLs. One with a usual name, if left out."""
     caption_column: tuple[str, ...] = ()
     """One or more, each of one caption or a list. One with a usual name, if left out."""
     split: str = "train"
-    """Of a Hugging Face dataset."""
+    """Of a Hugging Face dataset, or of files and folders that are named after splits."""
     where: str | None = None
     """Keep the records whose columns meet this, such as 'AESTHETIC_SCORE >= 6 and WIDTH >= 512'."""
     min_size: int = 0
@@ -27,21 +28,46 @@ class Settings:
     """Side of the square that is cropped; the teacher's, if left out."""
     aspect_buckets: bool = False
     """Crop each picture to the nearest of several shapes of about the square's area; a batch is of one shape."""
-    shard_size: int = 1000
-    """Records a shard; a tar becomes one, whatever it holds."""
-    batch_size: int = 16
-    """Pictures encoded at once."""
     limit: int | None = None
     """Read the first that many records; of tars, those of the first one."""
-    licence: str = ""
-    """Of the data, kept in the manifest."""
+    decode_memory: int = 1024
+    """MiB that decoding pictures may take at once; one that needs more alone is left out."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "batch_size", "limit", "resolution", "max_aspect"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < math.inf:
-                raise UserError(f"got {name} {value}, expected 1 or more")
+        for name in ("limit", "resolution", "max_aspect", "decode_memory"):
+            _require_one(name, getattr(self, name))
 
     @property
     def columns(self) -> Columns:
         return Columns(self.image_column, self.caption_column)
+
+    def as_json(self) -> dict[str, Any]:
+        """All that shards depend on: `decode_memory` where it is not the default, as few pictures need so much."""
+        usual = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "decode_memory" or value != usual["decode_memory"]
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reading):
+    """What is taken of a source, and how it is written."""
+
+    shard_size: int = 1000
+    """Records a shard; a tar becomes one, whatever it holds."""
+    batch_size: int = 16
+    """Pictures encoded at once."""
+    licence: str = ""
+    """Of the data, kept in the manifest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shard_size", "batch_size"):
+            _require_one(name, getattr(self, name))
+
+
+def _require_one(name: str, value: float | None) -> None:
+    if value is not None and not 1 <= value < math.inf:
+        raise UserError(f"got {name} {value}, expected 1 or more")

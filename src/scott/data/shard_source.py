@@ -13,21 +13,29 @@ from scott.data.batch import Batch
 from scott.data.manifest import Manifest
 from scott.data.order import Order
 from scott.data.shards import Shard
+from scott.data.turns import Turns
 from scott.rng import generator_for
 
 _CAPTION, _TURNS = 2, 3  # keep the streams of the choices of captions and of buckets apart from the others
-_ROUND = 1000
 _OPEN = 512
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """All samples of one shape: runs of them in shards, as (number of the shard, first in it), in an order."""
+    """All samples of one shape: runs of them in shards, as (number of the shard, first in it), in an order.
+
+    Runs whose samples an epoch visits several times are there as often.
+    """
 
     tensors: dict[str, list[int]]
     """Name → shape, as `Manifest.tensors`."""
     runs: list[tuple[int, int]]
     order: Order
+
+    @property
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Run → how many samples it has."""
+        return dict(zip(self.runs, map(int, self.order.counts), strict=True))
 
     def place(self, position: int) -> tuple[int, int]:
         """(shard, index in it) of a position in the endless sequence of its epochs."""
@@ -46,8 +54,8 @@ class ShardSource:
     random order, each as often as its share of the samples asks, so that in the long run all are seen equally often.
 
     Raises:
-        UserError: no readable manifest, or a shard that is missing or cut (see `Manifest.load`); when a batch is read,
-            a corrupt sample, named.
+        UserError: no readable manifest, or a shard that is missing or cut (see `Manifest.load`); when a shard is first
+            read, another SHA-256 than the manifest's.
     """
 
     def __init__(self, folder: Path, seed: int, shuffle_shards: int = 16) -> None:
@@ -64,12 +72,15 @@ class ShardSource:
         self._buckets = []
         for side, parts in sorted(runs.items()):
             shapes = {name: [self.manifest.tensors[name][0], *side] for name in ("mean", "std")}
-            order = Order([count for _, _, count in parts], seed, shuffle_shards)
-            places = [(number, first) for number, first, _ in parts]
+            visits = [part for part in parts for _ in range(self._shards[part[0]].repeats)]
+            order = Order([count for _, _, count in visits], seed, shuffle_shards)
+            places = [(number, first) for number, first, _ in visits]
             self._buckets.append(_Bucket(self.manifest.tensors | shapes, places, order))
         # of each shape a block is being read, and a batch may end it and begin the next
         self._most_open = min(2 * shuffle_shards * len(self._buckets), max(_OPEN, 2 * shuffle_shards))
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._checked: set[int] = set()
+        self._turns = Turns([bucket.order.total for bucket in self._buckets], seed, _TURNS)
 
     @property
     def version(self) -> str:
@@ -92,32 +103,10 @@ class ShardSource:
         Of several shapes, it is the sequence of the shape whose turn the step is.
         """
         which = torch.rand(size, generator=generator_for(self.seed, step, _CAPTION))
-        bucket, first = self._turn(step, size)
+        number, turn = self._turns.at(step)
+        bucket, first = self._buckets[number], turn * size
         rows = range(size)[part]
         return _stacked([self._read(bucket, bucket.place(first + row), which[row].item()) for row in rows])
-
-    def _turn(self, step: int, size: int) -> tuple[_Bucket, int]:
-        """Whose turn a step is, and the first of its positions that it takes.
-
-        By the end of round e, of about R = `_ROUND` steps, a bucket of n of N samples has had ⌊e R n / N⌋ turns; those
-        of a round come in random order.
-        """
-        if not self.varied:
-            return self._buckets[0], step * size
-        epoch = step // _ROUND
-        while sum(self._turns_by(epoch + 1)) <= step:
-            epoch += 1
-        before, after = self._turns_by(epoch), self._turns_by(epoch + 1)
-        generator = generator_for(self.seed, epoch, _TURNS)
-        turn = int(torch.randperm(sum(after) - sum(before), generator=generator)[step - sum(before)])
-        for bucket, had, has in zip(self._buckets, before, after, strict=True):
-            if turn < has - had:
-                return bucket, (had + turn) * size
-            turn -= has - had
-        raise AssertionError("a turn is one of the round's")
-
-    def _turns_by(self, epoch: int) -> list[int]:
-        return [epoch * _ROUND * bucket.order.total // len(self) for bucket in self._buckets]
 
     def all(self) -> Batch:
         """Every sample, in the order they are stored, each with its first caption; of data of one shape."""
@@ -128,18 +117,18 @@ class ShardSource:
     @property
     def alike(self) -> int:
         """How many samples have the most frequent shape."""
-        return max(bucket.order.total for bucket in self._buckets)
+        return max(sum(bucket.counts.values()) for bucket in self._buckets)
 
     def examples(self, count: int) -> tuple[Tensor, list[str]]:
         """Latents (B, C, H, W), the posterior's means, and first captions of the first `count` samples there are.
 
         Of several shapes, they are of the most frequent one.
         """
-        bucket = max(self._buckets, key=lambda bucket: bucket.order.total)
+        bucket = max(self._buckets, key=lambda bucket: sum(bucket.counts.values()))
         means: list[Tensor] = []
         captions: list[str] = []
-        for (number, first), there in zip(bucket.runs, bucket.order.counts, strict=True):
-            for index in range(first, first + min(int(there), count - len(captions))):
+        for (number, first), there in bucket.counts.items():
+            for index in range(first, first + min(there, count - len(captions))):
                 means.append(self._shard(number).sample(index, bucket.tensors)["mean"])
                 captions.append(self._shard(number).info(index)["captions"][0])
         return torch.stack(means), captions
@@ -156,10 +145,11 @@ class ShardSource:
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             entry = self._shards[number]
-            shard = Shard(self.folder / Path(entry.file).name)
+            shard = Shard(self.folder / Path(entry.file).name, None if number in self._checked else entry.sha256)
             if len(shard) != entry.samples:
                 raise shard.corrupt(f"it holds {len(shard)} samples and the manifest says {entry.samples}")
             self._open[number] = shard
+            self._checked.add(number)
             if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)

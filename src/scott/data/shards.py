@@ -107,16 +107,18 @@ class Shard:
     """A finished tar, mapped into memory; sample i is the i-th `.safetensors` in it.
 
     Raises:
-        UserError: it cannot be opened, or is not a tar as `ShardWriter` writes it.
+        UserError: it cannot be opened, has another SHA-256 than is said, or is no tar as `ShardWriter` writes it.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, sha256: str | None = None) -> None:
         self.file = file
         try:
             with file.open("rb") as opened:
                 self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
+        if sha256 is not None and (got := hashlib.sha256(self._map).hexdigest()) != sha256:
+            raise self.corrupt(f"its SHA-256 is {got[:12]}… and was {sha256[:12]}… when it was written")
         members = list(self._members())
         self.keys = [name.removesuffix(".safetensors") for name, _ in members if name.endswith(".safetensors")]
         self._tensors = [place for name, place in members if name.endswith(".safetensors")]
@@ -153,7 +155,7 @@ class Shard:
             raise self.corrupt(f"sample {self.keys[index]}: {error}") from None
 
     def corrupt(self, where: str) -> UserError:
-        return UserError(f"{self.file} is corrupt, {where}; delete it and its .json, and prepare the data again")
+        return UserError(f"{self.file} is corrupt, {where}; copy it again, or let the same `scott prepare` mend it")
 
     def sample(self, index: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         """`tensors`, checked: those of `shapes` in fp16, conditioning with one axis more, of the captions."""

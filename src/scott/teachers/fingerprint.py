@@ -16,9 +16,9 @@ _PROBE = "A Café, 3x"
 def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
     """`vae`, `text_encoder`, ... → class, dtype and hashes of each.
 
-    `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16;
-    `signs`, over their signs, is the same for fp16 too. A tokenizer counts by the ids it makes of a text, the VAE's
-    scaling by its factors.
+    `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16; `half`
+    is over those rounded to fp16, the same for fp32 and for what was stored as fp16; `signs`, over their signs, is the
+    same for all three. A tokenizer counts by the ids it makes of a text, the VAE's scaling by its factors.
     """
     components = backbone.pipeline.components
     found: dict[str, dict[str, Any]] = {}
@@ -38,8 +38,8 @@ def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
     """Whether two fingerprints are of different weights."""
     if not one or not other:
         return one is not other
-    keys = ("class", "signs") if "float16" in (one["dtype"], other["dtype"]) else ("class", "sha256")
-    return any(one[key] != other[key] for key in keys)
+    keys = ("signs",) if "float16" in (one["dtype"], other["dtype"]) else ("sha256", "half")
+    return one["class"] != other["class"] or not any(key in one and one[key] == other.get(key) for key in keys)
 
 
 def label(fingerprint: dict[str, Any] | None) -> str:
@@ -48,12 +48,13 @@ def label(fingerprint: dict[str, Any] | None) -> str:
 
 
 def _hashes(module: nn.Module, more: object) -> dict[str, str]:
-    values, signs = hashlib.sha256(repr(more).encode()), hashlib.sha256(repr(more).encode())
+    values, half, signs = (hashlib.sha256(repr(more).encode()) for _ in range(3))
     for name, parameter in module.named_parameters():
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
-        for digest in (values, signs):
+        for digest in (values, half, signs):
             digest.update(repr((name, tuple(parameter.shape))).encode())
         values.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        half.update(sample.to(torch.float16).view(torch.int16).numpy().tobytes())
         signs.update(sample.signbit().numpy().tobytes())
-    return {"sha256": values.hexdigest(), "signs": signs.hexdigest()}
+    return {"sha256": values.hexdigest(), "half": half.hexdigest(), "signs": signs.hexdigest()}

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.teachers.latent import LatentBackbone
 from scott.teachers.pixart import PixArtBackbone
 from scott.teachers.sd import SDXLBackbone, UNetBackbone
@@ -133,11 +133,6 @@ def _check_text_parts(pipeline: DiffusionPipeline) -> None:
         # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
         if parts[tokenizer]("a cat").input_ids == parts[tokenizer]("a dog").input_ids:
             raise ValueError(f"{tokenizer} knows no words; a file of it is missing")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without what follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def hide_loading_bars() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from scott.choices import unknown
+from scott.data.settings import Reading
 from scott.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed, since the command lin
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Reading):
     """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
@@ -26,8 +27,11 @@ class DistillConfig:
 
     teacher: str
     """A diffusers pipeline folder, a hub id, or `mini` for the embedded one."""
-    data: str
-    """Shards of `scott prepare`, or a source as it takes them (a folder, parquet, a data set's name, tars, `mini`)."""
+    data: str | tuple[str, ...]
+    """Shards of `scott prepare`, or a source as it takes them (a folder, parquet, a data set's name, tars, `mini`); or
+    several of either."""
+    weights: tuple[float, ...] = ()
+    """Of several sources: how many of the samples come from each, in proportion; as many from each, if left out."""
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
     method: Literal["scott", "lcm"] = "scott"
@@ -122,6 +126,11 @@ class DistillConfig:
     """The metric whose best checkpoint is kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = not self.weights or len(self.weights) == len(self.sources)
+        _require(
+            fits and all(0 < weight < math.inf for weight in self.weights), "weights", self.weights, "one a source"
+        )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
@@ -154,6 +163,11 @@ class DistillConfig:
                 f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "
                 "set guidance_min = guidance_max, or train full"
             )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`data`, as several."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     @property
     def has_critic(self) -> bool:
@@ -210,8 +224,9 @@ class DistillConfig:
         """The config of a run folder's `config.json`; `UserError` when it is not one."""
         try:
             values = json.loads(file.read_text())
-            return cls(**(values | {"out": Path(values["out"])}))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            return cls(**(values | lists | {"out": Path(values["out"])}))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{file} is not the config of a scott run ({error}); choose another folder") from None
 
     def differences(self, other: "DistillConfig") -> list[str]:
@@ -220,7 +235,11 @@ class DistillConfig:
         pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
-        free = {"out"} | pace | means | (set() if self.decay else {"max_steps"})  # a decay ends with the last step
+        # the data's own version tells whether they are the same, however they are named
+        data = {"data", "weights"} | {field.name for field in dataclasses.fields(Reading)}
+        free = (
+            {"out"} | data | pace | means | (set() if self.decay else {"max_steps"})
+        )  # a decay ends with the last step
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

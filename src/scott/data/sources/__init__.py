@@ -1,28 +1,29 @@
 """Where captioned pictures come from. One name says it, and its kind is recognised."""
 
-import glob
+import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import fsspec
-from braceexpand import braceexpand
-
-from scott.data.records import Columns, Source
+from scott.data.pictures import named_as_picture, starts_as_picture
+from scott.data.records import Columns, Rejected, Source
 from scott.data.sources.coco import Coco
-from scott.data.sources.folder import METADATA, Folder, MetadataFolder
+from scott.data.sources.folder import Folder, text_beside, texts_of
 from scott.data.sources.hub import SAVED, HubDataset
+from scott.data.sources.metadata import METADATA, MetadataFolder, is_table
 from scott.data.sources.parquet import Parquet
-from scott.data.sources.webdataset import WebDataset
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.data.sources.patterns import expanded
+from scott.data.sources.survey import Survey, gaps, of_split, split_of, survey
+from scott.data.sources.webdataset import ARCHIVES, TARS, WebDataset
+from scott.errors import UserError, first_line
 
 KINDS = (
     "a folder of pictures (.txt beside each, or metadata.jsonl or .csv), of .parquet or of .tar, one of COCO, a folder "
-    "that save_to_disk wrote, .parquet or .tar files (a path, a pattern or a URL), captions_*.json, or a dataset's name"
+    "that save_to_disk wrote, .parquet or .tar files (a path, a pattern or a URL), captions_*.json, a .csv or .jsonl "
+    "of paths and captions, or a dataset's name"
 )
 USUAL = Columns()
-_TARS, _PARQUET = (".tar", ".tar.gz", ".tgz"), (".parquet",)
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CAPTIONS = re.compile(r"(annotations/)?captions_[^/]*\.json")
 
 
 def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> Source:
@@ -31,56 +32,117 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     Args:
         name: see `KINDS`. `{000..009}` stands for all the numbers, `*` for anything.
         columns: of a table, instead of the usual ones.
-        split: of a Hugging Face dataset.
+        split: of a Hugging Face dataset, or of files and folders named after splits.
 
     Raises:
-        UserError: nothing there, or nothing that is known; what each kind of source refuses.
+        UserError: nothing there, nothing that is known, or several kinds in one folder; what each kind refuses.
     """
-    if (folder := Path(name)).is_dir():
+    folder = Path(name)
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"no data at {name[:200]}: {first_line(error)}") from None
+    if is_folder:
         return _in_folder(folder, columns, split)
     file = name.split("::")[0].lower()
+    if file.endswith(ARCHIVES):
+        raise UserError(f"{name} is packed in a way that is not read; unpack it, or give {', '.join(TARS)}")
+    if file.endswith((*TARS, ".parquet")):
+        files, left_out = _files(name, split)
+        return (WebDataset if file.endswith(TARS) else Parquet)(files, columns, left_out)
+    if is_table(name):
+        if "://" in name:
+            raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
+        return MetadataFolder(folder.parent, [folder.name], columns, of_user=True)
     if file.endswith(".json"):
         return Coco(name)
-    if file.endswith(_TARS):
-        return WebDataset(_expanded(name), columns)
-    if file.endswith(_PARQUET):
-        return Parquet(_expanded(name), columns)
-    if not Path(name).exists() and _HUB.fullmatch(name):
+    if folder.is_file():
+        raise UserError(f"{name} is a file of a kind that is not read; expected {KINDS}")
+    if not folder.exists() and _HUB.fullmatch(name):
         return HubDataset(name, split, columns)
     raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
 
 
+def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:
+    """The files of a pattern, and those that it lacks. Raises `UserError` when there are none."""
+    names = expanded(pattern)
+    files = [name for name in names if "://" in name or Path(name).is_file()]
+    if not files:
+        raise UserError(f"no data at {pattern}; expected `mini`, {KINDS}")
+    there = set(files)
+    left_out = [Rejected(name, "missing-shard") for name in names if name not in there]
+    if "*" in pattern and "://" not in pattern:
+        root = Path(os.path.commonpath([Path(name).parent for name in files]))
+        inner = {Path(name).relative_to(root).as_posix(): name for name in files}
+        if len({split_of(name) for name in inner}) > 1:
+            kept, others = of_split(list(inner), split, pattern)
+            files, left_out = [inner[name] for name in kept], left_out + others
+            inner = {name: inner[name] for name in kept}
+        left_out += gaps(list(inner))
+    return files, left_out
+
+
 def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
+    """The one kind of source that a folder holds; a second one is refused by name."""
     if any((folder / name).is_file() for name in SAVED):
         return HubDataset(str(folder), split, columns)
-    for name in METADATA:
-        if (folder / name).is_file():
-            return MetadataFolder(folder / name, columns)
-    if tars := [str(path) for path in sorted(folder.iterdir()) if path.name.lower().endswith(_TARS)]:
-        return WebDataset(tars, columns)
-    if tables := sorted(map(str, folder.rglob("*.parquet"))):
-        return Parquet(tables, columns)
-    annotations = [*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")]
-    if len(annotations) > 1:
-        raise UserError(f"{folder} holds several caption files; name one: {', '.join(map(str, sorted(annotations)))}")
-    return Coco(str(annotations[0])) if annotations else Folder(folder)
+    found = survey(folder)
+    tars = [name for name in found.files if name.lower().endswith((*TARS, *ARCHIVES))]
+    metadata = [name for name in found.files if PurePosixPath(name).name in METADATA]
+    pictures = [name for name in found.files if _is_picture(folder, name)]
+    texts = texts_of(found.files, prefer_json=bool(columns.captions))
+    captioned = next((name for name in pictures if text_beside(name, texts)), None)
+    # img2dataset writes 00000.parquet beside 00000.tar or the folder 00000: what it knows of their pictures
+    described = {name[: name.lower().rindex(".tar")] for name in tars if ".tar" in name.lower()}
+    described |= {_folder_of(name) for name in pictures if captioned}
+    tables = [name for name in found.files if name.lower().endswith(".parquet") and name[:-8] not in described]
+    kinds = {"an archive": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
+    several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if any(names)]
+    if (tars or tables) and len(several) > 1:
+        raise UserError(f"{folder} holds {' and '.join(several)}; name one of them, or move the others away")
+    if tars or tables:
+        kept, others = of_split(tars or tables, split, folder)
+        for name in kept:
+            if name.lower().endswith(ARCHIVES):
+                raise UserError(f"{folder / name} is packed in a way that is not read; unpack it, or make {TARS[0]}")
+        unread = [Rejected(name, "no-caption", "a picture beside data files") for name in pictures if tars]
+        left_out = [*found.left_out, *others, *gaps(kept), *unread]
+        return (WebDataset if tars else Parquet)([str(folder / name) for name in kept], columns, left_out)
+    if metadata:
+        return _listed(found, metadata, pictures, columns, split)
+    if captions := [name for name in found.files if _CAPTIONS.fullmatch(name)]:
+        if len(captions) > 1:
+            listed = ", ".join(str(folder / name) for name in captions)
+            raise UserError(f"{folder} holds several caption files; name one: {listed}")
+        return Coco(str(folder / captions[0]))
+    lists = [name for name in found.files if "/" not in name and is_table(name)]
+    if lists and not captioned:
+        if len(lists) > 1 and len({split_of(name) for name in lists}) == 1:
+            raise UserError(f"{folder} holds several tables; name one: {', '.join(lists)}")
+        return _listed(found, lists, pictures, columns, split)
+    kept, others = of_split(pictures, split, folder, folders_alone=True)
+    return Folder(found, kept, texts, columns, [*found.left_out, *others])
 
 
-def _expanded(pattern: str) -> list[str]:
-    """The files of a pattern, in order. Raises `UserError` when there are none."""
-    names: list[str] = []
-    for name in braceexpand(pattern) if "{" in pattern else [pattern]:
-        if "://" not in name:
-            found = sorted(glob.glob(name, recursive=True)) or [name]
-            names += [path for path in found if Path(path).is_file()]
-        elif "*" in name:
-            try:
-                files = fsspec.open_files(name)
-            except (OSError, ImportError, ValueError) as error:
-                raise UserError(f"{name} cannot be listed: {first_line(error)}") from None
-            names += sorted(file.full_name for file in files)
-        else:
-            names.append(name)
-    if not names:
-        raise UserError(f"no data at {pattern}; expected `mini`, {KINDS}")
-    return names
+def _listed(found: Survey, tables: list[str], pictures: list[str], columns: Columns, split: str) -> Source:
+    kept, others = of_split(tables, split, found.root)
+    elsewhere = {_folder_of(entry.key) for entry in others} - {_folder_of(name) for name in kept}
+    mine = [name for name in pictures if _folder_of(name) not in elsewhere]
+    theirs = [Rejected(name, "other-split") for name in pictures if _folder_of(name) in elsewhere]
+    left_out = [*found.left_out, *others, *theirs]
+    return MetadataFolder(found.root, kept, columns, left_out, mine)
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _is_picture(folder: Path, name: str) -> bool:
+    """By its ending; where it has none, by its first bytes."""
+    if "." in name.rpartition("/")[2]:
+        return named_as_picture(name)
+    try:
+        with (folder / name).open("rb") as file:
+            return starts_as_picture(file.read(16))
+    except OSError:
+        return False

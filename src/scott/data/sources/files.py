@@ -1,5 +1,7 @@
 """Reading what others named: pictures by path or URL, data files here or behind any protocol fsspec knows."""
 
+import os
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -12,12 +14,12 @@ import fsspec
 
 from scott.data.captions import read_captions
 from scott.data.records import MAX_PICTURE_BYTES, Skip
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
 
 TIMEOUT = 20.0
 """Seconds that one picture may take."""
 _BUCKETS = ("s3://", "gs://", "hf://")
+_REMOTE_ERRORS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs")
 
 
 def unsafe(name: str) -> bool:
@@ -28,6 +30,28 @@ def unsafe(name: str) -> bool:
     )
 
 
+def spellings(name: str, folder: Path) -> Iterator[str]:
+    """What a table in `folder` may mean by a path: that, with slashes for backslashes, and without the folder's own
+    name (and those above it) in front."""
+    yield name
+    path = PurePosixPath(name.replace("\\", "/"))
+    if "\\" in name:
+        yield str(path)
+    above = folder.resolve().parts
+    for count in range(1, len(path.parts)):
+        if above[-count:] == path.parts[:count]:
+            yield str(PurePosixPath(*path.parts[count:]))
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The first `limit` + 1 bytes. Raises OSError where there is no regular file: reading a pipe would wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
+        return file.read(limit + 1)
+
+
 def read_picture(name: object, folder: Path | None, absolute: bool = False) -> bytes:
     """The bytes of a picture named by a URL or by a path in `folder` (None: by a URL alone).
 
@@ -35,24 +59,33 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
 
     Raises:
         Skip: no such file, a name that leads elsewhere, a server that does not give it in time, too large.
+        UserError: a protocol whose package is not installed.
     """
     if not isinstance(name, str) or not name:
         raise Skip("no-picture", type(name).__name__)
     if name.startswith(("http://", "https://")):
         return _fetch(name)
     if name.startswith(_BUCKETS) and "::" not in name:
-        try:
-            with fsspec.open(name) as file:
-                return file.read(MAX_PICTURE_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise Skip("unreachable", f"{name}: {first_line(error)}") from None
+        return _from_bucket(name)
     if folder is None or "://" in name or unsafe(name.lstrip("/") if absolute else name):
         raise Skip("unsafe-name", name[:200])
     try:
-        with (folder / name).open("rb") as file:
-            return file.read(MAX_PICTURE_BYTES + 1)
-    except (OSError, ValueError) as error:
+        places = (folder / spelling for spelling in spellings(name, folder))
+        return read_file(next(filter(Path.exists, places), folder / name), MAX_PICTURE_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Skip("missing-file", first_line(error)) from None
+    except (OSError, ValueError) as error:
+        raise Skip("unreadable-file", first_line(error)) from None
+
+
+def _from_bucket(name: str) -> bytes:
+    try:
+        with fsspec.open(name) as file:
+            return file.read(MAX_PICTURE_BYTES + 1)
+    except ImportError as error:
+        raise UserError(f"{name} needs a package: {first_line(error)}") from None
+    except Exception as error:  # of files, credentials, servers: each protocol has its own
+        raise Skip("unreachable", f"{name}: {first_line(error)}") from None
 
 
 def _fetch(url: str) -> bytes:
@@ -97,6 +130,8 @@ def opened(name: str) -> Iterator[BinaryIO]:
     Raises:
         UserError: it cannot be read, now or midway, or its protocol needs a package that is not installed.
     """
+    if "://" not in name and Path(name).exists() and not Path(name).is_file():
+        raise UserError(f"{name} cannot be read: it is no regular file")
     try:
         file = fsspec.open(name, "rb")
     except ImportError as error:
@@ -107,12 +142,20 @@ def opened(name: str) -> Iterator[BinaryIO]:
         with file as stream:
             yield stream
     except Exception as error:  # every protocol has its own
-        if isinstance(error, OSError) or type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
+        if isinstance(error, OSError) or type(error).__module__.startswith(_REMOTE_ERRORS):
             raise UserError(f"{name} cannot be read: {first_line(error)}; the same command goes on later") from None
         raise
 
 
 def state_of(files: Sequence[str]) -> list[tuple[str, object]]:
-    """Names with size and time of change; of remote files the name alone."""
-    stats = [(name, None if "://" in name else Path(name).stat()) for name in files]
-    return [(name, stat and (stat.st_size, stat.st_mtime_ns)) for name, stat in stats]
+    """Names below their common folder with size and time of change; of remote files the name alone."""
+    local = [os.path.realpath(name) for name in files if "://" not in name]
+    root = os.path.dirname(os.path.commonpath([os.path.dirname(name) + "/x" for name in local])) if local else ""
+    states: list[tuple[str, object]] = []
+    for name in files:
+        if "://" in name:
+            states.append((name, None))
+        else:
+            state = os.stat(name)
+            states.append((os.path.relpath(os.path.realpath(name), root), (state.st_size, state.st_mtime_ns)))
+    return states

@@ -1,129 +1,130 @@
-"""A folder of pictures: a .txt beside each, or metadata.jsonl or .csv as Hugging Face's `imagefolder` has it."""
+"""A folder of pictures, each with its caption in a file beside it."""
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 
 from scott.data.captions import read_columns
 from scott.data.pictures import SUFFIXES
-from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, slices
-from scott.data.sources.files import caption_of, read_picture
-from scott.data.sources.tables import caption_columns, image_column
-from scott.errors import UserError
+from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, slices, with_left_out
+from scott.data.sources.files import caption_of, read_file, read_picture
+from scott.data.sources.survey import Survey
+from scott.data.sources.tables import usual_captions
+from scott.errors import UserError, first_line
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+TEXTS = (".txt", ".caption", ".text", ".json")
+"""Endings of captions beside pictures, in upper or lower case, the first of several counts."""
+_REPEATED = re.compile(r"([1-9]\d*)_(.+)")
+_PAGES = ("readme", "license", "licence", "citation")
+
+
+def texts_of(names: Sequence[str], prefer_json: bool = False) -> dict[str, str]:
+    """Path without its ending → the file that holds the caption of a picture of that name."""
+    found: dict[str, str] = {}
+    for ending in reversed((".json", *TEXTS) if prefer_json else TEXTS):
+        found |= {name[: -len(ending)]: name for name in names if name.lower().endswith(ending)}
+    return found
+
+
+def text_beside(picture: str, texts: Mapping[str, str]) -> str | None:
+    """`a.b.txt` of `a.b.png`, or else `a.b.png.txt`."""
+    return texts.get(str(PurePosixPath(picture).with_suffix("")), texts.get(picture))
 
 
 class Folder:
-    """Pictures of a folder and the folders in it, in the order of their paths, each with the .txt of its name.
+    """Pictures of a folder and the folders in it, in the order of their paths, each with the text of its name.
+
+    Where all of them lie in folders named `10_cat`, an epoch visits each of those ten times, and the caption of one
+    without a text is "cat", as kohya's sd-scripts have it.
 
     Raises `UserError` when it holds no pictures.
     """
 
     kind = "folder"
-    columns: Sequence[str] = ()
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        self.names = sorted(name.as_posix() for name in names)
-        if not self.names:
-            raise UserError(f"{folder} holds no pictures; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    def __init__(
+        self, found: Survey, names: Sequence[str], texts: Mapping[str, str], wanted: Columns, left_out: list[Rejected]
+    ) -> None:
+        self.folder, self.names, self.wanted = found.root, names, wanted
+        if not names:
+            raise UserError(f"{found.root} holds no pictures; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        self.texts = {name: text_beside(name, texts) for name in names}
+        self.repeated = all(_REPEATED.fullmatch(name.split("/")[0]) for name in names)
+        read = {*names, *self.texts.values()}
+        read |= {name for entry in left_out for name in (entry.key, text_beside(entry.key, texts))}
+        self.left_out = left_out + [_unread(name) for name in found.files if name not in read and not _is_page(name)]
+
+    @cached_property
+    def columns(self) -> Sequence[str]:
+        """Those of the first .json that holds a caption."""
+        for name in self.texts.values():
+            if name and name.lower().endswith(".json"):
+                try:
+                    return list(read_columns(read_file(self.folder / name, MAX_TEXT_BYTES)))
+                except (OSError, Skip):
+                    continue
+        return ()
 
     @cached_property
     def version(self) -> str:
-        return _version(self.folder, [*self.names, *(str(Path(name).with_suffix(".txt")) for name in self.names)])
+        texts = [self.texts[name] or str(Path(name).with_suffix(".txt")) for name in self.names]
+        return state_digest(self.folder, [*self.names, *texts])
 
     def units(self, size: int) -> list[Unit]:
-        rows = slices(len(self.names), size)
-        return [Unit(f"pictures {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+        units: list[Unit] = []
+        for repeats, group in groupby(range(len(self.names)), key=lambda i: self._repeats(self.names[i])):
+            rows = list(group)
+            for part in slices(len(rows), size):
+                r = range(rows[part.start], rows[part.start] + len(part))
+                title = f"pictures {r.start} to {r.stop - 1}"
+                units.append(Unit(title, len(r), partial(self._records, r), repeats))
+        return with_left_out(units, self.left_out)
+
+    def _repeats(self, name: str) -> int:
+        found = _REPEATED.fullmatch(name.split("/")[0]) if self.repeated else None
+        return int(found[1]) if found else 1
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
         for name in self.names[rows.start : rows.stop]:
             try:
-                with (self.folder / name).with_suffix(".txt").open("rb") as file:
-                    caption = file.read(MAX_TEXT_BYTES + 1)
-            except OSError:
-                yield Rejected(name, "no-caption", "no .txt beside it")
-            else:
-                yield Record(name, partial(read_picture, name, self.folder), caption)
+                captions, columns = self._caption(name)
+                yield Record(name, partial(read_picture, name, self.folder), captions, columns)
+            except Skip as skip:
+                yield Rejected(name, skip.reason, skip.detail)
 
-
-class MetadataFolder:
-    """The rows of a metadata file, each naming its picture by a path in the folder.
-
-    Raises `UserError` when the file cannot be read, or lacks a column.
-    """
-
-    kind = "imagefolder"
-
-    def __init__(self, file: Path, wanted: Columns) -> None:
-        self.file = file
+    def _caption(self, name: str) -> tuple[object, dict[str, object]]:
+        text = self.texts[name]
+        if text is None:
+            if self.repeated:
+                return name.split("/")[0].partition("_")[2], {}
+            raise Skip("no-caption", f"no {', '.join(TEXTS)} beside it")
         try:
-            text = file.read_text(encoding="utf-8-sig")
-            self.rows = _csv_rows(text) if file.suffix == ".csv" else _json_rows(text)
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"{file} cannot be read ({error}); expected UTF-8, one row a picture") from None
-        self.columns = list(dict.fromkeys(name for row in self.rows if isinstance(row, dict) for name in row))
-        self.image = image_column(str(file), self.columns, wanted.image or "file_name")
-        self.captions = caption_columns(str(file), self.columns, wanted.captions)
-
-    @cached_property
-    def version(self) -> str:
-        names = (row.get(self.image) for row in self.rows if isinstance(row, dict))
-        return _version(self.file.parent, [self.file.name, *(name for name in names if isinstance(name, str))])
-
-    def units(self, size: int) -> list[Unit]:
-        rows = slices(len(self.rows), size)
-        return [Unit(f"rows {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
-
-    def _records(self, rows: range) -> Iterator[Record | Rejected]:
-        for number in rows:
-            row = self.rows[number]
-            if isinstance(row, Skip):
-                yield Rejected(f"row {number}", row.reason, row.detail)
-                continue
-            name = row.get(self.image)
-            rest = {key: value for key, value in row.items() if key not in (self.image, *self.captions)}
-            try:
-                captions = caption_of(row, self.captions)
-            except Skip as skip:
-                yield Rejected(str(name), skip.reason, skip.detail)
-            else:
-                yield Record(str(name), partial(read_picture, name, self.file.parent), captions, rest)
+            content = read_file(self.folder / text, MAX_TEXT_BYTES)
+        except OSError as error:
+            raise Skip("unreadable-caption", first_line(error)) from None
+        if not text.lower().endswith(".json"):
+            return content, {}
+        columns = read_columns(content)
+        names = self.wanted.captions or usual_captions(columns)
+        if not any(column in columns for column in names):
+            raise Skip("no-caption", ", ".join(columns))
+        return caption_of(columns, names), {key: value for key, value in columns.items() if key not in names}
 
 
-def _json_rows(text: str) -> list[dict[str, Any] | Skip]:
-    rows: list[dict[str, Any] | Skip] = []
-    for line in text.splitlines():
-        if line.strip():
-            try:
-                rows.append(read_columns(line.encode()))
-            except Skip as skip:
-                rows.append(skip)
-    return rows
+def _is_page(name: str) -> bool:
+    """Whether a file is there for people, or to say of a data set what is not of one picture."""
+    path = PurePosixPath(name.lower())
+    return path.name.startswith(_PAGES) or path.suffix in (".md", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".py")
 
 
-def _csv_rows(text: str) -> list[dict[str, Any] | Skip]:
-    csv.field_size_limit(MAX_TEXT_BYTES)
-    rows = csv.DictReader(text.splitlines(keepends=True), restkey="")
-    return [{name: _number(value) for name, value in row.items() if name} for row in rows]
+def _unread(name: str) -> Rejected:
+    return Rejected(name, "no-picture" if name.lower().endswith(TEXTS) else "other-file")
 
 
-def _number(cell: Any) -> Any:
-    """What a cell says, where it says a number."""
-    try:
-        value = json.loads(cell)
-    except (TypeError, ValueError, RecursionError):
-        return cell
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else cell
-
-
-def _version(folder: Path, names: Sequence[str]) -> str:
+def state_digest(folder: Path, names: Sequence[str]) -> str:
     """Of names, sizes and times of change; a file that is not there counts as such."""
     digest = hashlib.sha256()
     for name in names:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.records import Columns, Record, Rejected, Unit, slices
-from scott.data.sources.parquet import table_record
+from scott.data.sources.arrow import described, table_record
 from scott.data.sources.tables import caption_columns, image_column
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
 
 SAVED = ("dataset_dict.json", "state.json")
 """What a folder that `save_to_disk` wrote holds, of several splits or of one."""
@@ -24,16 +23,12 @@ class HubDataset:
     kind = "dataset"
 
     def __init__(self, name: str, split: str, wanted: Columns) -> None:
-        self.data = _load(name, split)
-        self.version: str = self.data._fingerprint
-        self.columns = self.data.column_names
-        self.image = image_column(name, self.columns, wanted.image)
-        self.captions = caption_columns(name, self.columns, wanted.captions)
-        from datasets import Image
-
-        for column, feature in self.data.features.items():
-            if isinstance(feature, Image):
-                self.data = self.data.cast_column(column, Image(decode=False))
+        data = _load(name, split)
+        self.version: str = data._fingerprint
+        self.image = image_column(name, data.column_names, wanted.image)
+        self.captions = caption_columns(name, data.column_names, wanted.captions)
+        self.columns = described(data.features.arrow_schema, self.image, self.captions)
+        self.data = data.select_columns(self.columns).with_format("arrow")
 
     def units(self, size: int) -> list[Unit]:
         rows = slices(len(self.data), size)
@@ -41,7 +36,7 @@ class HubDataset:
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
         for number in rows:
-            yield table_record(f"row {number}", self.data[number], self.image, self.captions, Path())
+            yield table_record(f"row {number}", self.data[number], 0, self.image, self.captions, Path())
 
 
 def _load(name: str, split: str) -> Any:
@@ -56,7 +51,11 @@ def _load(name: str, split: str) -> Any:
             return datasets.load_dataset(name, split=split)
         data = datasets.load_from_disk(name)
     except Exception as error:  # of the hub, of files, of the data set's own: there is no common one
-        raise UserError(f"the dataset {name} ({split}) cannot be had: {first_line(error)}") from None
+        raise UserError(
+            f"there is no {name} here, and the dataset {name} ({split}) cannot be had: {first_line(error)}"
+            if not local.is_dir()
+            else f"the dataset {name} ({split}) cannot be had: {first_line(error)}"
+        ) from None
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:

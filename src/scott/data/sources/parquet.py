@@ -1,32 +1,40 @@
 """Parquet files: pictures as bytes, as paths or as URLs, with captions and whatever else in columns."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from scott.data.records import Columns, Record, Rejected, Skip, Unit, slices
-from scott.data.sources.files import caption_of, opened, read_picture, state_of
+from scott.data.records import Columns, Record, Rejected, Unit, slices, with_left_out
+from scott.data.sources.arrow import arrow_error, described, table_record
+from scott.data.sources.files import opened, state_of
 from scott.data.sources.tables import caption_columns, image_column
-from scott.errors import UserError
-from scott.teachers.load import first_line
+from scott.errors import UserError, first_line
+
+_BATCH_BYTES = 32 << 20
 
 
 class Parquet:
     """One file or several of the same columns, in their order.
+
+    Read of it are pictures, captions, and columns of numbers or text, one batch of rows at a time. A unit goes on where
+    the last one stopped: a row group cannot be entered in its middle, and would be decoded once a unit.
 
     Raises `UserError` when pyarrow is missing, a file is none of parquet, or a column is not there.
     """
 
     kind = "parquet"
 
-    def __init__(self, files: Sequence[str], wanted: Columns) -> None:
-        self.files = files
+    def __init__(self, files: Sequence[str], wanted: Columns, left_out: Sequence[Rejected] = ()) -> None:
+        self.files, self.left_out = files, left_out
         with opened(files[0]) as file:
-            self.columns = _parquet_file(file, files[0]).schema_arrow.names
-        self.image = image_column(files[0], self.columns, wanted.image)
-        self.captions = caption_columns(files[0], self.columns, wanted.captions)
+            schema = _parquet_file(file, files[0]).schema_arrow
+        self.image = image_column(files[0], schema.names, wanted.image)
+        self.captions = caption_columns(files[0], schema.names, wanted.captions)
+        self.columns = described(schema, self.image, self.captions)
+        self._next: tuple[str, int] | None = None
+        self._rows: Iterator[Record | Rejected] = iter(())
 
     @cached_property
     def version(self) -> str:
@@ -40,50 +48,41 @@ class Parquet:
             for rows in slices(count, size):
                 title = f"{Path(name).name}, rows {rows.start} to {rows.stop - 1}"
                 found.append(Unit(title, len(rows), partial(self._records, name, rows)))
-        return found
+        return with_left_out(found, self.left_out)
 
     def _records(self, name: str, rows: range) -> Iterator[Record | Rejected]:
+        going_on, self._next = self._next == (name, rows.start), None
+        if not going_on:
+            self._rows = self._rows_from(name, rows.start)
+        for _ in rows:
+            yield next(self._rows)
+        self._next = name, rows.stop
+
+    def _rows_from(self, name: str, first: int) -> Generator[Record | Rejected]:
+        folder = None if "://" in name else Path(name).parent
         with opened(name) as file:
             parquet = _parquet_file(file, name)
+            wanted = [column for column in self.columns if column in parquet.schema_arrow.names]
             start = 0
             for group in range(parquet.num_row_groups):
-                count = parquet.metadata.row_group(group).num_rows
-                if start < rows.stop and start + count > rows.start:
-                    yield from self._group(parquet, group, start, rows, name)
-                start += count
-
-    def _group(self, parquet: Any, group: int, start: int, rows: range, name: str) -> Iterator[Record | Rejected]:
-        try:
-            for batch in parquet.iter_batches(batch_size=256, row_groups=[group]):
-                for number in range(max(start, rows.start), min(start + len(batch), rows.stop)):
-                    row = batch.slice(number - start, 1).to_pylist()[0]
-                    yield table_record(f"{Path(name).name}:{number}", row, self.image, self.captions, _folder(name))
-                start += len(batch)
-        except _arrow_errors() as error:
-            raise UserError(f"{name} is corrupt ({first_line(error)}); mend it or leave it out") from None
+                metadata = parquet.metadata.row_group(group)
+                if start + metadata.num_rows <= first:
+                    start += metadata.num_rows
+                    continue
+                a_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+                size = max(1, min(256, _BATCH_BYTES // a_row))
+                for batch in _batches(parquet, group, wanted, size, name):
+                    for index in range(max(0, first - start), len(batch)):
+                        key = f"{Path(name).name}:{start + index}"
+                        yield table_record(key, batch, index, self.image, self.captions, folder)
+                    start += len(batch)
 
 
-def table_record(
-    key: str, row: dict[str, Any], image: str, captions: Sequence[str], folder: Path | None
-) -> Record | Rejected:
-    """A row of a table, whose picture is bytes, a path in `folder`, a URL, or Hugging Face's {bytes, path}."""
-    picture = row.get(image)
-    if isinstance(picture, dict):
-        picture = picture.get("bytes") if picture.get("bytes") is not None else picture.get("path")
-    rest = {name: value for name, value in row.items() if name not in (image, *captions)}
-    if isinstance(picture, str):
-        rest[image] = picture
+def _batches(parquet: Any, group: int, columns: list[str], size: int, name: str) -> Iterator[Any]:
     try:
-        texts = caption_of(row, captions)
-    except Skip as skip:
-        return Rejected(key, skip.reason, skip.detail)
-    if isinstance(picture, bytes):
-        return Record(key, lambda: picture, texts, rest)
-    return Record(key, partial(read_picture, picture, folder, absolute=True), texts, rest)
-
-
-def _folder(name: str) -> Path | None:
-    return None if "://" in name else Path(name).parent
+        yield from parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns)
+    except (OSError, arrow_error()) as error:
+        raise UserError(f"{name} is corrupt ({first_line(error)}); mend it or leave it out") from None
 
 
 def _parquet_file(file: Any, name: str) -> Any:
@@ -93,11 +92,5 @@ def _parquet_file(file: Any, name: str) -> Any:
         raise UserError("parquet files need pyarrow; pip install 'scott-diffusion[data]'") from None
     try:
         return parquet.ParquetFile(file)
-    except _arrow_errors() as error:
+    except (OSError, arrow_error()) as error:
         raise UserError(f"{name} is no parquet file ({first_line(error)}); copy or download it again") from None
-
-
-def _arrow_errors() -> tuple[type[Exception], ...]:
-    from pyarrow import ArrowException
-
-    return ArrowException, OSError

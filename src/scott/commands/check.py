@@ -1,0 +1,43 @@
+"""`scott prepare --check`: what would be kept of a source, what not and why, without a teacher."""
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from scott.commands.prepare import Preset, open_with
+from scott.data.checking import Check, check_source, contact_sheet
+from scott.data.preparation import Report, limited
+from scott.data.settings import Settings
+from scott.errors import UserError, printable
+from scott.files import write_atomically
+
+
+def check_named(name: str, settings: Settings, out: Path, report: Report, preset: Preset | None = None) -> Check:
+    """What `prepare_source` would keep of a source and what not, with some of it shown in the page `out`.
+
+    Raises:
+        UserError: nothing is kept; see `open_source`, `check_source`.
+    """
+    source, settings = open_with(name, settings, preset)
+    counts = [unit.count for unit in limited(source.units(settings.shard_size), settings.limit)]
+    total = sum(count for count in counts if count is not None)
+    check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
+    write_atomically(out, printable(contact_sheet(name, check)))
+    if not check.kept:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in check.skipped.most_common()) or "nothing there"
+        raise UserError(f"of {name} nothing would be kept ({reasons}); {out} names the first of each")
+    return check
+
+
+def check_summary(check: Check, out: Path) -> Table:
+    """What would be kept and what not, with the first record of each reason."""
+    table = Table("", "", "", title=str(out), title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    table.add_row("[bold]kept", f"[bold]{check.kept:,}")
+    for reason, count in check.skipped.most_common():
+        first = check.first[reason]
+        table.add_row(reason, f"{count:,}", escape(printable(f"{first.key} {first.detail}".strip()[:200])))
+    for repeats, count in sorted(check.repeats.items()):
+        table.add_row(f"visited {repeats} times an epoch", f"{count:,}")
+    return table

@@ -1,0 +1,109 @@
+"""What a source holds, read as it is for training but without a teacher: what is kept, what is not, and why."""
+
+import base64
+import html
+import io
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from scott.data.filters import Where
+from scott.data.loading import Sample, loaded
+from scott.data.pictures import aspect_buckets
+from scott.data.preparation import limited
+from scott.data.records import Rejected, Source
+from scott.data.settings import Settings
+
+SHOWN = 16
+RESOLUTION, FACTOR = 512, 8
+"""Side of the square in pixels, where none is asked for, and of a latent: what most teachers have."""
+
+
+@dataclass
+class Check:
+    """What reading a source gave."""
+
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason → how many records."""
+    first: dict[str, Rejected] = field(default_factory=dict)
+    """Reason → the first record that was left out for it."""
+    shown: list[Sample] = field(default_factory=list)
+    """Up to `SHOWN` of those that are kept, drawn at random."""
+    repeats: Counter[int] = field(default_factory=Counter)
+    """Visits an epoch → how many records of the source have them, where it says more than one."""
+
+    def leave_out(self, entry: Rejected) -> None:
+        self.skipped[entry.reason] += 1
+        self.first.setdefault(entry.reason, entry)
+
+    def keep(self, sample: Sample, generator: random.Random) -> None:
+        """Count it, and show it with a probability that is the same for all (reservoir sampling)."""
+        self.kept += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(sample)
+        elif (place := generator.randrange(self.kept)) < SHOWN:
+            self.shown[place] = sample
+
+
+def check_source(source: Source, settings: Settings, report: Callable[[int], None]) -> Check:
+    """Read all of a source, or its first `limit` records; `report` is told how many were read.
+
+    Raises:
+        UserError: a column of `where` is missing, or the source cannot be read.
+    """
+    resolution = settings.resolution or RESOLUTION
+    sizes = aspect_buckets(resolution, FACTOR) if settings.aspect_buckets else [(resolution, resolution)]
+    where = Where(settings.where, source.columns) if settings.where else None
+    check, generator, count = Check(), random.Random(0), 0
+    for unit in limited(source.units(settings.shard_size), settings.limit):
+        for seen in unit.left_out:
+            check.leave_out(seen)
+        with closing(loaded(unit.records(), settings, sizes, where)) as found:
+            for entry in found:
+                count += 1
+                report(count)
+                if isinstance(entry, Rejected):
+                    check.leave_out(entry)
+                else:
+                    check.keep(entry, generator)
+        if unit.repeats > 1:
+            check.repeats[unit.repeats] += unit.count or 0
+    return check
+
+
+def contact_sheet(title: str, check: Check) -> str:
+    """A page of HTML that needs no other file: the counts, and the pictures as they are cropped with their captions."""
+    rows = [f"<tr><th>kept<td>{check.kept:,}<td>"]
+    for reason, count in check.skipped.most_common():
+        first = check.first[reason]
+        rows.append(f"<tr><th>{reason}<td>{count:,}<td>{html.escape(f'{first.key} {first.detail}')}")
+    figures = [f"<figure>{_picture(sample)}<figcaption>{_captions(sample.captions)}</figure>" for sample in check.shown]
+    name = html.escape(title)
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
+        f"<table>{''.join(rows)}</table><main>{''.join(figures)}</main>\n"
+    )
+
+
+_STYLE = (
+    "body{font:14px sans-serif;margin:2em}main{display:grid;grid-template-columns:repeat(4,1fr);gap:1em}"
+    "img{width:100%}figure{margin:0}th{text-align:left}td:nth-child(2){text-align:right;padding:0 1em}"
+    "figcaption{overflow-wrap:anywhere}"
+)
+
+
+def _picture(sample: Sample) -> str:
+    image = Image.fromarray(sample.pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((384, 384))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def _captions(captions: Sequence[str]) -> str:
+    return "<br>".join(html.escape(caption[:500]) for caption in captions)

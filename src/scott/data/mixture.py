@@ -1,0 +1,73 @@
+"""Training batches from several sources, in proportion to their weights."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from hashlib import sha256
+from math import lcm
+
+import torch
+from torch import Tensor
+
+from scott.data.batch import Batch
+from scott.data.shard_source import ShardSource
+from scott.data.turns import Turns
+from scott.errors import UserError
+
+_TURNS = 4  # keeps the stream of whose turn it is apart from those within a source
+
+
+class Mixture:
+    """Each batch is of one source; the sources take turns, so that samples come in proportion to the weights.
+
+    Raises `UserError` unless there is a positive weight for each source, and all of them hold what one network takes.
+    """
+
+    def __init__(self, sources: Sequence[ShardSource], weights: Sequence[float], seed: int) -> None:
+        shares = [Fraction(weight).limit_denominator(1000) for weight in weights]
+        if len(shares) != len(sources) or min(shares) <= 0:
+            raise UserError(
+                f"got the weights {list(weights)} for {len(sources)} sources; expected one above 0 for each"
+            )
+        whole = lcm(*(share.denominator for share in shares))
+        self.sources, self.shares = sources, [int(share * whole) for share in shares]
+        self._turns = Turns(self.shares, seed, _TURNS)
+        first, *others = (source.manifest.tensors for source in sources)
+        for other, source in zip(others, sources[1:], strict=True):
+            if other.keys() != first.keys() or any(_fixed(name, other) != _fixed(name, first) for name in first):
+                raise UserError(f"{source.folder} holds {other}, and {sources[0].folder} {first}; prepare them alike")
+
+    @property
+    def version(self) -> str:
+        """A digest of the sources' and of their weights."""
+        parts = [(source.version, share) for source, share in zip(self.sources, self.shares, strict=True)]
+        return sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def varied(self) -> bool:
+        shapes = {tuple(source.manifest.tensors["mean"]) for source in self.sources}
+        return len(shapes) > 1 or any(source.varied for source in self.sources)
+
+    def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
+        which, turn = self._turns.at(step)
+        return self.sources[which].batch(turn, size, part)
+
+    @property
+    def alike(self) -> int:
+        """How many samples have the shape of the first source's examples."""
+        shape = self.sources[0].examples(1)[0].shape
+        return sum(source.alike for source in self.sources if source.examples(1)[0].shape == shape)
+
+    def examples(self, count: int) -> tuple[Tensor, list[str]]:
+        """`ShardSource.examples` of the first source, then of those that follow and have latents of the same shape."""
+        means, captions = self.sources[0].examples(count)
+        for source in self.sources[1:]:
+            if len(captions) < count:
+                more, texts = source.examples(count - len(captions))
+                if more.shape[1:] == means.shape[1:]:
+                    means, captions = torch.cat([means, more]), captions + texts
+        return means, captions
+
+
+def _fixed(name: str, tensors: dict[str, list[int]]) -> list[int]:
+    """What may not differ: all of a condition's shape, and of latents the channels."""
+    return tensors[name] if name.startswith("cond.") else tensors[name][:1]

@@ -1,0 +1,123 @@
+"""What a folder holds: every file below it, and what of it is not read and why."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from scott.data.records import Rejected
+from scott.errors import UserError, first_line
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split → how it is spelled in names, as the Hugging Face hub reads them."""
+_SPELLED = {word: split for split, words in SPLITS.items() for word in words}
+_WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
+_OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
+_NUMBERED = re.compile(r"(.*?)(\d{2,})(\D*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The regular files below a folder, by their paths in it, sorted; links are followed, hidden names are not."""
+
+    root: Path
+    files: list[str]
+    left_out: list[Rejected]
+
+
+def survey(root: Path) -> Survey:
+    """Raises `UserError` when the folder itself cannot be listed."""
+    files: list[str] = []
+    left_out: list[Rejected] = []
+    visited: set[tuple[int, int]] = set()
+    folders, links = [""], [""][:0]
+    while folders or links:
+        prefix = folders.pop() if folders else links.pop()  # a folder counts where it stands, not where it is linked
+        try:
+            state = (root / prefix).stat()
+            if (state.st_dev, state.st_ino) in visited:
+                left_out.append(Rejected(prefix, "linked-twice", "it is read under another name"))
+                continue
+            visited.add((state.st_dev, state.st_ino))
+            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if not prefix:
+                raise UserError(f"{root} cannot be listed: {first_line(error)}") from None
+            left_out.append(Rejected(prefix, "unreadable-folder", first_line(error)))
+            continue
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if hidden(entry.name):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(name)
+            elif entry.is_file():
+                files.append(name)
+            else:
+                left_out.append(Rejected(name, "missing-file" if entry.is_symlink() else "not-a-file"))
+    return Survey(root, sorted(files), sorted(left_out, key=lambda entry: entry.key))
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is one that file managers and operating systems leave behind, or a dot file."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
+
+
+def split_of(name: str, folders_alone: bool = False) -> str | None:
+    """The split that a path names, in its last part that names one: `data/train-00000.parquet`, `val2017/1.jpg`."""
+    parts = PurePosixPath(name).parts
+    for part in reversed(parts[:-1] if folders_alone else parts):
+        found = _WORD.match(part) if folders_alone else _WORD.search(part)
+        if found and (not folders_alone or not part[found.end() :].strip("0123456789")):
+            return _SPELLED[found[1].lower()]
+    return None
+
+
+def of_split(
+    names: Sequence[str], split: str, where: object, folders_alone: bool = False
+) -> tuple[list[str], list[Rejected]]:
+    """Those of a split and the others; names that say no split are of `train`. If none says one, all are taken.
+
+    Raises:
+        UserError: there is none of that split.
+    """
+    labels = {name: split_of(name, folders_alone) for name in names}
+    if not any(labels.values()):
+        return list(names), []
+    wanted = _SPELLED.get(split.lower(), split)
+    kept = [name for name, label in labels.items() if (label or "train") == wanted]
+    if not kept:
+        there = ", ".join(sorted({label or "train" for label in labels.values()}))
+        raise UserError(
+            f"{where} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
+        )
+    taken = set(kept)
+    others = [Rejected(name, "other-split", label or "train") for name, label in labels.items() if name not in taken]
+    return kept, others
+
+
+def gaps(names: Sequence[str]) -> list[Rejected]:
+    """The files that are not there of numbered sets: `a-00001-of-00004`, or 00001 where there are 00000 and 00002."""
+    found: dict[tuple[str, str, str, int], set[int]] = defaultdict(set)
+    for name in names:
+        if of := _OF.fullmatch(name):
+            found[of[1], f"-of-{of[3]}", "", len(of[2])].add(int(of[2]))
+        elif numbered := _NUMBERED.fullmatch(name):
+            found[numbered[1], "", numbered[3], len(numbered[2])].add(int(numbered[2]))
+    missing: list[Rejected] = []
+    for (before, of_all, after, width), there in found.items():
+        if of_all:
+            count = min(int(of_all.removeprefix("-of-")), 1_000_000)
+            whole = range(count) if 0 in there or count not in there else range(1, count + 1)
+        else:
+            whole = range(min(there), min(max(there), min(there) + 2 * len(there)) + 1)
+        lacking = [number for number in whole if number not in there]
+        if of_all or len(lacking) < len(there):  # else the numbers do not count the files
+            missing += [Rejected(f"{before}{i:0{width}}{of_all}{after}", "missing-shard") for i in lacking]
+    return missing

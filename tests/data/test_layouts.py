@@ -1,0 +1,462 @@
+"""The layouts that people have their captioned pictures in: what is read of each, and what is counted or refused."""
+
+import json
+import os
+import tarfile
+import time
+from collections import Counter
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from tests.data.making import add, noise, saved, write_tar
+
+from scott.data.captions import read_captions
+from scott.data.records import Columns, Rejected, Skip
+from scott.data.sources import open_source
+from scott.data.sources.patterns import braces
+from scott.data.sources.survey import of_split
+from scott.errors import UserError
+
+PICTURE = saved(noise(0))
+
+
+def tree(folder, files):
+    """Write name → bytes, text or rows of JSON."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "\n".join(map(json.dumps, content))
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def read(source):
+    """(captions of what is kept by key, reasons of what is not with their number)."""
+    kept, reasons = {}, Counter()
+    for unit in source.units(3):
+        for record in (*unit.left_out, *unit.records()):
+            try:
+                if isinstance(record, Rejected):
+                    raise Skip(record.reason)
+                assert record.image() == PICTURE
+                kept[record.key] = read_captions(record.captions)[0]
+            except Skip as skip:
+                reasons[skip.reason] += 1
+    return kept, dict(reasons)
+
+
+ROW = {"file_name": "a.png", "text": "a cat"}
+LAYOUTS = {
+    "metadata one folder down": {"train/a.png": PICTURE, "train/metadata.jsonl": [ROW]},
+    "metadata of each folder": {
+        "x/a.png": PICTURE,
+        "x/metadata.jsonl": [ROW],
+        "y/b.png": PICTURE,
+        "y/metadata.csv": "file_name,caption\nb.png,a cat",
+    },
+    "the folder's name in front": {
+        "train/a.png": PICTURE,
+        "train/metadata.jsonl": [ROW | {"file_name": "train/a.png"}],
+    },
+    "two folders' names in front": {
+        "train/a.png": PICTURE,
+        "train/metadata.jsonl": [ROW | {"file_name": "data/train/a.png"}],
+    },
+    "backslashes": {"train/a.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "train\\a.png"}]},
+    "columns image and prompt": {"a.png": PICTURE, "metadata.jsonl": [{"image": "a.png", "prompt": "a cat"}]},
+    "a table of another name": {"a.png": PICTURE, "captions.csv": "path,caption\na.png,a cat"},
+    "tabs": {"a.png": PICTURE, "list.tsv": "filename\tdescription\na.png\ta cat"},
+    ".caption": {"a.png": PICTURE, "a.caption": "a cat"},
+    ".TXT": {"a.png": PICTURE, "a.TXT": "a cat"},
+    ".json beside": {"a.png": PICTURE, "a.json": [{"caption": "a cat", "score": 3}]},
+    "the picture's whole name": {"a.png": PICTURE, "a.png.txt": "a cat"},
+    "dots inside names": {"a.v1.0.png": PICTURE, "a.v1.0.txt": "a cat"},
+    ".jfif": {"a.jfif": PICTURE, "a.txt": "a cat"},
+    ".JPE": {"a.JPE": PICTURE, "a.txt": "a cat"},
+    "no ending": {"a": PICTURE, "a.txt": "a cat"},
+    "img2dataset's files": {
+        "00000/000000000.jpg": PICTURE,
+        "00000/000000000.txt": "a cat",
+        "00000/000000000.json": "{}",
+        "00000.parquet": b"its own",
+        "00000_stats.json": "{}",
+    },
+    "kohya's folders": {"10_a cat/a.png": PICTURE, "2_dogs/b.png": PICTURE, "2_dogs/b.txt": "a cat"},
+}
+
+
+@pytest.mark.parametrize("files", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_usual_layouts_are_read_whole(tmp_path, files):
+    kept, reasons = read(open_source(str(tree(tmp_path / "data", files))))
+    pictures = sum(content is PICTURE for content in files.values())
+    assert [*kept.values()] == ["a cat"] * len(kept)
+    assert (len(kept), reasons) == (pictures, {})
+
+
+def test_the_columns_of_a_json_beside_are_known(tmp_path):
+    source = open_source(str(tree(tmp_path, LAYOUTS[".json beside"])))
+    assert list(source.columns) == ["caption", "score"]
+    (record,) = source.units(1)[0].records()
+    assert record.columns == {"score": 3}
+
+
+def test_a_named_column_is_that_of_the_json_beside(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "a.txt": "a text", "a.json": [{"short": "a cat", "caption": "long"}]})
+    assert read(open_source(str(tmp_path)))[0] == {"a.png": "a text"}
+    assert read(open_source(str(tmp_path), Columns(None, ("short",))))[0] == {"a.png": "a cat"}
+
+
+def test_a_table_behind_a_url_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="is a table of text behind a URL, which is not read; download it"):
+        open_source("https://example.org/a.csv")
+
+
+def test_repeats_are_those_of_the_folders_names(tmp_path):
+    units = open_source(str(tree(tmp_path, LAYOUTS["kohya's folders"]))).units(10)
+    assert [(unit.repeats, unit.count) for unit in units] == [(10, 1), (2, 1)]
+    (tmp_path / "c.png").write_bytes(PICTURE)
+    assert {unit.repeats for unit in open_source(str(tmp_path)).units(10)} == {1}, "one picture lies elsewhere"
+
+
+def test_a_table_may_be_named_and_its_paths_be_absolute(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "b/list.csv": f"path,caption\n../a.png,x\n{tmp_path}/a.png,a cat"})
+    kept, reasons = read(open_source(str(tmp_path / "b" / "list.csv")))
+    assert (list(kept.values()), reasons) == (["a cat"], {"unsafe-name": 1})
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_end_at_newlines_alone(tmp_path):
+    captions = ["one\u2028two", "x\u0085y", "n\x0bm", "o\x1ck", "é", "zwj 👨‍👩‍👧"]
+    rows = [json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False) for text in captions]
+    tree(tmp_path, {"a.png": PICTURE, "metadata.jsonl": "\r\n".join(rows)})
+    (unit,) = open_source(str(tmp_path)).units(10)
+    assert [record.captions for record in unit.records()] == captions
+    cells = ["file_name,text", *(f"a.png,{text}" for text in (*captions, "a\rb"))]
+    tree(tmp_path / "csv", {"a.png": PICTURE, "metadata.csv": "\n".join(cells)})
+    (unit,) = open_source(str(tmp_path / "csv")).units(10)
+    assert [record.captions for record in unit.records()] == [*captions, "a b"]
+
+
+def test_captions_in_a_csv_are_text_and_other_cells_may_be_numbers(tmp_path):
+    captions = ["1984", "007", "1e5", "NaN", "null", "true", "Infinity", "[1]"]
+    cells = ["file_name,text,score", *(f"a.png,{text},{i}" for i, text in enumerate(captions))]
+    tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(cells)})
+    (unit,) = open_source(str(tmp_path)).units(10)
+    records = list(unit.records())
+    assert [read_captions(record.captions) for record in records] == [[text] for text in captions]
+    assert [record.columns for record in records] == [{"score": i} for i in range(8)]
+
+
+def test_a_row_of_more_cells_than_columns_is_not_cut(tmp_path):
+    rows = ["file_name,text", "a.png,a cat, sitting", 'a.png,"a cat, sitting"', "a.png,a cat,"]
+    tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
+    (unit,) = open_source(str(tmp_path)).units(9)
+    found = [getattr(record, "reason", None) or record.captions for record in unit.records()]
+    assert found == ["more-cells-than-columns", "a cat, sitting", "a cat"]
+
+
+# --- several kinds, splits, gaps ---------------------------------------------------------------------------------
+
+CAPTIONED = {"a.png": PICTURE, "a.txt": "a cat"}
+TABLE = pyarrow.table({"image": [PICTURE], "caption": ["a cat"]})
+
+
+def write_table(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(TABLE, file)
+
+
+@pytest.mark.parametrize("stray", ["b.tar", "x/b.tar.gz", "b.parquet", "b.zip"])
+def test_a_stray_file_among_captioned_pictures_is_refused_by_name(tmp_path, stray):
+    tree(tmp_path, CAPTIONED | {stray: b""})
+    with pytest.raises(UserError, match=rf"holds a.* \({stray}\) and a captioned picture \(a\.png\); name one"):
+        open_source(str(tmp_path))
+
+
+def test_tars_and_tables_are_refused_together_and_img2datasets_are_not(tmp_path):
+    write_tar(tmp_path / "00000.tar", 2)
+    write_table(tmp_path / "00000.parquet")
+    assert open_source(str(tmp_path)).kind == "webdataset"
+    write_table(tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"holds an archive \(00000\.tar\) and a table \(other\.parquet\)"):
+        open_source(str(tmp_path))
+
+
+def test_pictures_without_captions_beside_tars_are_counted(tmp_path):
+    write_tar(tmp_path / "00000.tar", 1)
+    tree(tmp_path, {"assets/logo.png": PICTURE, "README.md": "a data set"})
+    kept, reasons = read(open_source(str(tmp_path)))
+    assert (len(kept), reasons) == (1, {"no-caption": 1})
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("a.parquet", "a_eval.parquet"),
+        ("Train.parquet", "testing.parquet"),
+    ],
+)
+def test_tables_of_another_split_are_counted_and_not_read(tmp_path, train, test):
+    for name in (train, test):
+        write_table(tmp_path / name)
+    for split, name in (("train", train), ("test", test)):
+        source = open_source(str(tmp_path), split=split)
+        assert source.files == [str(tmp_path / name)]
+        assert read(source)[1] == {"other-split": 1}
+    with pytest.raises(UserError, match="has the splits test, train, and not 'validation'; name one with --split"):
+        open_source(str(tmp_path), split="validation")
+
+
+def test_a_table_of_the_pictures_in_the_folder_of_its_name_is_read(tmp_path):
+    tree(tmp_path, {"train/a.png": PICTURE})
+    parquet.write_table(pyarrow.table({"image": ["train/a.png"], "caption": ["a cat"]}), tmp_path / "train.parquet")
+    assert list(read(open_source(str(tmp_path)))[0].values()) == ["a cat"]
+
+
+def test_tables_of_two_splits_beside_their_pictures(tmp_path):
+    tables = {f"{part}.csv": f"path,caption\n{part}.png,a cat" for part in ("train", "test")}
+    tree(tmp_path, tables | {"train.png": PICTURE, "test.png": PICTURE})
+    for part, other in (("train", "test"), ("test", "train")):
+        kept, reasons = read(open_source(str(tmp_path), split=part))
+        assert (kept, reasons) == ({f"{part}.png": "a cat"}, {"other-split": 1, "not-in-metadata": 1}), other
+
+
+def test_many_files_take_no_longer_than_they_must(tmp_path):
+    names = [f"{part}/{i}.png" for part in ("train", "test") for i in range(20_000)]
+    start = time.monotonic()
+    kept, others = of_split(names, "train", tmp_path, folders_alone=True)
+    assert (len(kept), len(others)) == (20_000, 20_000)
+    assert time.monotonic() - start < 5
+
+
+def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):
+    for name in ("train-0.parquet", "test-0.parquet"):
+        write_table(tmp_path / name)
+    assert read(open_source(f"{tmp_path}/*.parquet"))[1] == {"other-split": 1}
+    assert open_source(f"{tmp_path}/test-*.parquet").files == [f"{tmp_path}/test-0.parquet"]
+    assert open_source(f"{tmp_path}/test-0.parquet").files == [f"{tmp_path}/test-0.parquet"]
+
+
+def test_pictures_of_another_split(tmp_path):
+    tree(tmp_path, {f"{part}/{name}": c for part in ("train", "val2017", "x") for name, c in CAPTIONED.items()})
+    tree(tmp_path, {"x/test-b.png": PICTURE, "x/test-b.txt": "a cat"})
+    kept, reasons = read(open_source(str(tmp_path)))
+    assert (sorted(kept), reasons) == (["train/a.png", "x/a.png", "x/test-b.png"], {"other-split": 1})
+    assert sorted(read(open_source(str(tmp_path), split="validation"))[0]) == ["val2017/a.png"]
+
+
+def test_metadata_of_another_split(tmp_path):
+    files = LAYOUTS["metadata one folder down"]
+    tree(tmp_path, files | {name.replace("train", "test"): content for name, content in files.items()})
+    kept, reasons = read(open_source(str(tmp_path), split="test"))
+    assert (len(kept), reasons) == (1, {"other-split": 2})
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["00000.tar", "00001.tar", "00003.tar"], 1),
+        (["a-00000-of-00004.tar", "a-00002-of-00004.tar"], 2),
+        (["a-00001-of-00002.tar", "a-00002-of-00002.tar"], 0),
+        (["20200101.tar", "20211231.tar"], 0),
+        (["a.tar", "b.tar"], 0),
+    ],
+)
+def test_missing_shards_of_a_numbered_set_are_counted(tmp_path, names, missing):
+    for name in names:
+        write_tar(tmp_path / name, 1)
+    for source in (str(tmp_path), f"{tmp_path}/*.tar"):
+        assert read(open_source(source))[1] == ({"missing-shard": missing} if missing else {})
+
+
+def test_missing_files_of_a_range_are_counted(tmp_path):
+    write_tar(tmp_path / "01.tar", 1)
+    assert read(open_source(f"{tmp_path}/{{00..02}}.tar"))[1] == {"missing-shard": 2}
+
+
+# --- every file is counted ---------------------------------------------------------------------------------------
+
+
+def test_what_is_seen_in_a_folder_is_counted(tmp_path):
+    tree(
+        tmp_path,
+        CAPTIONED
+        | {
+            "mute.png": PICTURE,
+            "lonely.txt": "nobody",
+            "page.avif": b"\0\0\0 ftypavif",
+            "page.txt": "a page",
+            "cache.npz": b"",
+            ".hidden.png": PICTURE,
+            "README.md": "",
+            "LICENSE.txt": "",
+        },
+    )
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    source = open_source(str(tmp_path))
+    reasons = Counter(entry.reason for unit in source.units(9) for entry in unit.left_out)
+    assert reasons == {"no-picture": 1, "other-file": 1, "not-a-file": 2, "missing-file": 1}
+    (unit,) = source.units(9)
+    assert [getattr(record, "reason", record.key) for record in unit.records()] == ["a.png", "no-caption", "page.avif"]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    tree(tmp_path / "elsewhere", CAPTIONED)
+    tree(tmp_path / "data", {"b.png": PICTURE, "b.txt": "a cat"})
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    kept, reasons = read(open_source(str(tmp_path / "data")))
+    assert (sorted(kept), reasons) == (["b.png", "linked/a.png"], {"linked-twice": 1})
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):
+    tree(tmp_path, CAPTIONED | {"closed/b.png": PICTURE})
+    real = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert read(open_source(str(tmp_path)))[1] == {"unreadable-folder": 1}
+
+
+def test_a_caption_that_cannot_be_read_is_not_called_missing(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "b.png": PICTURE, "b.txt": "a cat"})
+    (tmp_path / "a.txt").write_text("a cat")
+    source = open_source(str(tmp_path))
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "a.txt").mkdir()
+    assert read(source)[1] == {"unreadable-caption": 1}
+
+
+def test_a_picture_that_cannot_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    tree(
+        tmp_path, {"metadata.jsonl": [ROW, ROW | {"file_name": "pipe"}, ROW | {"file_name": "none"}], "a.png": PICTURE}
+    )
+    os.mkfifo(tmp_path / "pipe")
+    source = open_source(str(tmp_path))
+    real = os.open
+
+    def refused(path, *how):
+        if str(path).endswith("a.png"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *how)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert read(source)[1] == {"unreadable-file": 2, "missing-file": 1, "not-a-file": 1}
+
+
+def test_pictures_that_no_row_names_are_counted(tmp_path):
+    tree(tmp_path, {"x/a.png": PICTURE, "b.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "x\\a.png"}]})
+    assert read(open_source(str(tmp_path)))[1] == {"not-in-metadata": 1}
+
+
+# --- tars --------------------------------------------------------------------------------------------------------
+
+
+def tar_of(file, members):
+    with tarfile.open(file, "w") as archive:
+        for name, content in members:
+            add(archive, name, content)
+    return read(open_source(str(file)))
+
+
+TARS = {
+    "pictures first, texts after": (["a.png", "b.png", "a.txt", "b.txt"], ["a", "b"], {}),
+    "dots inside names": (["i.01.png", "i.01.txt", "i.02.png", "i.02.txt"], ["i.01", "i.02"], {}),
+    "both": (["i.01.png", "i.02.png", "i.01.txt", "i.02.txt"], ["i.01", "i.02"], {}),
+    "several pictures of a text": (["a.img.png", "a.seg.png", "a.txt", "b.png", "b.txt"], ["a", "b"], {}),
+    "a dotted one without a text": (["i.01.png", "i.01.txt", "i.02.png"], ["i.01"], {"no-caption": 1}),
+    "the same key twice": (["a.png", "a.txt", "a.png", "a.txt", "b.png", "b.txt"], ["a", "b"], {}),
+    "a part twice": (["a.png", "a.txt", "a.txt"], ["a"], {"no-picture": 1}),
+    "other endings": (
+        ["a.jfif", "a.txt", "b", "b.txt", "c.cls", "d.heic", "d.txt"],
+        ["a", "b", "d"],
+        {"no-picture": 1},
+    ),
+    "macOS": (["._a.png", "a.png", "a.txt", "__MACOSX/a.png"], ["a"], {}),
+}
+
+
+@pytest.mark.parametrize(("members", "keys", "reasons"), TARS.values(), ids=TARS.keys())
+def test_records_of_a_tar(tmp_path, members, keys, reasons):
+    contents = [(name, b"a cat" if name.endswith("txt") else PICTURE) for name in members]
+    kept, left_out = tar_of(tmp_path / "a.tar", contents)
+    assert (sorted(kept), left_out) == (keys, reasons)
+
+
+def test_both_records_of_one_key_are_kept(tmp_path):
+    tar_of(tmp_path / "a.tar", [("a.png", PICTURE), ("a.txt", b"one"), ("a.png", PICTURE), ("a.txt", b"two")])
+    (unit,) = open_source(str(tmp_path / "a.tar")).units(1)
+    assert [record.captions for record in unit.records()] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("stem", ["", "dotted."])
+def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch, stem):
+    monkeypatch.setattr("scott.data.sources.tar.WAITING", 4 * len(PICTURE))
+    names = [f"{stem}{i:02}" for i in range(12)]
+    members = [(f"{name}.png", PICTURE) for name in names] + [(f"{name}.txt", b"a cat") for name in names]
+    kept, reasons = tar_of(tmp_path / "a.tar", members)
+    assert 0 < len(kept) < 5
+    assert reasons == {"no-caption": 12 - len(kept), "no-picture": 12 - len(kept)}
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_compressions_that_are_read(tmp_path, kind):
+    with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as archive:
+        add(archive, "a.png", PICTURE)
+        add(archive, "a.txt", b"a cat")
+    for source in (tmp_path / f"a.tar.{kind}", tmp_path):
+        assert read(open_source(str(source))) == ({"a": "a cat"}, {})
+
+
+@pytest.mark.parametrize("ending", ["tar.zst", "zip", "tar.lz4"])
+def test_other_archives_are_refused_with_the_reason(tmp_path, ending):
+    (tmp_path / f"a.{ending}").write_bytes(b"\x28\xb5\x2f\xfd")
+    for source in (tmp_path / f"a.{ending}", tmp_path):
+        with pytest.raises(UserError, match="is packed in a way that is not read; unpack it"):
+            open_source(str(source))
+
+
+def test_a_tar_that_is_something_else_says_so(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    assert read(open_source(str(tmp_path / "a.tar"))) == ({}, {"unsupported-compression": 1})
+
+
+# --- patterns ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a{08..11}.tar", ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]),
+        ("{2..0}{a,b}", ["2a", "2b", "1a", "1b", "0a", "0b"]),
+        ("a{0..10..5}{x}{", ["a{0..10..5}{x}{"]),
+        ("{", ["{"]),
+        ("}{", ["}{"]),
+    ],
+)
+def test_what_braces_stand_for(pattern, names):
+    assert braces(pattern) == names
+
+
+def test_braces_of_too_many(tmp_path):
+    with pytest.raises(UserError, match="stands for 1,000,000,000,000 files"):
+        open_source(f"{tmp_path}/{{0..999999}}{{0..999999}}.tar")
+    with pytest.raises(UserError, match="no data at"):
+        open_source("{")
+
+
+def test_columns_may_be_named_of_a_table_in_text(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "list.csv": "p,c,d\na.png,x,a cat"})
+    assert read(open_source(str(tmp_path), Columns("p", ("d",)))) == ({"a.png": "a cat"}, {})
