@@ -49,7 +49,7 @@ def test_a_change_wins_over_recipe_and_method():
 
 def test_sd15_is_the_paper():
     """PAPER's experiments: ER-SDE 5 of order 2, jump 24, h = 3, λ_adv = 0.4, rates, batch and iterations."""
-    config = sd15(data="laion")
+    config = sd15(data="laion", train="full")
     assert (config.solver, config.phi, config.order, config.jump, config.substeps) == ("er-sde", "5", 2, 24, 3)
     assert (config.adversarial_weight, config.learning_rate, config.critic_learning_rate) == (0.4, 8e-6, 2e-5)
     assert (config.batch_size, config.max_steps, config.critic_rank) == (40, 40_000, 64)
