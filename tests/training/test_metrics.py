@@ -39,6 +39,16 @@ def test_laps_are_means_over_steps_and_leave_out_what_is_skipped(monkeypatch):
     assert laps.read() == {"data": 2.0, "teacher": 2.0, "update": 0.75}
 
 
+def test_laps_are_counted_once(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr("scott.training.metrics.time.perf_counter", lambda: next(clock))
+    laps = Laps(torch.device("cpu"))
+    laps("data"), laps("update")
+    assert laps.read() == {"data": 1.0, "update": 2.0}
+    laps("data"), laps("update")
+    assert laps.read() == {"data": 7.0, "update": 4.0}
+
+
 def test_memory_is_what_the_process_holds():
     before = memory_gb(torch.device("cpu"))
     held = torch.ones(2**26)  # 268 MB

@@ -87,7 +87,7 @@ class Laps:
         for (_, began), (part, ended) in pairwise(self._marks):
             if part:
                 seconds[part] += (began.elapsed_time(ended) / 1000 if self._on_gpu else ended - began) / steps
-        self._marks = self._marks[-1:]
+        self._marks = [("", self._marks[-1][1])]  # its step is counted
         return dict(seconds)
 
     def _now(self) -> Any:
