@@ -15,8 +15,8 @@ from scott.data.batch import Batch
 from scott.mini.embedded import load_teacher
 from scott.rng import generator_for
 from scott.training.config import LCM_SETTINGS, DistillConfig
-from scott.training.loop import distill
 from scott.training.metrics import read_metrics
+from scott.training.trainer import distill
 
 FOLDER = Path(__file__).parent
 STEPS = 20
