@@ -74,7 +74,7 @@ def measured(backbone, config):
     """Bytes by part while a run of one step is on, from what is alive in it."""
     found = {}
 
-    def look(done, terms):
+    def measure(done, terms):
         trained = {id(p) for p in [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]}
         optimizers = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)]
         states = [
@@ -86,7 +86,7 @@ def measured(backbone, config):
         ]
         found["optimizers"] = storage_bytes(states)
 
-    distill(backbone, InMemory(samples(backbone)), config, Hooks(progress=look))
+    distill(backbone, InMemory(samples(backbone)), config, Hooks(progress=measure))
     adapted = {p for parts in (backbone.student_parameters(), backbone.target_parameters()) for p in parts.values()}
     adapted |= set(backbone.critic_parameters().values())
     base = [tensor for tensor in held(backbone.network) if tensor not in adapted]
@@ -120,12 +120,12 @@ def test_resident_parts_are_what_a_run_holds(make, family, settings):
     """Each within 1 %, where 10 % was asked for; optimizers differ by a step count a tensor."""
     config, backbone, bones = make(family, **settings)
     budget = budget_of(bones, config)
-    told = budget.training | budget.preparing
+    budgeted = budget.training | budget.preparing
     real = measured(backbone, config)
-    assert real.keys() == told.keys() - {"gradients", "activations"}
+    assert real.keys() == budgeted.keys() - {"gradients", "activations"}
     for part, size in real.items():
-        assert told[part] == pytest.approx(size, rel=0.05 if part == "optimizers" else 0.01), part
-    assert told["gradients"] == storage_bytes(
+        assert budgeted[part] == pytest.approx(size, rel=0.05 if part == "optimizers" else 0.01), part
+    assert budgeted["gradients"] == storage_bytes(
         [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     )
     assert budget.total == sum(budget.training.values())

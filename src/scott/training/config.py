@@ -100,7 +100,7 @@ class DistillConfig(Reading):
     compile: bool = False
     """torch.compile the networks: a minute or more at the start."""
     gradient_accumulation: int = 1
-    """Passes in which a process takes its share of the batch."""
+    """Passes in which a process takes its rows of the batch."""
     shard: Literal["none", "full"] = "none"
     """What several processes split, where each would hold all of it: nothing, or the frozen network and all that is
     trained, with its gradients and optimizers' states (FSDP2)."""

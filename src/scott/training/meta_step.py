@@ -1,4 +1,8 @@
-"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?"""
+"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?
+
+torch's own means stop at this step: MemTracker puts a hook on every parameter, which frozen ones refuse, and
+FakeTensorMode does not let the schedule read its times.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator

@@ -65,8 +65,8 @@ def shard(backbone: LatentBackbone) -> None:
     """Split the frozen network, the copies and the critic's head over the processes, with all adapters in them.
 
     A block is gathered while it computes. What lies outside the blocks is gathered once a step, until `release`: its
-    hooks are on the network's output, which the critic's graph does not reach. Over several machines each holds all of
-    it and the processes of one share (HSDP), if all run as many.
+    hooks are on the network's output, which the critic's graph does not reach. Over several machines that run as many
+    processes each, every machine holds all of it (HSDP).
     """
     mesh = _mesh(backbone.device.type)
     names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]

@@ -50,10 +50,10 @@ class Draws:
     def make(cls, shape: torch.Size, grid: JumpGrid, config: DistillConfig, generator: torch.Generator) -> "Draws":
         """Draw on the generator's device (the CPU, so that every device sees the same)."""
         normal = partial(torch.randn, shape, generator=generator)
-        share = torch.rand(shape[0], generator=generator)
+        uniform = torch.rand(shape[0], generator=generator)
         return cls(
             t_n=grid.sample(shape[0], generator),
-            omega=config.guidance_min + (config.guidance_max - config.guidance_min) * share,
+            omega=config.guidance_min + (config.guidance_max - config.guidance_min) * uniform,
             latent=normal(),
             noise=normal(),
             walk=[normal() for _ in range(grid.substeps)],

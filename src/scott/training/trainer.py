@@ -16,15 +16,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.rng import generator_for
-from scott.teachers import Cond, LatentBackbone
+from scott.teachers import LatentBackbone
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
+from scott.training.loader import batches
 from scott.training.metrics import CriticWatch, MetricsLog, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
@@ -91,6 +91,8 @@ class _Run:
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
+        rows = slice(self.passes[0].start, self.passes[-1].stop)
+        self.batches = batches(data, backbone, self.uncond, config, rows, start)
         self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
@@ -105,7 +107,7 @@ class _Run:
             if self.start:
                 self.sample_and_validate(self.start)  # which may be what the run was stopped in
             with _sigterm() as signals:
-                for done, batch in enumerate(self.batches(), self.start + 1):
+                for done, batch in enumerate(self.batches, self.start + 1):
                     self.timer.mark("data")
                     values, stop = self.step(done - 1, batch, stop=bool(signals))
                     self.log_step(done, values)
@@ -132,24 +134,6 @@ class _Run:
             run = {"id": sha256(str(config.out.resolve()).encode()).hexdigest()[:16]} if name == "wandb" else {}
             options = {name: {"name": config.out.name, "resume": "allow", **run}}
             self.accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs=options)
-
-    def batches(self) -> Iterator[Batch]:
-        """This process's rows of each step's batch. Raises `UserError` where the first one does not fit the teacher."""
-        rows = slice(self.passes[0].start, self.passes[-1].stop)
-        steps = _Steps(self.data, self.config.batch_size, rows)
-        loader: DataLoader[Batch | UserError] = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(self.start, self.config.max_steps),
-            num_workers=self.config.loader_workers,
-            worker_init_fn=_ignore_sigterm,
-        )
-        for index, batch in enumerate(loader):
-            if isinstance(batch, UserError):
-                raise batch
-            if index == 0:
-                check_batch(batch, self.backbone, self.uncond, varied=self.data.varied)
-            yield batch.to(self.backbone.device)
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
@@ -242,36 +226,6 @@ class _Run:
             if candidate:
                 candidate.write(self.checkpoints)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
-
-
-class _Steps(Dataset["Batch | UserError"]):
-    """Item n is this process's rows of the batch of step n, or why there are none: raised in a process that reads
-    ahead, an error would come with its traceback as its message."""
-
-    def __init__(self, data: BatchSource, size: int, rows: slice) -> None:
-        self.data, self.size, self.rows = data, size, rows
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            return self.data.batch(step, self.size, self.rows)
-        except UserError as error:
-            return error
-
-
-def check_batch(batch: Batch, backbone: LatentBackbone, uncond: Cond, *, varied: bool) -> None:
-    """Raise `UserError` unless latents and conditioning have the shapes that the teacher takes; of data of several
-    shapes, latents have its channels."""
-    expected = {"latents": backbone.latent_shape} | {name: tuple(value.shape[1:]) for name, value in uncond.items()}
-    got = {"latents": tuple(batch.mean.shape[1:])} | {n: tuple(value.shape[1:]) for n, value in batch.cond.items()}
-    if varied:
-        got["latents"], expected["latents"] = got["latents"][:1], expected["latents"][:1]
-    if got != expected:
-        raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
-
-
-def _ignore_sigterm(worker: int) -> None:
-    """A scheduler sends it to all processes; who reads ahead is needed until the step is saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
