@@ -49,11 +49,14 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
 def network_calls(config: DistillConfig) -> dict[str, float]:
     """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
 
-    Of the critic's three backward passes, the two for its own adapters need its decoder alone, half a network.
+    The critic's encoder and decoder are half a network each. Its own backward pass needs the decoder alone; that the
+    step walks on to the fake is not counted.
     """
-    needed = {"critic": 2.0}
+    halves, needed = ("critic encoder", "critic decoder"), {"critic encoder": 1}
     passes = (
-        (call.forward + 2 * needed.get(call.model, call.backward)) * call.samples / config.batch_size
+        (call.forward + 2 * needed.get(call.model, call.backward))
+        * (0.5 if call.model in halves else 1.0)
+        * (call.samples / config.batch_size)
         for call in calls_of(config)
     )
     teacher, target, student = 1 + 1, 1, 1 + 2

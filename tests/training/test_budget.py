@@ -167,13 +167,18 @@ def counted(backbone, config):
     spy("predict", lambda network: backbone.adapters.active or "teacher")
     logits = backbone.critic
 
-    def critic(*inputs):
-        made = logits(*inputs)
-        made.register_hook(lambda gradient: backward.update(["critic"]))
+    def critic(x0, t, cond):
+        made = logits(x0, t, cond)
+        for name, end in (("critic decoder", made), ("critic encoder", x0)):
+            size[name] = len(end)
+            forward[name] += 1
+            if end.requires_grad:
+                end.register_hook(lambda gradient, name=name: backward.update([name]))
         return made
 
     backbone.critic = critic
     step(backbone, config)
+    forward.pop("critic", None), size.pop("critic", None)  # told by its halves
     return forward, backward, size
 
 
@@ -313,7 +318,10 @@ def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make):
     assert split.training["activations"] == plain.training["activations"]
     for part in plain.training.keys() - {"activations"}:
         assert split.training[part] == plain.training[part] // 2, part
-    networks = sum(call.forward + call.backward for call in split.calls) * storage_bytes(held(again.network))
+    whole = storage_bytes(held(again.network))
+    networks = sum(
+        (call.forward + call.backward) * (whole // 2 if "critic" in call.model else whole) for call in split.calls
+    )
     assert split.exchanged == plain.training["gradients"] + networks, "weights are gathered for each call"
 
 

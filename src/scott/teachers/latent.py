@@ -155,6 +155,11 @@ class LatentBackbone(ABC):
         """The parts of the network that hold nearly all of it."""
         return list(self.network.transformer_blocks)
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What the critic has beside the networks, each called as a module."""
+        return [] if self.critic_head is None else [self.critic_head]
+
     # --- the four models -------------------------------------------------------------------------------------
 
     def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

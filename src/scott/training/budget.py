@@ -121,15 +121,19 @@ def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
         Calls("student", 1, 1, batch),
     ]
     if config.has_critic:
-        # a fake's logits are walked once for each of the two updates
-        calls += [Calls("critic", 2, 3, batch)]
+        # a fake's logits are walked once for each of the two updates, both times down to the fake
+        calls += [Calls("critic encoder", 2, 2, batch), Calls("critic decoder", 2, 3, batch)]
     return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
 
 
 def _gathered(backbone: LatentBackbone, calls: tuple[Calls, ...]) -> int:
     """Bytes of the weights that a process with its part of them gets from the others, once a call and backward pass."""
-    networks = {call.model: backbone.copies.get(call.model, backbone.network) for call in calls}
-    return sum((call.forward + call.backward) * storage_bytes(_tensors(networks[call.model])) for call in calls)
+    total = 0
+    for call in calls:
+        model, *half = call.model.split()
+        size = storage_bytes(_tensors(backbone.copies.get(model, backbone.network))) // (2 if half else 1)
+        total += (call.forward + call.backward) * size
+    return total
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:

@@ -62,7 +62,7 @@ def rows_of_pass(config: DistillConfig, process: int, processes: int) -> list[sl
 
 
 def shard(backbone: LatentBackbone) -> None:
-    """Split the frozen network, the copies and the critic's head over the processes, with all adapters in them.
+    """Split the frozen network, the copies and the critic's heads over the processes, with all adapters in them.
 
     A block is gathered while it computes. What lies outside the blocks is gathered once a step, until `release`: its
     hooks are on the network's output, which the critic's graph does not reach. Over several machines that run as many
@@ -75,8 +75,8 @@ def shard(backbone: LatentBackbone) -> None:
             fully_shard(network.get_submodule(name), mesh=mesh, reshard_after_forward=True)
         root = fully_shard(network, mesh=mesh, reshard_after_forward=False)
         root.set_reshard_after_backward(False, recurse=False)
-    if backbone.critic_head is not None:
-        fully_shard(backbone.critic_head, mesh=mesh, reshard_after_forward=True)
+    for head in backbone.heads:
+        fully_shard(head, mesh=mesh, reshard_after_forward=True)
 
 
 def release(backbone: LatentBackbone) -> None:
@@ -98,7 +98,7 @@ def averaged(model: Model, config: DistillConfig) -> nn.Module:
     """The model, its gradients averaged over the processes as `backward` makes them; with `shard` they are already."""
     if not dist.is_initialized() or config.shard == "full":
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 @contextmanager
