@@ -26,18 +26,19 @@ def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, sub
         fake = backbone.predict(network, x, t, cond)
     fake_logits, real_logits = (_critic(backbone, images, t, cond) for images in (fake, x))
     student, critic = (
-        list(parameters.values()) for parameters in (backbone.student_parameters(), backbone.critic_parameters())
+        list(parameters.values())
+        for parameters in (
+            backbone.student_parameters(),
+            backbone.adapters.parameters("critic"),
+        )
     )
     torch.autograd.grad(fake.mean() + fake_logits.mean(), student, retain_graph=True)
     torch.autograd.grad(fake_logits.mean() + real_logits.mean(), critic)
 
 
 def _critic(backbone: LatentBackbone, images: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    features = backbone.encode(backbone.network, images, t, cond)
     with backbone.adapters.use("critic"):
-        decoded = backbone.decode_features(backbone.network, features)
-    assert backbone.critic_head is not None
-    return backbone.critic_head(decoded)
+        return backbone.predict(backbone.network, images, t, cond)
 
 
 @torch.no_grad()

@@ -49,15 +49,18 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
 def network_calls(config: DistillConfig) -> dict[str, float]:
     """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
 
-    The critic's encoder and decoder are half a network each, and its own backward passes walk the decoder alone.
+    The critic's encoder and decoder are half a network each. Its own backward pass needs the decoder alone; that the
+    step walks on to the fake is not counted.
     """
-    halves = ("critic encoder", "critic decoder")
+    halves, needed = ("critic encoder", "critic decoder"), {"critic encoder": 1}
     passes = (
-        (call.forward + 2 * call.backward) * call.samples * (0.5 if call.model in halves else 1.0)
+        (call.forward + 2 * needed.get(call.model, call.backward))
+        * (0.5 if call.model in halves else 1.0)
+        * (call.samples / config.batch_size)
         for call in calls_of(config)
     )
     teacher, target, student = 1 + 1, 1, 1 + 2
-    return {"scott": sum(passes) / config.batch_size, "plain": float(teacher + target + student)}
+    return {"scott": sum(passes), "plain": float(teacher + target + student)}
 
 
 def forward_equivalents(backbone: LatentBackbone, floor: Call, data: Data) -> float:
@@ -84,7 +87,8 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
     def step() -> None:
         number = next(numbers)
         draws = Draws.make(encoded.mean.shape, grid, config, generator_for(config.seed, number))
-        trained.update(distillation_step(backbone, solver, grid, encoded, uncond, draws, config), number)
+        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, **trained.calls)
+        trained.update(number)
 
     def plain_step() -> None:
         draws = Draws.make(encoded.mean.shape, plain_grid, plain.config, generator_for(config.seed, next(numbers)))

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import harness, sample, step
+from benchmarks import commits, harness, sample, step
 from benchmarks.bare import bare_step
 from benchmarks.models import Model, random_data, sd50m
 from benchmarks.plain import PlainLCM
 from benchmarks.timing import interleaved
 
+from scott.errors import UserError
 from scott.recipes import configs
 from scott.rng import generator_for
 from scott.teachers import load_backbone
@@ -52,7 +54,7 @@ def test_the_plain_step_has_our_loss_in_the_lcm_setting(model, trained):
         ours = distillation_step(trained, solver, grid, data.encoded, trained.unconditional(), draws, config)
         theirs = plain.loss(data.pixels, data.prompts, draws)
         assert theirs.item() > 1e-4
-        assert theirs.item() == pytest.approx(ours.terms["consistency"].item(), rel=1e-4)
+        assert theirs.item() == pytest.approx(ours["consistency"].item(), rel=1e-4)
 
 
 def test_a_plain_step_trains_the_student_moves_the_target_and_leaves_the_teacher(model):
@@ -144,6 +146,16 @@ def test_a_line_a_model_or_a_table_with_the_goals(monkeypatch, capsys):
 def test_an_unknown_model_is_told_the_known_ones():
     with pytest.raises(SystemExit, match="'mini', 'sd50m', 'all'"):
         harness.main(step.measure, "", ["--model", "sd60m"])
+
+
+def test_a_checkout_beside_another(tmp_path):
+    """Of the same code, both make steps and take about as long."""
+    here = Path(commits.__file__).parents[1]
+    figures = commits.measure(commits.Options(here, batch_size=1, repeats=3, threads=1))
+    assert figures["new_over_old"] == pytest.approx(1, abs=0.7)
+    assert min(figures.values()) > 0
+    with pytest.raises(UserError, match=r"has no benchmarks/step\.py; give a checkout of scott"):
+        commits.measure(commits.Options(tmp_path))
 
 
 def test_rounds_alternate_and_the_first_is_not_counted():

@@ -19,13 +19,12 @@ from scott.rng import generator_for
 from scott.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
     prune_checkpoints,
     save_checkpoint,
 )
 from scott.training.ema import ema_update
 from scott.training.metrics import MetricsLog
+from scott.training.parallel import load_optimizer_tensors, optimizer_tensors
 
 Losses = dict[str, Tensor]
 
@@ -77,7 +76,7 @@ def run_stage(
             raise UserError(f"{folder} holds another stage: {found} instead of {whose}; choose another --work")
         module.load_state_dict(parts["model"])
         average = parts["average"]
-        load_optimizer_tensors(optimizer, parts["optimizer"])
+        load_optimizer_tensors(module, optimizer, parts["optimizer"])
         start = state["step"]
     if config.as_is:
         if not start:
@@ -110,7 +109,7 @@ def run_stage(
             pace = {"seconds_per_step": seconds, "eta_minutes": (config.steps - done) * seconds / 60}
             log.write(done, {"lr": rate, "gradient_norm": norm.item(), **values, **pace})
         if done % config.checkpoint_every == 0 or done == config.steps:
-            parts = {"model": current, "average": average, "optimizer": optimizer_tensors(optimizer)}
+            parts = {"model": current, "average": average, "optimizer": optimizer_tensors(module, optimizer)}
             save_checkpoint(folder, done, parts, whose)
             prune_checkpoints(folder, keep=2)
     return average

@@ -4,8 +4,7 @@
     L_D   = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))]
     L_adv = −E[ w(t_n) D(fake) ]
 
-Each returns its named terms; `loss` is the one to differentiate. Nothing is hidden or drawn, and a loss that
-is not finite is returned as it is, for the loop to stop on.
+Nothing is hidden or drawn, and a loss that is not finite is returned as it is, for the trainer to stop on.
 """
 
 from dataclasses import dataclass
@@ -20,30 +19,12 @@ from scott.errors import UserError
 
 
 @dataclass(frozen=True)
-class ConsistencyLoss:
-    """loss: scalar. per_sample: (B,), weighted, without gradient; tells at which times a loss is large."""
-
-    loss: Tensor
-    per_sample: Tensor
-
-
-@dataclass(frozen=True)
 class DiscriminatorLoss:
-    """loss = real + fake, scalars; the accuracies are the shares of logits with the right sign."""
+    """Scalars; the accuracies are the shares of logits with the right sign."""
 
     loss: Tensor
-    real: Tensor
-    fake: Tensor
     real_accuracy: Tensor
     fake_accuracy: Tensor
-
-
-@dataclass(frozen=True)
-class GeneratorLoss:
-    """loss: scalar. fooled: the share of fakes that the discriminator takes for real."""
-
-    loss: Tensor
-    fooled: Tensor
 
 
 @torch.no_grad()
@@ -61,8 +42,8 @@ def consistency_loss(
     kind: str = "l2",
     huber_c: float = 1e-3,
     weight: Tensor | None = None,
-) -> ConsistencyLoss:
-    """L_CD: the mean over samples of w d, in float32 at least.
+) -> Tensor:
+    """L_CD, a scalar: the mean over samples of w d, in float32 at least.
 
     With δ = prediction − target and the mean over a sample's elements,
     l2: d = mean δ²;  l1: d = mean |δ|;  huber: d = mean (sqrt(δ² + c²) − c).
@@ -95,7 +76,7 @@ def consistency_loss(
     per_sample = distance.flatten(1).mean(1)
     if weight is not None:
         per_sample = per_sample * weight.to(per_sample)
-    return ConsistencyLoss(per_sample.mean(), per_sample.detach())
+    return per_sample.mean()
 
 
 def loss_weight(kind: str, schedule: NoiseSchedule, t_n: Tensor, times: Tensor) -> Tensor:
@@ -116,17 +97,13 @@ def loss_weight(kind: str, schedule: NoiseSchedule, t_n: Tensor, times: Tensor) 
 
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> DiscriminatorLoss:
     """L_D = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))] for logits of any shape."""
-    real, fake = torch.relu(1 - real_logits).mean(), torch.relu(1 + fake_logits).mean()
-    return DiscriminatorLoss(real + fake, real, fake, _share(real_logits > 0), _share(fake_logits < 0))
+    loss = torch.relu(1 - real_logits).mean() + torch.relu(1 + fake_logits).mean()
+    return DiscriminatorLoss(loss, (real_logits > 0).float().mean(), (fake_logits < 0).float().mean())
 
 
-def hinge_generator(fake_logits: Tensor, weight: Tensor | None = None) -> GeneratorLoss:
+def hinge_generator(fake_logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """L_adv = −E[w D(fake)] for logits (B, ...) and weights w(t_n) (B,), 1 if not given."""
     per_sample = fake_logits.reshape(len(fake_logits), -1).mean(1)
     if weight is not None:
         per_sample = per_sample * weight.to(per_sample)
-    return GeneratorLoss(-per_sample.mean(), _share(fake_logits > 0))
-
-
-def _share(condition: Tensor) -> Tensor:
-    return condition.float().mean()
+    return -per_sample.mean()

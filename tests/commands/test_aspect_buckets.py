@@ -13,8 +13,9 @@ from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.teachers import load_backbone
 from scott.training.config import DistillConfig
-from scott.training.loop import check_batch, distill
+from scott.training.loader import check_batch
 from scott.training.metrics import read_metrics
+from scott.training.trainer import distill
 
 SHAPES = {(60, 40): "wide", (40, 40): "square", (30, 40): "tall"}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -10,7 +11,7 @@ from scott.diffusion import ConsistencyFunction
 from scott.training.config import DistillConfig
 from scott.training.step import Draws, distillation_step
 
-B = 3
+B = 4
 
 
 def make_config(**changes):
@@ -18,6 +19,22 @@ def make_config(**changes):
     if changes.get("train") == "lora":
         base |= {"guidance_min": 4.0, "guidance_max": 4.0}
     return DistillConfig(**(base | changes))
+
+
+class Made(NamedTuple):
+    """The gradients that a step left, in the order of the parameters, and its terms."""
+
+    student: tuple
+    critic: tuple
+    terms: dict
+
+
+def gradients(parameters):
+    """What `parameters` have in `grad`, which is taken away."""
+    made = tuple(p.grad for p in parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = None
+    return made
 
 
 class Step:
@@ -34,16 +51,18 @@ class Step:
         generator = torch.Generator().manual_seed(0)
         shape = (B, *self.backbone.latent_shape)
         mean, std = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)
-        self.batch = Batch(mean, std, self.backbone.encode_prompts(["a cat", "dog", ""]))
+        self.batch = Batch(mean, std, self.backbone.encode_prompts(["a cat", "dog", "", "cat"]))
         self.uncond = self.backbone.unconditional()
         self.solver = config.make_solver(self.backbone.schedule)
         self.grid = config.make_grid(self.backbone.schedule)
         self.draws = Draws.make(mean.shape, self.grid, config, torch.Generator().manual_seed(1))
 
-    def run(self, loss_scale=1.0, lap=lambda part: None, **changes):
-        config = dataclasses.replace(self.config, **changes)
-        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config, loss_scale, lap)
-        return distillation_step(self.backbone, *parts)
+    def run(self, loss_scale=1.0, mark=lambda part: None, **changes):
+        config, backbone = dataclasses.replace(self.config, **changes), self.backbone
+        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config)
+        terms = distillation_step(backbone, *parts, scale=lambda loss: loss_scale * loss, mark=mark)
+        critic = gradients(backbone.critic_parameters()) if config.has_critic else ()
+        return Made(gradients(backbone.student_parameters()), critic, terms)
 
     # --- the same, by hand ---
 

@@ -4,7 +4,7 @@ import pytest
 from tests.training.runs import STEPS, source
 
 from scott.training.config import DistillConfig
-from scott.training.loop import distill
+from scott.training.trainer import distill
 
 
 @pytest.fixture

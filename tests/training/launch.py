@@ -16,17 +16,18 @@ LIMIT = 240
 """Seconds after which a process that neither ends nor gets on is given up."""
 
 
-def start(module, *arguments, processes=1, accelerate=None):
-    """A module as one process, as several under torchrun, or as a config of configs/accelerate says."""
-    launcher = []
+def start(module, *arguments, processes=1, accelerate=None, port=None, launch=()):
+    """A module as one process, as several under torchrun (with `launch`'s flags), or as a config of configs/accelerate
+    says."""
+    launcher, port = [], port or free_port()
     if accelerate:
         config = ROOT / "configs" / "accelerate" / f"{accelerate}.yaml"
         launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", processes]
-        launcher += ["--main_process_port", free_port(), "-m"]
+        launcher += ["--main_process_port", port, "-m"]
     elif processes > 1:
-        launcher = ["torch.distributed.run", "--nproc-per-node", processes, "--master-port", free_port(), "-m"]
+        launcher = ["torch.distributed.run", *launch, "--nproc-per-node", processes, "--master-port", port, "-m"]
     command = [sys.executable, "-m", *map(str, (*launcher, module, *arguments))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 

@@ -18,9 +18,9 @@ from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
-from scott.training.loop import Hooks, distill
-from scott.training.meta_step import LiveBytes, step_flops, step_peak
+from scott.training.meta_step import LiveBytes, countable, step_flops, step_peak
 from scott.training.step import Draws, distillation_step
+from scott.training.trainer import Hooks, distill
 
 SIZE = 4
 
@@ -59,7 +59,8 @@ def step(backbone, config):
     shape = torch.Size((SIZE, *backbone.latent_shape))
     draws = Draws.make(shape, grid, config, torch.Generator().manual_seed(0))
     solver, uncond = config.make_solver(backbone.schedule), backbone.unconditional()
-    return distillation_step(backbone, solver, grid, samples(backbone), uncond, draws, config)
+    batch, critic = samples(backbone), countable(backbone.critic)
+    distillation_step(backbone, solver, grid, batch, uncond, draws, config, critic=critic)
 
 
 def held(module):
@@ -73,7 +74,7 @@ def measured(backbone, config):
     """Bytes by part while a run of one step is on, from what is alive in it."""
     found = {}
 
-    def look(done, terms):
+    def measure(done, terms):
         trained = {id(p) for p in [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]}
         optimizers = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)]
         states = [
@@ -85,7 +86,7 @@ def measured(backbone, config):
         ]
         found["optimizers"] = storage_bytes(states)
 
-    distill(backbone, InMemory(samples(backbone)), config, Hooks(progress=look))
+    distill(backbone, InMemory(samples(backbone)), config, Hooks(progress=measure))
     adapted = {p for parts in (backbone.student_parameters(), backbone.target_parameters()) for p in parts.values()}
     adapted |= set(backbone.critic_parameters().values())
     base = [tensor for tensor in held(backbone.network) if tensor not in adapted]
@@ -119,12 +120,12 @@ def test_resident_parts_are_what_a_run_holds(make, family, settings):
     """Each within 1 %, where 10 % was asked for; optimizers differ by a step count a tensor."""
     config, backbone, bones = make(family, **settings)
     budget = budget_of(bones, config)
-    told = budget.training | budget.preparing
+    budgeted = budget.training | budget.preparing
     real = measured(backbone, config)
-    assert real.keys() == told.keys() - {"gradients", "activations"}
+    assert real.keys() == budgeted.keys() - {"gradients", "activations"}
     for part, size in real.items():
-        assert told[part] == pytest.approx(size, rel=0.05 if part == "optimizers" else 0.01), part
-    assert told["gradients"] == storage_bytes(
+        assert budgeted[part] == pytest.approx(size, rel=0.05 if part == "optimizers" else 0.01), part
+    assert budgeted["gradients"] == storage_bytes(
         [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     )
     assert budget.total == sum(budget.training.values())
@@ -164,9 +165,20 @@ def counted(backbone, config):
         setattr(backbone, method, spied)
 
     spy("predict", lambda network: backbone.adapters.active or "teacher")
-    spy("encode", lambda network: "critic encoder")
-    spy("decode_features", lambda network: "critic decoder")
+    logits = backbone.critic
+
+    def critic(x0, t, cond):
+        made = logits(x0, t, cond)
+        for name, end in (("critic decoder", made), ("critic encoder", x0)):
+            size[name] = len(end)
+            forward[name] += 1
+            if end.requires_grad:
+                end.register_hook(lambda gradient, name=name: backward.update([name]))
+        return made
+
+    backbone.critic = critic
     step(backbone, config)
+    forward.pop("critic", None), size.pop("critic", None)  # told by its halves
     return forward, backward, size
 
 
@@ -294,24 +306,23 @@ def test_a_process_of_several_has_its_share_of_the_batch(make):
         budget_of(again, config, 3)
 
 
-def test_passes_multiply_calls_and_a_split_network_is_held_in_shares(make):
-    config, _, bones = make("sd3", gradient_accumulation=2, shard="both")
+def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make):
+    config, _, bones = make("sd3", gradient_accumulation=2, shard="full")
     _, _, again = make("sd3")
-    _, _, whole = make("sd3")
     split = budget_of(bones, config, 2)
     plain = budget_of(
         again, dataclasses.replace(config, shard="none", gradient_accumulation=1, batch_size=SIZE // 4), 1
     )
     assert [c.forward for c in split.calls] == [2 * c.forward for c in plain.calls]
     assert [c.samples for c in split.calls] == [c.samples for c in plain.calls]
-    blocks = storage_bytes(
-        p for n, p in whole.network.named_parameters() if "transformer_blocks" in n and ".lora_" not in n
+    assert split.training["activations"] == plain.training["activations"]
+    for part in plain.training.keys() - {"activations"}:
+        assert split.training[part] == plain.training[part] // 2, part
+    whole = storage_bytes(held(again.network))
+    networks = sum(
+        (call.forward + call.backward) * (whole // 2 if "critic" in call.model else whole) for call in split.calls
     )
-    held = plain.training["frozen network"] - split.training["frozen network"]
-    assert held == pytest.approx(blocks / 2, rel=0.01)
-    assert split.training["gradients"] > 2 * plain.training["gradients"]
-    assert split.training["optimizers"] == pytest.approx(plain.training["optimizers"] / 2, abs=1)
-    assert split.exchanged == 2 * plain.training["gradients"], "and the new values"
+    assert split.exchanged == plain.training["gradients"] + networks, "weights are gathered for each call"
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

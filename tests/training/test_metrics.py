@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scott.training.metrics import CriticWatch, Laps, memory_gb
+from scott.training.metrics import CriticWatch, StepTimer, memory_gb
 
 
 def accuracies(real, fake):
@@ -27,16 +27,26 @@ def test_a_critic_that_is_in_the_game_is_left_alone():
     assert not any(watch.see(step, {"consistency": 1.0}) for step in range(20))
 
 
-def test_laps_are_means_over_steps_and_leave_out_what_is_skipped(monkeypatch):
+def test_times_are_means_over_steps_and_leave_out_what_is_skipped(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 4.0, 100.0, 103.0, 105.0, 105.5])
     monkeypatch.setattr("scott.training.metrics.time.perf_counter", lambda: next(clock))
-    laps = Laps(torch.device("cpu"))
+    timer = StepTimer(torch.device("cpu"))
     for part in ("data", "teacher", "update"):  # 1, 2 and 1 seconds
-        laps(part)
-    laps.skip()
+        timer.mark(part)
+    timer.skip()
     for part in ("data", "teacher", "update"):  # 3, 2 and a half
-        laps(part)
-    assert laps.read() == {"data": 2.0, "teacher": 2.0, "update": 0.75}
+        timer.mark(part)
+    assert timer.read() == {"data": 2.0, "teacher": 2.0, "update": 0.75}
+
+
+def test_times_are_counted_once(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr("scott.training.metrics.time.perf_counter", lambda: next(clock))
+    timer = StepTimer(torch.device("cpu"))
+    timer.mark("data"), timer.mark("update")
+    assert timer.read() == {"data": 1.0, "update": 2.0}
+    timer.mark("data"), timer.mark("update")
+    assert timer.read() == {"data": 7.0, "update": 4.0}
 
 
 def test_memory_is_what_the_process_holds():

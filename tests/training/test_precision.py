@@ -1,6 +1,5 @@
 """Training in half precision: what is fp32 regardless, and the loss scale that keeps fp16 gradients from underflow."""
 
-import dataclasses
 import functools
 import math
 import sys
@@ -11,9 +10,8 @@ from tests.training.runs import assert_same_run, final, metrics
 from torch import nn
 
 from scott.errors import UserError
-from scott.training import loop, optimization
-from scott.training.optimization import LossScale, optimizer_class
-from scott.training.step import Gradients
+from scott.training import optimization, trainer
+from scott.training.optimization import optimizer_class
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,38 +65,33 @@ def test_half_precision_follows_fp32(start, half, make_backbone, tmp_path):
 # --- the loss scale ------------------------------------------------------------------------------------------
 
 
-def test_the_loss_scale_halves_doubles_and_ends_at_one():
-    scale = LossScale()
-    assert scale.lower()
-    assert scale == LossScale(2.0**15, 0)
-    for _ in range(1999):
-        scale.count()
-    assert scale == LossScale(2.0**15, 1999)
-    scale.count()
-    assert scale == LossScale(2.0**16, 0)
-    scale.count()
-    assert scale.lower()
-    assert scale == LossScale(2.0**15, 0)
-    assert [scale.lower() for _ in range(16)] == [True] * 15 + [False]
-    assert scale.value == 1
+@pytest.fixture
+def scale(monkeypatch):
+    """`scale(value)`: what GradScaler starts with."""
+
+    def begin(value):
+        scaler = functools.partial(torch.amp.GradScaler, init_scale=value)
+        monkeypatch.setattr(optimization.torch.amp, "GradScaler", scaler)
+
+    return begin
 
 
-def test_an_overflow_lowers_the_scale_and_moves_nothing(start, half, tmp_path, monkeypatch):
-    monkeypatch.setattr(optimization, "LossScale", functools.partial(LossScale, value=2.0**60))
+def test_an_overflow_lowers_the_scale_and_moves_nothing(start, half, tmp_path, scale):
+    scale(2.0**60)
     backbone = half("fp16")
     owners = (backbone.student_parameters, backbone.target_parameters, backbone.critic_parameters)
     before = [p.clone() for owner in owners for p in owner().values()]
     start(tmp_path, backbone=backbone, precision="fp16", max_steps=3)
     parts, state = final(tmp_path)
-    assert state["loss_scale"] == {"value": 2.0**57, "good_steps": 0}
+    assert (state["scaler"]["scale"], state["scaler"]["_growth_tracker"]) == (2.0**57, 0)
     assert all(map(torch.equal, before, [p for owner in owners for p in owner().values()]))
     assert parts["student_optimizer"] == {}
     assert [record["step"] for record in metrics(tmp_path)] == [1, 2, 3]
     assert all("student_gradient_norm" not in record for record in metrics(tmp_path))
 
 
-def test_training_goes_on_where_the_overflow_ends_and_resumes_bit_for_bit(start, half, tmp_path, monkeypatch):
-    monkeypatch.setattr(optimization, "LossScale", functools.partial(LossScale, value=2.0**30))
+def test_training_goes_on_where_the_overflow_ends_and_resumes_bit_for_bit(start, half, tmp_path, scale):
+    scale(2.0**30)
     for name, stops in (("whole", [10]), ("twice", [6, 10])):
         for max_steps in stops:
             settings = {"precision": "fp16", "max_steps": max_steps, "adversarial_weight": 0.0}
@@ -106,20 +99,21 @@ def test_training_goes_on_where_the_overflow_ends_and_resumes_bit_for_bit(start,
             start(tmp_path / name, backbone=half("fp16"), **settings)
     good = ["student_gradient_norm" in record for record in metrics(tmp_path / "whole")]
     assert {True, False} == set(good[:6]) == set(good[6:]), "overflows and steps on both sides of the stop"
-    assert final(tmp_path / "whole")[1]["loss_scale"]["value"] == 2.0 ** (30 - good.count(False))
+    assert final(tmp_path / "whole")[1]["scaler"]["scale"] == 2.0 ** (30 - good.count(False))
     assert_same_run(tmp_path / "whole", tmp_path / "twice")
 
 
-def infinite(*args):
+def infinite(backbone, *parts, scale, **calls):
     """A step whose gradients overflow at any scale."""
-    backbone = args[0]
-    gradients = tuple(torch.full_like(p, math.inf) for p in backbone.student_parameters().values())
-    return Gradients(gradients, (), {"consistency": torch.tensor(1.0)})
+    loss = scale(torch.tensor(1.0))
+    for parameter in backbone.student_parameters().values():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    return {"consistency": loss / loss}
 
 
 @pytest.mark.parametrize(("precision", "steps"), [("fp16", 16), ("bf16", 0)])
 def test_a_gradient_that_overflows_at_scale_one_stops_the_run(start, half, tmp_path, monkeypatch, precision, steps):
-    monkeypatch.setattr(loop, "distillation_step", infinite)
+    monkeypatch.setattr(trainer, "distillation_step", infinite)
     with pytest.raises(FloatingPointError, match=f"step {steps + 1}: student_gradient_norm = inf"):
         start(
             tmp_path,
@@ -133,10 +127,10 @@ def test_a_gradient_that_overflows_at_scale_one_stops_the_run(start, half, tmp_p
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_any_scale(start, half, tmp_path, monkeypatch):
-    def poisoned(*args):
-        return dataclasses.replace(infinite(*args), terms={"consistency": torch.tensor(math.nan)})
+    def poisoned(*parts, **calls):
+        return infinite(*parts, **calls) | {"consistency": torch.tensor(math.nan)}
 
-    monkeypatch.setattr(loop, "distillation_step", poisoned)
+    monkeypatch.setattr(trainer, "distillation_step", poisoned)
     with pytest.raises(FloatingPointError, match="step 1: consistency = nan"):
         start(tmp_path, backbone=half("fp16"), precision="fp16", adversarial_weight=0.0, log_every=100)
 

@@ -1,14 +1,14 @@
-"""One step beside naive ones: two critic passes, the whole network instead of its halves, autograd."""
+"""One step beside naive ones: two critic passes, losses written out, autograd."""
 
 import dataclasses
 
 import pytest
 import torch
-from tests.training.by_hand import B, Step, ladder, make_config
+from tests.training.by_hand import B, Step, gradients, ladder, make_config
 
 from scott.diffusion import DiscreteSchedule
 from scott.training.config import LCM_SETTINGS
-from scott.training.step import Draws
+from scott.training.step import Draws, distillation_step
 
 
 def assert_close(got, expected):
@@ -29,11 +29,11 @@ def norm_at(output, loss):
 def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_backbone, perturb, changes):
     step = Step(make_backbone, perturb, make_config(**changes))
     loss = (step.student() - step.target()).square().mean()
-    gradients = step.run()
-    assert gradients.critic == ()
-    assert gradients.terms.keys() == {"consistency"}
-    torch.testing.assert_close(gradients.terms["consistency"], loss.detach())
-    assert_close(gradients.student, torch.autograd.grad(loss, tuple(step.backbone.student_parameters().values())))
+    made = step.run()
+    assert made.critic == ()
+    assert made.terms.keys() == {"consistency"}
+    torch.testing.assert_close(made.terms["consistency"], loss.detach())
+    assert_close(made.student, torch.autograd.grad(loss, tuple(step.backbone.student_parameters().values())))
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
     critic = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
     expected_critic = torch.autograd.grad(critic, tuple(backbone.critic_parameters().values()))
 
-    gradients = step.run()
-    assert_close(gradients.student, expected_student)
-    assert_close(gradients.critic, expected_critic)
-    assert any(g.abs().max() > 1e-4 for g in gradients.critic)
+    made = step.run()
+    assert_close(made.student, expected_student)
+    assert_close(made.critic, expected_critic)
+    assert any(g.abs().max() > 1e-4 for g in made.critic)
     expected = {
         "consistency": consistency,
         "adversarial": adversarial,
@@ -79,10 +79,10 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
         "critic_fake_accuracy": (fake_logits < 0).float().mean(),
         "adversarial_ratio": norm_at(fake, config.adversarial_weight * adversarial) / norm_at(fake, consistency),
     }
-    assert gradients.terms.keys() == expected.keys()
+    assert made.terms.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(gradients.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
-        assert not gradients.terms[name].requires_grad
+        torch.testing.assert_close(made.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
+        assert not made.terms[name].requires_grad
 
 
 def test_a_full_critic_trains_its_encoder_too(make_backbone, perturb):
@@ -92,20 +92,20 @@ def test_a_full_critic_trains_its_encoder_too(make_backbone, perturb):
     fake, t_n, cond = step.student(), step.draws.t_n, step.cond
 
     def logits(x0):
-        return backbone.critic_logits(backbone.critic_features(x0, t_n, cond))
+        return backbone.critic(x0, t_n, cond)
 
     critic = (1 - logits(step.x0)).clamp(min=0).mean() + (1 + logits(fake.detach())).clamp(min=0).mean()
     parameters = backbone.critic_parameters()
     expected = torch.autograd.grad(critic, tuple(parameters.values()))
-    gradients = step.run()
-    assert_close(gradients.critic, expected)
-    by_name = dict(zip(parameters, gradients.critic, strict=True))
+    made = step.run()
+    assert_close(made.critic, expected)
+    by_name = dict(zip(parameters, made.critic, strict=True))
     assert by_name["conv_in.weight"].abs().max() > 0
     assert by_name["down_blocks.0.resnets.0.conv1.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_nothing_is_random_and_nothing_is_changed(make_backbone, perturb, train):
+def test_nothing_is_random_and_no_weight_is_changed(make_backbone, perturb, train):
     step = Step(make_backbone, perturb, make_config(train=train))
     owners = (step.backbone.student_parameters(), step.backbone.target_parameters(), step.backbone.critic_parameters())
     before = [p.clone() for owner in owners for p in owner.values()]
@@ -114,7 +114,7 @@ def test_nothing_is_random_and_nothing_is_changed(make_backbone, perturb, train)
     second = step.run()
     assert all(map(torch.equal, first.student + first.critic, second.student + second.critic))
     assert all(map(torch.equal, before, [p for owner in owners for p in owner.values()]))
-    assert all(p.grad is None for owner in owners for p in owner.values())
+    assert all(p.grad is None for p in [*step.backbone.network.parameters(), *owners[1].values()])
 
 
 def test_every_draw_but_the_unused_ones_matters(make_backbone, perturb):
@@ -178,9 +178,9 @@ def test_the_lcm_settings_are_latent_consistency_distillation(make_backbone, per
         target = f(backbone.copies["target"], x_m, t_m)
     loss = (f(backbone.copies["student"], x_n, t_n) - target).square().mean()
     expected = torch.autograd.grad(loss, tuple(backbone.student_parameters().values()))
-    gradients = step.run()
-    assert gradients.critic == ()
-    for mine, theirs in zip(gradients.student, expected, strict=True):
+    made = step.run()
+    assert made.critic == ()
+    for mine, theirs in zip(made.student, expected, strict=True):
         assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-6
 
 
@@ -196,7 +196,7 @@ def test_clean_data_anchors_the_target(make_backbone, perturb):
 @pytest.mark.parametrize(
     ("changes", "calls"),
     [
-        ({}, {"teacher": 3, "student": 1, "target": 1, "critic_features": 2, "critic_logits": 2}),
+        ({}, {"teacher": 3, "student": 1, "target": 1, "critic": 2}),
         ({"adversarial_weight": 0.0}, {"teacher": 3, "student": 1, "target": 1}),
         (LCM_SETTINGS, {"teacher": 1, "student": 1, "target": 1}),
     ],
@@ -213,14 +213,14 @@ def test_network_calls(make_backbone, perturb, monkeypatch, changes, calls):
 
         return wrapped
 
-    for name in ("teacher", "student", "target", "critic_features", "critic_logits"):
+    for name in ("teacher", "student", "target", "critic"):
         monkeypatch.setattr(step.backbone, name, counting(name, getattr(step.backbone, name)))
     rows = []
     step.backbone.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     step.run()
     assert counted == calls
-    # the frozen network runs for the teacher alone, both halves of guidance at once
-    assert rows == [2 * B] * calls["teacher"]
+    # the frozen network runs for the teacher, both halves of guidance at once, and under the critic's adapter
+    assert rows == [2 * B] * calls["teacher"] + [B] * calls.get("critic", 0)
 
 
 # --- every family --------------------------------------------------------------------------------------------
@@ -252,9 +252,9 @@ def test_a_step_scales_with_the_loss_and_is_the_same_in_less_memory(make_backbon
 @pytest.mark.parametrize("solver", ["er-sde", "dpmpp-sde", "ddim"])
 def test_every_solver_walks_a_flow_teacher(make_backbone, perturb, solver):
     step = Step(make_backbone, perturb, make_config(train="lora", solver=solver, adversarial_weight=0.0), "sd3")
-    gradients = step.run()
-    assert gradients.terms["consistency"].isfinite()
-    assert all(g.isfinite().all() for g in gradients.student)
+    made = step.run()
+    assert made.terms["consistency"].isfinite()
+    assert all(g.isfinite().all() for g in made.student)
     assert step.grid.target(step.grid.times[-1:]).item() == pytest.approx(1 - 24 / 1000)
 
 
@@ -271,10 +271,21 @@ def test_the_draws_of_some_samples_are_theirs_alone():
             assert torch.equal(tensor, torch.cat(split)), field.name
 
 
-def test_each_part_of_a_step_is_told_as_it_ends(make_backbone, perturb):
-    laps = []
-    Step(make_backbone, perturb, make_config()).run(lap=laps.append)
-    assert laps == ["teacher", "student", "critic", "student"]
-    laps.clear()
-    Step(make_backbone, perturb, make_config(critic="none")).run(lap=laps.append)
-    assert laps == ["teacher", "student"]
+def test_each_part_of_a_step_is_marked_as_it_ends(make_backbone, perturb):
+    marks = []
+    Step(make_backbone, perturb, make_config()).run(mark=marks.append)
+    assert marks == ["teacher", "student", "critic", "student"]
+    marks.clear()
+    Step(make_backbone, perturb, make_config(critic="none")).run(mark=marks.append)
+    assert marks == ["teacher", "student"]
+
+
+def test_gradients_of_passes_add_up(make_backbone, perturb):
+    step = Step(make_backbone, perturb, make_config(train="lora"))
+    parts = (step.backbone, step.solver, step.grid, step.batch, step.uncond, step.draws, step.config)
+    once = step.run()
+    for _ in range(2):
+        distillation_step(*parts)
+    twice = gradients(step.backbone.student_parameters()) + gradients(step.backbone.critic_parameters())
+    for mine, theirs in zip(twice, once.student + once.critic, strict=True):
+        torch.testing.assert_close(mine, 2 * theirs)

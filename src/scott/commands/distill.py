@@ -15,8 +15,9 @@ from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
 from scott.teachers import Backbone, LatentBackbone, load_backbone
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
-from scott.training.launch import as_launched, open_run, start_processes
-from scott.training.loop import Hooks, distill
+from scott.training.launch import open_run, start_processes
+from scott.training.parallel import shard
+from scott.training.trainer import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """(phase, done, in all, terms): called as the work goes on."""
@@ -89,7 +90,6 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     student. Everything that can be wrong with the input is found before the first step (see `DistillConfig`,
     `load_backbone`, `open_run`, `open_data`).
     """
-    config = as_launched(config)
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
@@ -111,8 +111,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     )
     add_models(backbone, config)
     backbone.park_encoders()
-    if config.shards_network:
-        backbone.shard_network()
+    if config.shard == "full":
+        shard(backbone)
     validation = Validation(backbone, grid, config, data, warn)
     if config.validate_every:
         validation.make_ready()

@@ -15,7 +15,7 @@ from scott.export.trained import STUDENT_INFO, StudentInfo, Trained, replacing, 
 from scott.teachers import LatentBackbone, load_backbone
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.optimization import load_parameters
+from scott.training.parallel import load_parameters
 
 BEST = "best"
 """Folder of a run's exports of its best checkpoint."""

@@ -28,7 +28,7 @@ from scott.export.pipeline import check, stock_latents
 from scott.export.trained import StudentInfo, Trained
 from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
-from scott.training.optimization import load_parameters
+from scott.training.parallel import load_parameters
 
 METADATA = "scott"
 """Key of `StudentInfo` in a file's metadata."""

@@ -6,7 +6,7 @@ network), the student, its EMA target, and the critic.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,6 @@ class Backbone(Protocol):
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
 
-    def shard_network(self) -> None:
-        """Split the frozen network over the processes; needs a process group."""
-
     def park_encoders(self) -> None:
         """Move text encoders and VAE off the device; prompts can still be encoded, latents decoded."""
 
@@ -81,11 +78,8 @@ class Backbone(Protocol):
     def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """x̂0 of the student's EMA."""
 
-    def critic_features(self, x0: Tensor, t: Tensor, cond: Cond) -> Any:
-        """The frozen encoder's features of x0, given time t and the text."""
-
-    def critic_logits(self, features: Any) -> Tensor:
-        """Logits (B, ...), one a place, of the adapted decoder on those features."""
+    def critic(self, x0: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Logits (B, ...), one a place, of x0 given time t and the text."""
 
     def student_parameters(self) -> dict[str, nn.Parameter]: ...
 

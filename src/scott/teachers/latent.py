@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 import torch
 from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, LCMScheduler, ModelMixin
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
 from scott.choices import unknown
 from scott.diffusion import FlowSchedule, JumpGrid, schedule_from_config, to_x0
@@ -156,6 +155,11 @@ class LatentBackbone(ABC):
         """The parts of the network that hold nearly all of it."""
         return list(self.network.transformer_blocks)
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What the critic has beside the networks, each called as a module."""
+        return [] if self.critic_head is None else [self.critic_head]
+
     # --- the four models -------------------------------------------------------------------------------------
 
     def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -185,6 +189,23 @@ class LatentBackbone(ABC):
         dtype = _dtype(self.network)
         device = "cpu" if self.device.type == "meta" else self.device.type  # torch has no autocast for meta
         return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+    def critic(self, x0: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Logits (B, ...), one a place: the head on what the network's last layer is given."""
+        assert self.critic_head is not None, "add_critic comes first"
+        if self.critic_kind == "unconditional":
+            t = torch.full_like(t, self.schedule.t_data)
+            cond = expand_cond({name: value.to(x0.device) for name, value in self._no_text.items()}, len(x0))
+        network, features = self.copies.get("critic", self.network), list[Tensor]()
+        last = network.get_submodule(self.output_layer)
+        hook = last.register_forward_pre_hook(lambda module, given: features.append(given[0]))
+        try:
+            with self._autocast() if "critic" in self.copies else self.adapters.use("critic"):
+                self._x0(network, x0, t, cond)
+        finally:
+            hook.remove()
+        last_features = features[0].movedim(1, -1) if features[0].ndim == 4 else features[0]
+        return self.critic_head(last_features.float()).squeeze(-1)
 
     def critic_features(self, x0: Tensor, t: Tensor, cond: Cond) -> Any:
         if self.critic_kind == "unconditional":
@@ -250,7 +271,7 @@ class LatentBackbone(ABC):
             raise unknown("critic", kind, CRITICS)
         if kind == "full":
             self.copies["critic"] = self.copy_network({})
-            delattr(self.copies["critic"], self.output_layer)  # its features end before it
+            self.copies["critic"].get_submodule(self.output_layer).requires_grad_(False)  # its features end before it
         else:
             layers = lora_targets(self.network, self.decoder_prefixes, self.critic_layers)
             self.adapters.add("critic", layers, rank, float(rank))
@@ -274,21 +295,16 @@ class LatentBackbone(ABC):
         return self._parameters("critic") | head
 
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
-        return dict(self.copies[name].named_parameters()) if name in self.copies else self.adapters.parameters(name)
+        if name not in self.copies:
+            return self.adapters.parameters(name)
+        parameters = dict(self.copies[name].named_parameters())
+        unused = f"{self.output_layer}." if name == "critic" else "none"
+        return {path: parameter for path, parameter in parameters.items() if not path.startswith(unused)}
 
     def compile(self) -> None:
-        """torch.compile the forward pass of the network and of its copies; the critic's halves run as they are."""
+        """torch.compile the forward pass of the network and of its copies."""
         for network in (self.network, *self.copies.values()):
             network.compile()
-
-    def shard_network(self) -> None:
-        """Split the frozen network's blocks over the processes (FSDP2), each gathered only while it computes.
-
-        Adapters, copies and the layers outside the blocks stay whole in every process.
-        """
-        for block in self.blocks:
-            adapters = {parameter for name, parameter in block.named_parameters() if ".lora_" in name}
-            fully_shard(block, ignored_params=adapters)
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

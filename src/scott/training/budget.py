@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.meta_step import step_flops, step_peak
-from scott.training.spread import BUCKET, rows_of_pass
+from scott.training.parallel import rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
 BLOCK = 256  # elements that share one of its scales
@@ -70,17 +70,14 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     rows = rows_of_pass(config, 0, processes)[0]
     a_pass = replace(config, batch_size=rows.stop - rows.start)
     base = _base(backbone.network)
-    # of a block that is split, a share is held but while it computes
-    blocks = [tensor for block in backbone.blocks for tensor in _base(block)]
-    split = storage_bytes(blocks) * (1 - 1 / processes) if config.shards_network else 0
+    parts = processes if config.shard == "full" else 1
+    calls = calls_of(a_pass, config.gradient_accumulation)
     student, target, critic = (
         tuple(parameters.values())
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
     )
     trained = (*student, *critic)
     gradients = storage_bytes(trained)
-    # a pass's gradients stand beside the sum of those before, and a bucket's beside their mean over processes
-    beside = gradients * (config.gradient_accumulation > 1) + 4 * min(BUCKET, gradients // 4) * (processes > 1)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
@@ -90,17 +87,17 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         parameters=sum(tensor.numel() for tensor in base if isinstance(tensor, nn.Parameter)),
         student=_count(student),
         critic=_count(critic),
-        calls=calls_of(a_pass, config.gradient_accumulation),
+        calls=calls,
         flops=step_flops(backbone, a_pass) * config.gradient_accumulation * processes,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
-        exchanged=gradients * (1 + config.shards_optimizers) if processes > 1 else 0,
+        exchanged=(gradients + _gathered(backbone, calls) * (config.shard == "full")) * (processes > 1),
         training={
-            "frozen network": storage_bytes(base) - int(split),
-            "student": storage_bytes([*student, *copies.get("student", ())]),
-            "EMA target": storage_bytes([*target, *copies.get("target", ())]),
-            "critic": storage_bytes([*critic, *copies.get("critic", ())]),
-            "optimizers": optimizer_bytes(trained, config.optimizer) // (processes if config.shards_optimizers else 1),
-            "gradients": gradients + beside,
+            "frozen network": storage_bytes(base) // parts,
+            "student": storage_bytes([*student, *copies.get("student", ())]) // parts,
+            "EMA target": storage_bytes([*target, *copies.get("target", ())]) // parts,
+            "critic": storage_bytes([*critic, *copies.get("critic", ())]) // parts,
+            "optimizers": optimizer_bytes(trained, config.optimizer) // parts,
+            "gradients": gradients // parts,
             "activations": step_peak(backbone, a_pass) - gradients,
         },
         preparing={
@@ -124,9 +121,19 @@ def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
         Calls("student", 1, 1, batch),
     ]
     if config.has_critic:
-        # the fake's features carry the student's gradient; its logits are walked once for each of the two updates
-        calls += [Calls("critic encoder", 2, 1, batch), Calls("critic decoder", 2, 3, batch)]
+        # a fake's logits are walked once for each of the two updates, both times down to the fake
+        calls += [Calls("critic encoder", 2, 2, batch), Calls("critic decoder", 2, 3, batch)]
     return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
+
+
+def _gathered(backbone: LatentBackbone, calls: tuple[Calls, ...]) -> int:
+    """Bytes of the weights that a process with its part of them gets from the others, once a call and backward pass."""
+    total = 0
+    for call in calls:
+        model, *half = call.model.split()
+        size = storage_bytes(_tensors(backbone.copies.get(model, backbone.network))) // (2 if half else 1)
+        total += (call.forward + call.backward) * size
+    return total
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:

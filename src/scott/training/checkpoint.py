@@ -8,12 +8,11 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -117,35 +116,3 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `best.json` names, or None."""
     best = Best.read(folder)
     return folder / _name(best.step) if best else None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, indices: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as `index.name` → tensor (hyper-parameters come from the run's config).
-
-    `indices` are its parameters' places among all of the model, where it has some of them. A whole number, which 8-bit
-    optimizers count steps in, becomes an int64 scalar.
-    """
-    state = optimizer.state_dict()["state"]
-    tensors: dict[str, Tensor] = {}
-    for place, entry in state.items():
-        index = place if indices is None else indices[place]
-        for name, value in entry.items():
-            kept = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
-            tensors[f"{index}.{name}"] = kept
-    return tensors
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], indices: Sequence[int] | None = None
-) -> None:
-    """Inverse of `optimizer_tensors`, bit for bit; of the tensors of all parameters, it takes its own."""
-    if indices is None:
-        indices = range(sum(len(group["params"]) for group in optimizer.param_groups))
-    places = {str(index): place for place, index in enumerate(indices)}
-    state: dict[int, dict[str, Tensor | int]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        if index in places:
-            entry = state.setdefault(places[index], {})
-            entry[name] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -100,10 +100,10 @@ class DistillConfig(Reading):
     compile: bool = False
     """torch.compile the networks: a minute or more at the start."""
     gradient_accumulation: int = 1
-    """Passes in which a process takes its share of the batch."""
-    shard: Literal["none", "network", "optimizers", "both"] = "none"
-    """What several processes split, where each would hold all of it: the frozen network (FSDP2), the optimizers' states
-    (ZeRO), or both."""
+    """Passes in which a process takes its rows of the batch."""
+    shard: Literal["none", "full"] = "none"
+    """What several processes split, where each would hold all of it: nothing, or the frozen network and all that is
+    trained, with its gradients and optimizers' states (FSDP2)."""
     loader_workers: int = 2
     """Processes that read batches ahead; 0 reads in the training process."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -172,14 +172,6 @@ class DistillConfig(Reading):
     @property
     def has_critic(self) -> bool:
         return self.adversarial_weight > 0 and self.critic != "none"
-
-    @property
-    def shards_network(self) -> bool:
-        return self.shard in ("network", "both")
-
-    @property
-    def shards_optimizers(self) -> bool:
-        return self.shard in ("optimizers", "both")
 
     @property
     def alpha(self) -> float:

@@ -1,8 +1,7 @@
-"""Before the loop: the processes that were launched, what the launch asks for, and the run's folder."""
+"""Before the first step: the processes that were launched, and the run's folder."""
 
 import importlib.util
 import os
-from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -13,15 +12,18 @@ from scott.errors import UserError
 from scott.files import write_atomically
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.spread import rows_of_pass
+from scott.training.parallel import rows_of_pass
 
 
 def start_processes(config: DistillConfig) -> Accelerator:
     """This process among those that `accelerate launch` or `torchrun` started, or by itself.
 
-    Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, or one process
-    is to split something.
+    Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, one process is
+    to split something, or the launch asks for an engine that takes one loss a network.
     """
+    for engine in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UserError(f"got a launch with {engine}; launch without, and split with --shard full (FSDP2)")
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
     accelerator = Accelerator(
@@ -33,35 +35,9 @@ def start_processes(config: DistillConfig) -> Accelerator:
     rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
     if config.shard != "none" and accelerator.num_processes == 1:
         raise UserError(f"got --shard {config.shard} in one process; launch several with torchrun, or leave it out")
+    if config.shard != "none" and config.optimizer == "adamw8bit":
+        raise UserError("got --shard full with adamw8bit, which takes whole parameters only; use adamw")
     return accelerator
-
-
-def as_launched(config: DistillConfig) -> DistillConfig:
-    """The config with what the launch asks to be split: accelerate's FSDP2 is `--shard network`, its ZeRO `optimizers`.
-
-    Both engines take one loss a network, and here two models are trained through one graph. So they are told apart here
-    and not started.
-
-    Raises:
-        UserError: the first FSDP, or a stage of ZeRO that splits more.
-    """
-    network, optimizers = config.shards_network, config.shards_optimizers
-    if _asked("ACCELERATE_USE_FSDP"):
-        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-            raise UserError(f"got a launch with FSDP {version}; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml")
-        network = True
-    if _asked("ACCELERATE_USE_DEEPSPEED"):
-        if (stage := os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) not in ("1", "2"):
-            raise UserError(f"got a launch with ZeRO {stage}; use stage 2, and --shard both to split the network too")
-        optimizers = True
-    if network:
-        return replace(config, shard="both" if optimizers else "network")
-    return replace(config, shard="optimizers" if optimizers else "none")
-
-
-def _asked(variable: str) -> bool:
-    """Whether a launcher has set it; it is taken away, so that accelerate does not see it."""
-    return os.environ.pop(variable, "false").lower() == "true"
 
 
 def open_run(config: DistillConfig, *, write: bool = True) -> int:

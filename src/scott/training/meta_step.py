@@ -1,4 +1,8 @@
-"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?"""
+"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?
+
+torch's own means stop at this step: MemTracker puts a hook on every parameter, which frozen ones refuse, and
+FakeTensorMode does not let the schedule read its times.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -59,9 +63,17 @@ def _prepared_step(backbone: LatentBackbone, config: DistillConfig) -> Callable[
         )
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+        distillation_step(backbone, solver, grid, batch, uncond, draws, config, critic=countable(backbone.critic))
+        for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
+            for parameter in parameters.values():
+                parameter.grad = None
 
     return step
+
+
+def countable(critic: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A critic whose input is no leaf: torch's counters put hooks on modules' inputs, which `autograd.grad` refuses."""
+    return lambda x0, t, cond: critic(x0.view_as(x0), t, cond)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -64,19 +64,19 @@ def check_finite(step: int, terms: Mapping[str, Tensor | float], t_n: Tensor) ->
     return values
 
 
-class Laps:
-    """Seconds of each part of a step: called with a part's name as it ends. Nothing waits for a GPU before `read`."""
+class StepTimer:
+    """Seconds of each part of a step, which is marked as it ends. Nothing waits for a GPU before `read`."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._marks = [("", self._now())]
 
-    def __call__(self, part: str) -> None:
+    def mark(self, part: str) -> None:
         self._marks.append((part, self._now()))
 
     def skip(self) -> None:
         """Count what was done since the last part ended to none."""
-        self("")
+        self.mark("")
 
     def read(self) -> dict[str, float]:
         """Mean seconds a step by part since the last reading; a step ends with its part "update"."""
@@ -87,7 +87,7 @@ class Laps:
         for (_, began), (part, ended) in pairwise(self._marks):
             if part:
                 seconds[part] += (began.elapsed_time(ended) / 1000 if self._on_gpu else ended - began) / steps
-        self._marks = self._marks[-1:]
+        self._marks = [("", self._marks[-1][1])]  # its step is counted
         return dict(seconds)
 
     def _now(self) -> Any:

@@ -8,26 +8,27 @@ same run comes out however it is spread, up to the order of sums in fp32.
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.rng import generator_for
-from scott.teachers import Backbone, Cond
+from scott.teachers import LatentBackbone
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
-from scott.training.metrics import CriticWatch, Laps, MetricsLog, check_finite, memory_gb, read_metrics
+from scott.training.loader import batches
+from scott.training.metrics import CriticWatch, MetricsLog, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
-from scott.training.spread import add, average_over_processes, rows_of_pass
-from scott.training.step import Draws, Gradients, distillation_step
+from scott.training.parallel import rows_of_pass, without_averaging
+from scott.training.step import Draws, distillation_step
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Hooks:
 
 
 def distill(
-    backbone: Backbone,
+    backbone: LatentBackbone,
     data: BatchSource,
     config: DistillConfig,
     hooks: Hooks | None = None,
@@ -69,7 +70,7 @@ class _Run:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: LatentBackbone,
         data: BatchSource,
         config: DistillConfig,
         hooks: Hooks,
@@ -90,120 +91,107 @@ class _Run:
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
-        self.laps, self.watch = Laps(backbone.device), CriticWatch()
+        rows = slice(self.passes[0].start, self.passes[-1].stop)
+        self.batches = batches(data, backbone, self.uncond, config, rows, start)
+        self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
     def train(self) -> int:
         config = self.config
-        if self.start == config.max_steps and self.has_looked():
+        if self.start == config.max_steps and self.is_sampled():
             return 0
         if self.accelerator.is_main_process:
             self.log = MetricsLog(config.out / "metrics.jsonl", self.start, "consistency")
-        self.track()
+        self.init_tracker()
         try:
             if self.start:
-                self.look(self.start)  # which may be what the run was stopped in
-            with _sigterm() as told:
-                for done, batch in enumerate(self.batches(), self.start + 1):
-                    self.laps("data")
-                    values, stop = self.step(done - 1, batch, stop=bool(told))
-                    self.note(done, values)
+                self.sample_and_validate(self.start)  # which may be what the run was stopped in
+            with _sigterm() as signals:
+                for done, batch in enumerate(self.batches, self.start + 1):
+                    self.timer.mark("data")
+                    values, stop = self.step(done - 1, batch, stop=bool(signals))
+                    self.log_step(done, values)
                     if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
                         self.save(done)
                     if stop and done < config.max_steps:
                         raise Preempted(f"stopped by SIGTERM after step {done}, which is saved")
-                    self.look(done)
+                    self.sample_and_validate(done)
         finally:
             self.accelerator.end_training()
         return config.max_steps - self.start
 
-    def has_looked(self) -> bool:
-        """Whether the last step, if it is made, was drawn and validated too: that is logged apart from training."""
+    def is_sampled(self) -> bool:
+        """Whether the last step, if it is made, was sampled and validated too: that is logged apart from training."""
         records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
         return any("consistency" not in record for record in records)
 
-    def track(self) -> None:
+    def init_tracker(self) -> None:
         config, name = self.config, self.config.tracker
         if name == "tensorboard":
             self.accelerator.init_trackers("tensorboard")
         elif name != "none":
             # the same folder is the same run, also when it is resumed
             run = {"id": sha256(str(config.out.resolve()).encode()).hexdigest()[:16]} if name == "wandb" else {}
-            told = {name: {"name": config.out.name, "resume": "allow", **run}}
-            self.accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs=told)
-
-    def batches(self) -> Iterator[Batch]:
-        """This process's rows of each step's batch. Raises `UserError` where the first one does not fit the teacher."""
-        rows = slice(self.passes[0].start, self.passes[-1].stop)
-        steps = _Steps(self.data, self.config.batch_size, rows)
-        loader: DataLoader[Batch | UserError] = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(self.start, self.config.max_steps),
-            num_workers=self.config.loader_workers,
-            worker_init_fn=_ignore_sigterm,
-        )
-        for index, batch in enumerate(loader):
-            if isinstance(batch, UserError):
-                raise batch
-            if index == 0:
-                check_batch(batch, self.backbone, self.uncond, varied=self.data.varied)
-            yield batch.to(self.backbone.device)
+            options = {name: {"name": config.out.name, "resume": "allow", **run}}
+            self.accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs=options)
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
-        """Make a step; its terms and norms, and whether any process was told to stop."""
-        config = self.config
+        """Make a step; its terms and norms, and whether any process was asked to stop."""
+        config, optimization = self.config, self.optimization
         shape = torch.Size((config.batch_size, *batch.mean.shape[1:]))
         draws = Draws.make(shape, self.grid, config, generator_for(config.seed, step))
-        total: Gradients | None = None
+        terms: list[dict[str, Tensor]] = []
         for rows in self.passes:
-            first = self.passes[0].start
+            first, last = self.passes[0].start, rows is self.passes[-1]
             part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
-            parts = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
-            total = add(total, distillation_step(*parts, self.optimization.loss_scale, self.laps))
-        assert total is not None, "there is a pass"
-        gradients, stop = self.average(total, stop)
-        norms = self.optimization.update(gradients, step)
+            with nullcontext() if last else without_averaging(*optimization.calls.values()):
+                made = distillation_step(
+                    self.backbone,
+                    self.solver,
+                    self.grid,
+                    part,
+                    self.uncond,
+                    drawn,
+                    config,
+                    **optimization.calls,
+                    scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
+                    mark=self.timer.mark,
+                )
+            terms.append(made)
+        means, stop = self.average(terms, stop)
+        norms = optimization.update(step)
         if not norms:  # fp16 overflowed and a smaller scale will be tried, so the ratio may be infinite
-            gradients.terms.pop("adversarial_ratio", None)
-        values = check_finite(step + 1, gradients.terms | norms, draws.t_n)
-        self.laps("update")
+            means.pop("adversarial_ratio", None)
+        values = check_finite(step + 1, means | norms, draws.t_n)
+        self.timer.mark("update")
         return values, stop
 
-    def average(self, gradients: Gradients, stop: bool) -> tuple[Gradients, bool]:
-        """The mean over passes and processes of what is their sum over this process's passes, and whether any is to
-        stop."""
-        passes, processes = len(self.passes), self.accelerator.num_processes
-        if passes == processes == 1:
-            return gradients, stop
-        names = list(gradients.terms)
-        told = torch.tensor(float(stop), device=self.backbone.device)
-        terms = torch.stack([*gradients.terms.values(), told])
-        tensors = [*gradients.student, *gradients.critic, terms]
-        torch._foreach_div_(tensors, passes)
-        if processes > 1:
-            average_over_processes(tensors)
-        count = len(gradients.student)
-        means = dict(zip(names, terms, strict=False))
-        return Gradients(tuple(tensors[:count]), tuple(tensors[count:-1]), means), bool(terms[-1] > 0)
+    def average(self, terms: list[dict[str, Tensor]], stop: bool) -> tuple[dict[str, Tensor], bool]:
+        """The terms' means over passes and processes, and whether any process is to stop."""
+        means = {name: torch.stack([made[name] for made in terms]).mean() for name in terms[0]}
+        if self.accelerator.num_processes == 1:
+            return means, stop
+        asked = torch.tensor(float(stop), device=self.backbone.device)
+        *values, stopped = self.accelerator.reduce(torch.stack([*means.values(), asked]), "mean").unbind()
+        return dict(zip(means, values, strict=True)), bool(stopped > 0)
 
-    def note(self, done: int, values: dict[str, float]) -> None:
-        """Report a step, and log it where it is one for it."""
+    def log_step(self, done: int, values: dict[str, float]) -> None:
+        """Report a step, and log it where it is due."""
         config, record = self.config, dict[str, float]()
         if warning := self.watch.see(done, values):
             self.hooks.warn(warning)
         if done % config.log_every == 0 or done == config.max_steps:
-            parts = {f"seconds_{part}": seconds for part, seconds in self.laps.read().items()}
+            parts = {f"seconds_{part}": seconds for part, seconds in self.timer.read().items()}
             seconds = sum(parts.values())
             record = values | parts | {"seconds_per_step": seconds, "images_per_second": config.batch_size / seconds}
             record |= {"ema_distance": self.optimization.ema_distance(), "memory_gb": memory_gb(self.backbone.device)}
         self.write(done, record)
         if self.log:
             self.hooks.progress(done, record)
-        self.laps.skip()
+        self.timer.skip()
 
-    def look(self, done: int) -> None:
-        """Draw and validate, where this step is one for it: after its checkpoint, which is not lost if this fails."""
+    def sample_and_validate(self, done: int) -> None:
+        """Where either is due: after the step's checkpoint, which is not lost if this fails."""
         config, last, record = self.config, done == self.config.max_steps, dict[str, float]()
         if done % config.sample_every == 0 or last:
             record |= self.hooks.sample(done)
@@ -212,7 +200,7 @@ class _Run:
         self.write(done, record)
         if validates and config.best_metric != "none":
             self.save(done, Best(done, config.best_metric, record[config.best_metric]))
-        self.laps.skip()
+        self.timer.skip()
 
     def write(self, done: int, record: dict[str, float]) -> None:
         if self.log and record:
@@ -227,7 +215,7 @@ class _Run:
         if due[0]:
             self.write_checkpoint(done, candidate)
         self.accelerator.wait_for_everyone()
-        self.laps.skip()
+        self.timer.skip()
 
     def write_checkpoint(self, done: int, candidate: Best | None) -> None:
         parts = self.optimization.parts()
@@ -240,42 +228,12 @@ class _Run:
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
 
 
-class _Steps(Dataset["Batch | UserError"]):
-    """Item n is this process's rows of the batch of step n, or why there are none: raised in a process that reads
-    ahead, an error would come with its traceback as its message."""
-
-    def __init__(self, data: BatchSource, size: int, rows: slice) -> None:
-        self.data, self.size, self.rows = data, size, rows
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            return self.data.batch(step, self.size, self.rows)
-        except UserError as error:
-            return error
-
-
-def check_batch(batch: Batch, backbone: Backbone, uncond: Cond, *, varied: bool) -> None:
-    """Raise `UserError` unless latents and conditioning have the shapes that the teacher takes; of data of several
-    shapes, latents have its channels."""
-    expected = {"latents": backbone.latent_shape} | {name: tuple(value.shape[1:]) for name, value in uncond.items()}
-    got = {"latents": tuple(batch.mean.shape[1:])} | {n: tuple(value.shape[1:]) for n, value in batch.cond.items()}
-    if varied:
-        got["latents"], expected["latents"] = got["latents"][:1], expected["latents"][:1]
-    if got != expected:
-        raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
-
-
-def _ignore_sigterm(worker: int) -> None:
-    """A scheduler sends it to all processes; who reads ahead is needed until the step is saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 @contextmanager
 def _sigterm() -> Iterator[list[int]]:
     """Collects SIGTERM instead of dying of it, so that the step it interrupts can be finished and saved."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
-        yield told
+        yield signals
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from scott.samplers import StudentSampler
 from scott.training.checkpoint import Best, checkpoint_step, checkpoints, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
-from scott.training.launch import as_launched, open_run
-from scott.training.loop import Hooks
+from scott.training.launch import open_run
 from scott.training.metrics import MetricsLog, read_metrics
+from scott.training.trainer import Hooks
 
 TRAIN = ["lora", "full"]
 TERMS = {"consistency", "adversarial", "critic", "critic_real_accuracy", "critic_fake_accuracy", "adversarial_ratio"}
@@ -290,46 +289,16 @@ def test_data_of_another_shape_stop_the_run_before_the_first_step(start, make_ba
     assert not metrics(tmp_path)
 
 
-LAUNCHES = {
-    "plain": ({}, "none", "none"),
-    "FSDP2": ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "none", "network"),
-    "ZeRO-2": ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "none", "optimizers"),
-    "ZeRO-2 and a flag": ({"ACCELERATE_USE_DEEPSPEED": "true"}, "network", "both"),
-    "not asked for": (
-        {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "false"},
-        "optimizers",
-        "optimizers",
-    ),
-}
-
-
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_what_a_launch_asks_to_be_split_is(monkeypatch, launch):
-    variables, given, shard = LAUNCHES[launch]
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    config = DistillConfig(teacher="t", data="d", out=Path("o"), shard=given)
-    assert as_launched(config).shard == shard
-    assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys(), "accelerate starts no engine"
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "got a launch with FSDP 1; set fsdp_version: 2"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "got a launch with ZeRO 3"),
-    ],
-)
-def test_a_launch_that_splits_otherwise_is_refused(monkeypatch, variables, said):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=said):
-        as_launched(DistillConfig(teacher="t", data="d", out=Path("o")))
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_a_launch_with_an_engine_that_is_not_run_is_refused(start, tmp_path, monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(UserError, match=f"got a launch with {engine}; launch without, and split with --shard full"):
+        start(tmp_path)
 
 
 def test_one_process_splits_nothing(start, tmp_path):
-    with pytest.raises(UserError, match="got --shard optimizers in one process"):
-        start(tmp_path, shard="optimizers")
+    with pytest.raises(UserError, match="got --shard full in one process"):
+        start(tmp_path, shard="full")
 
 
 def test_data_that_changed_are_refused_on_resume(start, make_backbone, tmp_path):
