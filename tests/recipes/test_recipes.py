@@ -89,7 +89,7 @@ def test_what_a_recipe_trains_at_its_real_size(recipe, configs, tmp_path):
 
 
 def adapted(parameters):
-    return {name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")}
+    return {name.removesuffix(".lora_A.weight") for name in parameters if name.endswith(".lora_A.weight")}
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)

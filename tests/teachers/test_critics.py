@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from scott.teachers.adapters import LoRALayer
+from peft.tuners.lora import LoraLayer
 
 
 def logits(backbone, x, t, cond):
@@ -18,7 +17,7 @@ def test_no_critic_makes_none(make_backbone, family):
     backbone = make_backbone("lora", family=family)
     assert backbone.critic_parameters() == {}
     assert backbone.critic_head is None
-    assert {name for layer in backbone.adapters.layers.values() for name in layer.lora_A} == {"student", "target"}
+    assert set(backbone.network.peft_config) == {"student", "target"}
 
 
 def test_an_unconditional_critic_knows_neither_time_nor_text(make_backbone, inputs, perturb, family):
@@ -45,7 +44,7 @@ def test_a_full_critic_starts_as_the_network_and_trains_all_of_it(make_backbone,
     assert copy.keys() == {
         name for name, _ in plain.network.named_parameters() if not name.startswith(backbone.output_layer)
     }
-    assert not any(isinstance(module, LoRALayer) for module in backbone.copies["critic"].modules())
+    assert not any(isinstance(module, LoraLayer) for module in backbone.copies["critic"].modules())
     base = {name: p.clone() for name, p in own.items()}
     with torch.no_grad():
         timestep = backbone.schedule.timestep(t)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from scott.diffusion import JumpGrid
 from scott.samplers import StudentSampler
-from scott.teachers.adapters import Adapters, lora_targets
+from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
 PROMPT = "a cat"

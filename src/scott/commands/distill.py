@@ -45,9 +45,9 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
     return RECIPES[recipe][given.get("method", "scott")](**given)
 
 
-def teacher_of(name: str, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
     """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
-    return load_backbone(embedded.teacher_folder(name), dtype).to(best_device())
+    return load_backbone(embedded.teacher_folder(name), dtype, quantize).to(best_device())
 
 
 def check(backbone: Backbone, config: DistillConfig) -> None:
@@ -66,7 +66,7 @@ def check(backbone: Backbone, config: DistillConfig) -> None:
 def add_models(backbone: Backbone, config: DistillConfig) -> None:
     """Student, EMA target and critic as the config has them, from its seed."""
     torch.manual_seed(config.seed)  # LoRA's A is random
-    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha)
+    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
     if config.has_critic:
         backbone.add_critic(config.critic_rank, config.critic)
     if config.gradient_checkpointing:
@@ -93,7 +93,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
-    backbone = teacher_of(config.teacher, config.dtype)
+    backbone = teacher_of(config.teacher, config.dtype, config.quantize)
     check(backbone, config)
     check_data(config.sources, backbone, config)
     grid = config.make_grid(backbone.schedule)

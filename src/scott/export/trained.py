@@ -43,6 +43,7 @@ class StudentInfo:
     """Number of steps → the network's times (σ for a flow), descending."""
     lora_rank: int | None
     lora_alpha: float | None
+    lora_variant: str = "lora"
     only_these_steps: bool = False
     """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
 
@@ -111,6 +112,7 @@ class Trained:
             times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
             lora_alpha=config.alpha if is_lora else None,
+            lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
         )
 

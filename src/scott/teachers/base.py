@@ -36,7 +36,7 @@ class Backbone(Protocol):
 
     def to(self, device: torch.device | str) -> Self: ...
 
-    def add_student(self, train: str, *, rank: int, alpha: float) -> None:
+    def add_student(self, train: str, *, rank: int, alpha: float, variant: str = "lora") -> None:
         """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
 
     def add_critic(self, rank: int, kind: str = "lora") -> None:

@@ -21,8 +21,9 @@ from scott.diffusion import FlowSchedule, JumpGrid, schedule_from_config, to_x0
 from scott.diffusion.schedule import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.guidance import expand_cond
-from scott.teachers.adapters import Adapters, lora_targets
 from scott.teachers.base import Cond
+from scott.teachers.lora import Adapters, lora_targets
+from scott.teachers.quantize import quantize
 
 CRITICS = ("lora", "full", "unconditional")
 
@@ -207,7 +208,7 @@ class LatentBackbone(ABC):
 
     # --- what is trained -------------------------------------------------------------------------------------
 
-    def add_student(self, train: str, *, rank: int = 64, alpha: float = 64.0) -> None:
+    def add_student(self, train: str, *, rank: int = 64, alpha: float = 64.0, variant: str = "lora") -> None:
         """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
         if train == "full":
             self.copies |= {name: self.student_copy() for name in ("student", "target")}
@@ -215,7 +216,7 @@ class LatentBackbone(ABC):
         elif train == "lora":
             layers = lora_targets(self.network, ("",), self.student_layers)
             for name in ("student", "target"):
-                self.adapters.add(name, layers, rank, alpha)
+                self.adapters.add(name, layers, rank, alpha, variant)
             # LoRA's A is random: the target has to start from the student's own
             pairs = zip(self.target_parameters().values(), self.student_parameters().values(), strict=True)
             for mine, theirs in pairs:
@@ -260,6 +261,10 @@ class LatentBackbone(ABC):
         self.critic_head = nn.Linear(self.feature_channels, 1, device=self.device)
         for parameter in self.critic_head.parameters():
             nn.init.zeros_(parameter)
+
+    def quantize(self, kind: str) -> None:
+        """The blocks' linear layers of the frozen network in 8 ("int8") or 4 ("nf4") bits; adapters come after."""
+        quantize(self.network, self.blocks, kind)
 
     def student_parameters(self) -> dict[str, nn.Parameter]:
         return self._parameters("student")

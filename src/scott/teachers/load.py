@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from scott.errors import UserError, first_line
 from scott.teachers.latent import LatentBackbone
 from scott.teachers.pixart import PixArtBackbone
+from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.sd import SDXLBackbone, UNetBackbone
 from scott.teachers.sd3 import SD3Backbone
 
@@ -38,16 +39,20 @@ _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 """What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
 
-def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quantized: str = "none") -> LatentBackbone:
     """The backbone of a diffusers pipeline: a local folder, or a hub id such as `stable-diffusion-v1-5/...`.
 
-    The frozen network and the text encoders are held in `dtype`, the VAE in fp32.
+    The frozen network and the text encoders are held in `dtype`, the VAE in fp32. The network's blocks may be
+    quantised to "int8" or "nf4".
 
     Raises:
-        UserError: no pipeline there, a file missing or corrupt, or a family scott does not know.
+        UserError: no pipeline there, a file missing or corrupt, a family scott does not know, or there is no
+            bitsandbytes to quantise by.
     """
+    if quantized != "none":
+        require_bitsandbytes()
     index = model_index(teacher)
-    pipeline_class, network, backbone = family_of(teacher, index)
+    pipeline_class, network, family = family_of(teacher, index)
     # a part that scott does not use, which may be large, is not read
     options: dict[str, Any] = {
         name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
@@ -66,7 +71,10 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> La
         _check_text_parts(pipeline)
     except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
-    return backbone(pipeline)
+    backbone = family(pipeline)
+    if quantized != "none":
+        backbone.quantize(quantized)
+    return backbone
 
 
 def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin, PixArtSigmaPipeline
 from torch import Tensor, nn
 
-from scott.teachers import adapters
+from scott.teachers import lora
 from scott.teachers.base import Cond
 from scott.teachers.latent import LatentBackbone
 from scott.teachers.transformer import decoder_names, run_block
@@ -31,8 +31,8 @@ class PixArtBackbone(LatentBackbone):
 
     part = "transformer"
     output_layer = "proj_out"
-    student_layers = adapters.ATTENTION + adapters.FEED_FORWARD
-    critic_layers = adapters.ATTENTION + adapters.FEED_FORWARD
+    student_layers = lora.ATTENTION + lora.FEED_FORWARD
+    critic_layers = lora.ATTENTION + lora.FEED_FORWARD
 
     @property
     def decoder_prefixes(self) -> tuple[str, ...]:

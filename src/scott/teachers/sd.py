@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from scott.teachers import adapters
+from scott.teachers import lora
 from scott.teachers.base import Cond
 from scott.teachers.latent import LatentBackbone
 
@@ -31,8 +31,8 @@ class UNetBackbone(LatentBackbone):
 
     part = "unet"
     output_layer = "conv_out"
-    student_layers = adapters.ATTENTION + adapters.CONVOLUTIONS + adapters.FEED_FORWARD
-    critic_layers = adapters.ATTENTION + adapters.CONVOLUTIONS
+    student_layers = lora.ATTENTION + lora.CONVOLUTIONS + lora.FEED_FORWARD
+    critic_layers = lora.ATTENTION + lora.CONVOLUTIONS
     decoder_prefixes = ("up_blocks.",)
     takes_guidance = True
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from scott.teachers import adapters
+from scott.teachers import lora
 from scott.teachers.base import Cond
 from scott.teachers.latent import LatentBackbone
 from scott.teachers.transformer import decoder_names, run_block
@@ -33,7 +33,7 @@ class SD3Backbone(LatentBackbone):
 
     part = "transformer"
     output_layer = "proj_out"
-    student_layers = adapters.ATTENTION + adapters.FEED_FORWARD + TEXT_ATTENTION + TEXT_FEED_FORWARD
+    student_layers = lora.ATTENTION + lora.FEED_FORWARD + TEXT_ATTENTION + TEXT_FEED_FORWARD
     critic_layers = student_layers
 
     @property
