@@ -22,6 +22,7 @@ from scott.diffusion.schedule import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.guidance import expand_cond
 from scott.teachers.base import Cond
+from scott.teachers.critic import Critic
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.quantize import quantize
 
@@ -72,6 +73,7 @@ class LatentBackbone(ABC):
         self.critic_kind: str | None = None
         self.copies: dict[str, ModelMixin] = {}
         self.critic_head: nn.Linear | None = None
+        self.critic_model: Critic | None = None
         self._no_text: Cond = {}
 
     @property
@@ -160,26 +162,34 @@ class LatentBackbone(ABC):
     # --- the four models -------------------------------------------------------------------------------------
 
     def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._x0(self.network, x_t, t, cond)
+        return self._x0(None, x_t, t, cond)
 
     def student(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._trained_x0("student", x_t, t, cond)
+        return self._x0("student", x_t, t, cond)
 
     def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._trained_x0("target", x_t, t, cond)
+        return self._x0("target", x_t, t, cond)
 
-    def _trained_x0(self, name: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        assert self.train_mode is not None, "add_student comes first"
-        if name in self.copies:
+    def critic(self, x0: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Logits (B, ...) of clean latents, told a time and a text."""
+        assert self.critic_model is not None, "add_critic comes first"
+        return self.critic_model(x0, t, cond)
+
+    def output(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output as a model ("student", "target", "critic"), or as the teacher (None)."""
+        if model in self.copies:
             with self._autocast():
-                return self._x0(self.copies[name], x_t, t, cond)
-        with self.adapters.use(name):
-            return self._x0(self.network, x_t, t, cond)
+                return self._output(self.copies[model], x_t, t, cond)
+        with self.adapters.use(model):
+            return self._output(self.network, x_t, t, cond)
 
-    def _x0(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.schedule.timestep(t).to(x_t.device)
-        output = self.predict(network, x_t.to(dtype), timestep, _cast(cond, dtype))
-        return to_x0(self.prediction, output.to(x_t.dtype), x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+        return self.predict(network, x_t.to(dtype), timestep, _cast(cond, dtype)).to(x_t.dtype)
+
+    def _x0(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        output = self.output(model, x_t, t, cond)
+        return to_x0(self.prediction, output, x_t, self.schedule.alpha(t), self.schedule.sigma(t))
 
     def _autocast(self) -> torch.autocast:
         """Trained copies keep fp32 weights and compute in the frozen network's precision."""
@@ -280,6 +290,8 @@ class LatentBackbone(ABC):
 
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
         return dict(self.copies[name].named_parameters()) if name in self.copies else self.adapters.parameters(name)
+
+    parameters = _parameters
 
     def compile(self) -> None:
         """torch.compile the forward pass of the network and of its copies; the critic's halves run as they are."""
