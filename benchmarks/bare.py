@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from scott.guidance import cat_cond, expand_cond
-from scott.teachers import LatentBackbone
-from scott.teachers.base import Cond
+from scott.teachers import Cond, LatentBackbone
 
 TIME = 500
 """A network costs the same at every time."""
@@ -33,11 +32,7 @@ def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, sub
 
 
 def _critic(backbone: LatentBackbone, images: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    features = backbone.encode(backbone.network, images, t, cond)
-    with backbone.adapters.use("critic"):
-        decoded = backbone.decode_features(backbone.network, features)
-    assert backbone.critic_head is not None
-    return backbone.critic_head(decoded)
+    return backbone.critic(images, t, cond)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
-from scott.guidance import GuidedDenoiser
 from scott.sampling import sample, walk
 from scott.solvers import make
 from scott.teachers import Backbone
@@ -34,7 +33,7 @@ class TeacherSampler:
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         backbone = self.backbone
-        guided = GuidedDenoiser(backbone.teacher, backbone.unconditional(), self.guidance)
+        guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
         times = trailing_times(backbone, self.steps)
         noise, _ = _initial_noise(backbone, len(prompts), seed)
         cond = backbone.encode_prompts(prompts, truncate=self.truncate)

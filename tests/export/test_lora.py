@@ -16,7 +16,7 @@ from scott.errors import UserError
 from scott.export import lora
 from scott.export.lora import FORMS, apply_lora, lora_form, save_lora, write_lora
 from scott.export.pipeline import call_options
-from scott.export.trained import difference, draw_latents
+from scott.export.trained import difference, draw_latents, few_step_scheduler
 from scott.samplers import StudentSampler
 from scott.teachers.lora import lora_targets
 from scott.teachers.sd import UNetBackbone
@@ -35,7 +35,7 @@ def drawn(trained):
 def stock(trained, load=lambda pipe: None):
     """What the original teacher draws in 2 steps under the few-step scheduler, once `load` has been at it."""
     pipe = DiffusionPipeline.from_pretrained(trained.config.teacher)
-    pipe.scheduler = trained.backbone.few_step_scheduler(trained.grid)
+    pipe.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     load(pipe)
     pipe.set_progress_bar_config(disable=True)
     options = call_options(type(pipe).__name__)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from scott.errors import UserError
 from scott.export.pipeline import check, stock_latents
-from scott.export.trained import StudentInfo, Trained
+from scott.export.trained import StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 from scott.training.optimization import load_parameters
@@ -83,7 +83,7 @@ def write_lora(trained: Trained, folder: Path, form: str) -> None:
     """
     save_lora(trained, folder, form)
     pipeline = load_backbone(trained.teacher).pipeline
-    pipeline.scheduler = trained.backbone.few_step_scheduler(trained.grid)
+    pipeline.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     network = _load_as_stock(pipeline, trained.backbone.part, folder, form)
     _check_updates(network, trained.backbone, folder)
     check("the stock pipeline", folder, trained.latents(), stock_latents(pipeline, trained.info.guidance_scale))
@@ -104,7 +104,7 @@ def save_lora(trained: Trained, folder: Path, form: str) -> None:
     if form == "peft":
         LoraConfig(**adapter, base_model_name_or_path=trained.config.teacher).save_pretrained(folder)
     save_file(tensors, folder / FORMS[form].file, metadata)
-    backbone.few_step_scheduler(trained.grid).save_pretrained(folder / "scheduler")
+    few_step_scheduler(backbone, trained.grid).save_pretrained(folder / "scheduler")
 
 
 def lora_config(config: DistillConfig, layers: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from scott.teachers.lora import lora_targets
 
 if TYPE_CHECKING:
     from scott.teachers import Cond
-    from scott.teachers.latent import LatentBackbone
+    from scott.teachers.network import LatentBackbone
 
 KINDS = ("lora", "full", "unconditional")
 
@@ -72,7 +72,8 @@ class Critic(nn.Module):
         if self.kind == "unconditional":
             t = torch.full_like(t, self.backbone.schedule.t_data)
             cond = expand_cond({name: value.to(x0.device) for name, value in self._no_text.items()}, len(x0))
-        self._features = features = {}
+        features: dict[int, Tensor] = {}
+        self._features = features
         try:
             self.backbone.output("critic", x0, t, cond)
         finally:

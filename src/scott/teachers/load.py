@@ -1,20 +1,14 @@
 """From a folder or a hub id to a backbone: reads `model_index.json`, picks the family, says clearly what is wrong."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    DiffusionPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
@@ -22,19 +16,17 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line
-from scott.teachers.latent import LatentBackbone
-from scott.teachers.pixart import PixArtBackbone
+from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
-from scott.teachers.sd import SDXLBackbone, UNetBackbone
-from scott.teachers.sd3 import SD3Backbone
 
-FAMILIES: dict[str, tuple[type[DiffusionPipeline], str, type[LatentBackbone]]] = {
-    "StableDiffusionPipeline": (StableDiffusionPipeline, "UNet2DConditionModel", UNetBackbone),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, "UNet2DConditionModel", SDXLBackbone),
-    "PixArtAlphaPipeline": (PixArtAlphaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
-    "PixArtSigmaPipeline": (PixArtSigmaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
-    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, "SD3Transformer2DModel", SD3Backbone),
+FAMILIES = {
+    "StableDiffusionPipeline": ("UNet2DConditionModel", "sd", "UNetBackbone"),
+    "StableDiffusionXLPipeline": ("UNet2DConditionModel", "sdxl", "SDXLBackbone"),
+    "PixArtAlphaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
+    "PixArtSigmaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
+    "StableDiffusion3Pipeline": ("SD3Transformer2DModel", "sd3", "SD3Backbone"),
 }
+"""Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 """What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
@@ -94,11 +86,12 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
     parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and any(entry)}
     network = parts.get("unet", parts.get("transformer", "no network"))
     network = _RENAMED.get(network, network)
-    family = FAMILIES.get(str(index.get("_class_name")))
-    if family is None or family[1] != network:
-        known = ", ".join(f"{pipeline} with {name}" for pipeline, (_, name, _) in FAMILIES.items())
-        raise UserError(f"{teacher} is a {index.get('_class_name')} with {network}; expected {known}")
-    return family
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES or FAMILIES[name][0] != network:
+        known = ", ".join(f"{pipeline} with {kind}" for pipeline, (kind, _, _) in FAMILIES.items())
+        raise UserError(f"{teacher} is a {name} with {network}; expected {known}")
+    _, file, backbone = FAMILIES[name]
+    return getattr(diffusers, name), network, getattr(import_module(f"scott.teachers.{file}"), backbone)
 
 
 def model_index(teacher: str | Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction, JumpGrid
-from scott.guidance import GuidedDenoiser
 from scott.objective import (
     consistency_loss,
     consistency_target,
@@ -108,7 +107,7 @@ def distillation_step(
 
     with torch.no_grad():
         uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
-        teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega, config.low_memory)
+        teacher = backbone.guided_teacher(uncond, draws.omega, config.low_memory)
         times = grid.substep_times(t_n)
         x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
     lap("teacher")
@@ -156,5 +155,5 @@ def _critic_logits(
         t_fake = t_real = draws.critic_t
         fake = schedule.add_noise(fake, draws.critic_noise[0], t_fake)
         real = schedule.add_noise(real, draws.critic_noise[1], t_real)
-    fake_logits = backbone.critic_logits(backbone.critic_features(fake, t_fake, cond))
-    return fake_logits, backbone.critic_logits(backbone.critic_features(real, t_real, cond))
+    fake_logits = backbone.critic(fake, t_fake, cond)
+    return fake_logits, backbone.critic(real, t_real, cond)
