@@ -210,6 +210,11 @@ class LatentBackbone(Encoders):
     def critic_parameters(self) -> dict[str, nn.Parameter]:
         return self.critic_model.trained() if self.critic_model is not None else {}
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The critic's, which stand beside the network."""
+        return [] if self.critic_model is None else list(self.critic_model.heads)
+
     # --- how they compute ------------------------------------------------------------------------------------
 
     def quantize(self, kind: str) -> None:
