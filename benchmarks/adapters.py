@@ -14,7 +14,7 @@ from benchmarks.plain import PlainLCM
 from benchmarks.timing import Call, Times
 from scott.data.batch import Batch
 from scott.teachers import LatentBackbone
-from scott.teachers.adapters import lora_targets
+from scott.teachers.lora import lora_targets
 from scott.training.config import DistillConfig
 
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from scott.guidance import cat_cond, expand_cond
-from scott.teachers import LatentBackbone
-from scott.teachers.base import Cond
+from scott.teachers import Cond, LatentBackbone
 
 TIME = 500
 """A network costs the same at every time."""
@@ -24,7 +23,7 @@ def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, sub
             backbone.predict(network, x, t, cond)
     with adapters.use("student"):
         fake = backbone.predict(network, x, t, cond)
-    fake_logits, real_logits = (_critic(backbone, images, t, cond) for images in (fake, x))
+    fake_logits, real_logits = (backbone.critic(images, t, cond) for images in (fake, x))
     student, critic = (
         list(parameters.values())
         for parameters in (
@@ -34,11 +33,6 @@ def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, sub
     )
     torch.autograd.grad(fake.mean() + fake_logits.mean(), student, retain_graph=True)
     torch.autograd.grad(fake_logits.mean() + real_logits.mean(), critic)
-
-
-def _critic(backbone: LatentBackbone, images: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    with backbone.adapters.use("critic"):
-        return backbone.predict(backbone.network, images, t, cond)
 
 
 @torch.no_grad()

@@ -105,8 +105,8 @@ def resident_bytes(backbone: LatentBackbone) -> int:
 
     The frozen network with all adapters and the critic's head; text encoders and VAE are parked.
     """
-    assert backbone.critic_head is not None
-    return _bytes(backbone.network, backbone.critic_head)
+    assert backbone.critic_model is not None
+    return _bytes(backbone.network, backbone.critic_model)
 
 
 def plain_bytes(plain: PlainLCM) -> int:

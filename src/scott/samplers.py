@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 
 from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
-from scott.guidance import GuidedDenoiser
 from scott.sampling import sample, walk
 from scott.solvers import make
-from scott.teachers import Backbone
+from scott.teachers import LatentBackbone
 
 
 @dataclass(frozen=True)
 class TeacherSampler:
     """The guided teacher under DDIM (η = 0), the usual many-step sampler and the paper's baseline."""
 
-    backbone: Backbone
+    backbone: LatentBackbone
     steps: int
     guidance: float
     truncate: bool = False
@@ -34,7 +33,7 @@ class TeacherSampler:
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         backbone = self.backbone
-        guided = GuidedDenoiser(backbone.teacher, backbone.unconditional(), self.guidance)
+        guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
         times = trailing_times(backbone, self.steps)
         noise, _ = _initial_noise(backbone, len(prompts), seed)
         cond = backbone.encode_prompts(prompts, truncate=self.truncate)
@@ -45,7 +44,7 @@ class TeacherSampler:
 class StudentSampler:
     """A student under consistency multistep sampling, at its training grid's times."""
 
-    backbone: Backbone
+    backbone: LatentBackbone
     network: Denoiser
     """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
     grid: JumpGrid
@@ -73,7 +72,7 @@ class StudentSampler:
         return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)
 
 
-def trailing_times(backbone: Backbone, steps: int) -> list[float]:
+def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
     """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words)."""
     schedule = backbone.schedule
     fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -83,6 +82,6 @@ def trailing_times(backbone: Backbone, steps: int) -> list[float]:
     return times.tolist()
 
 
-def _initial_noise(backbone: Backbone, batch: int, seed: int) -> tuple[Tensor, torch.Generator]:
+def _initial_noise(backbone: LatentBackbone, batch: int, seed: int) -> tuple[Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
     return normal_like(torch.empty(batch, *backbone.latent_shape, device=backbone.device), generator), generator

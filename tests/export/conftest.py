@@ -12,12 +12,12 @@ ALPHA = 8.0
 
 @pytest.fixture
 def make_trained(make_backbone, teacher_folders, perturb, tmp_path):
-    """`make_trained(family="sd1", train="lora", backbone=None)`: a student in memory, of a run in `tmp_path`."""
+    """`make_trained(family="sd1", train="lora", backbone=None, variant="lora")`: of a run in `tmp_path`."""
 
-    def make(family="sd1", train="lora", backbone=None):
+    def make(family="sd1", train="lora", backbone=None, variant="lora"):
         backbone = backbone or make_backbone(family=family)
         torch.manual_seed(1)
-        backbone.add_student(train, rank=4, alpha=ALPHA)
+        backbone.add_student(train, rank=4, alpha=ALPHA, variant=variant)
         perturb(backbone.target_parameters())
         config = DistillConfig(
             teacher=str(teacher_folders[family]),
@@ -26,6 +26,7 @@ def make_trained(make_backbone, teacher_folders, perturb, tmp_path):
             train=train,
             lora_rank=4,
             lora_alpha=ALPHA,
+            lora_variant=variant,
             guidance_min=4.0,
             guidance_max=4.0,
         )

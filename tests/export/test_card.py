@@ -10,6 +10,7 @@ from scott.errors import UserError
 from scott.evaluation import Results, Row
 from scott.export.card import FOLDERS, card, teacher_licence, write_cards
 from scott.export.lora import lora_form, save_lora
+from scott.export.pipeline import save_student
 from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
 from scott.recipes import mini
@@ -34,7 +35,7 @@ def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, fami
     trained = make_trained(family, train)
     folder = tmp_path / FOLDERS[kind]
     if kind == "diffusers":
-        trained.backbone.save_student(folder, trained.grid)
+        save_student(trained.backbone, folder, trained.grid)
     else:
         folder.mkdir()
         save_lora(trained, folder, lora_form(trained, kohya=kind == "kohya"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,9 +16,9 @@ from scott.errors import UserError
 from scott.export import lora
 from scott.export.lora import FORMS, apply_lora, lora_form, save_lora, write_lora
 from scott.export.pipeline import call_options
-from scott.export.trained import difference, draw_latents
+from scott.export.trained import difference, draw_latents, few_step_scheduler
 from scott.samplers import StudentSampler
-from scott.teachers.adapters import lora_targets
+from scott.teachers.lora import lora_targets
 from scott.teachers.sd import UNetBackbone
 
 FAMILIES = {"sd1": "diffusers", "sd2": "diffusers", "sdxl": "diffusers", "pixart": "peft", "sd3": "diffusers"}
@@ -35,7 +35,7 @@ def drawn(trained):
 def stock(trained, load=lambda pipe: None):
     """What the original teacher draws in 2 steps under the few-step scheduler, once `load` has been at it."""
     pipe = DiffusionPipeline.from_pretrained(trained.config.teacher)
-    pipe.scheduler = trained.backbone.few_step_scheduler(trained.grid)
+    pipe.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     load(pipe)
     pipe.set_progress_bar_config(disable=True)
     options = call_options(type(pipe).__name__)
@@ -43,9 +43,12 @@ def stock(trained, load=lambda pipe: None):
     return pipe("a dog", output_type="latent", **call, **options).images
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_file_makes_the_original_teacher_the_student(make_trained, tmp_path, family):
-    trained = make_trained(family)
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [*((family, "lora") for family in FAMILIES), ("sd1", "rslora"), ("sd1", "dora"), ("pixart", "dora")],
+)
+def test_the_file_makes_the_original_teacher_the_student(make_trained, tmp_path, family, variant):
+    trained = make_trained(family, variant=variant)
     form = lora_form(trained, kohya=False)
     assert form == FAMILIES[family]
     write_lora(trained, tmp_path, form)
@@ -88,17 +91,17 @@ def test_kohya_names_of_the_published_networks_convert_back(name):
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     layers = lora_targets(unet, ("",), UNetBackbone.student_layers)
-    keys = {layer: FORMS["kohya"].keys("unet", layer) for layer in layers}
-    tensors = {key: torch.full((1, 1), index) for index, pair in enumerate(keys.values()) for key in pair}
+    names = [f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"]
+    tensors = {FORMS["kohya"].key("unet", name): torch.full((1, 1), index) for index, name in enumerate(names)}
     assert len(tensors) == 2 * len(layers) > 300
     back, _ = StableDiffusionXLPipeline.lora_state_dict(tensors)
     back = convert_unet_state_dict_to_peft(back)
-    expected = {key: index for index, layer in enumerate(layers) for key in FORMS["diffusers"].keys("unet", layer)}
+    expected = {FORMS["diffusers"].key("unet", name): index for index, name in enumerate(names)}
     assert {key: value.item() for key, value in back.items()} == expected
 
 
 def test_a_file_that_loads_as_nothing_is_refused(make_trained, tmp_path, monkeypatch):
-    wrong = dataclasses.replace(FORMS["diffusers"], keys=lambda part, layer: (f"model.{layer}.lora_A.weight",) * 2)
+    wrong = dataclasses.replace(FORMS["diffusers"], key=lambda part, name: f"model.{name}")
     monkeypatch.setitem(FORMS, "diffusers", wrong)
     with pytest.raises(UserError, match="changes 0 layers"):
         write_lora(make_trained(), tmp_path, "diffusers")
@@ -120,8 +123,13 @@ def test_a_file_that_lacks_a_layer_is_refused(make_trained, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("family", "form"), [("sdxl", "diffusers"), ("sdxl", "kohya"), ("pixart", "peft")])
-def test_scott_reads_its_own_file(make_trained, make_backbone, tmp_path, family, form):
-    trained = make_trained(family)
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+def test_scott_reads_its_own_file(make_trained, make_backbone, tmp_path, family, form, variant):
+    trained = make_trained(family, variant=variant)
+    if (form, variant) == ("kohya", "dora"):
+        with pytest.raises(UserError, match="use --to lora"):
+            lora_form(trained, kohya=True)
+        return
     save_lora(trained, tmp_path, form)
     with safe_open(tmp_path / FORMS[form].file, "pt") as file:
         assert {"format", "scott"} <= file.metadata().keys()
@@ -150,3 +158,36 @@ def test_a_transformer_has_no_kohya_form(make_trained):
     for family in ("pixart", "sd3"):
         with pytest.raises(UserError, match="use --to lora"):
             lora_form(make_trained(family), kohya=True)
+
+
+# --- diffusers' own ways in and out --------------------------------------------------------------------------
+
+
+def test_diffusers_saves_the_adapter_from_our_network_and_puts_one_of_its_own_there(
+    make_trained, make_backbone, teacher_folders, perturb, tmp_path
+):
+    trained = make_trained()
+    trained.backbone.network.save_lora_adapter(tmp_path / "ours", adapter_name="target")
+    expected = drawn(trained)
+    options = {"prefix": None, "use_safetensors": True}
+    read = stock(trained, lambda pipe: pipe.unet.load_lora_adapter(str(tmp_path / "ours"), **options))
+    assert difference(expected, read) < 1e-4
+
+    # a LoRA that stock diffusers made, of another rank, beside the student's
+    pipe = DiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    targets = lora_targets(pipe.unet, ("",), ("to_q", "conv1"))
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=targets), "theirs")
+    perturb({name: p for name, p in pipe.unet.named_parameters() if ".lora_" in name})
+    pipe.unet.save_lora_adapter(tmp_path / "theirs", adapter_name="theirs")
+    backbone = make_backbone("lora")
+    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([999, 3]), backbone.encode_prompts(["a cat", "dog"])["text"]
+    with torch.no_grad():
+        plain, expected = backbone.network(x, t, text).sample, pipe.unet(x, t, text).sample
+        backbone.network.load_lora_adapter(str(tmp_path / "theirs"), adapter_name="theirs", **options)
+        backbone.adapters.adopt()
+        assert torch.equal(backbone.network(x, t, text).sample, plain)
+        with backbone.adapters.use("theirs"):
+            torch.testing.assert_close(backbone.network(x, t, text).sample, expected)
+        with backbone.adapters.use("student"):
+            assert torch.equal(backbone.network(x, t, text).sample, plain)
+    assert (expected - plain).abs().max() > 0.01

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from scott.errors import UserError
+from scott.export import pipeline
 from scott.export.pipeline import call_options, write_student
 from scott.export.trained import Trained, difference, replacing
 from scott.samplers import StudentSampler
@@ -61,14 +62,14 @@ def test_the_stock_call_needs_no_scott(make_trained, tmp_path):
 
 def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path, monkeypatch):
     trained = make_trained(train="full")
-    save = trained.backbone.save_student
+    save = pipeline.save_student
 
-    def move_then_save(folder, grid):
+    def move_then_save(backbone, folder, grid):
         with torch.no_grad():
             next(iter(trained.backbone.target_parameters().values())).add_(0.1)
-        save(folder, grid)
+        save(backbone, folder, grid)
 
-    monkeypatch.setattr(trained.backbone, "save_student", move_then_save)
+    monkeypatch.setattr(pipeline, "save_student", move_then_save)
     with pytest.raises(UserError, match="of a spread off"):
         write_student(trained, tmp_path)
 

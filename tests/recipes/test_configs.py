@@ -97,8 +97,8 @@ def test_the_models_are_those_of_the_config_and_alike_each_time(make_backbone, c
     one, other = make_backbone(), make_backbone()
     for backbone in (one, other):
         add_models(backbone, config)
-    assert one.adapters.scales["student"] == one.adapters.scales["target"] == 1.5
-    assert one.critic_kind == (None if critic == "none" else critic)
+    assert one.adapters.scaling("student") == one.adapters.scaling("target") == 1.5
+    assert (one.critic_model and one.critic_model.kind) == (None if critic == "none" else critic)
     assert bool(one.critic_parameters()) == (critic != "none")
     for mine, theirs in (
         (one.student_parameters(), other.student_parameters()),

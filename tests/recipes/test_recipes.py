@@ -82,14 +82,16 @@ def test_what_a_recipe_trains_at_its_real_size(recipe, configs, tmp_path):
     if plain.part == "unet":  # the paper's critic: attention and convolutions
         decoder = {name: layer for name, layer in decoder.items() if not FEED_FORWARD.search(name)}
     assert adapted(critic) == decoder.keys()
-    assert size(critic) == low_rank_size(decoder, 64) + plain.feature_channels + 1
+    last = plain.network.get_submodule(plain.output_layer)
+    features = last.in_channels if plain.part == "unet" else last.in_features
+    assert size(critic) == low_rank_size(decoder, 64) + features + 1
     assert {p.device.type for p in [*student.values(), *critic.values()]} == {"meta"}
     assert {p.dtype for p in [*student.values(), *critic.values()]} == {torch.float32}
     assert backbone.network.dtype == config.dtype
 
 
 def adapted(parameters):
-    return {name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")}
+    return {name.removesuffix(".lora_A.weight") for name in parameters if name.endswith(".lora_A.weight")}
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional as F
 
 from scott.errors import UserError
-from scott.teachers.adapters import Adapters, lora_targets
+from scott.teachers.lora import Adapters, lora_targets
 
 
 def network():
@@ -54,12 +53,12 @@ def test_a_new_adapter_changes_nothing_and_freezes_the_weights():
         assert all(map(torch.equal, outputs(net), before))
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     assert shapes == {
-        "down.to_q.lora_A": (2, 6),
-        "down.to_q.lora_B": (5, 2),
-        "down.conv1.lora_A": (2, 2, 3, 3),
-        "down.conv1.lora_B": (3, 2),
+        "down.to_q.lora_A.weight": (2, 6),
+        "down.to_q.lora_B.weight": (5, 2),
+        "down.conv1.lora_A.weight": (2, 2, 3, 3),
+        "down.conv1.lora_B.weight": (3, 2, 1, 1),
     }
-    assert all((p != 0).all() == (name.endswith("A")) for name, p in parameters.items())
+    assert all((p != 0).all() == ("lora_A" in name) for name, p in parameters.items())
     trained = {id(p) for layer in LAYERS for p in net.get_submodule(layer).parameters() if p.requires_grad}
     assert trained == {id(p) for p in parameters.values()}
 
@@ -96,7 +95,7 @@ def test_an_adapter_on_some_layers_leaves_the_others_plain(perturb):
     with adapters.use("three"):
         assert torch.equal(outputs(net)[1], outputs(network())[1])
         assert not torch.equal(outputs(net)[0], outputs(network())[0])
-    assert adapters.parameters("three").keys() == {"down.to_q.lora_A", "down.to_q.lora_B"}
+    assert adapters.parameters("three").keys() == {"down.to_q.lora_A.weight", "down.to_q.lora_B.weight"}
 
 
 # --- the layer beside autograd and peft ------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def reference(base, a, b, scale):
     """W + s B A, formed and differentiated by autograd."""
 
     def layer(x):
-        weight = base.weight + scale * (b @ a.flatten(1)).view(base.weight.shape)
+        weight = base.weight + scale * (b.flatten(1) @ a.flatten(1)).view(base.weight.shape)
         if isinstance(base, nn.Linear):
             return F.linear(x, weight, base.bias)
         return F.conv2d(x, weight, base.bias, base.stride, base.padding)
@@ -153,25 +152,6 @@ def test_output_and_gradients_are_those_of_the_sum_of_weights(kind, perturb):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_output_and_gradients_are_those_of_peft(kind, perturb):
-    net, adapters = adapted(kind, perturb)
-    a, b = adapters.parameters("one").values()
-    plain = nn.ModuleDict({"body": nn.ModuleDict({"to_q": copy.deepcopy(net["body"]["to_q"].base_layer)})})
-    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=5.0, target_modules=["body.to_q"]), plain)
-    theirs = plain["body"]["to_q"]
-    down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
-    with torch.no_grad():
-        down.copy_(a)
-        up.copy_(b.view(up.shape))
-    x = torch.randn(LAYER_KINDS[kind][1], generator=torch.Generator().manual_seed(1))
-    expected = answer(theirs, x, (down, up))
-    with adapters.use("one"):
-        ours = answer(net["body"]["to_q"], x, (a, b))
-    for mine, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(mine, other.view(mine.shape), rtol=1e-4, atol=5e-6)
-
-
 def test_a_layer_makes_only_the_gradients_that_are_asked_for(perturb):
     for kind in ("linear", "conv 3x3"):
         net, adapters = adapted(kind, perturb)
@@ -184,16 +164,6 @@ def test_a_layer_makes_only_the_gradients_that_are_asked_for(perturb):
         b.requires_grad_(False)
         with adapters.use("one"):
             assert torch.autograd.grad(net["body"]["to_q"](x).sum(), [a])[0].abs().max() > 0
-
-
-def test_a_second_derivative_is_an_error_not_a_wrong_number(perturb):
-    net, adapters = adapted("linear", perturb)
-    x = torch.randn(7, 6, requires_grad=True)
-    with adapters.use("one"):
-        y = net["body"]["to_q"](x).square().sum()
-    (first,) = torch.autograd.grad(y, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv 3x3 stride 2", "conv 1x1"])
@@ -252,13 +222,6 @@ def test_the_plain_state_is_the_networks_own(perturb):
     plain, state = adapters.plain_state(), network().state_dict()
     assert plain.keys() == state.keys()
     assert all(torch.equal(plain[key], state[key]) for key in state)
-
-
-def test_merging_writes_into_no_weight_of_the_network(perturb):
-    net, adapters = with_two_adapters(perturb)
-    for value in adapters.merged_state("one").values():
-        value.zero_()
-    assert all(map(torch.equal, outputs(net), outputs(network())))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

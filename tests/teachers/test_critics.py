@@ -2,12 +2,7 @@
 
 import pytest
 import torch
-
-from scott.teachers.adapters import LoRALayer
-
-
-def logits(backbone, x, t, cond):
-    return backbone.critic_logits(backbone.critic_features(x, t, cond))
+from peft.tuners.lora import LoraLayer
 
 
 def bit_equal(one, other):
@@ -17,8 +12,8 @@ def bit_equal(one, other):
 def test_no_critic_makes_none(make_backbone, family):
     backbone = make_backbone("lora", family=family)
     assert backbone.critic_parameters() == {}
-    assert backbone.critic_head is None
-    assert {name for layer in backbone.adapters.layers.values() for name in layer.lora_A} == {"student", "target"}
+    assert backbone.critic_model is None
+    assert set(backbone.network.peft_config) == {"student", "target"}
 
 
 def test_an_unconditional_critic_knows_neither_time_nor_text(make_backbone, inputs, perturb, family):
@@ -26,37 +21,34 @@ def test_an_unconditional_critic_knows_neither_time_nor_text(make_backbone, inpu
     perturb(backbone.critic_parameters())
     x, t, cond = inputs(backbone)
     with torch.no_grad():
-        first = logits(backbone, x, t, cond)
+        first = backbone.critic(x, t, cond)
         other = {name: value.flip(0) + 1 for name, value in cond.items()}
-        assert torch.equal(first, logits(backbone, x, t.flip(0), other))
-        assert not torch.allclose(first, logits(backbone, x.flip(0), t, cond))
+        assert torch.equal(first, backbone.critic(x, t.flip(0), other))
+        assert not torch.allclose(first, backbone.critic(x.flip(0), t, cond))
         # it is the LoRA critic, told what says nothing
-        backbone.critic_kind = "lora"
+        backbone.critic_model.kind = "lora"
         nothing = {name: value.expand(2, *value.shape[1:]) for name, value in backbone.unconditional().items()}
         clean = torch.full_like(t, backbone.schedule.t_data)
-        assert torch.equal(first, logits(backbone, x, clean, nothing))
+        assert torch.equal(first, backbone.critic(x, clean, nothing))
 
 
 def test_a_full_critic_starts_as_the_network_and_trains_all_of_it(make_backbone, inputs, family):
     backbone, plain = make_backbone("lora", critic_rank=4, critic="full", family=family), make_backbone(family=family)
     x, t, cond = inputs(backbone)
     own = dict(backbone.network.named_parameters())
-    copy = {name: p for name, p in backbone.critic_parameters().items() if not name.startswith("head.")}
+    copy = {name: p for name, p in backbone.critic_parameters().items() if not name.startswith("heads.")}
     assert copy.keys() == {
         name for name, _ in plain.network.named_parameters() if not name.startswith(backbone.output_layer)
     }
-    assert not any(isinstance(module, LoRALayer) for module in backbone.copies["critic"].modules())
+    assert not any(isinstance(module, LoraLayer) for module in backbone.copies["critic"].modules())
     base = {name: p.clone() for name, p in own.items()}
     with torch.no_grad():
-        timestep = backbone.schedule.timestep(t)
-        decoded = backbone.decode_features(backbone.copies["critic"], backbone.critic_features(x, t, cond))
-        expected = plain.decode_features(plain.network, plain.encode(plain.network, x, timestep, cond))
-        assert torch.equal(decoded, expected)
+        assert torch.equal(backbone.output("critic", x, t, cond), plain.output(None, x, t, cond))
 
     optimizer = torch.optim.AdamW(backbone.critic_parameters().values(), lr=1e-3)
     for _ in range(2):  # the head starts at zero, so the first step moves the head alone
         optimizer.zero_grad()
-        torch.tanh(logits(backbone, x, t, cond) + 0.1).sum().backward()
+        torch.tanh(backbone.critic(x, t, cond) + 0.1).sum().backward()
         optimizer.step()
     still = {name for name, p in copy.items() if not p.grad.any()}
     # SD3's last block drops its text, which still asks; keys' biases and absent additions have no say
@@ -73,7 +65,7 @@ def test_the_gradient_of_a_fake_passes_through_the_critic_to_the_student_alone(
     backbone = make_backbone(train, critic_rank=4, critic=critic)
     x, t, cond = inputs(backbone)
     perturb(backbone.critic_parameters())
-    loss = -logits(backbone, backbone.student(x, t, cond), t, cond).mean()
+    loss = -backbone.critic(backbone.student(x, t, cond), t, cond).mean()
     student = tuple(backbone.student_parameters().values())
     to_student = torch.autograd.grad(loss, student, retain_graph=True)
     to_critic = torch.autograd.grad(loss, tuple(backbone.critic_parameters().values()))
@@ -82,3 +74,43 @@ def test_the_gradient_of_a_fake_passes_through_the_critic_to_the_student_alone(
     owned = (*student, *backbone.critic_parameters().values(), *backbone.target_parameters().values())
     base = {id(p): p for p in backbone.network.parameters()}
     assert not any(p.requires_grad for key, p in base.items() if key not in set(map(id, owned)))
+
+
+@pytest.mark.parametrize("critic", ["lora", "full"])
+def test_compiling_reaches_the_critic(make_backbone, inputs, perturb, critic):
+    """Dynamo's trace without a compiler; the teacher runs first, so that the critic's hook has to be a part of it."""
+    backbone = make_backbone("lora", critic_rank=4, critic=critic)
+    perturb(backbone.critic_parameters())
+    x, t, cond = inputs(backbone)
+
+    def answers():
+        teacher = backbone.teacher(x, t, cond).detach()
+        logits = backbone.critic(x, t, cond)
+        return [teacher, logits, *torch.autograd.grad(logits.sum(), list(backbone.critic_parameters().values()))]
+
+    expected, counted = answers(), []
+    for network in (backbone.network, *backbone.copies.values()):
+        network.compile(backend=lambda graph, inputs: counted.append(graph) or graph.forward)
+    for mine, theirs in zip(answers(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert len(counted) >= 2
+
+
+def test_heads_may_stand_on_several_layers(make_backbone, inputs, family):
+    backbone = make_backbone(family=family)
+    inner = "mid_block.resnets.0.conv1" if backbone.part == "unet" else "transformer_blocks.1.ff.net.0.proj"
+    backbone.add_critic(4, layers=(inner, backbone.output_layer))
+    x, t, cond = inputs(backbone)
+    seen = {}
+    for name in (inner, backbone.output_layer):
+        layer = backbone.network.get_submodule(name)
+        layer.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0]}))
+    with torch.no_grad():
+        for index, head in enumerate(backbone.critic_model.heads):
+            head.weight.normal_(generator=torch.Generator().manual_seed(index))
+        logits = backbone.critic(x, t, cond)
+        expected = []
+        for head, features in zip(backbone.critic_model.heads, seen.values(), strict=True):
+            weighing = head.weight[0][:, None, None] if features.ndim == 4 else head.weight[0]
+            expected.append((features * weighing).sum(1 if features.ndim == 4 else -1).flatten(1))
+    torch.testing.assert_close(logits, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)

@@ -7,16 +7,13 @@ from tests.teachers.stock_pipelines import assert_same_latents, draw, teacher_pi
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
+from scott.export.pipeline import save_student
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import load_backbone
 from scott.teachers.pixart import PixArtBackbone
 
 TRAIN = ["lora", "full"]
 PROMPT = "a cat"
-
-
-def critic_logits(backbone, x, t, cond):
-    return backbone.critic_logits(backbone.critic_features(x, t, cond))
 
 
 def base_weights(backbone):
@@ -107,60 +104,6 @@ def test_decode_and_encode_are_the_vae_scaled_and_in_unit_range(make_backbone, f
     torch.testing.assert_close(backbone.decode(mean), expected)
 
 
-# --- encoder and decoder -------------------------------------------------------------------------------------
-
-
-def assert_halves_are_the_whole(backbone, network, x, t, cond):
-    timestep, seen = backbone.schedule.timestep(t), []
-    output = getattr(network, backbone.output_layer)
-    hook = output.register_forward_hook(lambda module, args, made: seen.append(made))
-    with torch.no_grad():
-        backbone.predict(network, x, timestep, cond)
-    hook.remove()
-    with torch.no_grad():
-        features = backbone.decode_features(network, backbone.encode(network, x, timestep, cond))
-        assert features.shape[-1] == backbone.feature_channels
-        features = features.permute(0, 3, 1, 2) if features.ndim == 4 else features
-        assert torch.equal(output(features), seen[0])
-
-
-@pytest.mark.parametrize("size", [None, (9, 7)], ids=["even", "odd"])
-def test_halves_are_the_whole(make_backbone, inputs, perturb, family, size):
-    backbone = make_backbone("lora", critic_rank=4, family=family)
-    x, t, cond = inputs(backbone)
-    if size is not None:
-        if family in ("pixart", "sd3"):
-            pytest.skip("transformers cut a picture into whole patches")
-        x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
-    perturb(backbone.critic_parameters())
-    for adapter in (None, "critic"):
-        with backbone.adapters.use(adapter):
-            assert_halves_are_the_whole(backbone, backbone.network, x, t, cond)
-
-
-def test_halves_of_a_transformer_take_another_size_than_its_own(make_backbone, inputs):
-    for family in ("pixart", "sd3"):
-        backbone = make_backbone(family=family)
-        _, t, cond = inputs(backbone)
-        x = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
-        assert_halves_are_the_whole(backbone, backbone.network, x, t, cond)
-
-
-def test_the_halves_share_no_layer(make_backbone, inputs, family):
-    """What the decoder's prefixes name runs in `decode_features`, and nothing else with a LoRA of the critic."""
-    backbone = make_backbone(critic_rank=2, family=family)
-    x, t, cond = inputs(backbone)
-    ran = []
-    for name, layer in backbone.adapters.layers.items():
-        layer.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
-    with torch.no_grad():
-        features = backbone.critic_features(x, t, cond)
-        assert not ran
-        backbone.critic_logits(features)
-    assert sorted(ran) == sorted(backbone.adapters.layers)
-    assert all(name.startswith(backbone.decoder_prefixes) for name in ran)
-
-
 # --- the models on it ----------------------------------------------------------------------------------------
 
 
@@ -175,14 +118,10 @@ def test_student_target_and_critic_start_as_the_teacher(make_backbone, inputs, f
         expected = plain.teacher(x, t, cond)
         for model in (backbone.teacher, backbone.student, backbone.target):
             assert torch.equal(model(x, t, cond), expected)
-        features = backbone.critic_features(x, t, cond)
-        with backbone.adapters.use("critic"):
-            decoded = backbone.decode_features(backbone.network, features)
-        timestep = plain.schedule.timestep(t)
-        encoded = plain.encode(plain.network, x, timestep, cond)
-        assert torch.equal(decoded, plain.decode_features(plain.network, encoded))
-        logits = critic_logits(backbone, x, t, cond)
-    assert torch.equal(logits, torch.zeros(decoded.shape[:-1]))
+        assert torch.equal(backbone.output("critic", x, t, cond), plain.output(None, x, t, cond))
+        logits = backbone.critic(x, t, cond)
+    assert len(logits) == 2
+    assert torch.equal(logits, torch.zeros_like(logits))
 
 
 @pytest.mark.parametrize("train", TRAIN)
@@ -199,14 +138,14 @@ def test_an_update_moves_its_own_model_only(make_backbone, inputs, family, train
     critic = torch.optim.AdamW(backbone.critic_parameters().values(), lr=1e-3)
     for _ in range(2):  # the head starts at zero, so the first step moves the head alone
         critic.zero_grad()
-        critic_logits(backbone, x, t, cond).square().add(critic_logits(backbone, x, t, cond)).sum().backward()
+        backbone.critic(x, t, cond).square().add(backbone.critic(x, t, cond)).sum().backward()
         critic.step()
 
     with torch.no_grad():
         assert torch.equal(backbone.teacher(x, t, cond), teacher)
         assert torch.equal(backbone.target(x, t, cond), teacher)
         assert (backbone.student(x, t, cond) - teacher).abs().max() > 1e-4
-        assert critic_logits(backbone, x, t, cond).abs().max() > 1e-4
+        assert backbone.critic(x, t, cond).abs().max() > 1e-4
     after = base_weights(backbone)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -224,7 +163,7 @@ def test_each_optimizer_owns_its_own_parameters_and_the_base_none(make_backbone,
     assert not {id(p) for p in base} & set.union(*ids)
     assert all(p.requires_grad for owner in (owners[0], owners[2]) for p in owner.values())
     # nothing that is trained is left out
-    trained = [backbone.network, *backbone.copies.values(), backbone.critic_head]
+    trained = [backbone.network, *backbone.copies.values(), backbone.critic_model]
     assert {id(p) for module in trained for p in module.parameters() if p.requires_grad} <= set.union(*ids)
 
 
@@ -234,7 +173,7 @@ def test_gradients_reach_their_model_and_never_the_base(make_backbone, inputs, p
     x, t, cond = inputs(backbone)
     perturb(backbone.critic_parameters())
     perturb(backbone.student_parameters())
-    critic_logits(backbone, backbone.student(x, t, cond), t, cond).sum().backward()
+    backbone.critic(backbone.student(x, t, cond), t, cond).sum().backward()
     idle = idle_parameters(backbone)
     for owner in (backbone.student_parameters(), backbone.critic_parameters()):
         assert all(p.grad is not None for p in owner.values())
@@ -257,11 +196,18 @@ def idle_parameters(backbone):
 def test_the_critic_adapts_the_decoder_only(make_backbone, inputs, perturb, family):
     backbone = make_backbone("lora", critic_rank=4, family=family)
     x, t, cond = inputs(backbone)
-    lora = [name for name in backbone.critic_parameters() if not name.startswith("head.")]
+    lora = [name for name in backbone.critic_parameters() if not name.startswith("heads.")]
     assert all(name.startswith(backbone.decoder_prefixes) for name in lora)
-    before = backbone.critic_features(x, t, cond)
+    first = backbone.decoder_prefixes[0].removesuffix(".")
+    seen = []
+    decoder = backbone.network.get_submodule(first if backbone.part == "transformer" else f"{first}.0")
+    decoder.register_forward_pre_hook(
+        lambda module, args, given: seen.append([*args, *given.values()]), with_kwargs=True
+    )
+    backbone.critic(x, t, cond)
     perturb(backbone.critic_parameters())
-    torch.testing.assert_close(backbone.critic_features(x, t, cond), before, rtol=0, atol=0)
+    backbone.critic(x, t, cond)
+    assert all(map(torch.equal, *([v for v in fed if isinstance(v, torch.Tensor)] for fed in seen)))
 
 
 def test_the_critic_is_told_the_time_and_the_text(make_backbone, inputs, perturb, family):
@@ -269,10 +215,10 @@ def test_the_critic_is_told_the_time_and_the_text(make_backbone, inputs, perturb
     x, t, cond = inputs(backbone)
     perturb(backbone.critic_parameters())
     with torch.no_grad():
-        logits = critic_logits(backbone, x, t, cond)
-        assert not torch.allclose(logits, critic_logits(backbone, x, t.flip(0), cond))
+        logits = backbone.critic(x, t, cond)
+        assert not torch.allclose(logits, backbone.critic(x, t.flip(0), cond))
         other = {name: value.flip(0) for name, value in cond.items()}
-        assert not torch.allclose(logits, critic_logits(backbone, x, t, other))
+        assert not torch.allclose(logits, backbone.critic(x, t, other))
 
 
 def test_an_unknown_train_or_critic_is_an_error_with_the_choices(make_backbone, family):
@@ -296,12 +242,12 @@ def test_the_saved_student_is_the_target_in_a_stock_pipeline(make_backbone, inpu
     def answers():
         with torch.no_grad():
             models = (backbone.teacher, backbone.student, backbone.target)
-            return [*(model(x, t, cond) for model in models), critic_logits(backbone, x, t, cond)]
+            return [*(model(x, t, cond) for model in models), backbone.critic(x, t, cond)]
 
     before = answers()
     jump, substeps = (24, 3) if train == "lora" else (20, 1)
     grid = JumpGrid(backbone.schedule, jump=jump, substeps=substeps)
-    backbone.save_student(tmp_path, grid)
+    save_student(backbone, tmp_path, grid)
     assert all(map(torch.equal, answers(), before))
     assert all(p.requires_grad for p in backbone.student_parameters().values())
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from scott.teachers import load_backbone
-from scott.teachers.adapters import Adapters, LoRALayer
+from scott.teachers.lora import Adapters
 
 
 def both_gradients(backbone, x, t, cond):
     """The student's and the critic's gradients, as a training step makes them: all backward passes come last."""
     x0 = backbone.student(x, t, cond)
-    logits = backbone.critic_logits(backbone.critic_features(x0, t, cond))
+    logits = backbone.critic(x0, t, cond)
     loss = x0.square().mean() - logits.mean()
     student = torch.autograd.grad(loss, tuple(backbone.student_parameters().values()), retain_graph=True)
     critic = torch.autograd.grad(torch.tanh(logits).sum(), tuple(backbone.critic_parameters().values()))
@@ -77,7 +77,7 @@ def test_recomputation_runs_under_the_adapter_of_the_forward_pass(make_backbone,
         with backbone.adapters.use(other):
             student = torch.autograd.grad(x0.square().sum(), tuple(backbone.student_parameters().values()))
             assert backbone.adapters.active == other
-    logits = backbone.critic_logits(backbone.critic_features(x, t, cond))
+    logits = backbone.critic(x, t, cond)
     assert logits.requires_grad
     both = both_gradients(backbone, x, t, cond)
     assert_equal_gradients(both, expected)
@@ -130,7 +130,7 @@ def test_the_base_is_in_half_precision_and_what_is_trained_in_fp32(
             assert (x0 - expected).norm() < tolerance * expected.norm()
         if train == "lora":
             assert torch.equal(backbone.student(x, t, encoded), backbone.teacher(x, t, encoded))
-        logits = backbone.critic_logits(backbone.critic_features(x, t, encoded))
+        logits = backbone.critic(x, t, encoded)
         assert logits.dtype == torch.float32
         assert backbone.decode(x0[:1]).dtype == torch.float32
 
@@ -166,7 +166,7 @@ def test_to_moves_every_model(teacher_folders, critic):
     backbone.add_critic(4, critic)
     assert backbone.to("meta") is backbone
     assert backbone.device.type == "meta"
-    modules = [*backbone.copies.values(), backbone.critic_head, backbone.network, backbone.vae]
+    modules = [*backbone.copies.values(), backbone.critic_model, backbone.network, backbone.vae]
     modules.append(backbone.pipeline.text_encoder)
     assert {p.device.type for module in modules for p in module.parameters()} == {"meta"}
 
@@ -182,7 +182,6 @@ def test_a_compiled_network_follows_the_adapter_that_is_on(perturb):
     for seed, name in enumerate(("one", "two")):
         adapters.add(name, ["0", "2"], rank=2, alpha=3.0)
         perturb(adapters.parameters(name), seed)
-    assert isinstance(net[0], LoRALayer)
     x = torch.randn(4, 6)
 
     def answers():

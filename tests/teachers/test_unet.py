@@ -1,4 +1,4 @@
-"""What is the U-Nets' own: their predictions, the ways their halves may be built, ω, and the paper's critic."""
+"""What is the U-Nets' own: their predictions, ω, and the paper's critic."""
 
 import os
 import subprocess
@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from scott.diffusion import JumpGrid
+from scott.export.pipeline import save_student
 from scott.samplers import StudentSampler
-from scott.teachers.adapters import Adapters, lora_targets
+from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
 PROMPT = "a cat"
@@ -30,48 +31,6 @@ def test_teacher_x0_is_what_ddim_predicts(make_backbone, inputs, teacher_folders
         row = slice(i, i + 1)
         expected = scheduler.step(output[row], int(t[i]), x[row]).pred_original_sample
         torch.testing.assert_close(x0[row], expected, rtol=1e-4, atol=1e-4)
-
-
-# --- halves --------------------------------------------------------------------------------------------------
-
-DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-NETWORKS = {
-    "two levels": {},
-    "sd2": {"use_linear_projection": True, "attention_head_dim": (2, 4)},
-    "three levels": {
-        "block_out_channels": (8, 16, 16),
-        "down_block_types": DOWN,
-        "up_block_types": UP,
-        "layers_per_block": 2,
-    },
-    "plain middle": {"mid_block_type": "UNetMidBlock2D"},
-}
-
-
-@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 8)], ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_halves_are_the_whole(make_backbone, tiny_unet, name, size):
-    backbone = make_backbone()
-    backbone.pipeline.register_modules(unet=tiny_unet(**NETWORKS[name]))
-    backbone = UNetBackbone(backbone.pipeline)
-    generator = torch.Generator().manual_seed(0)
-    x, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, *size), (2, 5, 32)))
-    t, cond = torch.tensor([3, 871]), {"text": text}
-    with torch.no_grad():
-        features = backbone.decode_features(backbone.network, backbone.encode(backbone.network, x, t, cond))
-        halves = backbone.network.conv_out(features.permute(0, 3, 1, 2))
-        assert torch.equal(halves, backbone.predict(backbone.network, x, t, cond))
-
-
-def test_halves_of_a_full_student_take_its_guidance(make_backbone, inputs, perturb):
-    backbone = make_backbone("full")
-    student = backbone.copies["student"]
-    perturb(backbone.student_parameters())
-    x, t, cond = inputs(backbone)
-    with torch.no_grad():
-        features = backbone.decode_features(student, backbone.encode(student, x, t, cond))
-        assert torch.equal(student.conv_out(features.permute(0, 3, 1, 2)), backbone.predict(student, x, t, cond))
 
 
 # --- the paper's critic --------------------------------------------------------------------------------------
@@ -136,7 +95,7 @@ def test_the_saved_student_needs_no_scott(make_backbone, perturb, tmp_path):
     backbone = make_backbone("lora")
     perturb(backbone.target_parameters())
     grid = JumpGrid(backbone.schedule)
-    backbone.save_student(tmp_path / "student", grid)
+    save_student(backbone, tmp_path / "student", grid)
     command = [sys.executable, "-c", STOCK, tmp_path / "student", tmp_path / "out.pt", "2", "1.0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr

@@ -96,7 +96,7 @@ def measured(backbone, config):
         "VAE": storage_bytes(held(backbone.vae)),
         "student": storage_bytes(models(backbone, "student")),
         "EMA target": storage_bytes(models(backbone, "target")),
-        "critic": storage_bytes([*models(backbone, "critic"), *backbone.critic_head.parameters()]),
+        "critic": storage_bytes([*models(backbone, "critic"), *backbone.critic_model.heads.parameters()]),
         "text encoders": storage_bytes(tensor for part in encoders for tensor in held(part)),
     }
 
@@ -207,7 +207,7 @@ def test_calls_are_those_of_a_real_step(make, family, settings):
 
 def real_step(backbone, config):
     """(bytes at the highest, bytes that autograd saves beside weights) of one step on the CPU."""
-    networks = [backbone.network, *backbone.copies.values(), backbone.critic_head]
+    networks = [backbone.network, *backbone.copies.values(), *backbone.heads]
     ours = {tensor.untyped_storage()._cdata for network in networks for tensor in held(network)}
     saved = {}
 

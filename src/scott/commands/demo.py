@@ -15,7 +15,7 @@ from scott.export.card import write_cards
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.teachers import Backbone
+from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 
@@ -80,7 +80,7 @@ def draw_grids(
     return grids
 
 
-def _teacher_row(reference: MiniReference, backbone: Backbone, steps: int, tick: Tick) -> Row:
+def _teacher_row(reference: MiniReference, backbone: LatentBackbone, steps: int, tick: Tick) -> Row:
     """The recorded row, with the time measured here on one batch, or else all of it measured here."""
     sampler = TeacherSampler(backbone, steps, GUIDANCE)
     recorded = recorded_teacher_row(steps, len(reference.prompts), GUIDANCE)

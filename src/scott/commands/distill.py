@@ -12,7 +12,7 @@ from scott.commands.validation import Validation
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
-from scott.teachers import Backbone, LatentBackbone, load_backbone
+from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
@@ -46,12 +46,12 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
     return RECIPES[recipe][given.get("method", "scott")](**given)
 
 
-def teacher_of(name: str, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
     """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
-    return load_backbone(embedded.teacher_folder(name), dtype).to(best_device())
+    return load_backbone(embedded.teacher_folder(name), dtype, quantize).to(best_device())
 
 
-def check(backbone: Backbone, config: DistillConfig) -> None:
+def check(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
     if backbone.original_inference_steps is not None:
         raise UserError(f"{config.teacher} is a few-step student already; distil from the teacher it was made from")
@@ -64,10 +64,10 @@ def check(backbone: Backbone, config: DistillConfig) -> None:
     config.make_grid(backbone.schedule)
 
 
-def add_models(backbone: Backbone, config: DistillConfig) -> None:
+def add_models(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Student, EMA target and critic as the config has them, from its seed."""
     torch.manual_seed(config.seed)  # LoRA's A is random
-    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha)
+    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
     if config.has_critic:
         backbone.add_critic(config.critic_rank, config.critic)
     if config.gradient_checkpointing:
@@ -93,7 +93,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
-    backbone = teacher_of(config.teacher, config.dtype)
+    backbone = teacher_of(config.teacher, config.dtype, config.quantize)
     check(backbone, config)
     check_data(config.sources, backbone, config)
     grid = config.make_grid(backbone.schedule)

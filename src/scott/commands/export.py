@@ -48,7 +48,8 @@ def export_finished(backbone: LatentBackbone, config: DistillConfig) -> None:
 
     A backbone that computes in fewer bits, is compiled or split over processes is read again from the run, in fp32.
     """
-    plain = config.precision == "fp32" and not config.compile and config.shard == "none"
+    whole = config.precision == "fp32" and config.quantize == "none"
+    plain = whole and not config.compile and config.shard == "none"
     trained = Trained(backbone.to("cpu"), config, config.max_steps) if plain else load_run(config.out)
     export_trained(trained, config.out, "diffusers")
     if config.train == "lora":
@@ -86,7 +87,7 @@ def load_run(run: Path, *, best: bool = False) -> Trained:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     backbone = load_backbone(teacher_source(config))
-    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha)
+    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
     file = newest / "target.safetensors"
     try:
         tensors = load_file(file)

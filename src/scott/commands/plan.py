@@ -18,6 +18,8 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
     and how it was launched."""
     if processes < 1:
         raise UserError(f"got --processes {processes}; expected 1 or more")
+    if config.quantize != "none":
+        raise UserError(f"got --quantize {config.quantize}, which needs weights; leave it out of a --dry-run")
     backbone = skeleton(embedded.teacher_folder(config.teacher), config.dtype)
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights

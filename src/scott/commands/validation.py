@@ -15,7 +15,7 @@ from scott.errors import UserError
 from scott.evaluation import ClipFeatures, evaluate, image_grid
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.teachers import Backbone
+from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 
 PROMPTS = 8
@@ -35,7 +35,7 @@ class Validation:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: LatentBackbone,
         grid: JumpGrid,
         config: DistillConfig,
         data: ShardSource | Mixture,

@@ -6,14 +6,15 @@
                 `PeftModel.from_pretrained`
     kohya       keys `lora_unet_<layer>.lora_down.weight`, α as a tensor: A1111 and ComfyUI
 
-The tensors are the run's own A and B; a reader applies (α / r) B A. A file whose keys a reader does not know loads
-without an error and changes nothing, so what counts is what the reader's network then holds.
+The tensors are the run's own; a DoRA has `lora_magnitude_vector` besides A and B. A file whose keys a reader does not
+know loads without an error and changes nothing, so what counts is what the reader's network then holds.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from scott.errors import UserError
 from scott.export.pipeline import check, stock_latents
-from scott.export.trained import StudentInfo, Trained
+from scott.export.trained import StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
@@ -36,25 +37,21 @@ METADATA = "scott"
 
 @dataclass(frozen=True)
 class Form:
-    """How a kind of LoRA file names a layer's A and B, given the pipeline's part and the layer."""
+    """How a kind of LoRA file names a parameter, given the pipeline's part and peft's `<layer>.lora_A.weight`."""
 
     file: str
-    keys: Callable[[str, str], tuple[str, str]]
+    key: Callable[[str, str], str]
+
+
+def _kohya_key(part: str, name: str) -> str:
+    layer, parameter = name.rsplit(".lora_", 1)
+    return f"{_kohya(part, layer)}.{ {'A.weight': 'lora_down.weight', 'B.weight': 'lora_up.weight'}[parameter] }"
 
 
 FORMS = {
-    "diffusers": Form(
-        "pytorch_lora_weights.safetensors",
-        lambda part, layer: (f"{part}.{layer}.lora_A.weight", f"{part}.{layer}.lora_B.weight"),
-    ),
-    "peft": Form(
-        "adapter_model.safetensors",
-        lambda part, layer: (f"base_model.model.{layer}.lora_A.weight", f"base_model.model.{layer}.lora_B.weight"),
-    ),
-    "kohya": Form(
-        "lora.safetensors",
-        lambda part, layer: (f"{_kohya(part, layer)}.lora_down.weight", f"{_kohya(part, layer)}.lora_up.weight"),
-    ),
+    "diffusers": Form("pytorch_lora_weights.safetensors", lambda part, name: f"{part}.{name}"),
+    "peft": Form("adapter_model.safetensors", lambda part, name: f"base_model.model.{name}"),
+    "kohya": Form("lora.safetensors", _kohya_key),
 }
 
 
@@ -71,6 +68,8 @@ def lora_form(trained: Trained, kohya: bool) -> str:
         raise UserError(
             f"kohya's keys are known for U-Nets only, and {trained.info.pipeline} has a transformer; use --to lora"
         )
+    if kohya and trained.config.lora_variant == "dora":
+        raise UserError("kohya's programs read DoRA each in its own way; use --to lora or --to diffusers")
     if kohya:
         return "kohya"
     return "diffusers" if hasattr(backbone.pipeline, "load_lora_weights") else "peft"
@@ -84,7 +83,7 @@ def write_lora(trained: Trained, folder: Path, form: str) -> None:
     """
     save_lora(trained, folder, form)
     pipeline = load_backbone(trained.teacher).pipeline
-    pipeline.scheduler = trained.backbone.few_step_scheduler(trained.grid)
+    pipeline.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     network = _load_as_stock(pipeline, trained.backbone.part, folder, form)
     _check_updates(network, trained.backbone, folder)
     check("the stock pipeline", folder, trained.latents(), stock_latents(pipeline, trained.info.guidance_scale))
@@ -92,22 +91,34 @@ def write_lora(trained: Trained, folder: Path, form: str) -> None:
 
 def save_lora(trained: Trained, folder: Path, form: str) -> None:
     """Write the file, with α, and beside it the scheduler to draw with."""
-    backbone, config = trained.backbone, trained.config
-    part, rank, alpha = backbone.part, config.lora_rank, config.alpha
-    tensors: dict[str, Tensor] = {}
-    for layer, (key_a, key_b) in _keys(backbone, form).items():
-        a, b = _target(backbone, layer)
-        tensors |= {key_a: a, key_b: b[..., None, None] if a.ndim == 4 else b}
-        if form == "kohya":
-            tensors[f"{_kohya(part, layer)}.alpha"] = torch.tensor(alpha)
-    adapter = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(_keys(backbone, form))}
+    backbone, part = trained.backbone, trained.backbone.part
+    tensors = _file_tensors(backbone, form)
+    if form == "kohya":
+        # its readers know α / r alone
+        alpha = torch.tensor(backbone.adapters.scaling("target") * trained.config.lora_rank)
+        tensors |= {f"{_kohya(part, layer)}.alpha": alpha.clone() for layer in _layers(backbone)}
+    adapter = lora_config(trained.config, _layers(backbone))
     metadata = {"format": "pt", METADATA: trained.info.to_json()}
     if form == "diffusers":
         metadata["lora_adapter_metadata"] = json.dumps({f"{part}.{name}": value for name, value in adapter.items()})
     if form == "peft":
         LoraConfig(**adapter, base_model_name_or_path=trained.config.teacher).save_pretrained(folder)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / FORMS[form].file, metadata)
-    backbone.few_step_scheduler(trained.grid).save_pretrained(folder / "scheduler")
+    save_file(tensors, folder / FORMS[form].file, metadata)
+    few_step_scheduler(backbone, trained.grid).save_pretrained(folder / "scheduler")
+
+
+def lora_config(config: DistillConfig, layers: list[str]) -> dict[str, Any]:
+    """peft's config of a student: what every version of peft and diffusers that reads a config knows."""
+    return {
+        "r": config.lora_rank,
+        "lora_alpha": config.alpha,
+        "target_modules": layers,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "lora_bias": False,
+        "use_rslora": config.lora_variant == "rslora",
+        "use_dora": config.lora_variant == "dora",
+    }
 
 
 def apply_lora(backbone: LatentBackbone, path: Path) -> StudentInfo:
@@ -127,18 +138,15 @@ def apply_lora(backbone: LatentBackbone, path: Path) -> StudentInfo:
     info = StudentInfo.from_json(metadata[METADATA], file)
     if info.lora_rank is None or info.lora_alpha is None:
         raise UserError(f"{file} does not say its rank and α; export it again")
-    backbone.add_student("lora", rank=info.lora_rank, alpha=info.lora_alpha)
-    pairs = max((_keys(backbone, form) for form in FORMS), key=lambda keys: _count(keys, tensors))
+    backbone.add_student("lora", rank=info.lora_rank, alpha=info.lora_alpha, variant=info.lora_variant)
+    keys = max((_keys(backbone, form) for form in FORMS), key=lambda keys: len(tensors.keys() & keys))
     given = {key for key in tensors if not key.endswith(".alpha")}
-    if given != (expected := {key for pair in pairs.values() for key in pair}):
+    if given != (expected := set(keys)):
         raise UserError(
             f"{file} is a LoRA of another kind of teacher: {len(expected - given)} keys are missing and "
             f"{len(given - expected)} are unknown; give the --teacher it was made for"
         )
-    values: dict[str, Tensor] = {}
-    for layer, (key_a, key_b) in pairs.items():
-        values |= {f"{layer}.lora_A": tensors[key_a], f"{layer}.lora_B": tensors[key_b].flatten(1)}
-    load_parameters(backbone.target_parameters(), values, "LoRA")
+    load_parameters(backbone.target_parameters(), {keys[key]: tensors[key] for key in given}, "LoRA")
     return info
 
 
@@ -152,37 +160,41 @@ def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, form: s
 
 
 def _check_updates(network: nn.Module, backbone: LatentBackbone, folder: Path) -> None:
-    """Raise `UserError` unless peft's layers on `network` hold (α / r) B A of the student, each and no other."""
+    """Raise `UserError` unless peft's layers on `network` hold the student's update s B A, each and no other."""
     loaded = {
         name.removeprefix("base_model.model."): module
         for name, module in network.named_modules()
         if isinstance(module, LoraLayer)
     }
-    ours = {name: layer for name, layer in backbone.adapters.layers.items() if "target" in layer.lora_A}
+    ours = {name: backbone.adapters.layers[name] for name in _layers(backbone)}
     if loaded.keys() != ours.keys():
         raise UserError(
             f"the LoRA read back from {folder} changes {len(loaded)} layers, {len(loaded.keys() & ours.keys())} of the "
             f"student's {len(ours)}; nothing was exported"
         )
     for name, module in loaded.items():
-        expected, got = ours[name].delta("target"), module.get_delta_weight(module.active_adapters[0])
+        expected, got = ours[name].get_delta_weight("target"), module.get_delta_weight(module.active_adapters[0])
         if not (expected - got).abs().max() <= 1e-5 * expected.abs().max():
             raise UserError(f"the LoRA read back from {folder} differs on layer {name}; nothing was exported")
 
 
-def _keys(backbone: LatentBackbone, form: str) -> dict[str, tuple[str, str]]:
-    """Layer → the names of its A and B."""
-    layers = [name.removesuffix(".lora_A") for name in backbone.target_parameters() if name.endswith(".lora_A")]
-    return {layer: FORMS[form].keys(backbone.part, layer) for layer in layers}
+def _layers(backbone: LatentBackbone) -> list[str]:
+    ending = ".lora_A.weight"
+    return sorted(name.removesuffix(ending) for name in backbone.target_parameters() if name.endswith(ending))
 
 
-def _target(backbone: LatentBackbone, layer: str) -> tuple[Tensor, Tensor]:
+def _keys(backbone: LatentBackbone, form: str) -> dict[str, str]:
+    """Key in the file → name of the target's parameter."""
+    names = backbone.target_parameters()
+    dora = ".lora_magnitude_vector"  # a module within the network, and a tensor in all files
+    if form == "kohya":
+        names = {name: value for name, value in names.items() if dora not in name}
+    return {FORMS[form].key(backbone.part, name.replace(f"{dora}.weight", dora)): name for name in names}
+
+
+def _file_tensors(backbone: LatentBackbone, form: str) -> dict[str, Tensor]:
     parameters = backbone.target_parameters()
-    return parameters[f"{layer}.lora_A"].detach(), parameters[f"{layer}.lora_B"].detach()
-
-
-def _count(keys: dict[str, tuple[str, str]], tensors: dict[str, Tensor]) -> int:
-    return sum(key_a in tensors for key_a, _ in keys.values())
+    return {key: parameters[name].detach().contiguous() for key, name in _keys(backbone, form).items()}
 
 
 def _kohya(part: str, layer: str) -> str:

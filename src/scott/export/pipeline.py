@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
+from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.export.trained import PROMPT, SEED, Trained, difference, draw_latents, student_grid
-from scott.teachers import load_backbone
+from scott.export.trained import PROMPT, SEED, Trained, difference, draw_latents, few_step_scheduler, student_grid
+from scott.teachers import LatentBackbone, load_backbone
 
 TOLERANCE = 1e-4
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
@@ -23,11 +24,31 @@ def write_student(trained: Trained, folder: Path) -> None:
     more than `TOLERANCE` of its spread.
     """
     expected = trained.latents()
-    trained.backbone.save_student(folder, trained.grid)
+    save_student(trained.backbone, folder, trained.grid)
     there, info = load_backbone(folder), trained.info
     check("the stock pipeline", folder, expected, stock_latents(there.pipeline, info.guidance_scale))
     grid = student_grid(there.schedule, info.original_inference_steps)
     check("scott", folder, expected, draw_latents(there, grid, info.guidance))
+
+
+def save_student(backbone: LatentBackbone, folder: Path, grid: JumpGrid) -> None:
+    """Write the EMA student as a folder of the teacher's own pipeline class with a few-step scheduler."""
+    changed = {backbone.part: _target_network(backbone), "scheduler": few_step_scheduler(backbone, grid)}
+    parts, config = {**backbone.pipeline.components, **changed}, backbone.pipeline.config
+    options = {name: config[name] for name in _PIPELINE_OPTIONS if name in config}
+    type(backbone.pipeline)(**parts, **options).save_pretrained(folder)
+
+
+_PIPELINE_OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
+
+
+def _target_network(backbone: LatentBackbone) -> ModelMixin:
+    if "target" in backbone.copies:
+        return backbone.copies["target"]
+    with torch.device("meta"):
+        network = type(backbone.network).from_config(backbone.network.config)
+    network.load_state_dict(backbone.adapters.merged_state("target"), assign=True)
+    return network
 
 
 def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float) -> Tensor:

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import FlowMatchLCMScheduler, LCMScheduler
 from torch import Tensor
 
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
+from scott.diffusion.schedule import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.samplers import StudentSampler
@@ -43,6 +46,7 @@ class StudentInfo:
     """Number of steps → the network's times (σ for a flow), descending."""
     lora_rank: int | None
     lora_alpha: float | None
+    lora_variant: str = "lora"
     only_these_steps: bool = False
     """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
 
@@ -101,7 +105,7 @@ class Trained:
         is_lora = config.train == "lora"
         return StudentInfo(
             pipeline=type(self.backbone.pipeline).__name__,
-            scheduler=type(self.backbone.few_step_scheduler(self.grid)).__name__,
+            scheduler=type(few_step_scheduler(self.backbone, self.grid)).__name__,
             train=config.train,
             updates=self.updates,
             guidance_min=config.guidance_min,
@@ -111,6 +115,7 @@ class Trained:
             times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
             lora_alpha=config.alpha if is_lora else None,
+            lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
         )
 
@@ -122,6 +127,21 @@ class Trained:
 def teacher_source(config: DistillConfig) -> str | Path:
     """What `load_backbone` makes a run's teacher of."""
     return embedded.teacher_folder(config.teacher)
+
+
+def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:
+    """The stock scheduler whose times are those the student of this grid is drawn at."""
+    if isinstance(backbone.schedule, FlowSchedule):
+        return FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)
+    config: dict[str, Any] = dict(backbone.pipeline.scheduler.config)
+    shared = {key: config[key] for key in LCMScheduler().config if key in config and not key.startswith("_")}
+    return LCMScheduler.from_config(
+        shared,
+        original_inference_steps=grid.original_inference_steps,
+        set_alpha_to_one=True,
+        clip_sample=False,
+        thresholding=False,
+    )
 
 
 def draw_latents(backbone: LatentBackbone, grid: JumpGrid, guidance: float) -> Tensor:

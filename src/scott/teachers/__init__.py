@@ -1,7 +1,32 @@
-"""Teachers: how each family of diffusers pipelines becomes what `scott.diffusion` asks of a model."""
+"""Teachers: how each family of diffusers pipelines becomes what the rest of scott asks of a model.
 
-from scott.teachers.base import Backbone, Cond
-from scott.teachers.latent import LatentBackbone
-from scott.teachers.load import load_backbone
+A teacher is a `LatentBackbone`: one frozen network with its text encoders and VAE, on which stand up to four models,
+the teacher (the plain network), the student, its EMA target and the critic. diffusers is loaded when the first of the
+functions and classes below is asked for.
+"""
 
-__all__ = ["Backbone", "Cond", "LatentBackbone", "load_backbone"]
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scott.teachers.load import load_backbone
+    from scott.teachers.network import LatentBackbone
+
+__all__ = ["Cond", "LatentBackbone", "load_backbone"]
+
+Cond = dict[str, Tensor]
+"""Conditioning by name, every value (B, ...). `guidance` (B,) is ω, the classifier-free guidance scale a student
+imitates, in the form uncond + ω (cond − uncond); a teacher ignores it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_backbone":
+        from scott.teachers.load import load_backbone
+
+        return load_backbone
+    if name == "LatentBackbone":
+        from scott.teachers.network import LatentBackbone
+
+        return LatentBackbone
+    raise AttributeError(f"module {__name__} has no attribute {name}")

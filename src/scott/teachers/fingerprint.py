@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scott.teachers.latent import LatentBackbone
+from scott.teachers.network import LatentBackbone
 
 SAMPLED = 64
 """Values of each parameter that are looked at, so that 5 GB of T5 take a moment."""
@@ -25,8 +25,14 @@ def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
     for name, module in components.items():
         if module is None or not (name == "vae" or name.startswith("text_encoder")):
             continue
-        more: object = (module.config.scaling_factor, module.config.get("shift_factor")) if name == "vae" else None
-        if name != "vae":
+        if name == "vae":
+            by_channel = [module.config[key] for key in ("latents_mean", "latents_std") if module.config.get(key)]
+            more: tuple[Any, ...] = (
+                module.config.get("scaling_factor"),
+                module.config.get("shift_factor"),
+                *by_channel,
+            )
+        else:
             tokenizer = components[name.replace("text_encoder", "tokenizer")]
             more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
         dtype = str(next(module.parameters()).dtype).removeprefix("torch.")

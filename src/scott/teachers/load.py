@@ -1,20 +1,14 @@
 """From a folder or a hub id to a backbone: reads `model_index.json`, picks the family, says clearly what is wrong."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    DiffusionPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
@@ -22,32 +16,35 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line
-from scott.teachers.latent import LatentBackbone
-from scott.teachers.pixart import PixArtBackbone
-from scott.teachers.sd import SDXLBackbone, UNetBackbone
-from scott.teachers.sd3 import SD3Backbone
+from scott.teachers.network import LatentBackbone
+from scott.teachers.quantize import require_bitsandbytes
 
-FAMILIES: dict[str, tuple[type[DiffusionPipeline], str, type[LatentBackbone]]] = {
-    "StableDiffusionPipeline": (StableDiffusionPipeline, "UNet2DConditionModel", UNetBackbone),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, "UNet2DConditionModel", SDXLBackbone),
-    "PixArtAlphaPipeline": (PixArtAlphaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
-    "PixArtSigmaPipeline": (PixArtSigmaPipeline, "PixArtTransformer2DModel", PixArtBackbone),
-    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, "SD3Transformer2DModel", SD3Backbone),
+FAMILIES = {
+    "StableDiffusionPipeline": ("UNet2DConditionModel", "sd", "UNetBackbone"),
+    "StableDiffusionXLPipeline": ("UNet2DConditionModel", "sdxl", "SDXLBackbone"),
+    "PixArtAlphaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
+    "PixArtSigmaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
+    "StableDiffusion3Pipeline": ("SD3Transformer2DModel", "sd3", "SD3Backbone"),
 }
+"""Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 """What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
 
-def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quantized: str = "none") -> LatentBackbone:
     """The backbone of a diffusers pipeline: a local folder, or a hub id such as `stable-diffusion-v1-5/...`.
 
-    The frozen network and the text encoders are held in `dtype`, the VAE in fp32.
+    The frozen network and the text encoders are held in `dtype`, the VAE in fp32. The network's blocks may be
+    quantised to "int8" or "nf4".
 
     Raises:
-        UserError: no pipeline there, a file missing or corrupt, or a family scott does not know.
+        UserError: no pipeline there, a file missing or corrupt, a family scott does not know, or there is no
+            bitsandbytes to quantise by.
     """
+    if quantized != "none":
+        require_bitsandbytes()
     index = model_index(teacher)
-    pipeline_class, network, backbone = family_of(teacher, index)
+    pipeline_class, network, family = family_of(teacher, index)
     # a part that scott does not use, which may be large, is not read
     options: dict[str, Any] = {
         name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
@@ -66,7 +63,10 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32) -> La
         _check_text_parts(pipeline)
     except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
-    return backbone(pipeline)
+    backbone = family(pipeline)
+    if quantized != "none":
+        backbone.quantize(quantized)
+    return backbone
 
 
 def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:
@@ -86,11 +86,12 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
     parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and any(entry)}
     network = parts.get("unet", parts.get("transformer", "no network"))
     network = _RENAMED.get(network, network)
-    family = FAMILIES.get(str(index.get("_class_name")))
-    if family is None or family[1] != network:
-        known = ", ".join(f"{pipeline} with {name}" for pipeline, (_, name, _) in FAMILIES.items())
-        raise UserError(f"{teacher} is a {index.get('_class_name')} with {network}; expected {known}")
-    return family
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES or FAMILIES[name][0] != network:
+        known = ", ".join(f"{pipeline} with {kind}" for pipeline, (kind, _, _) in FAMILIES.items())
+        raise UserError(f"{teacher} is a {name} with {network}; expected {known}")
+    _, file, backbone = FAMILIES[name]
+    return getattr(diffusers, name), network, getattr(import_module(f"scott.teachers.{file}"), backbone)
 
 
 def model_index(teacher: str | Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5Tokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
-from scott.errors import UserError
-from scott.teachers.latent import LatentBackbone
-from scott.teachers.load import family_of, first_line, model_index, read_json
+from scott.errors import UserError, first_line
+from scott.teachers.load import family_of, model_index, read_json
+from scott.teachers.network import LatentBackbone
 
 
 class ShapeOnlyT5(T5EncoderModel):

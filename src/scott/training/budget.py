@@ -153,7 +153,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def _base(network: nn.Module) -> list[Tensor]:
     """The frozen tensors of a network or a block, without the adapters that stand on them."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    return [tensor for name, tensor in tensors if ".lora_A." not in name and ".lora_B." not in name]
+    return [tensor for name, tensor in tensors if ".lora_" not in name]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

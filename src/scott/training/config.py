@@ -90,9 +90,13 @@ class DistillConfig(Reading):
     lora_rank: int = 64
     lora_alpha: float | None = None
     """α of LoRA, whose update counts α / rank; the rank by default."""
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"
+    """LoRA; rsLoRA, whose update counts α / √rank; or DoRA, which trains the norms of the weights' rows besides."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen network; what is trained, and its optimizer, is fp32 always."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """The frozen network's linear layers in 8 or 4 bits (bitsandbytes), under a LoRA student."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     low_memory: bool = False
@@ -158,6 +162,13 @@ class DistillConfig(Reading):
                 raise UserError(
                     f"got {name} {getattr(self, name)}, which the solver {self.solver} does not have; leave it out"
                 )
+        if self.quantize != "none" and "full" in (self.train, self.critic):
+            raise UserError(
+                f"got quantize {self.quantize} with train {self.train} and critic {self.critic}; a copy cannot be made "
+                "of quantised weights: train and critic have to be lora"
+            )
+        if (self.quantize, self.lora_variant) == ("int8", "dora"):
+            raise UserError("got lora_variant dora with quantize int8, which bitsandbytes cannot compute; use nf4")
         if self.train == "lora" and self.guidance_min != self.guidance_max:
             raise UserError(
                 f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "

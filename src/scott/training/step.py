@@ -21,7 +21,6 @@ from torch import Tensor
 
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction, JumpGrid, NoiseSchedule
-from scott.guidance import GuidedDenoiser
 from scott.objective import (
     consistency_loss,
     consistency_target,
@@ -30,7 +29,7 @@ from scott.objective import (
     loss_weight,
 )
 from scott.solvers import Solver
-from scott.teachers import Backbone, Cond
+from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
 
 
@@ -76,7 +75,7 @@ class Draws:
 
 
 def distillation_step(
-    backbone: Backbone,
+    backbone: LatentBackbone,
     solver: Solver,
     grid: JumpGrid,
     batch: Batch,
@@ -105,7 +104,7 @@ def distillation_step(
     x_n = schedule.add_noise(x0, draws.noise, t_n)
     with torch.no_grad():
         uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
-        teacher = GuidedDenoiser(backbone.teacher, uncond, draws.omega, config.low_memory)
+        teacher = backbone.guided_teacher(uncond, draws.omega, config.low_memory)
         times = grid.substep_times(t_n)
         x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
     mark("teacher")

@@ -1,0 +1,143 @@
+"""What stands before and behind the network: text encoders, the VAE, and how its latents are normalised."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scott.errors import UserError
+from scott.teachers import Cond
+
+
+@dataclass(frozen=True)
+class LatentNormaliser:
+    """x = (z − mean) · scale of a VAE's latents z (B, C, H, W), each for all channels or (1, C, 1, 1).
+
+    With `patch` p, z is folded first, p x p places into channels: (B, C p², H / p, W / p).
+    """
+
+    mean: float | Tensor
+    scale: float | Tensor
+    patch: int = 1
+
+    @classmethod
+    def of(cls, vae: ModelMixin) -> "LatentNormaliser":
+        """What a VAE's config says (a scaling and a shift factor, or means and deviations by channel), or, of one that
+        has it (FLUX.2), the statistics of its batch norm."""
+        config, norm = vae.config, getattr(vae, "bn", None)
+        if norm is not None:
+            mean, std = norm.running_mean, (norm.running_var + norm.eps).sqrt()
+            return cls(mean.view(1, -1, 1, 1), 1 / std.view(1, -1, 1, 1), config.patch_size[0])
+        scale = getattr(config, "scaling_factor", None) or 1.0
+        if getattr(config, "latents_mean", None) is not None:
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+            return cls(mean, scale / std)
+        return cls(getattr(config, "shift_factor", None) or 0.0, scale)
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return (self._fold(z) - _like(self.mean, z)) * _like(self.scale, z)
+
+    def deviation(self, std: Tensor) -> Tensor:
+        """That of x, given that of z."""
+        return self._fold(std) * _like(self.scale, std)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """z of x."""
+        z = x / _like(self.scale, x) + _like(self.mean, x)
+        return z if self.patch == 1 else F.pixel_shuffle(z, self.patch)
+
+    def _fold(self, z: Tensor) -> Tensor:
+        return z if self.patch == 1 else F.pixel_unshuffle(z, self.patch)
+
+
+class Encoders(ABC):
+    """The text encoders and the VAE of a pipeline.
+
+    A family says what its text conditioning is: `encode_prompts`, and where they are not the usual ones
+    `unconditional` and `size_cond`.
+    """
+
+    size_names: ClassVar[tuple[str, ...]] = ()
+    """Which of a condition's values tell the network the picture's size."""
+    resolution: int
+    """Side of the pictures, in pixels, that latents of the network's own size stand for."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self.vae = pipeline.vae
+        self.normaliser = LatentNormaliser.of(self.vae)
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where conditions and latents are wanted, which is the network's."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
+
+    def unconditional(self) -> Cond:
+        """The condition guidance pushes away from, with batch 1: the empty prompt."""
+        return self.encode_prompts([""])
+
+    def size_cond(self, height: int, width: int) -> Cond:
+        """The values of `size_names` for an uncropped picture of that many pixels, with batch 1."""
+        return {}
+
+    def park_encoders(self) -> None:
+        """Move text encoders and VAE to the CPU: training on cached latents needs none.
+
+        Prompts are still encoded there; the VAE is moved back for as long as it decodes.
+        """
+        self.vae.to("cpu")
+        for name, component in self.pipeline.components.items():
+            if name.startswith("text_encoder") and component is not None:
+                component.to("cpu")
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the normalised latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
+        posterior = self.vae.encode((2 * pixels - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        return self.normaliser.normalise(posterior.mean), self.normaliser.deviation(posterior.std)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H', W') in [0, 1] of normalised latents."""
+        with _lent(self.vae, latents.device):
+            pixels = self.vae.decode(self.normaliser.restore(latents.to(self.vae.dtype))).sample
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _check_length(self, prompts: Sequence[str], tokenizer: Any, limit: int, *, special: int) -> None:
+        for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+            if len(ids) > limit:
+                raise UserError(
+                    f"got a prompt of {len(ids) - special} tokens, expected at most {limit - special}; "
+                    f"shorten it: {prompt[:80]!r}"
+                )
+
+
+def _like(value: float | Tensor, x: Tensor) -> float | Tensor:
+    return value.to(x) if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _lent(module: ModelMixin, device: torch.device) -> Iterator[None]:
+    """A module on another device for a while."""
+    home = module.device
+    if home == device:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)

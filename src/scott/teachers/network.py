@@ -1,0 +1,241 @@
+"""One frozen network of a diffusers pipeline, and the four models that stand on it.
+
+The teacher is the plain network. With `train="lora"` the student and its EMA target are adapters on it, with
+`train="full"` copies of their own; the critic is an adapter or a copy with heads (`teachers.critic`).
+
+A family is a subclass: which layers are adapted, how its network is called, and, where they are not the usual ones,
+four hooks: latents (`pack`, `unpack`, and `LatentNormaliser`), time (`network_time`), guidance (`guided_teacher`,
+`guidance_input`), and text (`teachers.encoders`).
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, ModelMixin
+from torch import Tensor, nn
+
+from scott.choices import unknown
+from scott.diffusion import Denoiser, JumpGrid, schedule_from_config, to_x0
+from scott.errors import UserError
+from scott.guidance import GuidedDenoiser
+from scott.teachers import Cond
+from scott.teachers.critic import Critic
+from scott.teachers.encoders import Encoders
+from scott.teachers.lora import Adapters, lora_targets
+from scott.teachers.quantize import quantize
+
+
+class LatentBackbone(Encoders):
+    """A diffusers pipeline as scott sees it.
+
+    Raises:
+        UserError: the network takes more than latents (as for inpainting), which is not supported.
+    """
+
+    part: ClassVar[str]
+    """The pipeline's component that is distilled: unet or transformer."""
+    student_layers: ClassVar[tuple[str, ...]]
+    """How the names of the layers end that a LoRA student adapts, and likewise a LoRA critic."""
+    critic_layers: ClassVar[tuple[str, ...]]
+    output_layer: ClassVar[str]
+    """The network's last layer, which turns features into its output."""
+    takes_guidance: ClassVar[bool] = False
+    """Whether a full student of this family is told ω; one that is not is trained for a single ω."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        self.network: ModelMixin = getattr(pipeline, self.part)
+        channels, has = self.network.config.in_channels, self.vae.config.latent_channels * self.normaliser.patch**2
+        if channels != has:
+            raise UserError(f"the network takes {channels} channels and the VAE has {has}; inpainting is not supported")
+        self.adapters = Adapters(self.network)
+        scheduler = pipeline.scheduler
+        self.schedule = schedule_from_config({"_class_name": type(scheduler).__name__, **scheduler.config})
+        self.prediction = self.schedule.prediction_type
+        size = self.network.config.sample_size
+        self.latent_shape = (channels, size, size)
+        self.resolution = size * 2 ** (len(self.vae.config.block_out_channels) - 1) * self.normaliser.patch
+        self.original_inference_steps: int | None = scheduler.config.get("original_inference_steps")
+        """Of a consistency student, how many steps its training grid has; None for a teacher."""
+        if isinstance(scheduler, FlowMatchLCMScheduler):  # its times depend on no grid
+            self.original_inference_steps = JumpGrid(self.schedule).original_inference_steps
+        self.train_mode: str | None = None
+        self.copies: dict[str, ModelMixin] = {}
+        self.critic_model: Critic | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the network that hold nearly all of it."""
+        return list(self.network.transformer_blocks)
+
+    @property
+    def decoder_prefixes(self) -> tuple[str, ...]:
+        """How the names of the decoder's layers begin: of a transformer, those of the second half of its blocks."""
+        count = len(self.network.transformer_blocks)
+        return tuple(f"transformer_blocks.{index}." for index in range(count // 2, count))
+
+    def to(self, device: torch.device | str) -> Self:
+        self.pipeline.to(device)
+        for module in (*self.copies.values(), self.critic_model):
+            if module is not None:
+                module.to(device)
+        return self
+
+    # --- what a family says of its network -------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        """The network's own output for what `pack` made of the latents, in the network's dtype."""
+
+    def pack(self, x_t: Tensor) -> Tensor:
+        """Latents (B, C, H, W) as the network takes them."""
+        return x_t
+
+    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """The network's output as the schedule's prediction, in the shape and with the sign that it has of x_t."""
+        return output
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The schedule's time (B,) as the network is fed it."""
+        return self.schedule.timestep(t)
+
+    def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
+        """The teacher under guidance ω, a number or (B,): classifier-free guidance."""
+        return GuidedDenoiser(self.teacher, uncond, omega, low_memory)
+
+    def guidance_input(self, network: ModelMixin, cond: Cond) -> Tensor | None:
+        """ω as a network that is told it takes it, in the form in which its pipeline writes it; None for another."""
+        return None
+
+    def student_copy(self) -> ModelMixin:
+        """A trainable fp32 copy of the network, which takes ω where the family can."""
+        return self.copy_network({})
+
+    # --- the four models -------------------------------------------------------------------------------------
+
+    def teacher(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 (B, C, H, W) of the frozen network at x_t and times t (B,), unguided."""
+        return self._x0(None, x_t, t, cond)
+
+    def student(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 of the student's network; the boundary is not applied."""
+        return self._x0("student", x_t, t, cond)
+
+    def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x̂0 of the student's EMA."""
+        return self._x0("target", x_t, t, cond)
+
+    def critic(self, x0: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Logits (B, ...) of clean latents, told a time and a text."""
+        assert self.critic_model is not None, "add_critic comes first"
+        return self.critic_model(x0, t, cond)
+
+    def output(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's prediction as "student", "target" or "critic", or as the teacher (None)."""
+        if model in self.copies:
+            with self._autocast():
+                return self._output(self.copies[model], x_t, t, cond)
+        with self.adapters.use(model):
+            return self._output(self.network, x_t, t, cond)
+
+    def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
+        output = self.predict(network, self.pack(x_t.to(dtype)), timestep, _cast(cond, dtype))
+        return self.unpack(output, x_t).to(x_t.dtype)
+
+    def _x0(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        output = self.output(model, x_t, t, cond)
+        return to_x0(self.prediction, output, x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def _autocast(self) -> torch.autocast:
+        """Trained copies keep fp32 weights and compute in the frozen network's precision."""
+        dtype = _dtype(self.network)
+        device = "cpu" if self.device.type == "meta" else self.device.type  # torch has no autocast for meta
+        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+    # --- what is trained -------------------------------------------------------------------------------------
+
+    def add_student(self, train: str, *, rank: int = 64, alpha: float = 64.0, variant: str = "lora") -> None:
+        """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
+        if train == "full":
+            self.copies |= {name: self.student_copy() for name in ("student", "target")}
+            self.copies["target"].requires_grad_(False)
+        elif train == "lora":
+            layers = lora_targets(self.network, ("",), self.student_layers)
+            for name in ("student", "target"):
+                self.adapters.add(name, layers, rank, alpha, variant)
+            # LoRA's A is random: the target has to start from the student's own
+            pairs = zip(self.target_parameters().values(), self.student_parameters().values(), strict=True)
+            for mine, theirs in pairs:
+                mine.data.copy_(theirs)
+        else:
+            raise unknown("train", train, ("lora", "full"))
+        self.train_mode = train
+
+    def add_critic(self, rank: int, kind: str = "lora", layers: Sequence[str] = ()) -> None:
+        """Make the critic, whose heads start at zero (see `Critic`)."""
+        self.critic_model = Critic(self, rank, kind, layers)
+
+    def copy_network(self, changes: dict[str, Any], new: str = "") -> ModelMixin:
+        """A trainable fp32 copy with changes to its config; parameters whose name starts with `new` keep their init."""
+        # `_use_default_values` names what the teacher's file leaves out, and would keep the changes from being made
+        config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
+        with torch.device(self.device):
+            copy = type(self.network).from_config({**config, **changes}).eval()
+        missing, unexpected = copy.load_state_dict(self.adapters.plain_state(), strict=False)
+        lacking = [key for key in missing if not (new and key.startswith(new))]
+        if lacking or unexpected:
+            raise RuntimeError(f"copy of the teacher lacks {lacking} and has {unexpected} too many")
+        return copy
+
+    def parameters(self, model: str) -> dict[str, nn.Parameter]:
+        """Those of the adapter or the copy of a model, by name."""
+        if model in self.copies:
+            return dict(self.copies[model].named_parameters())
+        return self.adapters.parameters(model)
+
+    def student_parameters(self) -> dict[str, nn.Parameter]:
+        return self.parameters("student")
+
+    def target_parameters(self) -> dict[str, nn.Parameter]:
+        return self.parameters("target")
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        return self.critic_model.trained() if self.critic_model is not None else {}
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The critic's, which stand beside the network."""
+        return [] if self.critic_model is None else list(self.critic_model.heads)
+
+    # --- how they compute ------------------------------------------------------------------------------------
+
+    def quantize(self, kind: str) -> None:
+        """The frozen network's blocks in 8 ("int8") or 4 ("nf4") bits; adapters come after."""
+        quantize(self.network, self.blocks, kind)
+
+    def compile(self) -> None:
+        """torch.compile the forward pass of the network and of its copies, in which all four models run."""
+        for network in (self.network, *self.copies.values()):
+            network.compile()
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.network.enable_gradient_checkpointing(self.adapters.checkpointed)
+        for copy in self.copies.values():
+            copy.enable_gradient_checkpointing(Adapters(copy).checkpointed)
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    # diffusers' own `dtype` walks through all modules on every call; the first parameter is never an adapter's
+    return next(network.parameters()).dtype
+
+
+def _cast(cond: Cond, dtype: torch.dtype) -> Cond:
+    return {name: value if name == "guidance" else value.to(dtype) for name, value in cond.items()}

@@ -1,0 +1,51 @@
+"""The frozen network in 8 or 4 bits: its blocks' linear layers as bitsandbytes' own, under adapters that stay fp32."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from scott.errors import UserError
+
+FLAGS = {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
+"""What peft reads of a network to choose its layers by."""
+
+
+def require_bitsandbytes() -> None:
+    """Raise `UserError` unless bitsandbytes can be imported."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from None
+
+
+def quantize(network: nn.Module, blocks: Iterable[nn.Module], kind: str) -> None:
+    """Replace the linear layers of some blocks of a network, in place.
+
+    int8 (Dettmers et al. 2022) keeps a scale a row and computes outliers apart; nf4 (Dettmers et al. 2023) a scale for
+    every 64 weights. Both compute in the dtype of the layer they replace.
+    """
+    for block in blocks:
+        for name, linear in [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]:
+            block.set_submodule(name, _quantized(linear, kind))
+    setattr(network, FLAGS[kind], True)
+
+
+def _quantized(linear: nn.Linear, kind: str) -> nn.Module:
+    import bitsandbytes as bnb
+
+    weight, has_bias = linear.weight, linear.bias is not None
+    options: dict[str, Any] = {"quant_type": "nf4", "compute_dtype": weight.dtype}
+    if kind == "int8":
+        options = {"has_fp16_weights": False, "threshold": 6.0}
+    with torch.device("meta"):
+        made = (bnb.nn.Linear8bitLt if kind == "int8" else bnb.nn.Linear4bit)(
+            linear.in_features, linear.out_features, has_bias, **options
+        )
+    make = bnb.nn.Int8Params if kind == "int8" else bnb.nn.Params4bit
+    own = {"has_fp16_weights": False} if kind == "int8" else {"quant_type": "nf4", "module": made}
+    made.weight = make(weight.data, requires_grad=False, **own)
+    if has_bias:
+        made.bias = linear.bias
+    return made.to(weight.device)  # which is when bitsandbytes quantises

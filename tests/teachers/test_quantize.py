@@ -1,0 +1,74 @@
+"""A frozen network in 8 or 4 bits: near the whole one, a fraction of its bytes, and a student on it learns."""
+
+import sys
+
+import pytest
+import torch
+
+from scott.errors import UserError
+from scott.teachers import load_backbone
+from scott.training.config import DistillConfig
+
+KINDS = {"int8": (0.02, 0.3), "nf4": (0.15, 0.2)}
+"""Kind → largest relative error of an answer, and of the blocks' linear weights' bytes those that remain of fp32's."""
+
+
+def linear_bytes(backbone):
+    layers = [m for block in backbone.blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_answers_nearly_as_the_whole_one(teacher_folders, inputs, family, kind, dtype):
+    whole, quantised = load_backbone(teacher_folders[family]), load_backbone(teacher_folders[family], dtype, kind)
+    x, t, cond = inputs(whole)
+    with torch.no_grad():
+        expected, got = whole.teacher(x, t, cond), quantised.teacher(x, t, cond)
+    error, share = KINDS[kind]
+    assert 0 < (got - expected).norm() < (error + 0.02) * expected.norm()
+    assert linear_bytes(quantised) <= share * linear_bytes(whole)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("int8", "lora"), ("nf4", "lora"), ("nf4", "dora")])
+def test_student_and_critic_learn_and_the_teacher_stays(teacher_folders, inputs, kind, variant):
+    backbone = load_backbone(teacher_folders["sd3"], quantized=kind)
+    x, t, cond = inputs(backbone)
+    with torch.no_grad():
+        teacher = backbone.teacher(x, t, cond)
+    backbone.add_student("lora", rank=4, alpha=4.0, variant=variant)
+    backbone.add_critic(4)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.student(x, t, cond), teacher)
+    optimizer = torch.optim.AdamW(backbone.student_parameters().values(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = (backbone.student(x, t, cond) - teacher - 0.1).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+    assert {p.dtype for p in backbone.student_parameters().values()} == {torch.float32}
+    with torch.no_grad():
+        assert torch.equal(backbone.teacher(x, t, cond), teacher)
+
+
+def test_it_is_refused_before_anything_is_read_where_bitsandbytes_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        load_backbone(tmp_path / "nowhere", quantized="nf4")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"train": "full"}, "a copy cannot be made"),
+        ({"critic": "full"}, "a copy cannot be made"),
+        ({"lora_variant": "dora"}, "use nf4"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_it_is_refused(other, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        DistillConfig(teacher="mini", data="mini", out=tmp_path, quantize="int8", **other)
