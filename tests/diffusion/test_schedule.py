@@ -75,7 +75,7 @@ def test_flow_matches_diffusers(shift):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flows_few_step_times_are_those_of_the_stock_scheduler(shift, steps):
     """In σ and in what the network is told, whatever the shift that the teacher was trained with."""
-    scheduler = diffusers.FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT, use_exponential_sigmas=True)
     scheduler.set_timesteps(steps)
     schedule = FlowSchedule(shift)
     times = torch.tensor(schedule.inference_times(steps), dtype=schedule.time_dtype)
@@ -90,6 +90,8 @@ def test_the_last_of_a_flows_few_steps_stands_where_work_is_left():
     for steps in (2, 4, 8):
         last = torch.tensor(FlowSchedule(3.0).inference_times(steps)[-1:])
         assert FlowSchedule(3.0).sigma(last).item() == pytest.approx(0.6, abs=1e-3)
+    four = torch.tensor(FlowSchedule(3.0).inference_times(4))
+    assert FlowSchedule(3.0).sigma(four).tolist() == pytest.approx([1, 0.843, 0.711, 0.6], abs=1e-3)
     own = diffusers.FlowMatchLCMScheduler(shift=3.0)
     own.set_timesteps(2)
     assert own.sigmas[1].item() == pytest.approx(0.009, abs=1e-3)

@@ -64,6 +64,17 @@ def test_a_full_student_of_a_unet_is_told_its_guidance_and_a_lora_is_not(name):
     assert RECIPES[name]["scott"](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
 
 
+@pytest.mark.parametrize("method", ["scott", "lcm"])
+def test_a_full_student_is_drawn_at_its_recipes_guidance_and_not_in_the_middle_of_its_range(method):
+    """CFG 3, at which the paper evaluates."""
+    assert RECIPES["sd15"][method](data="d", train="full").drawn_guidance == 3.0
+    assert RECIPES["sdxl"][method](data="d", train="full").drawn_guidance == 8.0
+    assert sd15(data="d", train="full", guidance_min=5.0).drawn_guidance == 5.0
+    assert sd15(data="d", train="full", guidance=7.5).drawn_guidance == 7.5
+    with pytest.raises(UserError, match="got guidance 20.0; expected one the student is trained for, 3 to 15"):
+        sd15(data="d", train="full", guidance=20.0)
+
+
 @pytest.mark.parametrize("name", ["pixart", "sd3"])
 def test_a_transformer_is_trained_for_one_guidance_scale(name):
     for train in ("lora", "full"):
@@ -80,7 +91,7 @@ def test_a_lora_student_with_a_range_of_guidance_is_refused(name):
 
 def test_a_transformer_student_with_a_range_of_guidance_is_refused(make_backbone, family):
     ranged = sd15(data="d", train="full", guidance_min=2.0, guidance_max=9.0)
-    single = dataclasses.replace(ranged, guidance_max=2.0)
+    single = dataclasses.replace(ranged, guidance_max=2.0, guidance=2.0)
     backbone = make_backbone(family=family)
     check(backbone, single)
     if backbone.takes_guidance:

@@ -43,7 +43,7 @@ class Validation:
     ) -> None:
         self.backbone, self.grid, self.config, self.data, self.warn = backbone, grid, config, data, warn
         self.prompts = data.examples(PROMPTS)[1]
-        self.guidance = (config.guidance_min + config.guidance_max) / 2
+        self.guidance = config.drawn_guidance
 
     def make_ready(self) -> None:
         """Load what `measure` needs, so that what is missing is found before the first step.

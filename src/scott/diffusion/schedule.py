@@ -243,15 +243,16 @@ class FlowSchedule(NoiseSchedule):
         return (1000 * self.sigma(t)).float().to(t.device)
 
     def inference_times(self, steps: int) -> list[float]:
-        """Descending times of few-step sampling: those of diffusers' `FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)`.
+        """Descending times of few-step sampling: those of diffusers' `FlowMatchLCMScheduler`, made with
+        `shift=FEW_STEP_SHIFT, use_exponential_sigmas=True`.
 
-        With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ = S_K(x) at `steps` values x from 1 down
-        to S_K(1/1000), so the last of several steps always stands at σ = S_K(S_K(1/1000)); K is chosen to make that
-        .6. (With the teacher's own shift of 3 the second of two steps would stand at σ = .009 and do nothing.) The
-        times do not depend on this schedule's shift in σ, which is all that the network is told.
+        With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ from 1 down to S_K(S_K(1/1000)), each by
+        the same factor below the one before; K is chosen to make that last σ .6. (With the teacher's own shift of 3 the
+        second of two steps would stand at σ = .009 and do nothing.) The times do not depend on this schedule's shift in
+        σ, which is all that the network is told.
         """
-        x = torch.linspace(1, _shifted(torch.tensor(0.001), FEW_STEP_SHIFT).item(), steps, dtype=torch.float64)
-        sigma = _shifted(x, FEW_STEP_SHIFT)
+        last = _shifted(_shifted(torch.tensor(0.001, dtype=torch.float64), FEW_STEP_SHIFT), FEW_STEP_SHIFT)
+        sigma = last ** torch.linspace(0, 1, steps, dtype=torch.float64)
         return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype).tolist()
 
     def _checked(self, t: Tensor) -> Tensor:

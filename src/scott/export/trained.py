@@ -49,6 +49,8 @@ class StudentInfo:
     lora_variant: str = "lora"
     only_these_steps: bool = False
     """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
+    drawn_guidance: float | None = None
+    """ω of its recipe."""
 
     def check_steps(self, steps: int) -> None:
         """Raise `UserError` for a number of steps that stops at times it was not trained at."""
@@ -57,8 +59,8 @@ class StudentInfo:
 
     @property
     def guidance(self) -> float:
-        """The middle of the ω it was trained for."""
-        return (self.guidance_min + self.guidance_max) / 2
+        """ω to draw with where none is asked for: its own, or the middle of what it was trained for."""
+        return (self.guidance_min + self.guidance_max) / 2 if self.drawn_guidance is None else self.drawn_guidance
 
     @property
     def guidance_scale(self) -> float:
@@ -117,6 +119,7 @@ class Trained:
             lora_alpha=config.alpha if is_lora else None,
             lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
+            drawn_guidance=config.drawn_guidance,
         )
 
     def latents(self) -> Tensor:
@@ -132,7 +135,7 @@ def teacher_source(config: DistillConfig) -> str | Path:
 def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:
     """The stock scheduler whose times are those the student of this grid is drawn at."""
     if isinstance(backbone.schedule, FlowSchedule):
-        return FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT)
+        return FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT, use_exponential_sigmas=True)
     config: dict[str, Any] = dict(backbone.pipeline.scheduler.config)
     shared = {key: config[key] for key in LCMScheduler().config if key in config and not key.startswith("_")}
     return LCMScheduler.from_config(

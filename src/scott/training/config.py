@@ -84,6 +84,8 @@ class DistillConfig(Reading):
     """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. A LoRA student, or a
     transformer, takes no ω and is trained for a single one."""
     guidance_max: float = 3.0
+    guidance: float | None = None
+    """ω that the student is drawn at, in validation and where none is asked for; the middle of the range by default."""
 
     train: Literal["lora", "full"] = "lora"
     """LoRA keeps one network in memory; full trains a copy, beside one more for the EMA."""
@@ -155,6 +157,12 @@ class DistillConfig(Reading):
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
+        _require(
+            self.guidance_min <= self.drawn_guidance <= self.guidance_max,
+            "guidance",
+            self.guidance,
+            f"one the student is trained for, {self.guidance_min:g} to {self.guidance_max:g}",
+        )
         if self.best_metric != "none" and not self.validate_every:
             raise UserError(f"got best_metric {self.best_metric} without validate_every; say how often to validate")
         for name in _WITHOUT_EFFECT[self.solver]:
@@ -183,6 +191,11 @@ class DistillConfig(Reading):
     @property
     def has_critic(self) -> bool:
         return self.adversarial_weight > 0 and self.critic != "none"
+
+    @property
+    def drawn_guidance(self) -> float:
+        """ω that the student is drawn at."""
+        return (self.guidance_min + self.guidance_max) / 2 if self.guidance is None else self.guidance
 
     @property
     def alpha(self) -> float:
@@ -234,7 +247,7 @@ class DistillConfig(Reading):
 
     def differences(self, other: "DistillConfig") -> list[str]:
         """`name: mine → theirs` for what decides the weights (the folder's own name and the log's pace do not)."""
-        pace = {"log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"}
+        pace = {"guidance", "log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"}
         pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
