@@ -23,7 +23,9 @@ BATCH = 2
 
 @pytest.fixture
 def config(tmp_path):
-    return configs.sd15(data="none", out=tmp_path, train="lora", lora_rank=4, critic_rank=4, batch_size=BATCH)
+    return configs.sd15(
+        data="none", out=tmp_path, train="lora", lora_rank=4, critic_rank=4, batch_size=BATCH, precision="fp32"
+    )
 
 
 @pytest.fixture

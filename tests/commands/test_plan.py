@@ -62,9 +62,10 @@ def test_a_published_teacher_is_planned_without_its_weights(tmp_path):
     config = pixart(teacher=str(write_configs("pixart", tmp_path)), data="none", adversarial_weight=0.0)
     budget = plan(config)
     assert (budget.parameters, budget.student, budget.critic) == (610_856_096, 53_673_984, 0)
-    assert budget.training["frozen network"] == pytest.approx(2 * 610_856_096, rel=0.01), "bf16"
+    assert budget.training["frozen network"] == pytest.approx(2 * 610_856_096, rel=0.01), "fp16"
     assert budget.training["optimizers"] == 8 * 53_673_984
-    assert budget.preparing["text encoders"] == 2 * 4_762_310_656
+    kept_in_fp32 = 24 * 4096 * 10240  # T5's `wo`, which overflows in fp16
+    assert budget.preparing["text encoders"] == 2 * 4_762_310_656 + 2 * kept_in_fp32
     assert 3e9 < budget.total < 9e9
 
 
