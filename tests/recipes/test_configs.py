@@ -71,7 +71,7 @@ def test_a_full_student_is_drawn_at_its_recipes_guidance_and_not_in_the_middle_o
     assert RECIPES["sdxl"][method](data="d", train="full").drawn_guidance == 8.0
     assert sd15(data="d", train="full", guidance_min=5.0).drawn_guidance == 5.0
     assert sd15(data="d", train="full", guidance=7.5).drawn_guidance == 7.5
-    with pytest.raises(UserError, match="got guidance 20.0; expected one the student is trained for, 3 to 15"):
+    with pytest.raises(UserError, match=r"got guidance 20.0; expected one the student is trained for, 3 to 15"):
         sd15(data="d", train="full", guidance=20.0)
 
 
