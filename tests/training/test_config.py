@@ -173,3 +173,8 @@ def test_differences_are_what_decides_the_weights():
     decisive = {"critic": "full", "lora_alpha": 1.0, "precision": "bf16", "optimizer": "adamw8bit", "train": "lora"}
     found = {line.split(":")[0] for line in mine.differences(config(**decisive))}
     assert found == decisive.keys()
+
+
+def test_quantised_weights_are_not_split():
+    with pytest.raises(UserError, match="got quantize nf4 with shard full, which splits whole weights; use one"):
+        config(quantize="nf4", shard="full")

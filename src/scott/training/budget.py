@@ -48,7 +48,8 @@ class Budget:
     sample_bytes: int
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
-    """Bytes of gradients that a process averages with the others each step, and of new values where those are split."""
+    """Bytes of gradients that a process averages with the others each step, and with `--shard full` of the weights that
+    are gathered."""
     training: dict[str, int]
     preparing: dict[str, int]
 

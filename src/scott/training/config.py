@@ -163,6 +163,10 @@ class DistillConfig(Reading):
             self.guidance,
             f"one the student is trained for, {self.guidance_min:g} to {self.guidance_max:g}",
         )
+        if self.quantize != "none" and self.shard != "none":
+            raise UserError(
+                f"got quantize {self.quantize} with shard {self.shard}, which splits whole weights; use one"
+            )
         if self.best_metric != "none" and not self.validate_every:
             raise UserError(f"got best_metric {self.best_metric} without validate_every; say how often to validate")
         for name in _WITHOUT_EFFECT[self.solver]:
