@@ -151,10 +151,10 @@ def test_an_unknown_model_is_told_the_known_ones():
 
 
 def test_a_checkout_beside_another(tmp_path):
-    """Of the same code, both make steps and take about as long."""
+    """Both make their steps; how long they take is no test's business."""
     here = Path(commits.__file__).parents[1]
     figures = commits.measure(commits.Options(here, batch_size=1, repeats=3, threads=1))
-    assert figures["new_over_old"] == pytest.approx(1, abs=0.7)
+    assert set(figures) == {"new_over_old", "new_seconds", "old_seconds"}
     assert min(figures.values()) > 0
     with pytest.raises(UserError, match=r"has no benchmarks/step\.py; give a checkout of scott"):
         commits.measure(commits.Options(tmp_path))

@@ -43,7 +43,7 @@ GROUPS = {
         "guidance",
     ),
     "loss": ("loss", "weighting", "adversarial_weight", "critic", "critic_input", "critic_rank"),
-    "student": ("train", "lora_rank", "lora_alpha", "ema_decay"),
+    "student": ("train", "lora_rank", "lora_alpha", "lora_variant", "ema_decay"),
     "log": ("log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"),
     "validation": ("validate_every", "validation_samples", "validation_features", "best_metric"),
 }
