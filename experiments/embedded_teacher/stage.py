@@ -74,14 +74,14 @@ def run_stage(
         parts, state = load_checkpoint(latest)
         if found := {key: state.get(key) for key, value in whose.items() if state.get(key) != value}:
             raise UserError(f"{folder} holds another stage: {found} instead of {whose}; choose another --work")
-        module.load_state_dict(parts["model"])
         average = parts["average"]
-        load_optimizer_tensors(module, optimizer, parts["optimizer"])
         start = state["step"]
-    if config.as_is:
-        if not start:
-            raise UserError(f"{folder} has no checkpoint of the stage {name}; train it first")
-        return average
+        if config.as_is or start == config.steps:
+            return average
+        module.load_state_dict(parts["model"])
+        load_optimizer_tensors(module, optimizer, parts["optimizer"])
+    elif config.as_is:
+        raise UserError(f"{folder} has no checkpoint of the stage {name}; train it first")
     floats = [key for key, value in average.items() if value.is_floating_point()]
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
