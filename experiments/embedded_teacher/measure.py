@@ -7,7 +7,8 @@
 pictures and of the real pictures of the same captions. `retrieval`, `retrieval_real`: share of drawn and of real
 pictures whose own caption Mini-CLIP finds among all of them. `fid_*` and `floor_*`: Fréchet distance of the drawn
 pictures, and of the captions' own real pictures, to other real ones, in Mini-CLIP's features and in
-EfficientNet-Lite0's. A shard of one style has no figures of style.
+EfficientNet-Lite0's. A shard of one style has no figures of style. `--probe` tells instead what a linear probe finds in
+the text tower's states.
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 import tyro
 from experiments.embedded_teacher.efficientnet import EfficientNetFeatures
 from experiments.embedded_teacher.reading import shares_right
+from experiments.embedded_teacher.text import probe
 from torch import Tensor
 
 from scott.evaluation import frechet_distance, image_grid, retrieval_accuracy
@@ -49,12 +51,19 @@ class Measure:
     """How many of the captions say the style."""
     grid: Path | None = None
     """Write a 64-picture contact sheet of medium and large subjects, in the order of the captions printed beside it."""
+    probe: bool = False
+    """Draw nothing: `text.probe` of the teacher's text tower."""
     json: bool = False
 
     def run(self) -> None:
-        drawn, figures = self.measure()
-        if self.grid:
-            self._write_grid(self.grid, drawn)
+        figures: Figures
+        if self.probe:
+            pipeline = embedded.load_teacher(self.teacher / "teacher").pipeline
+            figures = dict(probe(pipeline.text_encoder, pipeline.tokenizer, self.shard))
+        else:
+            drawn, figures = self.measure()
+            if self.grid:
+                self._write_grid(self.grid, drawn)
         if self.json:
             print(json.dumps(figures, indent=1))  # noqa: T201
         else:

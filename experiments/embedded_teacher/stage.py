@@ -42,7 +42,7 @@ class StageConfig:
     clip_norm: float = 1.0
     checkpoint_every: int = 250
     as_is: bool = False
-    """Train nothing: take the average of the newest checkpoint, however far it got."""
+    """Train nothing: take the newest checkpoint's average, however far it got; without one, what would be trained."""
     log_every: int = 25
 
 
@@ -61,7 +61,7 @@ def run_stage(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        UserError: the folder is of another stage, seed or number of steps; or nothing is there to be taken as it is.
+        UserError: the folder is of another stage, seed or number of steps.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -74,14 +74,12 @@ def run_stage(
         parts, state = load_checkpoint(latest)
         if found := {key: state.get(key) for key, value in whose.items() if state.get(key) != value}:
             raise UserError(f"{folder} holds another stage: {found} instead of {whose}; choose another --work")
-        average = parts["average"]
-        start = state["step"]
-        if config.as_is or start == config.steps:
-            return average
         module.load_state_dict(parts["model"])
+        average, start = parts["average"], state["step"]
+    if config.as_is or start == config.steps:
+        return average
+    if latest:
         load_optimizer_tensors(module, optimizer, parts["optimizer"])
-    elif config.as_is:
-        raise UserError(f"{folder} has no checkpoint of the stage {name}; train it first")
     floats = [key for key, value in average.items() if value.is_floating_point()]
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
