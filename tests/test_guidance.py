@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scott.diffusion import DiscreteSchedule, from_x0_eps, to_x0_eps
+from scott.diffusion import DiscreteSchedule, to_x0
 from scott.errors import UserError
 from scott.guidance import GuidedDenoiser, cat_cond
 
@@ -50,17 +50,25 @@ def test_scale_one_is_off(scale):
     assert predict.batches == [3, 3]
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v", "flow"])
-def test_guiding_x0_is_guiding_the_networks_output(kind):
+@pytest.mark.parametrize(
+    ("kind", "p", "q"),
+    [
+        ("epsilon", lambda alpha, sigma: 0, lambda alpha, sigma: 1),
+        ("v", lambda alpha, sigma: -sigma, lambda alpha, sigma: alpha),
+        ("flow", lambda alpha, sigma: -1, lambda alpha, sigma: 1),
+    ],
+    ids=["epsilon", "v", "flow"],
+)
+def test_guiding_x0_is_guiding_the_networks_output(kind, p, q):
+    """output = p x0 + q ε."""
     schedule, predict = DiscreteSchedule.stable_diffusion(), Recorder()
-    levels = schedule.alpha(T), schedule.sigma(T)
+    alpha, sigma = (level.reshape(-1, 1, 1) for level in (schedule.alpha(T), schedule.sigma(T)))
 
     def output(x0):
-        eps = (X - levels[0].reshape(-1, 1, 1) * x0) / levels[1].reshape(-1, 1, 1)
-        return from_x0_eps(kind, x0, eps, *levels)
+        return p(alpha, sigma) * x0 + q(alpha, sigma) * (X - alpha * x0) / sigma
 
     uncond, cond = output(predict(X, T, expanded(UNCOND))), output(predict(X, T, COND))
-    from_output, _ = to_x0_eps(kind, uncond + 7.5 * (cond - uncond), X, *levels)
+    from_output = to_x0(kind, uncond + 7.5 * (cond - uncond), X, alpha.flatten(), sigma.flatten())
     torch.testing.assert_close(GuidedDenoiser(predict, UNCOND, 7.5)(X, T, COND), from_output)
 
 

@@ -20,7 +20,7 @@ from scott.errors import UserError
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """Scalars; the accuracies are the shares of logits with the right sign."""
+    """Scalars; the accuracies are the fractions of logits with the right sign."""
 
     loss: Tensor
     real_accuracy: Tensor

@@ -14,7 +14,7 @@ def generator_for(seed: int, *position: int) -> torch.Generator:
     """A CPU generator with a stream of its own for each seed ≥ 0 and position of any number of integers ≥ 0."""
     words = (seed, *position)
     # numpy fills up with zeros, and splits what exceeds 32 bits: tuples of two, and of three or four that end in no
-    # zero, are the ones that it keeps apart; all others are told apart by their digest
+    # zero, are the ones that it keeps apart; all others differ by their digest
     apart = len(words) == 2 or (len(words) in (3, 4) and words[-1] != 0)
     if apart and max(words) < 2**32:
         state = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

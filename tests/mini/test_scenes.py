@@ -1,4 +1,4 @@
-"""The embedded pictures: repeatable, truthfully captioned, told apart, and held-out pairs never trained on."""
+"""The embedded pictures: repeatable, truthfully captioned, distinct, and held-out pairs never trained on."""
 
 from itertools import combinations, pairwise
 
@@ -114,8 +114,8 @@ def test_the_subject_is_where_the_caption_says(train):
         image = np.asarray(scenes.render(scene)).astype(int)
         ys, xs = np.nonzero((image != BACKGROUNDS[scene.background]).any(-1))
         right, down, _ = PLACES[scene.place]
-        for at, share in (((xs.min() + xs.max()) / 2, right), ((ys.min() + ys.max()) / 2, down)):
-            assert np.sign(at - 31.5) * (abs(at - 31.5) > 3) == np.sign(share - 0.5), scene
+        for at, fraction in (((xs.min() + xs.max()) / 2, right), ((ys.min() + ys.max()) / 2, down)):
+            assert np.sign(at - 31.5) * (abs(at - 31.5) > 3) == np.sign(fraction - 0.5), scene
 
 
 def test_size_words_are_in_order():

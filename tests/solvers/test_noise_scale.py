@@ -103,7 +103,7 @@ SCHEDULES = {
     ids=str,
 )
 def test_a_jumps_end_depends_on_where_it_began_at_every_time_of_the_grid(schedule, name, options):
-    """With a denoiser that says 0, x_m is the kept noise and the redrawn: their shares are read off two starts."""
+    """With a denoiser that says 0, x_m is the kept noise and the redrawn: their parts are read off two starts."""
     grid, solver = JumpGrid(schedule), make(name, schedule, **options)
     t_n = grid.times[grid.substeps + 1 :]
     still = [torch.zeros(len(t_n), 1, dtype=torch.float64)] * grid.substeps

@@ -1,4 +1,4 @@
-"""The critics of the paper's Table 7: what each trains, what it is told, and where its gradients go."""
+"""The critics of the paper's Table 7: what each trains, what it is given, and where its gradients go."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_an_unconditional_critic_knows_neither_time_nor_text(make_backbone, inpu
         other = {name: value.flip(0) + 1 for name, value in cond.items()}
         assert torch.equal(first, backbone.critic(x, t.flip(0), other))
         assert not torch.allclose(first, backbone.critic(x.flip(0), t, cond))
-        # it is the LoRA critic, told what says nothing
+        # it is the LoRA critic, given what says nothing
         backbone.critic_model.kind = "lora"
         nothing = {name: value.expand(2, *value.shape[1:]) for name, value in backbone.unconditional().items()}
         clean = torch.full_like(t, backbone.schedule.t_data)
@@ -96,21 +96,17 @@ def test_compiling_reaches_the_critic(make_backbone, inputs, perturb, critic):
     assert len(counted) >= 2
 
 
-def test_heads_may_stand_on_several_layers(make_backbone, inputs, family):
-    backbone = make_backbone(family=family)
-    inner = "mid_block.resnets.0.conv1" if backbone.part == "unet" else "transformer_blocks.1.ff.net.0.proj"
-    backbone.add_critic(4, layers=(inner, backbone.output_layer))
+def test_a_logit_is_the_heads_product_with_what_the_last_layer_is_fed(make_backbone, inputs, family):
+    backbone = make_backbone(critic_rank=4, family=family)
     x, t, cond = inputs(backbone)
-    seen = {}
-    for name in (inner, backbone.output_layer):
-        layer = backbone.network.get_submodule(name)
-        layer.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0]}))
+    seen = []
+    backbone.network.get_submodule(backbone.output_layer).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    (head,) = backbone.critic_model.heads
     with torch.no_grad():
-        for index, head in enumerate(backbone.critic_model.heads):
-            head.weight.normal_(generator=torch.Generator().manual_seed(index))
-        logits = backbone.critic(x, t, cond)
-        expected = []
-        for head, features in zip(backbone.critic_model.heads, seen.values(), strict=True):
-            weighing = head.weight[0][:, None, None] if features.ndim == 4 else head.weight[0]
-            expected.append((features * weighing).sum(1 if features.ndim == 4 else -1).flatten(1))
-    torch.testing.assert_close(logits, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+        head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        logits, (f,) = backbone.critic(x, t, cond), seen
+        weight = head.weight[0][:, None, None] if f.ndim == 4 else head.weight[0]
+        expected = (f * weight).sum(1 if f.ndim == 4 else -1).flatten(1)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

@@ -154,14 +154,14 @@ def test_an_update_moves_its_own_model_only(make_backbone, inputs, family, train
 @pytest.mark.parametrize(("train", "critic"), [("lora", "full"), ("full", "lora")])
 def test_each_optimizer_owns_its_own_parameters_and_the_base_none(make_backbone, family, train, critic):
     backbone = make_backbone(train, critic_rank=4, family=family, critic=critic)
-    owners = [backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters()]
-    ids = [{id(p) for p in owner.values()} for owner in owners]
+    models = [backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters()]
+    ids = [{id(p) for p in model.values()} for model in models]
     assert all(ids)
     assert len(set.union(*ids)) == sum(map(len, ids))
     base = base_weights(backbone).values()
     assert not any(p.requires_grad for p in base)
     assert not {id(p) for p in base} & set.union(*ids)
-    assert all(p.requires_grad for owner in (owners[0], owners[2]) for p in owner.values())
+    assert all(p.requires_grad for model in (models[0], models[2]) for p in model.values())
     # nothing that is trained is left out
     trained = [backbone.network, *backbone.copies.values(), backbone.critic_model]
     assert {id(p) for module in trained for p in module.parameters() if p.requires_grad} <= set.union(*ids)
@@ -175,9 +175,9 @@ def test_gradients_reach_their_model_and_never_the_base(make_backbone, inputs, p
     perturb(backbone.student_parameters())
     backbone.critic(backbone.student(x, t, cond), t, cond).sum().backward()
     idle = idle_parameters(backbone)
-    for owner in (backbone.student_parameters(), backbone.critic_parameters()):
-        assert all(p.grad is not None for p in owner.values())
-        still = {name for name, p in owner.items() if not (p.grad != 0).any()}
+    for model in (backbone.student_parameters(), backbone.critic_parameters()):
+        assert all(p.grad is not None for p in model.values())
+        still = {name for name, p in model.items() if not (p.grad != 0).any()}
         assert not {name for name in still if not any(part in name for part in idle)}, still
     assert all(p.grad is None for p in backbone.target_parameters().values())
     assert all(p.grad is None for p in base_weights(backbone).values())
@@ -234,8 +234,8 @@ def test_an_unknown_train_or_critic_is_an_error_with_the_choices(make_backbone, 
 @pytest.mark.parametrize("train", TRAIN)
 def test_the_saved_student_is_the_target_in_a_stock_pipeline(make_backbone, inputs, perturb, tmp_path, family, train):
     backbone = make_backbone(train, critic_rank=2, family=family)
-    for seed, owner in enumerate((backbone.student_parameters(), backbone.target_parameters())):
-        perturb(owner, seed)
+    for seed, model in enumerate((backbone.student_parameters(), backbone.target_parameters())):
+        perturb(model, seed)
     perturb(backbone.critic_parameters(), 2)
     x, t, cond = inputs(backbone)
 

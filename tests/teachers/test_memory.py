@@ -116,9 +116,9 @@ def test_the_base_is_in_half_precision_and_what_is_trained_in_fp32(
     plain = make_backbone(family=family)
     x, t, cond = inputs(plain)
     backbone = make_backbone(train, critic_rank=4, family=family, critic=critic, dtype=dtype)
-    owners = (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
-    assert {p.dtype for owner in owners for p in owner.values()} == {torch.float32}
-    own = {id(p) for owner in owners for p in owner.values()}
+    models = (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
+    assert {p.dtype for model in models for p in model.values()} == {torch.float32}
+    own = {id(p) for model in models for p in model.values()}
     assert {p.dtype for p in backbone.network.parameters() if id(p) not in own} == {dtype}
     assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
     encoded = backbone.encode_prompts(["a cat", "dog"]) | {"guidance": cond["guidance"]}

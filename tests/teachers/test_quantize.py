@@ -25,9 +25,9 @@ def test_the_teacher_answers_nearly_as_the_whole_one(teacher_folders, inputs, fa
     x, t, cond = inputs(whole)
     with torch.no_grad():
         expected, got = whole.teacher(x, t, cond), quantised.teacher(x, t, cond)
-    error, share = KINDS[kind]
+    error, part = KINDS[kind]
     assert 0 < (got - expected).norm() < (error + 0.02) * expected.norm()
-    assert linear_bytes(quantised) <= share * linear_bytes(whole)
+    assert linear_bytes(quantised) <= part * linear_bytes(whole)
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("int8", "lora"), ("nf4", "lora"), ("nf4", "dora")])

@@ -2,7 +2,7 @@
 
 from scott.diffusion.boundary import ConsistencyFunction, apply_boundary, c_out, c_skip
 from scott.diffusion.grid import JumpGrid, equal_substeps
-from scott.diffusion.prediction import Denoiser, from_x0_eps, prediction_name, to_x0, to_x0_eps
+from scott.diffusion.prediction import Denoiser, prediction_name, to_x0
 from scott.diffusion.schedule import DiscreteSchedule, FlowSchedule, NoiseSchedule, schedule_from_config
 from scott.diffusion.tensors import expand_like, normal_like, time_like
 
@@ -18,11 +18,9 @@ __all__ = [
     "c_skip",
     "equal_substeps",
     "expand_like",
-    "from_x0_eps",
     "normal_like",
     "prediction_name",
     "schedule_from_config",
     "time_like",
     "to_x0",
-    "to_x0_eps",
 ]

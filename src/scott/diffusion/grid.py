@@ -69,9 +69,9 @@ class JumpGrid:
     def times(self) -> Tensor:
         """(M + 1,) every grid time, ascending; the first is clean data."""
         schedule = self.schedule
-        share = torch.arange(self.original_inference_steps + 1, dtype=torch.float64) * self.spacing
+        steps = torch.arange(self.original_inference_steps + 1, dtype=torch.float64) * self.spacing
         span = schedule.t_max - schedule.t_data
-        return (schedule.t_data + span * share / schedule.training_steps).to(schedule.time_dtype)
+        return (schedule.t_data + span * steps / schedule.training_steps).to(schedule.time_dtype)
 
     @cached_property
     def trained_times(self) -> Tensor:

@@ -1,12 +1,12 @@
-"""What a network's output means: epsilon, v, x0 or flow, and the way from each to (x0, eps).
+"""What a network's output means: epsilon, v, x0 or flow, and the way from each to x0.
 
 A state is x_t = α_t x0 + σ_t ε, and each kind of output is another weighted sum of the same two unknowns:
 
     output = p x0 + q ε        epsilon: (p, q) = (0, 1)      v: (−σ_t, α_t)      x0: (1, 0)      flow: (−1, 1)
 
-Two equations in two unknowns, solved by Cramer's rule with Δ = α_t q − σ_t p:
+Two equations in two unknowns, solved by Cramer's rule:
 
-    x0 = (q x_t − σ_t output) / Δ        ε = (α_t output − p x_t) / Δ
+    x0 = (q x_t − σ_t output) / Δ,    Δ = α_t q − σ_t p
 """
 
 from collections.abc import Callable
@@ -44,15 +44,7 @@ def prediction_name(prediction: str) -> str:
 
 
 def to_x0(prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """x0 = (q x_t − σ_t output) / Δ: the half of `to_x0_eps` a denoiser needs. An x0 output is x0."""
-    if prediction_name(prediction) == "x0":
-        return output
-    _, q, delta = _system(prediction, alpha_t, sigma_t)
-    return expand_like(q / delta, x_t) * x_t - expand_like(sigma_t / delta, x_t) * output
-
-
-def to_x0_eps(prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
-    """The clean data and the noise that a network's output stands for (Cramer's rule, above).
+    """The clean data that a network's output stands for, x0 = (q x_t − σ_t output) / Δ.
 
     Args:
         prediction: epsilon | v | x0 | flow, or diffusers' v_prediction | sample | flow_prediction.
@@ -60,32 +52,16 @@ def to_x0_eps(prediction: str, output: Tensor, x_t: Tensor, alpha_t: Tensor, sig
         x_t: the state it was given, (B, ...).
         alpha_t, sigma_t: float64, (B,).
 
-    Returns:
-        (x0, eps), each like x_t.
-
     Raises:
-        UserError: Δ = 0, so the output does not fix both: epsilon where α_t = 0, or x0 where σ_t = 0.
+        UserError: Δ = 0, so the output says nothing of x0: epsilon where α_t = 0.
     """
-    p, _, delta = _system(prediction, alpha_t, sigma_t)
-    eps = expand_like(alpha_t / delta, x_t) * output - expand_like(p / delta, x_t) * x_t
-    return to_x0(prediction, output, x_t, alpha_t, sigma_t), eps
-
-
-def from_x0_eps(prediction: str, x0: Tensor, eps: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """output = p x0 + q ε, a network's regression target; the inverse of `to_x0_eps`. α_t, σ_t: (B,)."""
-    p, q = _WEIGHTS[prediction_name(prediction)](alpha_t, sigma_t)
-    return expand_like(p, x0) * x0 + expand_like(q, x0) * eps
-
-
-def _system(prediction: str, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, q, Δ) of a prediction."""
-    p, q = _WEIGHTS[prediction_name(prediction)](alpha_t, sigma_t)
+    if (name := prediction_name(prediction)) == "x0":
+        return output
+    p, q = _WEIGHTS[name](alpha_t, sigma_t)
     delta = alpha_t * q - sigma_t * p
     if bool((delta == 0).any()):
         raise UserError(
-            f"got prediction {prediction!r} where alpha = {float(alpha_t[delta == 0].min()):g} and "
-            f"sigma = {float(sigma_t[delta == 0].min()):g}; expected a time where it fixes x0 and eps. "
-            "An epsilon network cannot start from zero terminal SNR: use v, x0 or flow. "
-            "An x0 network says nothing of eps on clean data: use to_x0."
+            f"got prediction {prediction!r} where alpha = {float(alpha_t[delta == 0].min()):g}; expected a time where "
+            "it fixes x0. An epsilon network cannot start from zero terminal SNR: use v, x0 or flow."
         )
-    return p, q, delta
+    return expand_like(q / delta, x_t) * x_t - expand_like(sigma_t / delta, x_t) * output

@@ -9,9 +9,9 @@ device t is on.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -35,18 +35,12 @@ class NoiseSchedule(ABC):
 
     prediction_type: str
     time_dtype: torch.dtype
-
-    @property
-    @abstractmethod
-    def t_data(self) -> float: ...
+    t_data: float
+    unit: float
 
     @property
     @abstractmethod
     def t_max(self) -> float: ...
-
-    @property
-    @abstractmethod
-    def unit(self) -> float: ...
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -59,10 +53,6 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def timestep(self, t: Tensor) -> Tensor:
         """The time the network is fed: 0 on clean data, about 1000 at t_max."""
-
-    @abstractmethod
-    def to_config(self) -> dict[str, Any]:
-        """The schedule as JSON; `schedule_from_config` rebuilds it."""
 
     def lam(self, t: Tensor) -> Tensor:
         """λ_t = σ_t / α_t, float64 of t's shape: 0 on clean data, infinite where α_t = 0."""
@@ -118,36 +108,25 @@ class DiscreteSchedule(NoiseSchedule):
         return cls("scaled_linear", 0.00085, 0.012)
 
     @classmethod
-    def from_betas(cls, betas: Tensor, prediction_type: str = "epsilon") -> "DiscreteSchedule":
-        """The schedule with these β (N,)."""
-        values = tuple(betas.double().tolist())
-        return cls("trained", 0.0, 0.0, len(values), trained_betas=values, prediction_type=prediction_type)
-
-    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "DiscreteSchedule":
-        """The schedule of any variance-preserving diffusers scheduler's config (or of `to_config`).
+        """The schedule of any variance-preserving diffusers scheduler's config.
 
         Raises:
             UserError: the config lacks β, or changes α in a way that is not supported.
         """
         values = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        if "trained_betas" not in values and (missing := _BETA_KEYS - values.keys()):
-            raise UserError(
-                f"got a config without {', '.join(sorted(missing))}; expected these or trained_betas. "
-                "Pass the `.config` of a diffusers scheduler, which has its defaults filled in."
-            )
-        if config.get("snr_shift_scale", 1.0) != 1.0:
-            raise UserError(
-                f"got snr_shift_scale {config['snr_shift_scale']}; expected 1. Pass the shifted betas as trained_betas."
-            )
+        if (shift := config.get("snr_shift_scale", 1.0)) != 1.0:
+            raise UserError(f"got snr_shift_scale {shift}; expected 1. Pass the shifted betas as trained_betas.")
         if "trained_betas" in values:
             betas = tuple(float(beta) for beta in values["trained_betas"])
             values |= {"beta_schedule": "trained", "beta_start": 0.0, "beta_end": 0.0}
             values |= {"trained_betas": betas, "num_train_timesteps": len(betas)}
+        elif missing := {"beta_schedule", "beta_start", "beta_end"} - values.keys():
+            raise UserError(
+                f"got a config without {', '.join(sorted(missing))}; expected these or trained_betas. "
+                "Pass the `.config` of a diffusers scheduler, which has its defaults filled in."
+            )
         return cls(**values)
-
-    def to_config(self) -> dict[str, Any]:
-        return {"_class_name": type(self).__name__, **asdict(self)}
 
     @property
     def t_max(self) -> float:
@@ -214,7 +193,7 @@ class FlowSchedule(NoiseSchedule):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "FlowSchedule":
-        """The schedule of a flow-matching diffusers scheduler's config (or of `to_config`).
+        """The schedule of a flow-matching diffusers scheduler's config.
 
         Raises:
             UserError: the shift depends on the image size, or a training step is not 1/1000.
@@ -227,9 +206,6 @@ class FlowSchedule(NoiseSchedule):
         if (steps := config.get("num_train_timesteps", 1000)) != 1000:
             raise UserError(f"got num_train_timesteps {steps} in a flow scheduler's config; expected 1000.")
         return cls(float(config.get("shift", config.get("flow_shift", 1.0))))
-
-    def to_config(self) -> dict[str, Any]:
-        return {"_class_name": type(self).__name__, **asdict(self)}
 
     def alpha(self, t: Tensor) -> Tensor:
         t = self._checked(t)
@@ -249,7 +225,7 @@ class FlowSchedule(NoiseSchedule):
         With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ from 1 down to S_K(S_K(1/1000)), each by
         the same factor below the one before; K is chosen to make that last σ .6. (With the teacher's own shift of 3 the
         second of two steps would stand at σ = .009 and do nothing.) The times do not depend on this schedule's shift in
-        σ, which is all that the network is told.
+        σ, which is all that the network is fed.
         """
         last = _shifted(_shifted(torch.tensor(0.001, dtype=torch.float64), FEW_STEP_SHIFT), FEW_STEP_SHIFT)
         sigma = last ** torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -266,7 +242,7 @@ class FlowSchedule(NoiseSchedule):
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule of a config: any diffusers scheduler's, or what a schedule's `to_config` returned."""
+    """The schedule of a diffusers scheduler's config."""
     # A scheduler object's config has no class name, a file's has one; only flow schedulers have a shift.
     if "Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"):
         return FlowSchedule.from_config(config)
@@ -277,19 +253,15 @@ def _shifted(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def _linear(start: float, end: float, steps: int) -> Tensor:
-    return torch.linspace(start, end, steps, dtype=torch.float64)
-
-
-def _scaled_linear(start: float, end: float, steps: int) -> Tensor:
-    return _linear(start**0.5, end**0.5, steps) ** 2
-
-
 def _squaredcos_cap_v2(start: float, end: float, steps: int) -> Tensor:
     """β_i = min(1 − c_{i+1} / c_i, .999), c_i = cos²(π/2 · (i/N + .008) / 1.008) (Improved DDPM, eq. 17)."""
-    alpha_bar = torch.cos((_linear(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+    alpha_bar = torch.cos((_LINSPACE(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
 
-_BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squaredcos_cap_v2}
-_BETA_KEYS = {"beta_schedule", "beta_start", "beta_end"}
+_LINSPACE = partial(torch.linspace, dtype=torch.float64)
+_BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": _LINSPACE,
+    "scaled_linear": lambda start, end, steps: _LINSPACE(start**0.5, end**0.5, steps) ** 2,
+    "squaredcos_cap_v2": _squaredcos_cap_v2,
+}

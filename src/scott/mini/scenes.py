@@ -39,7 +39,7 @@ SIZE_WORDS = {
     "medium": ("medium", "medium-sized", "mid-sized"),
     "large": ("large", "big", "huge"),
 }
-# place → (horizontal, vertical) share of the free room, and the ways to say it
+# place → (horizontal, vertical) fraction of the free room, and the ways to say it
 PLACES: dict[str, tuple[float, float, tuple[str, ...]]] = {
     "center": (0.5, 0.5, ("in the middle", "in the center", "at the center")),
     "left": (0.0, 0.5, ("on the left", "at the left side", "to the left")),
@@ -51,7 +51,7 @@ PLACES: dict[str, tuple[float, float, tuple[str, ...]]] = {
     "bottom left": (0.0, 1.0, ("at the bottom left", "in the bottom left corner", "in the lower left")),
     "bottom right": (1.0, 1.0, ("at the bottom right", "in the bottom right corner", "in the lower right")),
 }
-# the larger the subject, the fewer places can be told apart
+# the larger the subject, the fewer places can be distinguished
 PLACES_OF_SIZE = {"small": tuple(PLACES), "medium": tuple(PLACES)[:5], "large": ("center",)}
 MARGIN, JITTER = 2, 1  # pixels
 BACKGROUND_PHRASES = (
@@ -141,8 +141,8 @@ def scene(index: int, *, split: Split, seed: int, shard: Path = glyphs.SHARD, na
     width, height = _fit(drawings[subject][style], pixels)
     right, down, _ = PLACES[place]
     left, top = (
-        round(MARGIN + share * (RESOLUTION - 2 * MARGIN - extent)) + int(rng.integers(-JITTER, JITTER + 1))
-        for share, extent in ((right, width), (down, height))
+        round(MARGIN + fraction * (RESOLUTION - 2 * MARGIN - extent)) + int(rng.integers(-JITTER, JITTER + 1))
+        for fraction, extent in ((right, width), (down, height))
     )
     caption = _caption(f"{style} {subject.lower()}" if says else subject.lower(), subject, background, size, place, rng)
     return Scene(subject, style, says, background, size, place, pixels, left, top, caption)

@@ -5,7 +5,7 @@ Then
 
     x_t = α_t x̂0 + σ_t (q ε̂ + sqrt(1 − q²) w),    w ~ N(0, I)
 
-keeps the share q of the noise and redraws the rest, v = σ_t² (1 − q²). q = 1 is the probability-flow ODE.
+keeps the part q of the noise and redraws the rest, v = σ_t² (1 − q²). q = 1 is the probability-flow ODE.
 Higher orders add to this the part of x̂0's change over the step that earlier steps foretell. Written so, a
 step is finite from pure noise (α_s = 0, λ_s = ∞) and lands exactly on x̂0 at clean data (σ_t = 0).
 """
@@ -86,7 +86,7 @@ class Solver(ABC):
 
     @abstractmethod
     def kept_noise(self, span: Span) -> Tensor:
-        """q in [0, 1], float64 (B,): the share of σ_t that is kept noise ε̂."""
+        """q in [0, 1], float64 (B,): the part of σ_t that is kept noise ε̂."""
 
     def correction(self, span: Span, x0: tuple[Tensor, ...], lam: tuple[Tensor, ...]) -> Tensor:
         """What the order adds to x_t, given x̂0 and λ at s, the step before, ... (two or more of each)."""

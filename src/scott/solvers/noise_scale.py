@@ -4,7 +4,7 @@
 
     g(λ) = φ(λ) / λ,
 
-since q = g(λ_t) / g(λ_s) is the kept share of σ_t. q ≤ 1, a variance that is not negative, asks that g never
+since q = g(λ_t) / g(λ_s) is the kept part of σ_t. q ≤ 1, a variance that is not negative, asks that g never
 falls as λ grows; φ then rises as well. g ≡ 1 is the ODE.
 """
 

@@ -1,14 +1,12 @@
-"""The critic: the network's own forward pass under the adapter "critic", what some of its layers are fed, and heads.
+"""The critic: the network's own forward pass under the adapter "critic", what its last layer is fed, and a head.
 
-    logits = w · f + b at every position of a layer's input f
+    logits = w · f + b at every position of f, what the last layer is fed
 
 The paper's critic (SCott, AAAI 2025) reads the decoder's last features, which is what the network's last layer is fed,
 and adapts the decoder alone: until there the frozen encoder runs as the teacher's does. Table 7 has two other forms: a
-trained copy of the whole network, and one that is told neither time nor text.
+trained copy of the whole network, and one that knows neither time nor text.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,25 +24,24 @@ KINDS = ("lora", "full", "unconditional")
 
 
 class Critic(nn.Module):
-    """One critic of a backbone. Its own parameters are the heads', which start at zero.
+    """One critic of a backbone. Its own parameters are the head's, which start at zero.
 
     Args:
         backbone: gets the adapter "critic" ("lora", "unconditional"), or the copy of that name ("full").
         rank: of the adapter.
         kind: one of `KINDS`.
-        layers: names of the linear or convolution layers whose inputs are read; the network's last one by default.
 
     Raises:
         UserError: an unknown kind, or what `Adapters.add` refuses.
     """
 
-    def __init__(self, backbone: "LatentBackbone", rank: int, kind: str = "lora", layers: Sequence[str] = ()) -> None:
+    def __init__(self, backbone: "LatentBackbone", rank: int, kind: str = "lora") -> None:
         super().__init__()
         if kind not in KINDS:
             raise unknown("critic", kind, KINDS)
         self.backbone, self.kind = backbone, kind
         self._no_text: Cond = backbone.unconditional() if kind == "unconditional" else {}
-        self._features: dict[int, Tensor] | None = None  # what is read, while the critic runs
+        self._features: list[Tensor] | None = None  # what is read, while the critic runs
         if kind == "full":
             backbone.copies["critic"] = backbone.copy_network({})
             backbone.copies["critic"].get_submodule(backbone.output_layer).requires_grad_(False)  # behind the features
@@ -52,46 +49,38 @@ class Critic(nn.Module):
             targets = lora_targets(backbone.network, backbone.decoder_prefixes, backbone.critic_layers)
             backbone.adapters.add("critic", targets, rank, float(rank))
         network = backbone.copies.get("critic", backbone.network)
-        self.heads = nn.ModuleList()
-        for index, name in enumerate(layers or (backbone.output_layer,)):
-            layer: Any = network.get_submodule(name)
-            # a hook that is there from the start is a part of what torch.compile traces
-            layer.register_forward_pre_hook(partial(self._keep, index))
-            channels = layer.in_channels if hasattr(layer, "in_channels") else layer.in_features
-            self.heads.append(nn.Linear(channels, 1, device=backbone.device))
+        layer: Any = network.get_submodule(backbone.output_layer)
+        # a hook that is there from the start is a part of what torch.compile traces
+        layer.register_forward_pre_hook(self._keep)
+        channels = layer.in_channels if hasattr(layer, "in_channels") else layer.in_features
+        self.heads = nn.ModuleList([nn.Linear(channels, 1, device=backbone.device)])
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x0: Tensor, t: Tensor, cond: "Cond") -> Tensor:
-        """Logits (B, P) of x0 (B, C, H, W) for the P positions of all layers read, in fp32.
+        """Logits (B, P) of x0 (B, C, H, W) for the P positions of the features, in fp32.
 
         Args:
-            t: (B,), the time that the critic is told.
-            cond: the conditioning that it is told.
+            t: (B,), the time that the critic is given.
+            cond: the conditioning that it is given.
         """
         if self.kind == "unconditional":
             t = torch.full_like(t, self.backbone.schedule.t_data)
             cond = expand_cond({name: value.to(x0.device) for name, value in self._no_text.items()}, len(x0))
-        features: dict[int, Tensor] = {}
-        self._features = features
+        self._features = features = list[Tensor]()
         try:
             self.backbone.output("critic", x0, t, cond)
         finally:
             self._features = None
-        read = zip(self.heads, (features[index] for index in sorted(features)), strict=True)
-        return torch.cat([head(_channels_last(f).float()).flatten(1) for head, f in read], dim=1)
+        f = features[0].permute(0, 2, 3, 1) if features[0].ndim == 4 else features[0]  # channels last
+        return self.heads[0](f.float()).flatten(1)
 
-    def _keep(self, index: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if self._features is not None:
-            self._features[index] = inputs[0]
+            self._features.append(inputs[0])
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters of the adapter or the copy, and `heads.<index>.weight` and `.bias`."""
         own = self.backbone.parameters("critic")
         heads = {f"heads.{name}": parameter for name, parameter in self.heads.named_parameters()}
         return {name: parameter for name, parameter in own.items() if parameter.requires_grad} | heads
-
-
-def _channels_last(features: Tensor) -> Tensor:
-    """(B, H, W, C) of a convolution's input; a linear layer's is that already."""
-    return features.permute(0, 2, 3, 1) if features.ndim == 4 else features

@@ -19,7 +19,9 @@ from scott.teachers import Cond
 class LatentNormaliser:
     """x = (z − mean) · scale of a VAE's latents z (B, C, H, W), each for all channels or (1, C, 1, 1).
 
-    With `patch` p, z is folded first, p x p places into channels: (B, C p², H / p, W / p).
+    With `patch` p, z is folded first, p x p places into channels: (B, C p², H / p, W / p). The VAEs of
+    the families here have one mean and scale; means by channel, and folded latents under a batch norm (FLUX.2), are
+    read as diffusers' pipelines read them, for a fine-tune's VAE and for families to come.
     """
 
     mean: float | Tensor

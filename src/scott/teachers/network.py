@@ -9,7 +9,6 @@ four hooks: latents (`pack`, `unpack`, and `LatentNormaliser`), time (`network_t
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -42,7 +41,9 @@ class LatentBackbone(Encoders):
     output_layer: ClassVar[str]
     """The network's last layer, which turns features into its output."""
     takes_guidance: ClassVar[bool] = False
-    """Whether a full student of this family is told ω; one that is not is trained for a single ω."""
+    """Whether a full student of this family takes ω; one that does not is trained for a single ω."""
+    version: str = ""
+    """Of the frozen network's weights, where it was loaded (`fingerprint.network_version`)."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
@@ -110,7 +111,7 @@ class LatentBackbone(Encoders):
         return GuidedDenoiser(self.teacher, uncond, omega, low_memory)
 
     def guidance_input(self, network: ModelMixin, cond: Cond) -> Tensor | None:
-        """ω as a network that is told it takes it, in the form in which its pipeline writes it; None for another."""
+        """ω as a network that takes it is fed it, in the form in which its pipeline writes it; None for another."""
         return None
 
     def student_copy(self) -> ModelMixin:
@@ -132,7 +133,7 @@ class LatentBackbone(Encoders):
         return self._x0("target", x_t, t, cond)
 
     def critic(self, x0: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Logits (B, ...) of clean latents, told a time and a text."""
+        """Logits (B, ...) of clean latents, given a time and a text."""
         assert self.critic_model is not None, "add_critic comes first"
         return self.critic_model(x0, t, cond)
 
@@ -178,9 +179,9 @@ class LatentBackbone(Encoders):
             raise unknown("train", train, ("lora", "full"))
         self.train_mode = train
 
-    def add_critic(self, rank: int, kind: str = "lora", layers: Sequence[str] = ()) -> None:
+    def add_critic(self, rank: int, kind: str = "lora") -> None:
         """Make the critic, whose heads start at zero (see `Critic`)."""
-        self.critic_model = Critic(self, rank, kind, layers)
+        self.critic_model = Critic(self, rank, kind)
 
     def copy_network(self, changes: dict[str, Any], new: str = "") -> ModelMixin:
         """A trainable fp32 copy with changes to its config; parameters whose name starts with `new` keep their init."""
