@@ -118,11 +118,15 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path):
     assert load_checkpoint(latest_checkpoint(tmp_path))[0].keys() == {"old"}
 
 
-@pytest.mark.parametrize("harm", ["truncated", "empty", "no state", "bad state"])
+@pytest.mark.parametrize("harm", ["a flipped byte", "truncated", "empty", "no state", "bad state"])
 def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
     path = save_checkpoint(tmp_path, 5, {"a": {"x": torch.randn(100)}}, {})
     file = path / "a.safetensors"
-    if harm == "truncated":
+    if harm == "a flipped byte":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif harm == "truncated":
         file.write_bytes(file.read_bytes()[:-8])
     elif harm == "empty":
         file.write_bytes(b"")
@@ -130,7 +134,8 @@ def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
         (path / "state.json").unlink()
     else:
         (path / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"step-00000005 cannot be read .*delete it") as caught:
+    why = "a.safetensors is not what was written, by its SHA-256" if harm == "a flipped byte" else ""
+    with pytest.raises(UserError, match=rf"step-00000005 cannot be read .*{why}.*delete it") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 

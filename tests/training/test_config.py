@@ -116,7 +116,7 @@ def test_a_lora_student_has_one_omega():
     assert config(train="full", guidance_max=15.0).guidance_max == 15
 
 
-def test_a_run_trains_lora_for_one_omega_unless_told_otherwise():
+def test_a_run_trains_lora_for_one_omega_by_default():
     default = DistillConfig(teacher="t", data="d", out=Path("a"))
     assert (default.train, default.guidance_min, default.guidance_max) == ("lora", 3.0, 3.0)
     assert (default.precision, default.dtype, default.optimizer) == ("fp32", torch.float32, "adamw")

@@ -13,7 +13,7 @@ def accuracies(real, fake):
 @pytest.mark.parametrize(
     ("real", "fake", "said"), [(0.5, 0.5, "tells nothing"), (1.0, 0.0, "tells nothing"), (1.0, 0.99, "always wins")]
 )
-def test_a_critic_at_chance_or_always_right_is_told_once_a_window(real, fake, said):
+def test_a_critic_at_chance_or_always_right_is_warned_of_once_a_window(real, fake, said):
     watch = CriticWatch(window=5)
     warnings = [watch.see(step, accuracies(real, fake)) for step in range(1, 11)]
     assert [step for step, warning in enumerate(warnings, 1) if warning] == [5, 10]

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_run_but, final, metrics, source
 
 from scott.data.batch import Batch
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.samplers import StudentSampler
-from scott.training.checkpoint import Best, checkpoint_step, checkpoints, latest_checkpoint, load_checkpoint
+from scott.teachers import load_backbone
+from scott.training.checkpoint import (
+    Best,
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
 from scott.training.launch import open_run
 from scott.training.metrics import MetricsLog, read_metrics
+from scott.training.optimization import Optimization
 from scott.training.trainer import Hooks
 
 TRAIN = ["lora", "full"]
@@ -397,22 +405,90 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(start, tmp_path, part)
 
 def test_a_checkpoint_of_another_teacher_is_refused(start, tmp_path):
     start(tmp_path, max_steps=2)
-    file = latest_checkpoint(tmp_path / "checkpoints") / "student.safetensors"
-    tensors = load_file(file)
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, file)
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    parts, state = load_checkpoint(newest)
+    parts["student"].popitem()
+    shutil.rmtree(newest)
+    save_checkpoint(tmp_path / "checkpoints", 2, parts, state)
     with pytest.raises(UserError, match="the checkpoint's student does not fit"):
         start(tmp_path)
 
 
 def test_opening_a_new_run_writes_the_config(tmp_path):
     config = DistillConfig(teacher="t", data="d", out=tmp_path / "a" / "b", train="full")
-    assert open_run(config) == 0
+    assert open_run(config, "teacher") == 0
     assert DistillConfig.load(config.out / "config.json") == config
     assert (config.out / "samples").is_dir()
 
 
+# --- the same run by another name ----------------------------------------------------------------------------
+
+
+def test_teacher_data_and_folder_may_be_spelt_otherwise(start, teacher_folders, tmp_path, monkeypatch):
+    """As a relative path, through a link, with a slash behind, or a hub id for its snapshot: content decides."""
+    run, link, linked_run = tmp_path / "run", tmp_path / "link", tmp_path / "linked run"
+    snapshot = tmp_path / "hub" / "models--me--sd" / "snapshots" / "main"
+    shutil.copytree(teacher_folders["sd1"], snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("main")
+    link.symlink_to(snapshot)
+    linked_run.symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for module in ("huggingface_hub.constants", "huggingface_hub.file_download", "diffusers.utils.hub_utils"):
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.setattr(f"{module}.{name}", str(tmp_path / "hub"), raising=False)
+    spelt = [(snapshot, run), (snapshot.relative_to(tmp_path), Path("run")), (link, linked_run), (f"{snapshot}/", run)]
+    for steps, (teacher, out) in enumerate([*spelt, ("me/sd", run)], 1):
+        backbone = load_backbone(teacher)
+        backbone.add_student("lora", rank=4, alpha=4.0)
+        data = source(backbone)
+        settings = {"max_steps": steps, "checkpoint_every": 1, "adversarial_weight": 0.0}
+        made, _ = start(out, teacher=str(teacher), data=data, backbone=backbone, **settings)
+        assert made == 1, teacher
+    assert [record["step"] for record in metrics(run)] == [1, 2, 3, 4, 5]
+
+
+def test_another_teacher_is_refused_whatever_its_name(start, tmp_path):
+    start(tmp_path, max_steps=2)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"holds another run \(its teacher is not tiny\); choose another --out"):
+        start(tmp_path, family="sd2")
+    assert contents(tmp_path) == before
+
+
 # --- the log -------------------------------------------------------------------------------------------------
+
+
+def test_a_steps_seconds_are_those_of_its_parts_whatever_stands_between(start, make_backbone, tmp_path, monkeypatch):
+    """By a clock that only some calls move: 2 s a batch, 3 s an update; hooks and checkpoints take 100."""
+    now = [0.0]
+
+    def slow(seconds, function):
+        def call(*arguments, **options):
+            now[0] += seconds
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("scott.training.metrics.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("scott.training.trainer.save_checkpoint", slow(100, save_checkpoint))
+    monkeypatch.setattr(Optimization, "update", slow(3, Optimization.update))
+    backbone = make_backbone("lora")
+    data = source(backbone)
+    data.batch = slow(2, data.batch)
+    waiting = slow(100, lambda *given: {})
+    hooks = Hooks(progress=waiting, sample=waiting, validate=waiting)
+    settings = {
+        "log_every": 2,
+        "sample_every": 3,
+        "checkpoint_every": 2,
+        "validate_every": 1,
+        "adversarial_weight": 0.0,
+    }
+    start(tmp_path, hooks=hooks, backbone=backbone, data=data, **settings)
+    timed = [record for record in read_metrics(tmp_path / "metrics.jsonl") if "seconds_per_step" in record]
+    assert [record["step"] for record in timed] == [2, 4, 6]
+    assert {(r["seconds_data"], r["seconds_update"], r["seconds_per_step"]) for r in timed} == {(2.0, 3.0, 5.0)}
 
 
 def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):

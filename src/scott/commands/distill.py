@@ -98,7 +98,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     check_data(config.sources, backbone, config)
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
-        open_run(config, write=first)
+        open_run(config, backbone.version, write=first)
     data = open_data(
         config.sources,
         backbone,

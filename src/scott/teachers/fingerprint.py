@@ -1,4 +1,4 @@
-"""Which VAE and text encoders a teacher has, told by their weights and not by the name they are loaded under."""
+"""Which VAE and text encoders a teacher has, by their weights and not by the name they are loaded under."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from scott.teachers.network import LatentBackbone
 
 SAMPLED = 64
-"""Values of each parameter that are looked at, so that 5 GB of T5 take a moment."""
+"""Values of each parameter that are read, so that 5 GB of T5 take a moment."""
 _PROBE = "A Café, 3x"
 
 
@@ -38,6 +38,11 @@ def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
         dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
         found[name] = {"class": type(module).__name__, "dtype": dtype, **_hashes(module, more)}
     return found
+
+
+def network_version(network: nn.Module) -> str:
+    """The same for a network loaded in one precision from wherever: a folder or a hub id, by any path."""
+    return _hashes(network, type(network).__name__)["half"][:16]
 
 
 def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:

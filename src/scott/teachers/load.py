@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line
+from scott.teachers.fingerprint import network_version
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
 
@@ -64,6 +65,7 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
     except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
     backbone = family(pipeline)
+    backbone.version = network_version(backbone.network)
     if quantized != "none":
         backbone.quantize(quantized)
     return backbone

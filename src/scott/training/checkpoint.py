@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: safetensors and one JSON file in a folder that appears under its name last.
 
 A checkpoint folder holds one `<part>.safetensors` per part (student, target, critic, their optimizers, ...) and
-`state.json`. It is written beside its final name, synced, and renamed, so that a crash leaves the previous one.
+`state.json`, which has the others' SHA-256. It is written beside its final name, synced, and renamed, so that a crash
+leaves the previous one.
 """
 
 import json
@@ -10,9 +11,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,12 +36,13 @@ def save_checkpoint(
     partial = folder / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    hashes = {}
     for name, tensors in parts.items():
+        file = partial / f"{name}.safetensors"
         # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / f"{name}.safetensors"
-        )
-    (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
+        hashes[file.name] = _sha256(file)
+    (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
     for written in [*partial.iterdir(), partial]:
         sync(written)
     partial.rename(final)
@@ -51,14 +55,36 @@ def _name(step: int) -> str:
 
 
 def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
-    """The parts and the state of one checkpoint folder; `UserError` when it cannot be read."""
+    """The parts and the state of one checkpoint folder; `UserError` when it cannot be read or a file has changed."""
+    state = checkpoint_state(path)
+    hashes = state.pop("sha256", {})  # of a checkpoint that older versions wrote
+    parts = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            changed = file.name in hashes and _sha256(file) != hashes[file.name]
+            parts[file.stem] = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+        if changed:
+            raise _unreadable(path, f"{file.name} is not what was written, by its SHA-256")
+    return parts, state
+
+
+def checkpoint_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors; `UserError` when it cannot be read."""
     try:
-        state = json.loads((path / "state.json").read_text())
-        return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
-    except Exception as error:  # safetensors raises its own class, which has no common base
-        raise UserError(
-            f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
-        ) from None
+        return dict(json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, why: object) -> UserError:
+    return UserError(f"checkpoint {path} cannot be read ({why}); delete it to resume from the one before")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:

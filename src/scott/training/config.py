@@ -46,7 +46,7 @@ class DistillConfig(Reading):
     warmup_steps: int = 500
     """Over which both rates rise from 0."""
     decay: float = 0.0
-    """Share of the steps, the last ones, over which both rates fall to 0."""
+    """Fraction of the steps, the last ones, over which both rates fall to 0."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     """Largest norm of the student's and of the critic's gradient, each."""
@@ -153,7 +153,7 @@ class DistillConfig(Reading):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
-        _require(0 <= self.decay <= 1, "decay", self.decay, "a share from 0 to 1")
+        _require(0 <= self.decay <= 1, "decay", self.decay, "a fraction from 0 to 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
         _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
         _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
@@ -255,11 +255,9 @@ class DistillConfig(Reading):
         pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
-        # the data's own version tells whether they are the same, however they are named
-        data = {"data", "weights"} | {field.name for field in dataclasses.fields(Reading)}
-        free = (
-            {"out"} | data | pace | means | (set() if self.decay else {"max_steps"})
-        )  # a decay ends with the last step
+        # teacher and data have versions of their own, which are those of their content, however it is named
+        named = {"out", "teacher", "data", "weights"} | {field.name for field in dataclasses.fields(Reading)}
+        free = named | pace | means | (set() if self.decay else {"max_steps"})  # a decay ends with the last step
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

@@ -10,7 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from scott.errors import UserError
 from scott.files import write_atomically
-from scott.training.checkpoint import checkpoint_step, latest_checkpoint
+from scott.training.checkpoint import checkpoint_state, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import rows_of_pass
 
@@ -40,10 +40,11 @@ def start_processes(config: DistillConfig) -> Accelerator:
     return accelerator
 
 
-def open_run(config: DistillConfig, *, write: bool = True) -> int:
+def open_run(config: DistillConfig, teacher: str, *, write: bool = True) -> int:
     """Prepare `config.out` and return the step to start from: 0, or that of its newest checkpoint.
 
-    Raises `UserError` when the folder is in the way, or holds a run of another config.
+    `teacher` is the version of its network: a run goes on with the same one, whatever the path or name it has.
+    Raises `UserError` when the folder is in the way, or holds a run of another config or teacher.
     """
     out, file = config.out, config.out / "config.json"
     if file.is_file():
@@ -53,6 +54,8 @@ def open_run(config: DistillConfig, *, write: bool = True) -> int:
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
     latest = latest_checkpoint(out / "checkpoints")
     start = checkpoint_step(latest) if latest else 0
+    if latest and checkpoint_state(latest).get("teacher", teacher) != teacher:
+        raise UserError(f"{out} holds another run (its teacher is not {config.teacher}); choose another --out")
     if start > config.max_steps:
         raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
     if write:

@@ -65,7 +65,12 @@ def check_finite(step: int, terms: Mapping[str, Tensor | float], t_n: Tensor) ->
 
 
 class StepTimer:
-    """Seconds of each part of a step, which is marked as it ends. Nothing waits for a GPU before `read`."""
+    """Seconds of each part of a step, which is marked as it ends. Nothing waits for a GPU before `read`.
+
+    `seconds_per_step` is the sum of the parts: data (waiting for the batch), teacher (the walk), student and critic
+    (forward and backward), update (averaging, clipping, optimizers, EMA). Logs, hooks, samples, validation and
+    checkpoints lie between steps and are left out.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -99,7 +104,7 @@ class StepTimer:
 
 
 class CriticWatch:
-    """Says when the critic has told real from fake no better than chance, or without fail, for `window` steps."""
+    """Says when the critic was right no more often than by chance, or without fail, for `window` steps."""
 
     CHANCE, ALWAYS = 0.55, 0.98
 
