@@ -62,7 +62,7 @@ def adapter_calls(backbone: LatentBackbone, plain: PlainLCM, batch: Batch, confi
 
 
 def adapter_figures(times: Times) -> dict[str, float]:
-    """`adapter_overhead` is the larger of the two that the goal is for; the others stand beside it."""
+    """`adapter_overhead` is the larger of forward and forward with backward; the others stand beside it."""
     forward, both = times.ratio("forward_student", "forward_plain"), times.ratio("both_student", "both_plain")
     return {
         "adapter_overhead": max(forward, both),

@@ -1,4 +1,4 @@
-"""The command line that both benchmarks share: options, one JSON object a model, or a table."""
+"""The command line of the step's and the sampler's benchmarks: options, one JSON object a model, or a table."""
 
 import json
 import sys
@@ -14,15 +14,6 @@ from rich.table import Table
 from benchmarks.models import MODELS, Model
 from scott.choices import unknown
 from scott.teachers.load import hide_loading_bars
-
-GOALS = {
-    "step_over_floor": 1.05,
-    "adapter_overhead": 1.15,
-    "per_call_over_plain": 0.90,
-    "resident_weight_ratio": 0.40,
-    "two_step_over_bare": 1.03,
-}
-"""What a ratio should be at most."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +63,8 @@ def _table(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Table:
     table = Table(title=", ".join(f"{name} {value}" for name, value in settings.items()), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_column("goal", justify="right")
     for name, value in _flat(figures):
-        goal = f"≤ {GOALS[name]:.2f}" if name in GOALS else ""
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value), goal)
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     return table
 
 

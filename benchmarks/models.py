@@ -17,7 +17,7 @@ from scott.teachers.sd import UNetBackbone
 from scott.training.config import DistillConfig
 
 RANK = 16
-"""Of student and critic. A LoRA's share of a layer goes with rank / width: 16 here is 64 on SD1.5."""
+"""Of student and critic. A LoRA's part of a layer goes with rank / width: 16 here is 64 on SD1.5."""
 PROMPT = "a red apple"
 
 

@@ -16,7 +16,7 @@ from scott.training.step import Draws
 
 
 class PlainLCM:
-    """Takes over a pipeline with an ε-predicting U-Net. The guidance ω is a single one, so no network is told it."""
+    """Takes over a pipeline with an ε-predicting U-Net. The guidance ω is a single one, so no network takes it."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: DistillConfig) -> None:
         self.pipeline, self.config = pipeline, config

@@ -49,13 +49,13 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
 def network_calls(config: DistillConfig) -> dict[str, float]:
     """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
 
-    The critic's encoder and decoder are half a network each. Its own backward pass needs the decoder alone; that the
+    The critic's encoder and decoder count half a network each. Its own backward pass needs the decoder alone; that the
     step walks on to the fake is not counted.
     """
-    halves, needed = ("critic encoder", "critic decoder"), {"critic encoder": 1}
+    needed = {"critic encoder": 1}
     passes = (
         (call.forward + 2 * needed.get(call.model, call.backward))
-        * (0.5 if call.model in halves else 1.0)
+        * (0.5 if call.model.startswith("critic ") else 1.0)
         * (call.samples / config.batch_size)
         for call in calls_of(config)
     )

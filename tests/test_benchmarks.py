@@ -125,12 +125,11 @@ def test_json_has_the_keys(benchmark, keys, model, monkeypatch, capsys):
     monkeypatch.setattr(harness, "MODELS", {"tiny": model})
     harness.main(benchmark.measure, "", ["--json", "--repeats", "1", "--batch-size", "1"])
     figures = json.loads(capsys.readouterr().out)
-    assert keys == figures.keys() & harness.GOALS.keys()
     assert all(figures[key] > 0 for key in keys)
     assert (figures["model"], figures["batch_size"], figures["repeats"]) == ("tiny", 1, 1)
 
 
-def test_a_line_a_model_or_a_table_with_the_goals(monkeypatch, capsys):
+def test_a_line_a_model_or_a_table(monkeypatch, capsys):
     monkeypatch.setattr(harness, "MODELS", {"one": 1.0, "two": 2.0})
 
     def measure(model, batch_size, repeats):
@@ -141,11 +140,11 @@ def test_a_line_a_model_or_a_table_with_the_goals(monkeypatch, capsys):
     assert [(figures["model"], figures["two_step_over_bare"]) for figures in printed] == [("one", 1.0), ("two", 2.0)]
     harness.main(measure, "", ["--model", "two"])
     table = capsys.readouterr().out
-    assert all(text in table for text in ("model two", "≤ 1.03", "seconds.student_2", "0.1235"))
+    assert all(text in table for text in ("model two", "two_step_over_bare", "seconds.student_2", "0.1235"))
     assert "model one" not in table
 
 
-def test_an_unknown_model_is_told_the_known_ones():
+def test_an_unknown_model_is_refused_with_the_known_ones():
     with pytest.raises(SystemExit, match="'mini', 'sd50m', 'all'"):
         harness.main(step.measure, "", ["--model", "sd60m"])
 
@@ -153,7 +152,7 @@ def test_an_unknown_model_is_told_the_known_ones():
 def test_a_checkout_beside_another(tmp_path):
     """Both make their steps; how long they take is no test's business."""
     here = Path(commits.__file__).parents[1]
-    figures = commits.measure(commits.Options(here, batch_size=1, repeats=3, threads=1))
+    figures = commits.measure(commits.Options(here, batch_size=1, repeats=1, threads=1))
     assert set(figures) == {"new_over_old", "new_seconds", "old_seconds"}
     assert min(figures.values()) > 0
     with pytest.raises(UserError, match=r"has no benchmarks/step\.py; give a checkout of scott"):
