@@ -122,7 +122,7 @@ def test_size_words_are_in_order():
     assert all(smaller[1] < larger[0] for smaller, larger in pairwise(SIZES.values()))
 
 
-def test_backgrounds_can_be_told_apart():
+def test_backgrounds_differ():
     for one, other in combinations(BACKGROUNDS.values(), 2):
         assert np.linalg.norm(np.subtract(one, other)) > 40
 

@@ -45,7 +45,7 @@ def test_sdxl_pushes_away_from_the_empty_prompt_where_its_pipeline_does(make_bac
     assert (ours - zeros).abs().max() > 1e-2 * ours.std()
 
 
-def test_pixart_at_1024_px_is_told_the_size(make_backbone):
+def test_pixart_at_1024_px_is_fed_the_size(make_backbone):
     pipeline = make_backbone(family="pixart").pipeline
     torch.manual_seed(0)
     wide = {"sample_size": 128, "patch_size": 8, "num_attention_heads": 3, "attention_head_dim": 16, "num_layers": 2}
@@ -210,7 +210,7 @@ def test_the_critic_adapts_the_decoder_only(make_backbone, inputs, perturb, fami
     assert all(map(torch.equal, *([v for v in fed if isinstance(v, torch.Tensor)] for fed in seen)))
 
 
-def test_the_critic_is_told_the_time_and_the_text(make_backbone, inputs, perturb, family):
+def test_the_critic_is_given_the_time_and_the_text(make_backbone, inputs, perturb, family):
     backbone = make_backbone(critic_rank=4, family=family)
     x, t, cond = inputs(backbone)
     perturb(backbone.critic_parameters())

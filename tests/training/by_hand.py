@@ -44,10 +44,10 @@ class Step:
         self.config = config
         critic = "lora" if config.critic == "none" else config.critic
         self.backbone = make_backbone(config.train, critic_rank=4, family=family, critic=critic)
-        for seed, owner in enumerate(
+        for seed, parameters in enumerate(
             (self.backbone.student_parameters(), self.backbone.target_parameters(), self.backbone.critic_parameters())
         ):
-            perturb(owner, seed)
+            perturb(parameters, seed)
         generator = torch.Generator().manual_seed(0)
         shape = (B, *self.backbone.latent_shape)
         mean, std = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)

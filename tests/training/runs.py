@@ -8,7 +8,7 @@ from scott.training.metrics import read_metrics
 
 STEPS = 6
 MEASURED = ("seconds_", "images_per_second", "memory_gb")
-"""Figures that no two runs share."""
+"""Figures that differ from run to run."""
 
 
 class InMemory:

@@ -79,12 +79,12 @@ def scale(monkeypatch):
 def test_an_overflow_lowers_the_scale_and_moves_nothing(start, half, tmp_path, scale):
     scale(2.0**60)
     backbone = half("fp16")
-    owners = (backbone.student_parameters, backbone.target_parameters, backbone.critic_parameters)
-    before = [p.clone() for owner in owners for p in owner().values()]
+    models = (backbone.student_parameters, backbone.target_parameters, backbone.critic_parameters)
+    before = [p.clone() for model in models for p in model().values()]
     start(tmp_path, backbone=backbone, precision="fp16", max_steps=3)
     parts, state = final(tmp_path)
     assert (state["scaler"]["scale"], state["scaler"]["_growth_tracker"]) == (2.0**57, 0)
-    assert all(map(torch.equal, before, [p for owner in owners for p in owner().values()]))
+    assert all(map(torch.equal, before, [p for model in models for p in model().values()]))
     assert parts["student_optimizer"] == {}
     assert [record["step"] for record in metrics(tmp_path)] == [1, 2, 3]
     assert all("student_gradient_norm" not in record for record in metrics(tmp_path))

@@ -107,14 +107,14 @@ def test_a_full_critic_trains_its_encoder_too(make_backbone, perturb):
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_nothing_is_random_and_no_weight_is_changed(make_backbone, perturb, train):
     step = Step(make_backbone, perturb, make_config(train=train))
-    owners = (step.backbone.student_parameters(), step.backbone.target_parameters(), step.backbone.critic_parameters())
-    before = [p.clone() for owner in owners for p in owner.values()]
+    models = (step.backbone.student_parameters(), step.backbone.target_parameters(), step.backbone.critic_parameters())
+    before = [p.clone() for model in models for p in model.values()]
     first = step.run()
     torch.manual_seed(99)
     second = step.run()
     assert all(map(torch.equal, first.student + first.critic, second.student + second.critic))
-    assert all(map(torch.equal, before, [p for owner in owners for p in owner.values()]))
-    assert all(p.grad is None for p in [*step.backbone.network.parameters(), *owners[1].values()])
+    assert all(map(torch.equal, before, [p for model in models for p in model.values()]))
+    assert all(p.grad is None for p in [*step.backbone.network.parameters(), *models[1].values()])
 
 
 def test_every_draw_but_the_unused_ones_matters(make_backbone, perturb):

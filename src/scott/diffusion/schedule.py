@@ -27,10 +27,9 @@ FEW_STEP_SHIFT = 38.71
 
 
 class NoiseSchedule(ABC):
-    """α_t, σ_t and λ_t as functions of a time in the schedule's own units, and those units' ends and step.
+    """α_t, σ_t and λ_t as functions of a time, from clean data (`t_data`: α = 1, σ = 0) to `t_max`.
 
-    `t_data` is the time of clean data (α = 1, σ = 0), `t_max` the last one, `unit` one training step, and
-    `time_dtype` the dtype its times are made in.
+    `unit` is one training step, `time_dtype` the dtype that times are made in.
     """
 
     prediction_type: str
@@ -44,11 +43,11 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """α_t, float64 of t's shape. Raises UserError for a time the schedule does not have."""
+        """α_t, float64 of t's shape. Raises UserError for a time that the schedule does not have."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """σ_t, float64 of t's shape. Raises UserError for a time the schedule does not have."""
+        """σ_t, likewise."""
 
     @abstractmethod
     def timestep(self, t: Tensor) -> Tensor:
@@ -72,10 +71,9 @@ class NoiseSchedule(ABC):
 class DiscreteSchedule(NoiseSchedule):
     """Variance-preserving steps: ᾱ_t = Π_{i ≤ t} (1 − β_i), α_t = sqrt(ᾱ_t), σ_t = sqrt(1 − ᾱ_t) (DDPM).
 
-    Times are the integers 0 .. N − 1, and −1 is clean data, as in diffusers' samplers with
-    `set_alpha_to_one`. The fields are named as in a diffusers scheduler's config, which is all that is needed
-    to rebuild the schedule. With `rescale_betas_zero_snr`, sqrt(ᾱ) is shifted and scaled to end at 0 (Lin et
-    al. 2024, algorithm 1).
+    Times are the integers 0 .. N − 1, and −1 is clean data, as in diffusers' samplers with `set_alpha_to_one`. The
+    fields are named as in a diffusers scheduler's config. With `rescale_betas_zero_snr`, sqrt(ᾱ) is shifted and scaled
+    to end at 0 (Lin et al. 2024, algorithm 1).
 
     Raises:
         UserError: an unknown beta schedule or prediction type, or a β outside (0, 1].
@@ -223,9 +221,8 @@ class FlowSchedule(NoiseSchedule):
         `shift=FEW_STEP_SHIFT, use_exponential_sigmas=True`.
 
         With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ from 1 down to S_K(S_K(1/1000)), each by
-        the same factor below the one before; K is chosen to make that last σ .6. (With the teacher's own shift of 3 the
-        second of two steps would stand at σ = .009 and do nothing.) The times do not depend on this schedule's shift in
-        σ, which is all that the network is fed.
+        the same factor below the one before; K is chosen to make that last σ .6. In σ, which is all that the network
+        is fed, they do not depend on this schedule's shift.
         """
         last = _shifted(_shifted(torch.tensor(0.001, dtype=torch.float64), FEW_STEP_SHIFT), FEW_STEP_SHIFT)
         sigma = last ** torch.linspace(0, 1, steps, dtype=torch.float64)
