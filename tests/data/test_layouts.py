@@ -99,7 +99,7 @@ def test_the_columns_of_a_json_beside_are_known(tmp_path):
     source = open_source(str(tree(tmp_path, LAYOUTS[".json beside"])))
     assert list(source.columns) == ["caption", "score"]
     (record,) = source.units(1)[0].records()
-    assert record.columns == {"score": 3}
+    assert record.columns == {"caption": "a cat", "score": 3}
 
 
 def test_a_named_column_is_that_of_the_json_beside(tmp_path):

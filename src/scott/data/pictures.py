@@ -23,6 +23,7 @@ UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", 
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
 _UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"\0\0\1\0")
+LFS_POINTER = b"version https://git-lfs"
 Size = tuple[int, int]
 """Height and width, in pixels."""
 MAX_ASPECT = 2
@@ -67,6 +68,8 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
     except UnidentifiedImageError:
         if data.startswith(_TIFF_STARTS):  # whose samples Pillow has no mode for
             raise Skip("unsupported-mode") from None
+        if data.startswith(LFS_POINTER):
+            raise Skip("git-lfs-pointer", "run git lfs pull") from None
         unread = data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp"
         raise Skip("unsupported-format" if unread else "not-a-picture") from None
     except Image.DecompressionBombError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -60,9 +61,26 @@ class Unit:
     """What was seen besides and is not read: files of other splits, folders that cannot be listed, ..."""
 
 
+def attempt(key: str, make: Callable[[], Record]) -> Record | Rejected:
+    """The record, or why there is none."""
+    try:
+        return make()
+    except Skip as skip:
+        return Rejected(key, skip.reason, skip.detail)
+
+
 def with_left_out(units: list[Unit], left_out: Sequence[Rejected]) -> list[Unit]:
     """The units of a source, the first of which counts what the source leaves out."""
     return [replace(units[0], left_out=tuple(left_out)), *units[1:]] if units else units
+
+
+def units_of_rows(
+    count: int, size: int, records: Callable[[range], Iterator[Record | Rejected]], left_out: Sequence[Rejected] = ()
+) -> list[Unit]:
+    """Units of `size` of a source's `count` rows, of which `records` gives any."""
+    pieces = slices(count, size)
+    units = [Unit(f"rows {rows.start} to {rows.stop - 1}", len(rows), partial(records, rows)) for rows in pieces]
+    return with_left_out(units, left_out)
 
 
 class Source(Protocol):

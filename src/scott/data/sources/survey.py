@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from scott.data.records import Rejected
 from scott.errors import UserError, first_line
@@ -18,6 +19,8 @@ SPLITS = {
 """Split → how it is spelled in names, as the Hugging Face hub reads them."""
 _SPELLED = {word: split for split, words in SPLITS.items() for word in words}
 _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
+_FOLDER = re.compile(rf"({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE)
+_LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN"}
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(.*?)(\d{2,})(\D*)", re.DOTALL)
 
@@ -36,7 +39,8 @@ def survey(root: Path) -> Survey:
     files: list[str] = []
     left_out: list[Rejected] = []
     visited: set[tuple[int, int]] = set()
-    folders, links = [""], [""][:0]
+    folders: list[str] = [""]
+    links: list[str] = []
     while folders or links:
         prefix = folders.pop() if folders else links.pop()  # a folder counts where it stands, not where it is linked
         try:
@@ -55,9 +59,9 @@ def survey(root: Path) -> Survey:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry):
                 (links if entry.is_symlink() else folders).append(name)
-            elif entry.is_file():
+            elif os.path.isfile(entry):
                 files.append(name)
             else:
                 left_out.append(Rejected(name, "missing-file" if entry.is_symlink() else "not-a-file"))
@@ -66,17 +70,25 @@ def survey(root: Path) -> Survey:
 
 def hidden(name: str) -> bool:
     """Whether a name is one that file managers and operating systems leave behind, or a dot file."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def folded(name: str) -> str:
+    """What a path has in common with those that differ in upper and lower case or Unicode's composition alone."""
+    return normalize("NFC", name).casefold()
+
+
+def endings_of(names: Sequence[str]) -> str:
+    """How many files there are of each ending: ".gz 3, .md 1"."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
+    return ", ".join(f"{ending} {count:,}" for ending, count in counts.most_common(9))
 
 
 def split_of(name: str, folders_alone: bool = False) -> str | None:
     """The split that a path names, in its last part that names one: `data/train-00000.parquet`, `val2017/1.jpg`."""
-    parts = PurePosixPath(name).parts
-    for part in reversed(parts[:-1] if folders_alone else parts):
-        found = _WORD.match(part) if folders_alone else _WORD.search(part)
-        if found and (not folders_alone or not part[found.end() :].strip("0123456789")):
-            return _SPELLED[found[1].lower()]
-    return None
+    *folders, file = PurePosixPath(name).parts
+    parts = map(_FOLDER.fullmatch, folders) if folders_alone else map(_WORD.search, (*folders, file))
+    return next((_SPELLED[found[1].lower()] for found in reversed(list(parts)) if found), None)
 
 
 def of_split(
