@@ -17,8 +17,8 @@ WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, the oldest is given as it is."""
 _LARGEST = 1 << 36
 """Bytes of a member; one that says more ends the tar, which a few bytes of a compressed one could do for hours."""
-_ZEROS = 1 << 11
-"""Empty blocks, a MiB, after which nothing more is looked for."""
+_BEHIND = 1 << 11
+"""Blocks behind an end mark, a MiB, in which another archive is looked for."""
 Parts = dict[str, bytes | Skip]
 """Ending → content, of the parts of a record that are of use."""
 _Waiting = dict[str, dict[str, Parts]]
@@ -36,7 +36,7 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
     waiting: _Waiting = {}
     key, held = "", 0
     try:
-        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, ignore_zeros=True) as archive:
+        with _Archive.open(fileobj=file, mode="r|*", ignore_zeros=True) as archive:
             for member in _members(archive):
                 path = PurePosixPath(normalize("NFC", member.name))
                 if unsafe(member.name):
@@ -143,16 +143,14 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive: Any) -> Self:
         try:
             member = super().fromtarfile(archive)
-            archive.zeros = 0
-            return member
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
-            archive.zeros = getattr(archive, "zeros", 0) + 1
-            archive.ignore_zeros = archive.zeros < _ZEROS
-            raise
         except tarfile.HeaderError as error:
-            if getattr(archive, "zeros", 0) and isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-                raise  # the end, after its mark
-            raise tarfile.ReadError(str(error)) from None
+            if not archive.blocks and not isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise tarfile.ReadError(str(error)) from None
+            archive.blocks += 1
+            archive.ignore_zeros = archive.blocks < _BEHIND
+            raise
+        archive.blocks = 0
+        return member
 
     @classmethod
     def frombuf(cls, buffer: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -160,3 +158,9 @@ class _Member(tarfile.TarInfo):
         if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_TEXT_BYTES:
             raise tarfile.ReadError(f"a header of {member.size} bytes")
         return member
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Member
+    blocks = 0
+    """Behind an end mark, so far."""
