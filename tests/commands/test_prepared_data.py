@@ -350,7 +350,7 @@ def test_check_of_many_shows_sixteen_of_them_all(tmp_path):
     write_tar(tmp_path / "a.tar", 60)
     found = check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
     captions = [sample.captions[0] for sample in found.shown]
-    assert (found.kept, len(captions), len(set(captions))) == (60, 16, 16)
+    assert (found.count, len(captions), len(set(captions))) == (60, 16, 16)
     assert any(int(caption.split()[1]) > 30 for caption in captions)
 
 

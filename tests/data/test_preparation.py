@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tests.data.making import Pictures, bomb, contents, noise, saved
 
-from scott.data import writing
+from scott.data import loading
 from scott.data.locks import locked
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
@@ -250,7 +250,7 @@ def test_what_is_left_out_is_counted_and_named(prepare, tmp_path):
 
 
 def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "LISTED", 2)
+    monkeypatch.setattr(loading, "LISTED", 2)
     manifest = prepare(Pictures(8, dict.fromkeys(range(4), b""))).manifest
     assert [shard.samples for shard in manifest.shards] == [0, 4]
     side = json.loads((tmp_path / "out" / "000000.json").read_text())

@@ -55,9 +55,6 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         content = {"format": FORMAT, "samples": self.samples, "bytes": self.bytes} | asdict(self)
-        for shard in content["shards"]:
-            if shard["repeats"] == 1:
-                del shard["repeats"]
         write_durably(folder / MANIFEST, content)
 
     @classmethod

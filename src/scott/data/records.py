@@ -60,6 +60,15 @@ class Unit:
     left_out: tuple[Rejected, ...] = ()
     """What was seen besides and is not read: files of other splits, folders that cannot be listed, ..."""
 
+    def entries(self) -> Iterator[Record | Rejected]:
+        """All of it, which `total` counts."""
+        yield from self.left_out
+        yield from self.records()
+
+    @property
+    def total(self) -> int | None:
+        return None if self.count is None else self.count + len(self.left_out)
+
 
 def attempt(key: str, make: Callable[[], Record]) -> Record | Rejected:
     """The record, or why there is none."""
