@@ -66,8 +66,8 @@ class Tally:
 class Budget:
     """Bytes that decoding may hold at once, over all threads.
 
-    A thread's free memory, which glibc keeps for it, counts: one that has held more than a thread's share of the limit
-    gives it back.
+    A thread's free memory, which glibc keeps for it, counts: one that holds more than one of `THREADS` parts of the
+    limit gives it back.
     """
 
     def __init__(self, limit: int) -> None:
@@ -135,7 +135,7 @@ def _load(
 
 
 def _picture(record: Record, settings: Settings, hold: Callable[[int], None]) -> Image.Image:
-    """The picture, upright and not yet cropped; `hold` is told what its decoding takes."""
+    """The picture, upright and not yet cropped; `hold` is called with what its decoding takes."""
     found = record.image()
     if isinstance(found, Image.Image):
         check_size(*found.size, settings.min_size, settings.max_aspect)
