@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import tarfile
-import time
 from collections import Counter
 from contextlib import nullcontext
 
@@ -18,7 +17,6 @@ from scott.data.loading import read_samples
 from scott.data.records import Columns, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
-from scott.data.sources.survey import of_split
 from scott.errors import UserError
 
 PICTURE = saved(noise(0))
@@ -129,6 +127,7 @@ REFUSED = {
     ),
     "two columns of a name": ({"metadata.csv": "file_name,text,text\na.png,x,y"}, "several columns 'text'"),
     "what save_to_disk did not write": ({"x.arrow": "", "README.md": ""}, r"no pictures, but \.md 1, \.arrow 1"),
+    "shards": ({"preparation.json": "{}"}, "holds what `scott prepare` made; give it to `scott distill`"),
     "a pointer of Git LFS": ({"a.parquet": "version https://git-lfs.github.com/spec/v1\n"}, "run git lfs pull"),
     "an empty parquet file": ({"a.parquet": ""}, "is no parquet file"),
 }
@@ -211,6 +210,12 @@ def test_a_named_column_is_that_of_the_json_beside(tmp_path):
     tree(tmp_path, {"a.png": PICTURE, "a.txt": "a text", "a.json": [{"short": "a cat", "caption": "long"}]})
     assert read(open_source(str(tmp_path)))[0] == {"a.png": "a text"}
     assert read(open_source(str(tmp_path), Columns(None, ("short",))))[0] == {"a.png": "a cat"}
+
+
+@pytest.mark.parametrize("columns", [Columns(None, ("short",)), Columns("image")])
+def test_columns_of_texts_are_refused(tmp_path, columns):
+    with pytest.raises(UserError, match=r"and no columns; got (short|image)"):
+        open_source(str(tree(tmp_path, CAPTIONED)), columns)
 
 
 def test_a_table_behind_a_url_is_refused_with_the_reason():
@@ -343,12 +348,9 @@ def test_tables_of_two_splits_beside_their_pictures(tmp_path):
         assert (kept, reasons) == ({f"{part}.png": "a cat"}, {"other-split": 1, "not-in-metadata": 1}), other
 
 
-def test_many_files_take_no_longer_than_they_must(tmp_path):
-    names = [f"{part}/{i}.png" for part in ("train", "test") for i in range(20_000)]
-    start = time.monotonic()
-    kept, others = of_split(names, "train", tmp_path, folders_alone=True)
-    assert (len(kept), len(others)) == (20_000, 20_000)
-    assert time.monotonic() - start < 5
+def test_a_split_that_nothing_is_named_after_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has the splits train, and not 'test'; name one with --split"):
+        open_source(str(tree(tmp_path, CAPTIONED)), split="test")
 
 
 def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):

@@ -194,6 +194,16 @@ def test_a_split_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="has the splits first, second, and not 'train'"):
         open_source(str(tmp_path / "d"))
     assert len(read(open_source(str(tmp_path / "d"), split="second"))) == COUNT
+    datasets.Dataset.from_dict({"image": PICTURES, "caption": CAPTIONS}, split="test").save_to_disk(tmp_path / "one")
+    for split in ("train", "test"):  # the first is what is meant where none is named
+        assert len(read(open_source(str(tmp_path / "one"), split=split))) == COUNT
+    with pytest.raises(UserError, match="has the splits test, and not 'validation'"):
+        open_source(str(tmp_path / "one"), split="validation")
+
+
+def test_an_arrow_file_that_datasets_cached(tmp_path):
+    file = next(write_dataset(tmp_path / "d").glob("*.arrow"))
+    assert [picture for picture, _, _ in read(open_source(str(file)))] == PICTURES
 
 
 # --- what is not a source ----------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
     """What `prepare_source` would keep of a source and what not, with some of it shown in the page `out`.
 
     Raises:
-        UserError: nothing is kept; see `open_source`, `check_source`.
+        UserError: nothing is kept, or the page cannot be there; see `open_source`, `check_source`.
     """
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
     source, settings = open_with(name, settings, preset)
     total = sum(unit.total or 0 for unit in limited(source.units(settings.shard_size), settings.limit))
     check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))

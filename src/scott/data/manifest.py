@@ -10,7 +10,7 @@ from typing import Any
 
 from scott.data.locks import PREFIX
 from scott.data.shards import write_durably
-from scott.errors import UserError, printable
+from scott.errors import UserError, first_line, printable
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
@@ -96,23 +96,30 @@ class Manifest:
             raise UserError(f"{folder} holds no samples; prepare the data again")
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make `folder` the place of shards with these settings.
+def claim(folder: Path) -> None:
+    """Make `folder` a place of shards. Raises `UserError` where it cannot be made or holds something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {first_line(error)}; give another --out") from None
+    # another process of the same command may be writing its settings just now
+    if SETTINGS not in names and not all(name.startswith(PREFIX) or name.endswith(".partial") for name in names):
+        raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Record what the shards of a claimed folder are made with.
 
     Raises:
-        UserError: it holds something else, or shards with others; the difference is named.
+        UserError: there are shards made with other settings; the difference is named.
     """
     file = folder / SETTINGS
-    if file.exists():
-        if changes := list(_differences(_read(file), settings)):
-            raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
-        return
-    # another process of the same command may be writing its settings just now, or have
-    begun = (SETTINGS, ".partial", PREFIX)
-    if folder.is_dir() and not all(any(part in path.name for part in begun) for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(file, settings)
+    changes = list(_differences(_read(file), settings)) if file.exists() else [""]
+    if changes and file.exists() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
+    if changes:
+        write_durably(file, settings)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:

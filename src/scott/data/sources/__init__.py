@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub.repocard import metadata_load
 
+from scott.data.manifest import SETTINGS
 from scott.data.pictures import named_as_picture, starts_as_picture
 from scott.data.records import Columns, Rejected, Skip, Source
 from scott.data.sources.coco import Coco
@@ -92,6 +93,8 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     """The one kind of source that a folder holds; a second one is refused by name."""
     if is_saved(folder):
         return HubDataset(str(folder), split, columns)
+    if (folder / SETTINGS).is_file():
+        raise UserError(f"{folder} holds what `scott prepare` made; give it to `scott distill`, or name its source")
     found = survey(folder)
     tars = [name for name in found.files if name.lower().endswith((*TARS, *ARCHIVES))]
     metadata = [name for name in found.files if METADATA.fullmatch(name)]

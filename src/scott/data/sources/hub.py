@@ -56,10 +56,11 @@ def _load(name: str, split: str) -> Any:
     except Exception as error:  # of the hub, of files, of the data set's own: there is no common one
         absent = "" if Path(name).exists() else f"there is no {name} here, and "
         raise UserError(f"{absent}the dataset {name} ({split}) cannot be had: {first_line(error)}") from None
-    if not isinstance(data, datasets.DatasetDict):
+    single = not isinstance(data, datasets.DatasetDict)
+    if single and (split == "train" or data.split is None or split == data.split):
         return data
-    if split not in data:
-        there = ", ".join(data)
+    if single or split not in data:
+        there = str(data.split) if single else ", ".join(data)
         raise UserError(
             f"{name} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
         )

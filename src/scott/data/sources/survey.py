@@ -94,24 +94,20 @@ def split_of(name: str, folders_alone: bool = False) -> str | None:
 def of_split(
     names: Sequence[str], split: str, where: object, folders_alone: bool = False
 ) -> tuple[list[str], list[Rejected]]:
-    """Those of a split and the others; names that say no split are of `train`. If none says one, all are taken.
+    """Those of a split and the others; names that say no split are of `train`.
 
     Raises:
         UserError: there is none of that split.
     """
-    labels = {name: split_of(name, folders_alone) for name in names}
-    if not any(labels.values()):
-        return list(names), []
+    labels = {name: split_of(name, folders_alone) or "train" for name in names}
     wanted = _SPELLED.get(split.lower(), split)
-    kept = [name for name, label in labels.items() if (label or "train") == wanted]
-    if not kept:
-        there = ", ".join(sorted({label or "train" for label in labels.values()}))
+    kept = [name for name, label in labels.items() if label == wanted]
+    if names and not kept:
+        there = ", ".join(sorted(set(labels.values())))
         raise UserError(
             f"{where} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
         )
-    taken = set(kept)
-    others = [Rejected(name, "other-split", label or "train") for name, label in labels.items() if name not in taken]
-    return kept, others
+    return kept, [Rejected(name, "other-split", label) for name, label in labels.items() if label != wanted]
 
 
 def gaps(names: Sequence[str]) -> list[Rejected]:
