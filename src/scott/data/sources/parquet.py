@@ -1,7 +1,10 @@
 """Parquet files: pictures as bytes, as paths or as URLs, with captions and whatever else in columns."""
 
+from bisect import bisect
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ class Parquet:
     """One file or several of the same columns, in their order.
 
     Read of it are pictures, captions, and columns of numbers or text, one batch of rows at a time. A unit goes on where
-    the last one stopped: a row group cannot be entered in its middle, and would be decoded once a unit.
+    one before it in its row group stopped: that cannot be entered in its middle, and would be decoded once a unit.
 
     Raises `UserError` when pyarrow is missing, a file is none of parquet, or a column is not there.
     """
@@ -31,7 +34,8 @@ class Parquet:
         self.image = image_column(files[0], schema.names, wanted.image)
         self.captions = caption_columns(files[0], schema.names, wanted.captions)
         self.columns = kept_columns(schema, self.image, self.captions)
-        self._next: tuple[str, int] | None = None
+        self._at = "", 0
+        self._group_ends: dict[str, list[int]] = {}
         self._rows: Iterator[Record | Rejected] = iter(())
 
     @cached_property
@@ -43,21 +47,25 @@ class Parquet:
         for name in self.files:
             with opened(name) as file:
                 parquet = _parquet_file(file, name)
-                count, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+                names, groups = parquet.schema_arrow.names, range(parquet.num_row_groups)
+                ends = list(accumulate(parquet.metadata.row_group(group).num_rows for group in groups))
             if lacking := [column for column in (self.image, *self.captions) if names.count(column) != 1]:
                 raise UserError(f"{name} has the columns {', '.join(names)}, and not {lacking[0]!r} as {self.files[0]}")
-            for rows in slices(count, size):
+            self._group_ends[name] = ends
+            for rows in slices(parquet.metadata.num_rows, size):
                 title = f"{Path(name).name}, rows {rows.start} to {rows.stop - 1}"
                 found.append(Unit(title, len(rows), partial(self._records, name, rows)))
         return with_left_out(found, self.left_out)
 
     def _records(self, name: str, rows: range) -> Iterator[Record | Rejected]:
-        going_on, self._next = self._next == (name, rows.start), None
-        if not going_on:
+        (before, stopped), self._at = self._at, ("", 0)
+        ends = self._group_ends[name]
+        if before == name and stopped <= rows.start and bisect(ends, stopped) == bisect(ends, rows.start):
+            deque(islice(self._rows, rows.start - stopped), maxlen=0)
+        else:
             self._rows = self._rows_from(name, rows.start)
-        for _ in rows:
-            yield next(self._rows)
-        self._next = name, rows.stop
+        yield from islice(self._rows, len(rows))
+        self._at = name, rows.stop
 
     def _rows_from(self, name: str, first: int) -> Generator[Record | Rejected]:
         folder = None if "://" in name else Path(name).parent
