@@ -1,7 +1,9 @@
 """The layouts that people have their captioned pictures in: what is read of each, and what is counted or refused."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import tarfile
 from collections import Counter
@@ -309,9 +311,9 @@ def test_tars_and_tables_are_refused_together_and_img2datasets_are_not(tmp_path)
 
 def test_pictures_without_captions_beside_tars_are_counted(tmp_path):
     write_tar(tmp_path / "00000.tar", 1)
-    tree(tmp_path, {"assets/logo.png": PICTURE, "README.md": "a data set"})
+    tree(tmp_path, {"assets/logo.png": PICTURE, "README.md": "a data set", "00001.tar.part": "half of it"})
     kept, reasons = read(open_source(str(tmp_path)))
-    assert (len(kept), reasons) == (1, {"no-caption": 1})
+    assert (len(kept), reasons) == (1, {"no-caption": 1, "other-file": 1})
 
 
 @pytest.mark.parametrize(
@@ -383,6 +385,8 @@ def test_metadata_of_another_split(tmp_path):
         (["a-00000-of-00004.tar", "a-00002-of-00004.tar"], 2),
         (["a-00001-of-00002.tar", "a-00002-of-00002.tar"], 0),
         (["20200101.tar", "20211231.tar"], 0),
+        (["00000.tar", "00001.tar", "00002.tar", "00009.tar"], 6),
+        (["shard-0.tar", "shard-1.tar", "shard-3.tar"], 1),
         (["a.tar", "b.tar"], 0),
     ],
 )
@@ -540,6 +544,18 @@ def test_tars_that_were_joined_are_read_whole(tmp_path):
     for end, reasons in ((10_240 + 700, {"corrupt-tar": 1}), (10_240 - 700, {})):
         (tmp_path / "c.tar").write_bytes(joined[:end])
         assert read(open_source(str(tmp_path / "c.tar"))) == ({"a": "a cat"}, reasons)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_tars_that_were_joined(tmp_path, compress):
+    """bgzip writes such files too; and what was flipped in one is found by its checksum."""
+    tar_of(tmp_path / "a.tar", [("a.png", PICTURE), ("a.txt", b"a cat")])
+    tar_of(tmp_path / "b.tar", [("b.png", PICTURE), ("b.txt", b"a cat")])
+    joined = b"".join(compress((tmp_path / f"{name}.tar").read_bytes()) for name in "ab")
+    (tmp_path / "c.tar").write_bytes(joined)
+    assert read(open_source(str(tmp_path / "c.tar"))) == ({"a": "a cat", "b": "a cat"}, {})
+    (tmp_path / "c.tar").write_bytes(joined[:-9] + b"\xff" * 9)
+    assert read(open_source(str(tmp_path / "c.tar")))[1] == {"corrupt-tar": 1}
 
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])

@@ -12,7 +12,7 @@ from scott.data.pictures import named_as_picture, starts_as_picture
 from scott.data.records import Columns, Rejected, Skip, Source
 from scott.data.sources.coco import Coco
 from scott.data.sources.files import read_local
-from scott.data.sources.folder import Folder, texts_beside
+from scott.data.sources.folder import Folder, is_page, texts_beside
 from scott.data.sources.hub import HubDataset, is_saved
 from scott.data.sources.metadata import METADATA, MetadataFolder, is_table
 from scott.data.sources.parquet import Parquet
@@ -141,7 +141,7 @@ def _of_data_files(
             raise UserError(f"{found.root / name} is packed in a way that is not read; unpack it, or make {TARS[0]}")
     unread = [Rejected(name, "no-caption", "a picture beside data files") for name in pictures]
     kind = Parquet if kept[0].lower().endswith(".parquet") else WebDataset
-    left_out = [*found.left_out, *others, *gaps(kept), *unread]
+    left_out = [*found.left_out, *others, *gaps(kept), *unread, *_unread(found, {*files, *pictures})]
     return kind([str(found.root / name) for name in kept], columns, left_out)
 
 
@@ -154,7 +154,13 @@ def _listed(found: Survey, tables: list[str], pictures: list[str], columns: Colu
     elsewhere = {_folder_of(entry.key) for entry in others} - set(folders)
     mine = [name for name in pictures if _folder_of(name) not in elsewhere]
     theirs = [Rejected(name, "other-split") for name in pictures if _folder_of(name) in elsewhere]
-    return MetadataFolder(found.root, kept, columns, [*found.left_out, *others, *theirs], mine)
+    left_out = [*found.left_out, *others, *theirs, *_unread(found, {*tables, *pictures})]
+    return MetadataFolder(found.root, kept, columns, left_out, mine)
+
+
+def _unread(found: Survey, read: set[str]) -> list[Rejected]:
+    rest = (name for name in found.files if name not in read and not is_page(name) and not named_as_picture(name))
+    return [Rejected(name, "other-file") for name in rest]
 
 
 def _folder_of(name: str) -> str:

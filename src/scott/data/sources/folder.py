@@ -57,7 +57,7 @@ class Folder:
         self.repeats = repeated if all(repeated) else [None] * len(names)
         read = {*names, *texts.values(), *(entry.key for entry in left_out)}
         stems = {folded(str(PurePosixPath(name).with_suffix(""))) for name in texts}
-        rest = (name for name in found.files if name not in read and not _is_page(name))
+        rest = (name for name in found.files if name not in read and not is_page(name))
         self.left_out = left_out + [_unread(name, stems) for name in rest]
 
     @cached_property
@@ -116,7 +116,7 @@ def _repeated(name: str) -> tuple[int, str] | None:
     return None
 
 
-def _is_page(name: str) -> bool:
+def is_page(name: str) -> bool:
     """Whether a file is there for people, or to say of a data set what is not of one picture."""
     path = PurePosixPath(name.lower())
     return path.name.startswith(_PAGES) or path.suffix in (".md", ".json", ".parquet", ".py")

@@ -22,7 +22,7 @@ _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IG
 _FOLDER = re.compile(rf"({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE)
 _LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN"}
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
-_NUMBERED = re.compile(r"(.*?)(\d{2,})(\D*)", re.DOTALL)
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def gaps(names: Sequence[str]) -> list[Rejected]:
             count = min(int(of_all.removeprefix("-of-")), 1_000_000)
             whole = range(count) if 0 in there or count not in there else range(1, count + 1)
         else:
-            whole = range(min(there), min(max(there), min(there) + 2 * len(there)) + 1)
+            whole = range(min(there), min(max(there), min(there) + 10 * len(there)) + 1)
         lacking = [number for number in whole if number not in there]
-        if of_all or len(lacking) < len(there):  # else the numbers do not count the files
+        counts = len(lacking) < len(there) or (min(there) <= 1 and len(there) > 2)  # the files, or else they are dates
+        if of_all or counts:
             missing += [Rejected(f"{before}{i:0{width}}{of_all}{after}", "missing-shard") for i in lacking]
     return missing

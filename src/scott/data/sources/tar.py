@@ -1,8 +1,12 @@
 """The records of a tar: members of one name but for its ending, read once from its beginning to its end."""
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Self
 from unicodedata import normalize
@@ -23,7 +27,23 @@ Parts = dict[str, bytes | Skip]
 """Ending → content, of the parts of a record that are of use."""
 _Waiting = dict[str, dict[str, Parts]]
 """Path up to the first dot of the name → what stands between that dot and the last → ending → content."""
-_ERRORS = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, MemoryError)
+_READERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\0\0": lzma.open,
+}
+"""First bytes → what reads it all: `tarfile` would end with the first of several that were joined."""
+_ERRORS = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 
 def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
@@ -36,7 +56,7 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
     waiting: _Waiting = {}
     key, held = "", 0
     try:
-        with _Archive.open(fileobj=file, mode="r|*", ignore_zeros=True) as archive:
+        with _Archive.open(fileobj=_unpacked(file), mode="r|", ignore_zeros=True) as archive:
             for member in _members(archive):
                 path = PurePosixPath(normalize("NFC", member.name))
                 if unsafe(member.name):
@@ -60,7 +80,9 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
                     if held > WAITING:
                         yield from _overdue(waiting)
                         held = sum(map(_held, waiting.values()))
-    except _ERRORS as error:
+    except (*_ERRORS, OSError) as error:
+        if not isinstance(error, _ERRORS) and (type(error) is not OSError or error.errno is not None):
+            raise  # of a server or a disk; bz2 says "Invalid data stream" without a number
         waiting.pop(key, None)  # the record it broke off in may be short of a part
         for stem in list(waiting):
             yield from _settled(waiting, stem, at_end=True)
@@ -68,6 +90,28 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
         return
     for stem in list(waiting):
         yield from _settled(waiting, stem, at_end=True)
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data, self._start = self._start or self._rest.read(len(buffer)), b""
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unpacked(file: BinaryIO) -> Any:
+    start = file.read(6)
+    whole = io.BufferedReader(_Rejoined(start, file), 1 << 16)
+    reader = next((reader for magic, reader in _READERS.items() if start.startswith(magic)), None)
+    return reader(whole) if reader else whole
 
 
 def _settled(waiting: _Waiting, key: str, at_end: bool = False) -> Iterator[tuple[str, Parts]]:
