@@ -280,6 +280,11 @@ def test_options_of_reading_are_those_of_preparing(backbone, pictures, tmp_path)
         check_data([str(tmp_path / "shards")], backbone, reading)
     with pytest.raises(UserError, match="got --resolution 32 for a teacher of 64"):
         check_data([str(pictures)], backbone, Reading(resolution=32))
+    check_data([str(pictures)], backbone, Reading(resolution=32, aspect_buckets=True))
+    with pytest.raises(UserError, match="got resolution 33, expected a multiple of 8"):
+        check_data([str(pictures)], backbone, Reading(resolution=33, aspect_buckets=True))
+    with pytest.raises(UserError, match="got --where with a column 'score'; the source has none"):
+        check_data([str(pictures)], backbone, Reading(where="score > 3"))
 
 
 def test_shards_of_another_resolution_are_refused_before_the_work(backbone, pictures, tmp_path):
@@ -350,7 +355,7 @@ def test_check_of_many_shows_sixteen_of_them_all(tmp_path):
     write_tar(tmp_path / "a.tar", 60)
     found = check_named(str(tmp_path / "a.tar"), Settings(resolution=16), tmp_path / "page.html", quiet)
     captions = [sample.captions[0] for sample in found.shown]
-    assert (found.kept, len(captions), len(set(captions))) == (60, 16, 16)
+    assert (found.count, len(captions), len(set(captions))) == (60, 16, 16)
     assert any(int(caption.split()[1]) > 30 for caption in captions)
 
 
@@ -362,6 +367,13 @@ def test_a_name_of_any_bytes_is_shown_and_kept(scott, backbone, pictures, tmp_pa
     assert (code, "no-caption │ 1 │ \\udcfe.png" in said) == (0, True), said
     outcome = prepare_source(str(pictures), backbone, tmp_path / "out", Settings(), quiet)
     assert outcome.manifest.samples == 7
+
+
+def test_a_page_that_cannot_be_is_refused_before_the_work(scott, pictures, tmp_path):
+    for place in (pictures, tmp_path / "none" / "page.html"):
+        code, said = scott("prepare", pictures, "--check", "--out", place)
+        assert (code, "expected a file in a folder that is there" in said) == (2, True), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
 
 
 def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):

@@ -1,10 +1,13 @@
 """The layouts that people have their captioned pictures in: what is read of each, and what is counted or refused."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tarfile
-import time
 from collections import Counter
+from contextlib import nullcontext
 
 import pyarrow
 import pytest
@@ -12,10 +15,10 @@ from pyarrow import parquet
 from tests.data.making import add, noise, saved, write_tar
 
 from scott.data.captions import read_captions
+from scott.data.loading import read_samples
 from scott.data.records import Columns, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
-from scott.data.sources.survey import of_split
 from scott.errors import UserError
 
 PICTURE = saved(noise(0))
@@ -83,6 +86,25 @@ LAYOUTS = {
         "00000.parquet": b"its own",
         "00000_stats.json": "{}",
     },
+    "a text in another composition": {"e\u0301.png": PICTURE, "\u00e9.txt": "a cat"},
+    "a text in other case": {"IMG_1.PNG": PICTURE, "img_1.txt": "a cat"},
+    "a row in another composition": {"e\u0301.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "\u00e9.png"}]},
+    "a row in other case": {"A.PNG": PICTURE, "metadata.jsonl": [ROW]},
+    "a row without the ending": {"a.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "a"}]},
+    "a row that names the file alone": {"Images/a.png": PICTURE, "captions.csv": "image,caption\na.png,a cat"},
+    "./ and //": {
+        "a.png": PICTURE,
+        "x/b.png": PICTURE,
+        "metadata.jsonl": [ROW | {"file_name": "./a.png"}, ROW | {"file_name": "x//b.png"}],
+    },
+    "gzip": {"a.png": PICTURE, "metadata.jsonl.gz": gzip.compress(json.dumps(ROW).encode())},
+    "a byte order mark": {"a.png": PICTURE, "metadata.csv": "\ufefffile_name,text\r\na.png,a cat\r\n"},
+    "semicolons": {"a.png": PICTURE, "metadata.csv": "file_name;text\na.png;a cat\n"},
+    "spaces behind commas": {"a.png": PICTURE, "metadata.csv": 'file_name, text\na.png, "a cat"\n'},
+    "a list in JSON": {"a.png": PICTURE, "data.json": json.dumps([ROW])},
+    "a folder named as a picture": {"a.png/b.png": PICTURE, "a.png/b.txt": "a cat"},
+    "colons": {"C:a.png": PICTURE, "C:a.txt": "a cat"},
+    "kohya's folders, deeper": {"img/10_a cat/a.png": PICTURE, "img/5_a cat/b.png": PICTURE},
     "kohya's folders": {"10_a cat/a.png": PICTURE, "2_dogs/b.png": PICTURE, "2_dogs/b.txt": "a cat"},
 }
 
@@ -95,17 +117,107 @@ def test_usual_layouts_are_read_whole(tmp_path, files):
     assert (len(kept), reasons) == (pictures, {})
 
 
+REFUSED = {
+    "a header and nothing else": (
+        {"metadata.csv": "file_name,text\n"},
+        r"has no rows below its header \(file_name, text",
+    ),
+    "an empty table": ({"metadata.jsonl": ""}, "has no rows"),
+    "two tables of the same pictures": (
+        {"metadata.jsonl": [ROW], "metadata.csv": "file_name,text\na.png,a cat"},
+        r"several tables of the same pictures \(metadata\.csv, metadata\.jsonl\); name one",
+    ),
+    "two columns of a name": ({"metadata.csv": "file_name,text,text\na.png,x,y"}, "several columns 'text'"),
+    "what save_to_disk did not write": ({"x.arrow": "", "README.md": ""}, r"no pictures, but \.md 1, \.arrow 1"),
+    "shards": ({"preparation.json": "{}"}, "holds what `scott prepare` made; give it to `scott distill`"),
+    "a pointer of Git LFS": ({"a.parquet": "version https://git-lfs.github.com/spec/v1\n"}, "run git lfs pull"),
+    "an empty parquet file": ({"a.parquet": ""}, "is no parquet file"),
+}
+
+
+@pytest.mark.parametrize(("files", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_other_layouts_are_refused_with_the_reason(tmp_path, files, said):
+    tree(tmp_path, files if "README.md" in files or "a.parquet" in files else {"a.png": PICTURE} | files)
+    with pytest.raises(UserError, match=said):
+        open_source(str(tmp_path)).units(9)
+
+
+LEFT_OUT = {
+    "a link in a circle": ({}, "missing-file"),
+    "a pointer of Git LFS": (
+        {"b.png": b"version https://git-lfs.github.com/spec/v1\n", "b.txt": "b"},
+        "git-lfs-pointer",
+    ),
+    "a second text of a picture": ({"a.caption": "another"}, "other-file"),
+    "a table beside texts": ({"list.csv": "path,caption\na.png,b"}, "other-file"),
+    "the pictures of a test split": ({"test_images/b.png": PICTURE, "test_images/b.txt": "b"}, "other-split"),
+}
+
+
+@pytest.mark.parametrize(("files", "reason"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
+def test_what_is_left_out_has_its_reason(tmp_path, files, reason):
+    tree(tmp_path, CAPTIONED | files)
+    if not files:
+        (tmp_path / "b.png").symlink_to("b.png")
+    found = [
+        entry.reason if isinstance(entry, Rejected) else "kept" for entry in read_samples(open_source(str(tmp_path)), 8)
+    ]
+    assert sorted(found) == sorted(["kept", reason])
+
+
+def test_a_name_alone_is_no_picture_of_another_tables_folder(tmp_path):
+    """Nor one that several have, nor one of another folder than the row says: captions would go to other pictures."""
+    tree(tmp_path, {"x/a.png": PICTURE, "x/metadata.jsonl": [ROW], "y/metadata.jsonl": [ROW]})
+    assert read(open_source(str(tmp_path)))[1] == {"missing-file": 1}
+    tree(tmp_path / "two", {"x/a.png": PICTURE, "y/a.png": PICTURE, "z/b.png": PICTURE})
+    tree(tmp_path / "two", {"list.csv": "path,caption\na.png,one\ny/b.png,two"})
+    assert read(open_source(str(tmp_path / "two"))) == ({}, {"missing-file": 2, "not-in-metadata": 3})
+
+
+def test_a_date_is_no_number_of_visits(tmp_path):
+    source = open_source(str(tree(tmp_path, {"20240131_cat/a.png": PICTURE, "20240131_cat/a.txt": "a cat"})))
+    assert [unit.repeats for unit in source.units(9)] == [1]
+
+
+def test_a_clone_of_several_configurations_is_refused(tmp_path):
+    """Each of them may hold the same pictures."""
+    for name in ("en", "de"):
+        write_table(tmp_path / name / "train-00000-of-00001.parquet")
+    for names, said in ((("en",), None), (("en", "de"), "holds the configurations en, de; name the files of one")):
+        configs = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in names)
+        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        with pytest.raises(UserError, match=said) if said else nullcontext():
+            open_source(str(tmp_path))
+
+
+def test_files_of_several_schemas_are_refused(tmp_path):
+    write_table(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"image": [PICTURE], "text": ["a cat"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet has the columns image, text, and not 'caption' as .*a\.parquet"):
+        open_source(str(tmp_path)).units(9)
+    table = pyarrow.Table.from_arrays([TABLE["image"], TABLE["caption"], TABLE["caption"]], ["image", *["caption"] * 2])
+    parquet.write_table(table, tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="several columns 'caption'"):
+        open_source(str(tmp_path / "c.parquet"))
+
+
 def test_the_columns_of_a_json_beside_are_known(tmp_path):
     source = open_source(str(tree(tmp_path, LAYOUTS[".json beside"])))
     assert list(source.columns) == ["caption", "score"]
     (record,) = source.units(1)[0].records()
-    assert record.columns == {"score": 3}
+    assert record.columns == {"caption": "a cat", "score": 3}
 
 
 def test_a_named_column_is_that_of_the_json_beside(tmp_path):
     tree(tmp_path, {"a.png": PICTURE, "a.txt": "a text", "a.json": [{"short": "a cat", "caption": "long"}]})
     assert read(open_source(str(tmp_path)))[0] == {"a.png": "a text"}
     assert read(open_source(str(tmp_path), Columns(None, ("short",))))[0] == {"a.png": "a cat"}
+
+
+@pytest.mark.parametrize("columns", [Columns(None, ("short",)), Columns("image")])
+def test_columns_of_texts_are_refused(tmp_path, columns):
+    with pytest.raises(UserError, match=r"and no columns; got (short|image)"):
+        open_source(str(tree(tmp_path, CAPTIONED)), columns)
 
 
 def test_a_table_behind_a_url_is_refused_with_the_reason():
@@ -151,6 +263,17 @@ def test_captions_in_a_csv_are_text_and_other_cells_may_be_numbers(tmp_path):
     assert [record.columns for record in records] == [{"score": i} for i in range(8)]
 
 
+def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
+    rows = ["file_name,text", 'a.png,"a "cat"', "a.png,a cat", f'a.png,"{"x" * 2_000_000}"', "a.png,a dog", 'a.png,"a']
+    tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
+    (unit,) = open_source(str(tmp_path)).units(9)
+    found = [getattr(record, "reason", None) or record.captions for record in unit.records()]
+    assert found == ["broken-row", "a cat", "broken-row", "a dog", "broken-row"]
+    lines = [json.dumps(ROW).encode(), b'{"file_name": "a.png", "text": "caf\xe9"}', bytes(9), json.dumps(ROW).encode()]
+    tree(tmp_path / "json", {"a.png": PICTURE, "metadata.jsonl": b"\n".join(lines)})
+    assert read(open_source(str(tmp_path / "json"))) == ({"a.png": "a cat"}, {"metadata-not-json": 2})
+
+
 def test_a_row_of_more_cells_than_columns_is_not_cut(tmp_path):
     rows = ["file_name,text", "a.png,a cat, sitting", 'a.png,"a cat, sitting"', "a.png,a cat,"]
     tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
@@ -188,9 +311,9 @@ def test_tars_and_tables_are_refused_together_and_img2datasets_are_not(tmp_path)
 
 def test_pictures_without_captions_beside_tars_are_counted(tmp_path):
     write_tar(tmp_path / "00000.tar", 1)
-    tree(tmp_path, {"assets/logo.png": PICTURE, "README.md": "a data set"})
+    tree(tmp_path, {"assets/logo.png": PICTURE, "README.md": "a data set", "00001.tar.part": "half of it"})
     kept, reasons = read(open_source(str(tmp_path)))
-    assert (len(kept), reasons) == (1, {"no-caption": 1})
+    assert (len(kept), reasons) == (1, {"no-caption": 1, "other-file": 1})
 
 
 @pytest.mark.parametrize(
@@ -227,12 +350,9 @@ def test_tables_of_two_splits_beside_their_pictures(tmp_path):
         assert (kept, reasons) == ({f"{part}.png": "a cat"}, {"other-split": 1, "not-in-metadata": 1}), other
 
 
-def test_many_files_take_no_longer_than_they_must(tmp_path):
-    names = [f"{part}/{i}.png" for part in ("train", "test") for i in range(20_000)]
-    start = time.monotonic()
-    kept, others = of_split(names, "train", tmp_path, folders_alone=True)
-    assert (len(kept), len(others)) == (20_000, 20_000)
-    assert time.monotonic() - start < 5
+def test_a_split_that_nothing_is_named_after_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has the splits train, and not 'test'; name one with --split"):
+        open_source(str(tree(tmp_path, CAPTIONED)), split="test")
 
 
 def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):
@@ -265,6 +385,8 @@ def test_metadata_of_another_split(tmp_path):
         (["a-00000-of-00004.tar", "a-00002-of-00004.tar"], 2),
         (["a-00001-of-00002.tar", "a-00002-of-00002.tar"], 0),
         (["20200101.tar", "20211231.tar"], 0),
+        (["00000.tar", "00001.tar", "00002.tar", "00009.tar"], 6),
+        (["shard-0.tar", "shard-1.tar", "shard-3.tar"], 1),
         (["a.tar", "b.tar"], 0),
     ],
 )
@@ -384,6 +506,7 @@ TARS = {
         ["a", "b", "d"],
         {"no-picture": 1},
     ),
+    "another composition": (["e\u0301.png", "\u00e9.txt"], ["\u00e9"], {}),
     "macOS": (["._a.png", "a.png", "a.txt", "__MACOSX/a.png"], ["a"], {}),
 }
 
@@ -409,6 +532,30 @@ def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch, stem):
     kept, reasons = tar_of(tmp_path / "a.tar", members)
     assert 0 < len(kept) < 5
     assert reasons == {"no-caption": 12 - len(kept), "no-picture": 12 - len(kept)}
+
+
+def test_tars_that_were_joined_are_read_whole(tmp_path):
+    """`cat a.tar b.tar`: each ends with its own mark, behind which the blocks of a record are empty."""
+    for name in "ab":
+        tar_of(tmp_path / f"{name}.tar", [(f"{name}.png", PICTURE), (f"{name}.txt", b"a cat")])
+    joined = b"".join((tmp_path / f"{name}.tar").read_bytes() for name in "ab")
+    (tmp_path / "c.tar").write_bytes(joined)
+    assert read(open_source(str(tmp_path / "c.tar"))) == ({"a": "a cat", "b": "a cat"}, {})
+    for end, reasons in ((10_240 + 700, {"corrupt-tar": 1}), (10_240 - 700, {})):
+        (tmp_path / "c.tar").write_bytes(joined[:end])
+        assert read(open_source(str(tmp_path / "c.tar"))) == ({"a": "a cat"}, reasons)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_tars_that_were_joined(tmp_path, compress):
+    """bgzip writes such files too; and what was flipped in one is found by its checksum."""
+    tar_of(tmp_path / "a.tar", [("a.png", PICTURE), ("a.txt", b"a cat")])
+    tar_of(tmp_path / "b.tar", [("b.png", PICTURE), ("b.txt", b"a cat")])
+    joined = b"".join(compress((tmp_path / f"{name}.tar").read_bytes()) for name in "ab")
+    (tmp_path / "c.tar").write_bytes(joined)
+    assert read(open_source(str(tmp_path / "c.tar"))) == ({"a": "a cat", "b": "a cat"}, {})
+    (tmp_path / "c.tar").write_bytes(joined[:-9] + b"\xff" * 9)
+    assert read(open_source(str(tmp_path / "c.tar")))[1] == {"corrupt-tar": 1}
 
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])
@@ -455,6 +602,15 @@ def test_braces_of_too_many(tmp_path):
         open_source(f"{tmp_path}/{{0..999999}}{{0..999999}}.tar")
     with pytest.raises(UserError, match="no data at"):
         open_source("{")
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "a{b,c}", "a::b"])
+def test_a_folder_may_be_named_like_a_pattern(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    write_tar(tmp_path / folder / "0.tar", 1)
+    assert len(read(open_source(f"{tmp_path}/{folder}/0.tar"))[0]) == 1
+    if folder == "a[1]":
+        assert len(read(open_source(f"{tmp_path}/{folder}/*.tar"))[0]) == 1
 
 
 def test_columns_may_be_named_of_a_table_in_text(tmp_path):

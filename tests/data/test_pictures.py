@@ -17,6 +17,8 @@ BAD = {
     "a picture cut in half": (PNG[: len(PNG) // 2], "truncated"),
     "a jpeg cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
     "a header cut in half": (PNG[:20], "corrupt"),
+    "a GIF cut in its header": (saved(noise(0), "GIF")[:500], "corrupt"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs-pointer"),
     "broken data": (PNG[:60] + bytes(200) + PNG[260:], "corrupt"),
     "a decompression bomb": (bomb(12_000), "too-many-pixels"),
     "a bomb that Pillow refuses itself": (bomb(1 << 16), "too-many-pixels"),

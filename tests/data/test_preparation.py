@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tests.data.making import Pictures, bomb, contents, noise, saved
 
-from scott.data import writing
+from scott.data import loading
 from scott.data.locks import locked
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
@@ -213,6 +213,9 @@ def test_a_folder_of_other_things_is_left_alone(prepare, tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no shards"):
         prepare(Pictures(4))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    for place in ("out/mine.txt", "out/mine.txt/x"):
+        with pytest.raises(UserError, match=r"cannot be made: .*; give another --out"):
+            prepare(Pictures(4), place)
 
 
 SPOILED = {
@@ -250,7 +253,7 @@ def test_what_is_left_out_is_counted_and_named(prepare, tmp_path):
 
 
 def test_named_skips_are_bounded_and_a_shard_may_be_empty(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "LISTED", 2)
+    monkeypatch.setattr(loading, "LISTED", 2)
     manifest = prepare(Pictures(8, dict.fromkeys(range(4), b""))).manifest
     assert [shard.samples for shard in manifest.shards] == [0, 4]
     side = json.loads((tmp_path / "out" / "000000.json").read_text())
@@ -324,10 +327,26 @@ def test_pictures_are_not_read_where_their_columns_do_not_pass(prepare):
     assert sorted(read) == [4, 5]
 
 
-@pytest.mark.parametrize("change", [{"shard_size": 0}, {"batch_size": -1}, {"max_aspect": 0.5}, {"limit": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"shard_size": 0}, {"batch_size": -1}, {"max_aspect": 0.5}, {"max_aspect": float("nan")}, {"limit": 0}),
+        *({"min_size": -1}, {"resolution": 0}, {"resolution": 10**8}),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range(change):
-    with pytest.raises(UserError, match=f"got {next(iter(change))} .*, expected 1 or more"):
+    with pytest.raises(UserError, match=f"got {next(iter(change))} .*, expected (0|1) (or more|to 8,192)"):
         Settings(**change)
+
+
+def test_what_stopped_before_its_first_shard_is_in_no_ones_way(prepare, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Pictures(10, stop=1))
+    other = dataclasses.replace(SETTINGS, min_size=8)
+    assert prepare(Pictures(4), settings=other).manifest.settings["min_size"] == 8
+    with pytest.raises(UserError, match="begun with other settings"):
+        prepare(Pictures(4))
 
 
 def test_a_resolution_the_vae_cannot_have(prepare):

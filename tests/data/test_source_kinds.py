@@ -194,6 +194,16 @@ def test_a_split_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="has the splits first, second, and not 'train'"):
         open_source(str(tmp_path / "d"))
     assert len(read(open_source(str(tmp_path / "d"), split="second"))) == COUNT
+    datasets.Dataset.from_dict({"image": PICTURES, "caption": CAPTIONS}, split="test").save_to_disk(tmp_path / "one")
+    for split in ("train", "test"):  # the first is what is meant where none is named
+        assert len(read(open_source(str(tmp_path / "one"), split=split))) == COUNT
+    with pytest.raises(UserError, match="has the splits test, and not 'validation'"):
+        open_source(str(tmp_path / "one"), split="validation")
+
+
+def test_an_arrow_file_that_datasets_cached(tmp_path):
+    file = next(write_dataset(tmp_path / "d").glob("*.arrow"))
+    assert [picture for picture, _, _ in read(open_source(str(file)))] == PICTURES
 
 
 # --- what is not a source ----------------------------------------------------------------------------------------
@@ -216,7 +226,8 @@ def test_nothing_there_is_said(name, said):
     ("name", "content", "said"),
     [
         ("a.parquet", b"PAR1 no", "is no parquet file"),
-        ("captions_a.json", b"[]", "is no COCO caption file"),
+        ("captions_a.json", b"{}", "is no COCO caption file"),
+        ("captions_a.json", b"[]", "has no rows"),
         ("captions_a.json", b'{"images": [{"id": []}], "annotations": []}', "is no COCO caption file"),
         ("notes.txt", b"text", "is a file of a kind that is not read"),
     ],
@@ -227,13 +238,48 @@ def test_a_file_of_something_else_is_refused(tmp_path, name, content, said):
         open_source(str(tmp_path / name))
 
 
-def test_a_folder_without_pictures_and_one_of_several_caption_files(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures"):
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+    (tmp_path / "a.parq").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no pictures, but \.parq 1"):
         open_source(str(tmp_path))
-    for part in ("train", "val"):
-        (tmp_path / f"captions_{part}.json").write_text("{}")
-    with pytest.raises(UserError, match=r"several caption files; name one: .*train\.json.*val\.json"):
-        open_source(str(tmp_path))
+
+
+def write_annotations(file, pictures, captions):
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in pictures.items()],
+        "annotations": [{"image_id": number, "caption": caption} for number, caption in captions],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def test_of_several_caption_files_those_of_the_split_are_read(tmp_path):
+    for part in ("train2014", "train2017", "val2017"):
+        fill(tmp_path / part)
+        write_annotations(tmp_path / "annotations" / f"captions_{part}.json", {1: "0.png"}, [(1, part)])
+    found = {split: open_source(str(tmp_path), split=split) for split in ("train", "validation")}
+    captions = {split: [texts[0] for _, texts, _ in read(source)] for split, source in found.items()}
+    assert captions == {"train": ["train2014", "train2017"], "validation": ["val2017"]}
+    (unit,) = found["validation"].units(9)
+    assert [entry.reason for entry in unit.left_out] == ["other-split"] * 2 + ["not-in-metadata"] * (COUNT - 1)
+
+
+def test_what_annotations_and_pictures_lack_is_counted(tmp_path):
+    """Identifiers as text or numbers; captions of no picture, a picture of no caption, and one that is not named."""
+    fill(tmp_path / "train2017")
+    captions = [("1", "a cat"), (7, "nothing")]
+    write_annotations(tmp_path / "captions_train2017.json", {1: "0.png", 2: "1.png", 3: None}, captions)
+    source = open_source(str(tmp_path))
+    (unit,) = source.units(9)
+    assert [entry.reason for entry in unit.left_out] == ["no-picture"] + ["not-in-metadata"] * (COUNT - 2)
+    assert reasons(source) == ["no-caption", "no-caption"]
+
+
+@pytest.mark.parametrize("folder", ["images", "images/x", "."])
+def test_pictures_near_annotations_of_any_name(tmp_path, folder):
+    fill(tmp_path / "data" / folder)
+    write_annotations(tmp_path / "data" / "captions_x.json", {1: "0.png"}, [(1, "a cat")])
+    assert [picture for picture, _, _ in read(open_source(str(tmp_path / "data")))] == PICTURES[:1]
 
 
 # --- hostile and broken content ----------------------------------------------------------------------------------

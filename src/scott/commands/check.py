@@ -17,14 +17,15 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
     """What `prepare_source` would keep of a source and what not, with some of it shown in the page `out`.
 
     Raises:
-        UserError: nothing is kept; see `open_source`, `check_source`.
+        UserError: nothing is kept, or the page cannot be there; see `open_source`, `check_source`.
     """
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
     source, settings = open_with(name, settings, preset)
-    counts = [unit.count for unit in limited(source.units(settings.shard_size), settings.limit)]
-    total = sum(count for count in counts if count is not None)
+    total = sum(unit.total or 0 for unit in limited(source.units(settings.shard_size), settings.limit))
     check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
     write_atomically(out, printable(contact_sheet(name, check)))
-    if not check.kept:
+    if not check.count:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in check.skipped.most_common()) or "nothing there"
         raise UserError(f"of {name} nothing would be kept ({reasons}); {out} names the first of each")
     return check
@@ -34,7 +35,7 @@ def check_summary(check: Check, out: Path) -> Table:
     """What would be kept and what not, with the first record of each reason."""
     table = Table("", "", "", title=str(out), title_justify="left", show_header=False)
     table.columns[1].justify = "right"
-    table.add_row("[bold]kept", f"[bold]{check.kept:,}")
+    table.add_row("[bold]kept", f"[bold]{check.count:,}")
     for reason, count in check.skipped.most_common():
         first = check.first[reason]
         table.add_row(reason, f"{count:,}", escape(printable(f"{first.key} {first.detail}".strip()[:200])))

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from scott.data.filters import Where
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
@@ -127,8 +129,8 @@ def open_data(
     """Training batches of one source or several, each of prepared shards or prepared into a folder of `cache` first.
 
     That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes
-    that a launcher started share the work, and each returns when all of it is done. What was left out of a source that
-    is prepared here is told to `warn`.
+    that a launcher started divide the work, and each returns when all of it is done. `warn` gets what was left out of a
+    source that is prepared here.
 
     Raises:
         UserError: shards are unfinished, or were made for another VAE or text encoder; see `prepare_shards`, `Mixture`.
@@ -136,12 +138,9 @@ def open_data(
     sources = []
     for number, name in enumerate(names, 1):
         phase = f"prepare {number} of {len(names)}" if len(names) > 1 else "prepare"
-        sources.append(_open_one(name, backbone, cache, seed, _as_phase(phase, report), reading, warn))
+        part = partial(lambda phase, _, *progress: report(phase, *progress), phase)
+        sources.append(_open_one(name, backbone, cache, seed, part, reading, warn))
     return sources[0] if len(sources) == 1 else Mixture(sources, weights or [1.0] * len(sources), seed)
-
-
-def _as_phase(phase: str, report: Report) -> Report:
-    return lambda _, done, total, terms: report(phase, done, total, terms)
 
 
 def _open_one(
@@ -162,7 +161,7 @@ def _open_one(
         prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
     manifest = wait_for_manifest(folder)
     if manifest.skipped:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(manifest))
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(manifest.skipped).most_common())
         warn(f"{name}: kept {manifest.samples:,}, left out {sum(manifest.skipped.values()):,} ({reasons})")
     return ShardSource(folder, seed)
 
@@ -176,7 +175,10 @@ def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading 
         )
     for name in names:
         if not _is_prepared(name):
-            open_named(name, reading.columns, reading.split)
+            source = open_named(name, reading.columns, reading.split)
+            if reading.where:
+                Where(reading.where, source.columns)
+            full_settings(name, source, Settings(**_values(reading)), backbone, {})
             continue
         manifest = Manifest.load(Path(name))
         check_made_for(manifest, backbone, name)
@@ -228,11 +230,6 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _by_count(manifest: Manifest) -> list[tuple[str, int]]:
-    """Why records were left out, and how many, the most frequent reason first."""
-    return Counter(manifest.skipped).most_common()
-
-
 def summary(outcome: Outcome, out: Path) -> Table:
     """What was kept and what was left out, and the rate of this call."""
     table = Table("", "", title=str(out), title_justify="left", show_header=False)
@@ -242,7 +239,7 @@ def summary(outcome: Outcome, out: Path) -> Table:
         return table
     manifest = outcome.manifest
     table.add_row("[bold]kept", f"[bold]{manifest.samples:,}")
-    for reason, count in _by_count(manifest):
+    for reason, count in Counter(manifest.skipped).most_common():
         table.add_row(f"skipped, {reason}", f"{count:,}")
     if repeated := sorted({shard.repeats for shard in manifest.shards} - {1}):
         table.add_row("visits an epoch", ", ".join(map(str, repeated)))

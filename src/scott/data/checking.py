@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from scott.data.filters import Where
-from scott.data.loading import Sample, loaded
+from scott.data.loading import Sample, Tally, loaded
 from scott.data.pictures import aspect_buckets
 from scott.data.preparation import limited
-from scott.data.records import Rejected, Source
+from scott.data.records import Source
 from scott.data.settings import Settings
 
 SHOWN = 16
@@ -24,34 +25,19 @@ RESOLUTION, FACTOR = 512, 8
 
 
 @dataclass
-class Check:
+class Check(Tally):
     """What reading a source gave."""
 
-    kept: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Reason → how many records."""
-    first: dict[str, Rejected] = field(default_factory=dict)
-    """Reason → the first record that was left out for it."""
+    count: int = 0
+    """Records that are kept."""
     shown: list[Sample] = field(default_factory=list)
-    """Up to `SHOWN` of those that are kept, drawn at random."""
+    """Up to `SHOWN` of those, drawn at random."""
     repeats: Counter[int] = field(default_factory=Counter)
     """Visits an epoch → how many records of the source have them, where it says more than one."""
 
-    def leave_out(self, entry: Rejected) -> None:
-        self.skipped[entry.reason] += 1
-        self.first.setdefault(entry.reason, entry)
-
-    def keep(self, sample: Sample, generator: random.Random) -> None:
-        """Count it, and show it with a probability that is the same for all (reservoir sampling)."""
-        self.kept += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(sample)
-        elif (place := generator.randrange(self.kept)) < SHOWN:
-            self.shown[place] = sample
-
 
 def check_source(source: Source, settings: Settings, report: Callable[[int], None]) -> Check:
-    """Read all of a source, or its first `limit` records; `report` is told how many were read.
+    """Read all of a source, or its first `limit` records; `report` is called with how many were read.
 
     Raises:
         UserError: a column of `where` is missing, or the source cannot be read.
@@ -59,18 +45,15 @@ def check_source(source: Source, settings: Settings, report: Callable[[int], Non
     resolution = settings.resolution or RESOLUTION
     sizes = aspect_buckets(resolution, FACTOR) if settings.aspect_buckets else [(resolution, resolution)]
     where = Where(settings.where, source.columns) if settings.where else None
-    check, generator, count = Check(), random.Random(0), 0
+    check, generator, numbers = Check(), random.Random(0), itertools.count(1)
     for unit in limited(source.units(settings.shard_size), settings.limit):
-        for seen in unit.left_out:
-            check.leave_out(seen)
-        with closing(loaded(unit.records(), settings, sizes, where)) as found:
-            for entry in found:
-                count += 1
-                report(count)
-                if isinstance(entry, Rejected):
-                    check.leave_out(entry)
-                else:
-                    check.keep(entry, generator)
+        with closing(loaded(unit.entries(), settings, sizes, where)) as found:
+            for sample in check.kept(found, lambda _: report(next(numbers))):
+                check.count += 1
+                if len(check.shown) < SHOWN:
+                    check.shown.append(sample)
+                elif (place := generator.randrange(check.count)) < SHOWN:  # all are shown with the same probability
+                    check.shown[place] = sample
         if unit.repeats > 1:
             check.repeats[unit.repeats] += unit.count or 0
     return check
@@ -78,7 +61,7 @@ def check_source(source: Source, settings: Settings, report: Callable[[int], Non
 
 def contact_sheet(title: str, check: Check) -> str:
     """A page of HTML that needs no other file: the counts, and the pictures as they are cropped with their captions."""
-    rows = [f"<tr><th>kept<td>{check.kept:,}<td>"]
+    rows = [f"<tr><th>kept<td>{check.count:,}<td>"]
     for reason, count in check.skipped.most_common():
         first = check.first[reason]
         rows.append(f"<tr><th>{reason}<td>{count:,}<td>{html.escape(f'{first.key} {first.detail}')}")

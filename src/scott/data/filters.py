@@ -31,6 +31,10 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
+_NODES = (ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Load)
+_OFFERED: tuple[type[ast.AST], ...] = (*_NODES, ast.And, ast.Or, ast.Not, ast.USub, *_COMPARE, *_ARITHMETIC)
+
+
 class Where:
     """A condition such as `AESTHETIC_SCORE >= 6 and WIDTH >= 512`.
 
@@ -41,40 +45,23 @@ class Where:
     def __init__(self, expression: str, columns: Sequence[str]) -> None:
         try:
             self._tree = ast.parse(expression.strip(), mode="eval").body
-            self._check(self._tree, columns)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            if isinstance(error, UserError):
-                raise
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise UserError(f"got --where {expression!r}; expected e.g. 'WIDTH >= 512 and score > 6'") from None
-
-    def _check(self, node: ast.AST, columns: Sequence[str]) -> None:
-        match node:
-            case ast.Name(id=name):
-                if name not in columns:
-                    raise UserError(
-                        f"got --where with a column {name!r}; the source has {', '.join(columns) or 'none'}"
-                    )
-                return
-            case ast.Constant(value=str() | int() | float() | None) | ast.BoolOp() | ast.Tuple() | ast.List():
-                pass
-            case ast.UnaryOp(op=ast.Not() | ast.USub()):
-                pass
-            case ast.BinOp(op=op) if type(op) in _ARITHMETIC:
-                pass
-            case ast.Compare(ops=ops) if all(type(op) in _COMPARE for op in ops):
-                pass
-            case _:
-                got = ast.unparse(node)
-                raise UserError(f"got --where with {got!r}; expected columns, constants, comparisons, and, or, not, in")
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr):
-                self._check(child, columns)
+        for node in ast.walk(self._tree):
+            constant = not isinstance(node, ast.Constant) or isinstance(node.value, str | int | float | None)
+            if not isinstance(node, _OFFERED) or not constant:
+                raise UserError(
+                    f"got --where with {type(node).__name__} in {expression.strip()[:200]!r}; expected columns, "
+                    "constants, comparisons, and, or, not, in, + - * /"
+                )
+            if isinstance(node, ast.Name) and node.id not in columns:
+                raise UserError(f"got --where with a column {node.id!r}; the source has {', '.join(columns) or 'none'}")
 
     def __call__(self, columns: Mapping[str, Any]) -> bool:
         """Whether a record is wanted. One that lacks a value, or has one of another kind, is not."""
         try:
             return bool(_value(self._tree, columns))
-        except (TypeError, ValueError, ArithmeticError):
+        except (TypeError, ValueError, ArithmeticError, RecursionError):
             return False
 
 

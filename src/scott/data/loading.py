@@ -2,11 +2,11 @@
 
 import ctypes
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from threading import Condition
 from typing import Any
@@ -20,6 +20,7 @@ from scott.data.pictures import Size, cropped, decode, quietly, to_rgb
 from scott.data.records import Record, Rejected, Skip, Source
 from scott.data.settings import Settings
 
+LISTED = 1000
 THREADS = 16  # pictures that come by URL are waited for
 READ_AT_ONCE = 256  # records a unit, where they are read to be measured
 DECODED_BYTES = {"WEBP": 20}
@@ -38,11 +39,35 @@ class Sample:
     info: dict[str, Any]
 
 
+@dataclass
+class Tally:
+    """How many records were left out for which reason; the first of each reason, and the first `LISTED` of all."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, Rejected] = field(default_factory=dict)
+    listed: list[Rejected] = field(default_factory=list)
+
+    def leave_out(self, entry: Rejected) -> None:
+        self.skipped[entry.reason] += 1
+        self.first.setdefault(entry.reason, entry)
+        if len(self.listed) < LISTED:
+            self.listed.append(entry)
+
+    def kept(self, found: Iterable[Sample | Rejected], count: Callable[[int], None]) -> Iterator[Sample]:
+        """The samples; `count` is called with 1 for each entry."""
+        for entry in found:
+            count(1)
+            if isinstance(entry, Rejected):
+                self.leave_out(entry)
+            else:
+                yield entry
+
+
 class Budget:
     """Bytes that decoding may hold at once, over all threads.
 
-    A thread's free memory, which glibc keeps for it, counts: one that has held more than a thread's share of the limit
-    gives it back.
+    A thread's free memory, which glibc keeps for it, counts: one that holds more than one of `THREADS` parts of the
+    limit gives it back.
     """
 
     def __init__(self, limit: int) -> None:
@@ -86,8 +111,7 @@ def loaded(
 
 def read_samples(source: Source, size: int) -> Generator[Sample | Rejected]:
     """A source's records in their order, pictures cropped to size x size, or why one cannot be read."""
-    units = source.units(READ_AT_ONCE)
-    entries = (entry for unit in units for entry in (*unit.left_out, *unit.records()))
+    entries = (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
     return loaded(entries, Settings(), [(size, size)])
 
 
@@ -111,7 +135,7 @@ def _load(
 
 
 def _picture(record: Record, settings: Settings, hold: Callable[[int], None]) -> Image.Image:
-    """The picture, upright and not yet cropped; `hold` is told what its decoding takes."""
+    """The picture, upright and not yet cropped; `hold` is called with what its decoding takes."""
     found = record.image()
     if isinstance(found, Image.Image):
         check_size(*found.size, settings.min_size, settings.max_aspect)

@@ -1,7 +1,6 @@
 """One writer a folder: a lock that says who holds it and ends with its process."""
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -9,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from scott.errors import UserError
 
 PREFIX = ".lock-"
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 """What file systems say that have no locks; there, one writer a folder is up to the user."""
 
 
@@ -23,50 +24,39 @@ def locked(folder: Path, part: str) -> Iterator[None]:
     Raises:
         UserError: another process holds that part, or one of a launch of another number of processes.
     """
-    mine = folder / f"{PREFIX}{part}"
-    world = part.partition("-of-")[2]
+    mine, world = folder / f"{PREFIX}{part}", part.partition("-of-")[2]
     for other in sorted(folder.glob(f"{PREFIX}*")):
-        if not other.name.endswith(f"-of-{world}") and (descriptor := _acquired(other)):
-            other.unlink(missing_ok=True)  # a killed process left it
-            os.close(descriptor)
-    descriptor = _acquired(mine)
+        if not other.name.endswith(f"-of-{world}"):
+            with _lock(other):  # a killed process left it
+                pass
+    with _lock(mine):
+        mine.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        yield
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    lock = FileLock(file, timeout=0)
     try:
-        holder = {"process": os.getpid(), "host": socket.gethostname()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{file.parent} is being written by another command ({_holder(file)}); wait for its end, stop it, or give "
+            "another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+    try:
         yield
     finally:
-        mine.unlink(missing_ok=True)
-        os.close(descriptor)
+        file.unlink(missing_ok=True)
+        lock.release()
 
 
-def _acquired(file: Path) -> int:
-    """A descriptor of the file that holds its lock."""
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
-            os.close(descriptor)
-            raise UserError(
-                f"{file.parent} is being written by another command ({_named(holder)}); wait for its end, stop it, or "
-                "give another --out"
-            ) from None
-        except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:
-                raise
-        try:
-            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # its holder has just removed it
-
-
-def _named(holder: str) -> str:
+def _holder(file: Path) -> str:
     try:
-        found = json.loads(holder)
+        found = json.loads(file.read_text())
         return f"process {found['process']} on {found['host']}"
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "which has just begun"

@@ -10,7 +10,7 @@ from typing import Any
 
 from scott.data.locks import PREFIX
 from scott.data.shards import write_durably
-from scott.errors import UserError, printable
+from scott.errors import UserError, first_line, printable
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
@@ -55,9 +55,6 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         content = {"format": FORMAT, "samples": self.samples, "bytes": self.bytes} | asdict(self)
-        for shard in content["shards"]:
-            if shard["repeats"] == 1:
-                del shard["repeats"]
         write_durably(folder / MANIFEST, content)
 
     @classmethod
@@ -76,22 +73,20 @@ class Manifest:
         return manifest
 
     def _check(self, folder: Path) -> None:
-        numbers = [number for shard in self.shards for number in (shard.samples, shard.bytes, shard.repeats - 1)]
-        numbers += [side for shape in self.tensors.values() for side in shape]
-        objects, lists = (self.settings, self.skipped, self.tensors), self.tensors.values()
-        sound = all(isinstance(value, dict) for value in objects) and all(isinstance(value, list) for value in lists)
-        if not sound or not {"mean", "std"} <= self.tensors.keys():
-            raise TypeError("settings, skipped or tensors")
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise TypeError("a count or a shape")
-        if any(len(self.tensors[name]) != 3 for name in ("mean", "std")):
-            raise TypeError("the shape of the latents")
+        counts = [count for shard in self.shards for count in (shard.samples, shard.bytes, shard.repeats - 1)]
+        counts += [side for shape in self.tensors.values() for side in shape]
+        sound = (
+            all(isinstance(value, dict) for value in (self.settings, self.skipped))
+            and all(isinstance(shape, list) for shape in self.tensors.values())
+            and all(isinstance(count, int) and count >= 0 for count in counts)
+            and all(isinstance(shard.sha256, str) for shard in self.shards)
+            and all(len(self.tensors[name]) == 3 for name in ("mean", "std"))
+        )
+        for numbers in ([count for _, _, count in shard.buckets] for shard in self.shards):
+            sound = sound and (not numbers or min(numbers) > 0)
+        if not sound or any(s.buckets and sum(b[2] for b in s.buckets) != s.samples for s in self.shards):
+            raise TypeError("a type, a shape or a count")
         for shard in self.shards:
-            if not isinstance(shard.sha256, str):
-                raise TypeError("a SHA-256")
-            counts = [count for _, _, count in shard.buckets]
-            if counts and (sum(counts) != shard.samples or min(counts) < 1):
-                raise TypeError("the buckets of a shard")
             file = folder / Path(shard.file).name
             size = file.stat().st_size if file.is_file() else None
             if size != shard.bytes:
@@ -101,27 +96,30 @@ class Manifest:
             raise UserError(f"{folder} holds no samples; prepare the data again")
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make `folder` the place of shards with these settings.
+def claim(folder: Path) -> None:
+    """Make `folder` a place of shards. Raises `UserError` where it cannot be made or holds something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {first_line(error)}; give another --out") from None
+    # another process of the same command may be writing its settings just now
+    if SETTINGS not in names and not all(name.startswith(PREFIX) or name.endswith(".partial") for name in names):
+        raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Record what the shards of a claimed folder are made with.
 
     Raises:
-        UserError: it holds something else, or shards with others; the difference is named.
+        UserError: there are shards made with other settings; the difference is named.
     """
     file = folder / SETTINGS
-    if file.exists():
-        before = _read(file)
-        if changes := list(_differences(before, settings)):
-            raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
-        return
-    # another process of the same command may be writing its settings just now, or have
-    if folder.is_dir() and not all(_is_begun(path) for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(file, settings)
-
-
-def _is_begun(path: Path) -> bool:
-    return path.name == SETTINGS or path.suffix == ".partial" or path.name.startswith(PREFIX)
+    changes = list(_differences(_read(file), settings)) if file.exists() else [""]
+    if changes and file.exists() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
+    if changes:
+        write_durably(file, settings)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -139,7 +137,7 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
     Raises:
         UserError: all records were left out; the reasons are counted.
     """
-    sides = [_read(folder / f"{name}.json") for name in names if is_finished(folder, name)]
+    sides = [side for name in names if (side := _finished(folder, name))]
     if len(sides) < len(names):
         return None
     skipped: Counter[str] = Counter()
@@ -160,19 +158,19 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
 
 def is_intact(folder: Path, name: str) -> bool:
     """Whether a shard is there as it was written, byte for byte."""
-    if not is_finished(folder, name):
+    if (side := _finished(folder, name)) is None:
         return False
     with (folder / f"{name}.tar").open("rb") as file:
-        return file_digest(file, "sha256").hexdigest() == _read(folder / f"{name}.json")["shard"].get("sha256")
+        return file_digest(file, "sha256").hexdigest() == side["shard"].get("sha256")
 
 
-def is_finished(folder: Path, name: str) -> bool:
-    """Whether a shard is there in its whole length."""
-    tar, side = folder / f"{name}.tar", folder / f"{name}.json"
+def _finished(folder: Path, name: str) -> dict[str, Any] | None:
+    """What is recorded of a shard, if it is there in its whole length."""
     try:
-        return tar.stat().st_size == json.loads(side.read_text(encoding="utf-8"))["shard"]["bytes"]
+        side = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return side if (folder / f"{name}.tar").stat().st_size == side["shard"]["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scott.data.batch import Batch
+from scott.data.order import Turns
 from scott.data.shard_source import ShardSource
-from scott.data.turns import Turns
 from scott.errors import UserError
 
 _TURNS = 4  # keeps the stream of whose turn it is apart from those within a source
@@ -23,14 +23,14 @@ class Mixture:
     """
 
     def __init__(self, sources: Sequence[ShardSource], weights: Sequence[float], seed: int) -> None:
-        shares = [Fraction(weight).limit_denominator(1000) for weight in weights]
-        if len(shares) != len(sources) or min(shares) <= 0:
+        exact = [Fraction(weight).limit_denominator(1000) for weight in weights]
+        if len(exact) != len(sources) or min(exact) <= 0:
             raise UserError(
                 f"got the weights {list(weights)} for {len(sources)} sources; expected one above 0 for each"
             )
-        whole = lcm(*(share.denominator for share in shares))
-        self.sources, self.shares = sources, [int(share * whole) for share in shares]
-        self._turns = Turns(self.shares, seed, _TURNS)
+        whole = lcm(*(weight.denominator for weight in exact))
+        self.sources, self.weights = sources, [int(weight * whole) for weight in exact]
+        self._turns = Turns(self.weights, seed, _TURNS)
         first, *others = (source.manifest.tensors for source in sources)
         for other, source in zip(others, sources[1:], strict=True):
             if other.keys() != first.keys() or any(_fixed(name, other) != _fixed(name, first) for name in first):
@@ -39,7 +39,7 @@ class Mixture:
     @property
     def version(self) -> str:
         """A digest of the sources' and of their weights."""
-        parts = [(source.version, share) for source, share in zip(self.sources, self.shares, strict=True)]
+        parts = [(source.version, weight) for source, weight in zip(self.sources, self.weights, strict=True)]
         return sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property

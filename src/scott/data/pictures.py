@@ -22,7 +22,8 @@ UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", 
 """Of pictures in formats that are not read: they are counted."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
-_UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"\0\0\1\0")
+_UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"<?xml", b"\0\0\1\0")
+LFS_POINTER = b"version https://git-lfs"
 Size = tuple[int, int]
 """Height and width, in pixels."""
 MAX_ASPECT = 2
@@ -67,8 +68,11 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
     except UnidentifiedImageError:
         if data.startswith(_TIFF_STARTS):  # whose samples Pillow has no mode for
             raise Skip("unsupported-mode") from None
-        unread = data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp"
-        raise Skip("unsupported-format" if unread else "not-a-picture") from None
+        if data.startswith(LFS_POINTER):
+            raise Skip("git-lfs-pointer", "run git lfs pull") from None
+        if data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp":
+            raise Skip("unsupported-format") from None
+        raise Skip("corrupt" if starts_as_picture(data) else "not-a-picture") from None
     except Image.DecompressionBombError:
         raise Skip("too-many-pixels") from None
     except Exception as error:  # Pillow's readers raise all kinds on broken data

@@ -16,7 +16,7 @@ from typing import Any
 from scott.data.filters import Where
 from scott.data.loading import loaded
 from scott.data.locks import locked
-from scott.data.manifest import Manifest, assemble, claim, is_intact
+from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
 from scott.data.pictures import Size, aspect_buckets
 from scott.data.records import Record, Rejected, Source, Unit
 from scott.data.settings import Settings
@@ -76,8 +76,9 @@ def prepare_shards(
     how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
-    claim(out, full)
+    claim(out)
     with locked(out, f"{rank}-of-{world}"):
+        begin(out, full)
         progress = _Progress(report, [units[i] for i in mine])
         for i in mine:
             if is_intact(out, names[i]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -59,10 +60,36 @@ class Unit:
     left_out: tuple[Rejected, ...] = ()
     """What was seen besides and is not read: files of other splits, folders that cannot be listed, ..."""
 
+    def entries(self) -> Iterator[Record | Rejected]:
+        """All of it, which `total` counts."""
+        yield from self.left_out
+        yield from self.records()
+
+    @property
+    def total(self) -> int | None:
+        return None if self.count is None else self.count + len(self.left_out)
+
+
+def attempt(key: str, make: Callable[[], Record]) -> Record | Rejected:
+    """The record, or why there is none."""
+    try:
+        return make()
+    except Skip as skip:
+        return Rejected(key, skip.reason, skip.detail)
+
 
 def with_left_out(units: list[Unit], left_out: Sequence[Rejected]) -> list[Unit]:
     """The units of a source, the first of which counts what the source leaves out."""
     return [replace(units[0], left_out=tuple(left_out)), *units[1:]] if units else units
+
+
+def units_of_rows(
+    count: int, size: int, records: Callable[[range], Iterator[Record | Rejected]], left_out: Sequence[Rejected] = ()
+) -> list[Unit]:
+    """Units of `size` of a source's `count` rows, of which `records` gives any."""
+    pieces = slices(count, size)
+    units = [Unit(f"rows {rows.start} to {rows.stop - 1}", len(rows), partial(records, rows)) for rows in pieces]
+    return with_left_out(units, left_out)
 
 
 class Source(Protocol):

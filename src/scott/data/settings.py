@@ -7,6 +7,8 @@ from typing import Any
 from scott.data.records import Columns
 from scott.errors import UserError
 
+MAX_RESOLUTION = 8192
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -34,8 +36,10 @@ class Reading:
     """MiB that decoding pictures may take at once; one that needs more alone is left out."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "resolution", "max_aspect", "decode_memory"):
-            _require_one(name, getattr(self, name))
+        _require("min_size", self.min_size, 0)
+        _require("resolution", self.resolution, most=MAX_RESOLUTION)
+        for name in ("limit", "max_aspect", "decode_memory"):
+            _require(name, getattr(self, name))
 
     @property
     def columns(self) -> Columns:
@@ -65,9 +69,9 @@ class Settings(Reading):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("shard_size", "batch_size"):
-            _require_one(name, getattr(self, name))
+            _require(name, getattr(self, name))
 
 
-def _require_one(name: str, value: float | None) -> None:
-    if value is not None and not 1 <= value < math.inf:
-        raise UserError(f"got {name} {value}, expected 1 or more")
+def _require(name: str, value: float | None, least: int = 1, most: float = math.inf) -> None:
+    if value is not None and not (least <= value <= most and value < math.inf):
+        raise UserError(f"got {name} {value}, expected {least} {'or more' if most == math.inf else f'to {most:,}'}")

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from scott.data.batch import Batch
 from scott.data.manifest import Manifest
-from scott.data.order import Order
+from scott.data.order import Order, Turns
 from scott.data.shards import Shard
-from scott.data.turns import Turns
 from scott.rng import generator_for
 
 _CAPTION, _TURNS = 2, 3  # keep the streams of the choices of captions and of buckets apart from the others

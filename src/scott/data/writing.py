@@ -10,12 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scott.data.loading import Sample
+from scott.data.loading import Sample, Tally
+from scott.data.manifest import ShardEntry
 from scott.data.records import Record, Rejected, Unit, chunks
 from scott.data.shards import shard_writer, write_durably
 
-LISTED = 1000
-"""Left-out records that are named beside a shard; all are counted."""
 Load = Callable[[Iterable[Record | Rejected]], Generator[Sample | Rejected]]
 
 
@@ -47,51 +46,34 @@ def write_shard(
     bucketed: bool,
     count: Callable[[int], None],
 ) -> None:
-    """`out/name.tar` and then `out/name.json`; `count` is told of each record that was read."""
-    rejected: list[Rejected] = []
-    skipped: Counter[str] = Counter()
-    shapes: dict[str, list[int]] = {}
-    counts: Counter[tuple[int, ...]] = Counter()
-    kept = 0
+    """`out/<name>.tar` with the samples of a unit that are kept, and beside it a .json of what was kept and why not.
 
-    def leave_out(entry: Rejected) -> None:
-        skipped[entry.reason] += 1
-        if len(rejected) < LISTED:
-            rejected.append(entry)
-
-    def samples(loaded: Iterable[Sample | Rejected]) -> Iterator[Sample]:
-        for entry in loaded:
-            count(1)
-            if isinstance(entry, Rejected):
-                leave_out(entry)
-            else:
-                yield entry
-
-    def encoded(loaded: Iterable[Sample | Rejected]) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-        for chunk in _of_one_size(samples(loaded), batch_size):
-            yield from zip(_encode(encoders, chunk, batch_size), [sample.info for sample in chunk], strict=True)
-
-    for seen in unit.left_out:
-        leave_out(seen)
-    with closing(load(unit.records())) as loaded, shard_writer(out / f"{name}.tar") as writer:
-        made = encoded(loaded)
+    `count` is called with 1 for each record that was read.
+    """
+    tally, shapes = Tally(), dict[str, list[int]]()
+    sides: Counter[tuple[int, ...]] = Counter()
+    with closing(load(unit.entries())) as loaded, shard_writer(out / f"{name}.tar") as writer:
+        encoded = _encoded(encoders, tally.kept(loaded, count), batch_size)
         # where there are several sizes, those of one stand together, so that a count of each says where they are
-        for tensors, info in sorted(made, key=lambda pair: pair[0]["mean"].shape) if bucketed else made:
+        for tensors, info in sorted(encoded, key=lambda pair: pair[0]["mean"].shape) if bucketed else encoded:
             if not all(value.isfinite().all() for value in tensors.values()):
-                leave_out(Rejected(info["key"], "not-finite", "beyond fp16"))
+                tally.leave_out(Rejected(info["key"], "not-finite", "beyond fp16"))
                 continue
-            writer.add(f"{name}_{kept:06d}", tensors, info)
+            writer.add(f"{name}_{sides.total():06d}", tensors, info)
             shapes = shapes or _shapes(tensors)
-            counts[tuple(tensors["mean"].shape[1:])] += 1
-            kept += 1
+            sides[tuple(tensors["mean"].shape[1:])] += 1
         sha256 = writer.finish()
-    entry: dict[str, Any] = {"file": f"{name}.tar", "samples": kept, "bytes": writer.bytes, "sha256": sha256}
-    if bucketed:
-        entry["buckets"] = [[*side, count] for side, count in counts.items()]
-    if unit.repeats > 1:
-        entry["repeats"] = unit.repeats
-    counted = {"unit": unit.name, "shard": entry, "tensors": shapes, "skipped": dict(sorted(skipped.items()))}
-    write_durably(out / f"{name}.json", counted | {"rejected": [asdict(entry) for entry in rejected]})
+    buckets = [[*side, number] for side, number in sides.items()] if bucketed else []
+    entry = ShardEntry(f"{name}.tar", sides.total(), writer.bytes, sha256, buckets, unit.repeats)
+    counted = {"unit": unit.name, "shard": asdict(entry), "tensors": shapes, "skipped": tally.skipped}
+    write_durably(out / f"{name}.json", counted | {"rejected": list(map(asdict, tally.listed))})
+
+
+def _encoded(
+    encoders: Encoders, samples: Iterable[Sample], batch_size: int
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    for chunk in _of_one_size(samples, batch_size):
+        yield from zip(_encode(encoders, chunk, batch_size), [sample.info for sample in chunk], strict=True)
 
 
 def _of_one_size(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:

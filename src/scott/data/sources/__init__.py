@@ -2,13 +2,18 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from huggingface_hub.repocard import metadata_load
+
+from scott.data.manifest import SETTINGS
 from scott.data.pictures import named_as_picture, starts_as_picture
-from scott.data.records import Columns, Rejected, Source
+from scott.data.records import Columns, Rejected, Skip, Source
 from scott.data.sources.coco import Coco
-from scott.data.sources.folder import Folder, text_beside, texts_of
-from scott.data.sources.hub import SAVED, HubDataset
+from scott.data.sources.files import read_local
+from scott.data.sources.folder import Folder, is_page, texts_beside
+from scott.data.sources.hub import HubDataset, is_saved
 from scott.data.sources.metadata import METADATA, MetadataFolder, is_table
 from scott.data.sources.parquet import Parquet
 from scott.data.sources.patterns import expanded
@@ -23,7 +28,7 @@ KINDS = (
 )
 USUAL = Columns()
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_CAPTIONS = re.compile(r"(annotations/)?captions_[^/]*\.json")
+_CAPTIONS = re.compile(r"(.*/)?captions_[^/]*\.json", re.DOTALL)
 
 
 def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> Source:
@@ -37,28 +42,30 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     Raises:
         UserError: nothing there, nothing that is known, or several kinds in one folder; what each kind refuses.
     """
-    folder = Path(name)
+    path = Path(name)
     try:
-        is_folder = folder.is_dir()
-    except OSError as error:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
         raise UserError(f"no data at {name[:200]}: {first_line(error)}") from None
     if is_folder:
-        return _in_folder(folder, columns, split)
-    file = name.split("::")[0].lower()
-    if file.endswith(ARCHIVES):
+        return _in_folder(path, columns, split)
+    ending = (name if is_file else name.split("::")[0]).lower()
+    if ending.endswith(ARCHIVES):
         raise UserError(f"{name} is packed in a way that is not read; unpack it, or give {', '.join(TARS)}")
-    if file.endswith((*TARS, ".parquet")):
+    if ending.endswith((*TARS, ".parquet")):
         files, left_out = _files(name, split)
-        return (WebDataset if file.endswith(TARS) else Parquet)(files, columns, left_out)
-    if is_table(name):
+        return (WebDataset if ending.endswith(TARS) else Parquet)(files, columns, left_out)
+    if is_table(path):
         if "://" in name:
             raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
-        return MetadataFolder(folder.parent, [folder.name], columns, of_user=True)
-    if file.endswith(".json"):
-        return Coco(name)
-    if folder.is_file():
+        return MetadataFolder(path.parent, [path.name], columns, of_user=True)
+    if ending.endswith(".json"):
+        return Coco([name])
+    if ending.endswith(".arrow") and is_file:
+        return HubDataset(name, split, columns)
+    if is_file:
         raise UserError(f"{name} is a file of a kind that is not read; expected {KINDS}")
-    if not folder.exists() and _HUB.fullmatch(name):
+    if not path.exists() and _HUB.fullmatch(name):
         return HubDataset(name, split, columns)
     raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
 
@@ -84,39 +91,32 @@ def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:
 
 def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     """The one kind of source that a folder holds; a second one is refused by name."""
-    if any((folder / name).is_file() for name in SAVED):
+    if is_saved(folder):
         return HubDataset(str(folder), split, columns)
+    if (folder / SETTINGS).is_file():
+        raise UserError(f"{folder} holds what `scott prepare` made; give it to `scott distill`, or name its source")
     found = survey(folder)
     tars = [name for name in found.files if name.lower().endswith((*TARS, *ARCHIVES))]
-    metadata = [name for name in found.files if PurePosixPath(name).name in METADATA]
+    metadata = [name for name in found.files if METADATA.fullmatch(name)]
     pictures = [name for name in found.files if _is_picture(folder, name)]
-    texts = texts_of(found.files, prefer_json=bool(columns.captions))
-    captioned = next((name for name in pictures if text_beside(name, texts)), None)
+    texts = texts_beside(pictures, found.files, prefer_json=bool(columns.captions))
     # img2dataset writes 00000.parquet beside 00000.tar or the folder 00000: what it knows of their pictures
     described = {name[: name.lower().rindex(".tar")] for name in tars if ".tar" in name.lower()}
-    described |= {_folder_of(name) for name in pictures if captioned}
+    described |= {_folder_of(name) for name in pictures if texts}
     tables = [name for name in found.files if name.lower().endswith(".parquet") and name[:-8] not in described]
-    kinds = {"an archive": tars, "a table": tables, "metadata": metadata, "a captioned picture": [captioned or ""]}
-    several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if any(names)]
+    kinds = {"an archive": tars, "a table": tables, "metadata": metadata, "a captioned picture": [*texts][:1]}
+    several = [f"{kind} ({names[0]})" for kind, names in kinds.items() if names]
     if (tars or tables) and len(several) > 1:
         raise UserError(f"{folder} holds {' and '.join(several)}; name one of them, or move the others away")
     if tars or tables:
-        kept, others = of_split(tars or tables, split, folder)
-        for name in kept:
-            if name.lower().endswith(ARCHIVES):
-                raise UserError(f"{folder / name} is packed in a way that is not read; unpack it, or make {TARS[0]}")
-        unread = [Rejected(name, "no-caption", "a picture beside data files") for name in pictures if tars]
-        left_out = [*found.left_out, *others, *gaps(kept), *unread]
-        return (WebDataset if tars else Parquet)([str(folder / name) for name in kept], columns, left_out)
+        return _of_data_files(found, tars or tables, pictures if tars else [], columns, split)
     if metadata:
         return _listed(found, metadata, pictures, columns, split)
     if captions := [name for name in found.files if _CAPTIONS.fullmatch(name)]:
-        if len(captions) > 1:
-            listed = ", ".join(str(folder / name) for name in captions)
-            raise UserError(f"{folder} holds several caption files; name one: {listed}")
-        return Coco(str(folder / captions[0]))
-    lists = [name for name in found.files if "/" not in name and is_table(name)]
-    if lists and not captioned:
+        kept, others = of_split(captions, split, folder)
+        return Coco([str(folder / name) for name in kept], [*found.left_out, *others])
+    lists = [name for name in found.files if "/" not in name and is_table(folder / name)] if not texts else []
+    if lists:
         if len(lists) > 1 and len({split_of(name) for name in lists}) == 1:
             raise UserError(f"{folder} holds several tables; name one: {', '.join(lists)}")
         return _listed(found, lists, pictures, columns, split)
@@ -124,13 +124,43 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
     return Folder(found, kept, texts, columns, [*found.left_out, *others])
 
 
+def _of_data_files(
+    found: Survey, files: list[str], pictures: Sequence[str], columns: Columns, split: str
+) -> WebDataset | Parquet:
+    """Tars or parquet files; `pictures` beside them are counted."""
+    try:
+        configs = (metadata_load(found.root / "README.md") or {}).get("configs", [])
+        names = [str(config["config_name"]) for config in configs]
+    except Exception:  # of files, of YAML, of its content: it says nothing then
+        names = []
+    if len(names) > 1:
+        raise UserError(f"{found.root} holds the configurations {', '.join(names)}; name the files of one")
+    kept, others = of_split(files, split, found.root)
+    for name in kept:
+        if name.lower().endswith(ARCHIVES):
+            raise UserError(f"{found.root / name} is packed in a way that is not read; unpack it, or make {TARS[0]}")
+    unread = [Rejected(name, "no-caption", "a picture beside data files") for name in pictures]
+    kind = Parquet if kept[0].lower().endswith(".parquet") else WebDataset
+    left_out = [*found.left_out, *others, *gaps(kept), *unread, *_unread(found, {*files, *pictures})]
+    return kind([str(found.root / name) for name in kept], columns, left_out)
+
+
 def _listed(found: Survey, tables: list[str], pictures: list[str], columns: Columns, split: str) -> Source:
     kept, others = of_split(tables, split, found.root)
-    elsewhere = {_folder_of(entry.key) for entry in others} - {_folder_of(name) for name in kept}
+    folders = [_folder_of(name) for name in kept]
+    if METADATA.fullmatch(kept[0]) and (twice := {folder for folder in folders if folders.count(folder) > 1}):
+        names = ", ".join(name for name in kept if _folder_of(name) in twice)
+        raise UserError(f"{found.root} holds several tables of the same pictures ({names}); name one")
+    elsewhere = {_folder_of(entry.key) for entry in others} - set(folders)
     mine = [name for name in pictures if _folder_of(name) not in elsewhere]
     theirs = [Rejected(name, "other-split") for name in pictures if _folder_of(name) in elsewhere]
-    left_out = [*found.left_out, *others, *theirs]
+    left_out = [*found.left_out, *others, *theirs, *_unread(found, {*tables, *pictures})]
     return MetadataFolder(found.root, kept, columns, left_out, mine)
+
+
+def _unread(found: Survey, read: set[str]) -> list[Rejected]:
+    rest = (name for name in found.files if name not in read and not is_page(name) and not named_as_picture(name))
+    return [Rejected(name, "other-file") for name in rest]
 
 
 def _folder_of(name: str) -> str:
@@ -139,10 +169,9 @@ def _folder_of(name: str) -> str:
 
 def _is_picture(folder: Path, name: str) -> bool:
     """By its ending; where it has none, by its first bytes."""
-    if "." in name.rpartition("/")[2]:
+    if PurePosixPath(name).suffix:
         return named_as_picture(name)
     try:
-        with (folder / name).open("rb") as file:
-            return starts_as_picture(file.read(16))
-    except OSError:
+        return starts_as_picture(read_local(folder / name, 16))
+    except Skip:
         return False

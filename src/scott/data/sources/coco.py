@@ -1,65 +1,90 @@
-"""COCO captions: the published annotation file, with the pictures in a folder beside it or at the URLs it names."""
+"""COCO captions: published annotation files, with the pictures in a folder beside them or at the URLs they name."""
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from scott.data.records import Record, Rejected, Unit, slices
-from scott.data.sources.files import opened, read_picture, state_of, unsafe
+from scott.data.pictures import named_as_picture
+from scott.data.records import Record, Rejected, Skip, Unit, attempt, units_of_rows
+from scott.data.sources.files import digest_of, opened, read_picture, unsafe
+from scott.data.sources.survey import survey
 from scott.errors import UserError
 
 
 class Coco:
-    """The pictures of a `captions_*.json`, in its order, each with all its captions.
+    """The pictures of one `captions_*.json` or several, in their order, each with all its captions.
 
-    Pictures are looked for in `pictures`; by default in the folder `train2017` near a `captions_train2017.json`. Where
-    there is none, they are fetched. Raises `UserError` when the file is not of this kind.
+    They are looked for in the folder `train2017` near a `captions_train2017.json` (see `_folder_of`); where there is
+    none, they are fetched. A picture in that folder that the file does not name is counted. Raises `UserError` when a
+    file is not of this kind.
     """
 
     kind = "coco"
     columns = ("id", "file_name", "width", "height", "license")
 
-    def __init__(self, file: str, pictures: Path | None = None) -> None:
-        self.file = file
+    def __init__(self, files: Sequence[str], left_out: Sequence[Rejected] = ()) -> None:
+        self.files, self.left_out = files, list(left_out)
+        self.rows: list[tuple[dict[str, Any], list[Any], Path | None]] = []
+        for file in files:
+            self._read(file)
+
+    def _read(self, file: str) -> None:
+        captions: dict[str, list[Any]] = defaultdict(list)
         try:
             with opened(file) as stream:
                 content = json.load(stream)
-            self.pictures: list[dict[str, Any]] = content["images"]
-            self.captions: dict[int, list[str]] = {picture["id"]: [] for picture in self.pictures}
+            pictures = [dict(picture) for picture in content["images"]]
             for annotation in content["annotations"]:
-                self.captions[annotation["image_id"]].append(annotation["caption"])
+                captions[_key(annotation["image_id"])].append(annotation["caption"])
+            folder = _folder_of(file, pictures)
+            self.rows += [(picture, captions.pop(_key(picture["id"]), []), folder) for picture in pictures]
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{file} is no COCO caption file ({error!r}); expected images and annotations") from None
-        self.folder = pictures or _folder_of(file)
+            raise UserError(
+                f"{file} is no COCO caption file ({error!r}); expected images and annotations, or a list of rows"
+            ) from None
+        self.left_out += [Rejected(f"image {number}", "no-picture", "has captions alone") for number in captions]
+        if folder and folder.name == Path(file).stem.removeprefix("captions_"):
+            named = {str(picture.get("file_name")).rpartition("/")[2] for picture in pictures}
+            there = [name for name in survey(folder).files if named_as_picture(name)]
+            self.left_out += [Rejected(n, "not-in-metadata") for n in there if n.rpartition("/")[2] not in named]
 
     @cached_property
     def version(self) -> str:
-        return hashlib.sha256(repr((state_of([self.file]), self.folder is not None)).encode()).hexdigest()
+        return digest_of(self.files) + "".join("01"[folder is not None] for _, _, folder in self.rows[:1])
 
     def units(self, size: int) -> list[Unit]:
-        rows = slices(len(self.pictures), size)
-        return [Unit(f"pictures {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+        return units_of_rows(len(self.rows), size, self._records, self.left_out)
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
-        for picture in self.pictures[rows.start : rows.stop]:
-            name = str(picture.get("file_name"))
-            columns = {column: picture.get(column) for column in self.columns}
-            yield Record(name, partial(self._read, picture), self.captions[picture["id"]], columns)
+        for row in self.rows[rows.start : rows.stop]:
+            yield attempt(str(row[0].get("file_name")), partial(self._record, *row))
 
-    def _read(self, picture: dict[str, Any]) -> bytes:
-        return read_picture(picture.get("coco_url" if self.folder is None else "file_name"), self.folder or Path())
+    def _record(self, picture: dict[str, Any], captions: list[Any], folder: Path | None) -> Record:
+        if not captions:
+            raise Skip("no-caption")
+        name = picture.get("coco_url" if folder is None else "file_name")
+        columns = {column: picture.get(column) for column in self.columns}
+        return Record(str(picture.get("file_name")), partial(read_picture, name, folder or Path()), captions, columns)
 
 
-def _folder_of(file: str) -> Path | None:
-    """`train2017` or `images/train2017`, beside the file or its folder."""
-    path = Path(file)
-    name = path.stem.removeprefix("captions_")
-    if "://" in file or unsafe(name):
+def _key(number: object) -> str:
+    if not isinstance(number, int | str):
+        raise TypeError(f"the id {number!r}")
+    return str(number)
+
+
+def _folder_of(file: str, pictures: Sequence[dict[str, Any]]) -> Path | None:
+    """`train2017` or `images/train2017` near the file; or `images` or its folder, if the first picture is there."""
+    path, first = Path(file), str(pictures[0].get("file_name")) if pictures else ""
+    if "://" in file or unsafe(first):
         return None
-    places = (parent / part for parent in (path.parent, path.parent.parent) for part in (name, f"images/{name}"))
-    return next((place for place in places if place.is_dir()), None)
+    name = path.stem.removeprefix("captions_")
+    near = (path.parent, path.parent.parent)
+    of_its_name = (folder / part for folder in near for part in (name, f"images/{name}"))
+    others = (folder / part for folder in near for part in ("images", "") if (folder / part / first).is_file())
+    return next((place for place in (*of_its_name, *others) if place.is_dir()), None)

@@ -1,18 +1,20 @@
 """Reading what others named: pictures by path or URL, data files here or behind any protocol fsspec knows."""
 
+import hashlib
 import os
 import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from scott.data.captions import read_captions
+from scott.data.pictures import LFS_POINTER
 from scott.data.records import MAX_PICTURE_BYTES, Skip
 from scott.errors import UserError, first_line
 
@@ -20,6 +22,9 @@ TIMEOUT = 20.0
 """Seconds that one picture may take."""
 _BUCKETS = ("s3://", "gs://", "hf://")
 _REMOTE_ERRORS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs")
+
+_COMPRESSIONS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"PK\3\4": "zip", b"7z\xbc\xaf": "7z"}
+_COMPRESSIONS |= {b"Rar!": "rar", b"\x1f\x9d": "compress"}
 
 
 def unsafe(name: str) -> bool:
@@ -43,15 +48,6 @@ def spellings(name: str, folder: Path) -> Iterator[str]:
             yield str(PurePosixPath(*path.parts[count:]))
 
 
-def read_file(path: Path, limit: int) -> bytes:
-    """The first `limit` + 1 bytes. Raises OSError where there is no regular file: reading a pipe would wait."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file")
-        return file.read(limit + 1)
-
-
 def read_picture(name: object, folder: Path | None, absolute: bool = False) -> bytes:
     """The bytes of a picture named by a URL or by a path in `folder` (None: by a URL alone).
 
@@ -71,7 +67,20 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
         raise Skip("unsafe-name", name[:200])
     try:
         places = (folder / spelling for spelling in spellings(name, folder))
-        return read_file(next(filter(Path.exists, places), folder / name), MAX_PICTURE_BYTES)
+        place = next(filter(Path.exists, places), folder / name)
+    except (OSError, ValueError) as error:
+        raise Skip("unreadable-file", first_line(error)) from None
+    return read_local(place)
+
+
+def read_local(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
+    """The first `limit` + 1 bytes of a regular file; a pipe would be waited for. Raises `Skip` where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} is no regular file")
+            return file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Skip("missing-file", first_line(error)) from None
     except (OSError, ValueError) as error:
@@ -108,36 +117,24 @@ def _fetch(url: str) -> bytes:
     return b"".join(parts)
 
 
-def caption_of(columns: dict[str, Any], names: Sequence[str]) -> object:
-    """The value of one caption column, or of several as a list."""
-    values = [columns.get(name) for name in names]
-    return values[0] if len(values) == 1 else [text for value in values for text in _listed(value)]
-
-
-def _listed(value: object) -> list[str]:
-    try:
-        return read_captions(value)
-    except Skip as skip:
-        if skip.reason == "empty-caption":
-            return []
-        raise
-
-
 @contextmanager
-def opened(name: str) -> Iterator[BinaryIO]:
-    """A data file, local or remote, as a stream of bytes.
+def opened(name: str, compression: str | None = None) -> Iterator[BinaryIO]:
+    """A data file, local or remote, as a stream of bytes; `compression` ("gzip", ...) is that of a local one.
 
     Raises:
         UserError: it cannot be read, now or midway, or its protocol needs a package that is not installed.
     """
-    if "://" not in name and Path(name).exists() and not Path(name).is_file():
-        raise UserError(f"{name} cannot be read: it is no regular file")
     try:
-        file = fsspec.open(name, "rb")
+        if "://" in name:
+            file = fsspec.open(name, "rb")
+        elif os.path.exists(name) and not os.path.isfile(name):
+            raise OSError("it is no regular file")
+        else:
+            file = LocalFileSystem().open(name, "rb", compression=compression)
     except ImportError as error:
         raise UserError(f"{name} needs a package ({first_line(error)}); pip install 'scott-diffusion[data]'") from None
-    except ValueError as error:
-        raise UserError(f"{name} cannot be read: {first_line(error)}; expected a path, http://, s3://, ...") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read: {first_line(error)}; expected a file, http://, s3://, ...") from None
     try:
         with file as stream:
             yield stream
@@ -147,15 +144,31 @@ def opened(name: str) -> Iterator[BinaryIO]:
         raise
 
 
-def state_of(files: Sequence[str]) -> list[tuple[str, object]]:
-    """Names below their common folder with size and time of change; of remote files the name alone."""
-    local = [os.path.realpath(name) for name in files if "://" not in name]
-    root = os.path.dirname(os.path.commonpath([os.path.dirname(name) + "/x" for name in local])) if local else ""
-    states: list[tuple[str, object]] = []
-    for name in files:
-        if "://" in name:
-            states.append((name, None))
-        else:
-            state = os.stat(name)
-            states.append((os.path.relpath(os.path.realpath(name), root), (state.st_size, state.st_mtime_ns)))
-    return states
+def kind_of(name: str) -> tuple[str, str] | None:
+    """The reason why a data file is not read, and what to do, where its first bytes are another kind's."""
+    with opened(name) as file:
+        start = file.read(len(LFS_POINTER))
+    if start.startswith(LFS_POINTER):
+        return "git-lfs-pointer", "run git lfs pull"
+    packed = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), None)
+    return ("unsupported-compression", f"{packed}; unpack it first") if packed else None
+
+
+def digest_of(names: Iterable[str], root: Path | None = None) -> str:
+    """Of paths below `root`, or else below their common folder, with size and time of change where there is a file; of
+    remote files the name alone."""
+    if root is None:
+        names = [name if "://" in name else os.path.realpath(name) for name in names]
+        folders = [os.path.dirname(name) for name in names if "://" not in name]
+        root = Path(os.path.commonpath(folders)) if folders else Path()
+    digest = hashlib.sha256()
+    for name in names:
+        state: tuple[str, int | None, int | None] = name, None, None
+        if "://" not in name:
+            path = os.path.join(root, name)
+            state = os.path.relpath(path, root), None, None
+            with suppress(OSError, ValueError):
+                found = os.stat(path)
+                state = state[0], found.st_size, found.st_mtime_ns
+        digest.update(repr(state).encode())
+    return digest.hexdigest()

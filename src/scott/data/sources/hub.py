@@ -1,17 +1,19 @@
-"""A Hugging Face dataset: a name on the hub, or what `save_to_disk` wrote."""
+"""A Hugging Face dataset: a name on the hub, what `save_to_disk` wrote, or one .arrow file."""
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scott.data.records import Columns, Record, Rejected, Unit, slices
-from scott.data.sources.arrow import described, table_record
-from scott.data.sources.tables import caption_columns, image_column
+from scott.data.records import Columns, Record, Rejected, Unit, attempt, units_of_rows
+from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
 from scott.errors import UserError, first_line
 
-SAVED = ("dataset_dict.json", "state.json")
-"""What a folder that `save_to_disk` wrote holds, of several splits or of one."""
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it, of several splits or of one."""
+    one = (folder / "state.json", folder / "dataset_info.json")
+    return (folder / "dataset_dict.json").is_file() or all(file.is_file() for file in one)
 
 
 class HubDataset:
@@ -27,16 +29,16 @@ class HubDataset:
         self.version: str = data._fingerprint
         self.image = image_column(name, data.column_names, wanted.image)
         self.captions = caption_columns(name, data.column_names, wanted.captions)
-        self.columns = described(data.features.arrow_schema, self.image, self.captions)
+        self.columns = kept_columns(data.features.arrow_schema, self.image, self.captions)
         self.data = data.select_columns(self.columns).with_format("arrow")
 
     def units(self, size: int) -> list[Unit]:
-        rows = slices(len(self.data), size)
-        return [Unit(f"rows {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+        return units_of_rows(len(self.data), size, self._records)
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
         for number in rows:
-            yield table_record(f"row {number}", self.data[number], 0, self.image, self.captions, Path())
+            key, row = f"row {number}", self.data[number]
+            yield attempt(key, partial(table_record, key, row, 0, self.image, self.captions, Path()))
 
 
 def _load(name: str, split: str) -> Any:
@@ -45,21 +47,20 @@ def _load(name: str, split: str) -> Any:
     except ImportError:
         raise UserError(f"{name} is a Hugging Face dataset; pip install 'scott-diffusion[data]' to read it") from None
     datasets.disable_progress_bars()
-    local = Path(name)
     try:
-        if not local.is_dir():
+        if Path(name).is_file():
+            return datasets.Dataset.from_file(name)
+        if not Path(name).is_dir():
             return datasets.load_dataset(name, split=split)
         data = datasets.load_from_disk(name)
     except Exception as error:  # of the hub, of files, of the data set's own: there is no common one
-        raise UserError(
-            f"there is no {name} here, and the dataset {name} ({split}) cannot be had: {first_line(error)}"
-            if not local.is_dir()
-            else f"the dataset {name} ({split}) cannot be had: {first_line(error)}"
-        ) from None
-    if not isinstance(data, datasets.DatasetDict):
+        absent = "" if Path(name).exists() else f"there is no {name} here, and "
+        raise UserError(f"{absent}the dataset {name} ({split}) cannot be had: {first_line(error)}") from None
+    single = not isinstance(data, datasets.DatasetDict)
+    if single and (split == "train" or data.split is None or split == data.split):
         return data
-    if split not in data:
-        there = ", ".join(data)
+    if single or split not in data:
+        there = str(data.split) if single else ", ".join(data)
         raise UserError(
             f"{name} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
         )

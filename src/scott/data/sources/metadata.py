@@ -1,40 +1,37 @@
 """Tables of paths and captions in text: metadata.jsonl or .csv, as Hugging Face's `imagefolder` has them, or others."""
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from scott.data.captions import read_columns
-from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, slices, with_left_out
-from scott.data.sources.files import caption_of, opened, read_picture, spellings
-from scott.data.sources.folder import state_digest
-from scott.data.sources.tables import IMAGES, caption_columns, image_column, number
+from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, attempt, units_of_rows
+from scott.data.sources.files import digest_of, opened, read_local, read_picture, spellings
+from scott.data.sources.survey import folded
+from scott.data.sources.tables import IMAGES, caption_columns, captions_of, image_column
 from scott.errors import UserError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+METADATA = re.compile(r"(?:.*/)?metadata\.(?:jsonl|csv)(?:\.gz)?", re.IGNORECASE | re.DOTALL)
+_OF_TEXT = (".csv", ".tsv")
+_ENDINGS = (*_OF_TEXT, ".jsonl", ".ndjson")
+_SEPARATORS = ",;\t|"
+_WAYS = ("path", "path in other case or composition", "path without its ending", "file alone")
+"""How a row may call a picture of the table's folder, where one alone is called so; a file alone may lie anywhere
+below it."""
 
 
-def is_table(name: str) -> bool:
-    return name.lower().endswith(_TABLES)
-
-
-class _Table(NamedTuple):
-    folder: Path
-    """That the file is in."""
-    image: str
-    captions: list[str]
-    of_text: bool
-    """Whether every cell is its text, numbers too."""
-
-
-class _Row(NamedTuple):
-    table: _Table
-    key: str
-    columns: dict[str, Any] | Skip
+def is_table(file: Path) -> bool:
+    """By its ending, also with .gz behind it; a .json is one where it is a list."""
+    if file.suffix.lower() != ".json":
+        return file.name.lower().removesuffix(".gz").endswith(_ENDINGS)
+    try:
+        return read_local(file, 64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    except Skip:
+        return False
 
 
 class MetadataFolder:
@@ -46,7 +43,7 @@ class MetadataFolder:
         pictures: those in it; one that no row names is counted.
         of_user: the user named the file: its paths may be absolute.
 
-    Raises `UserError` when a file cannot be read, or lacks a column.
+    Raises `UserError` when a file cannot be read, has no rows, or lacks a column.
     """
 
     kind = "imagefolder"
@@ -61,90 +58,127 @@ class MetadataFolder:
         of_user: bool = False,
     ) -> None:
         self.root, self.files, self.wanted, self.of_user = root, files, wanted, of_user
-        self.rows = [row for name in files for row in self._rows(name)]
-        columns = (row.columns for row in self.rows)
-        self.columns = list(dict.fromkeys(name for row in columns if isinstance(row, dict) for name in row))
-        self.left_out = [*left_out, *self._unnamed(pictures)]
-
-    def _rows(self, name: str) -> Iterator[_Row]:
-        file = self.root / name
-        rows = _read(file)
-        columns = list(dict.fromkeys(column for row in rows if isinstance(row, dict) for column in row))
-        image = image_column(str(file), columns, self.wanted.image, ("file_name", *IMAGES))
-        captions = caption_columns(str(file), columns, self.wanted.captions)
-        table = _Table(file.parent, image, captions, _of_text(file))
-        prefix = f"{name}:" if len(self.files) > 1 else ""
-        return (_Row(table, f"{prefix}row {number}", row) for number, row in enumerate(rows))
-
-    def _named(self) -> Iterator[tuple[_Table, str]]:
-        """What each row calls its picture."""
-        for table, _, columns in self.rows:
-            if isinstance(columns, dict) and isinstance(name := columns.get(table.image), str):
-                yield table, name
-
-    def _unnamed(self, pictures: Sequence[str]) -> Iterator[Rejected]:
-        rest = set(pictures)
-        for table, name in self._named() if rest else ():
-            inside = table.folder.relative_to(self.root)
-            rest -= {str(PurePosixPath(inside, spelling)) for spelling in spellings(name, table.folder)}
-        return (Rejected(name, "not-in-metadata") for name in pictures if name in rest)
+        self.columns: list[str] = []
+        self._names: dict[tuple[str, str], str | None] = {}
+        for picture in pictures:
+            name = folded(picture)
+            ways = (name.rpartition(".")[0], name.rpartition("/")[2])
+            for key in zip(_WAYS, (picture, name, *ways), strict=True):
+                self._names[key] = None if key in self._names else picture
+        self._read_from: dict[str, None] = {}
+        self.records = [record for name in files for record in self._read(name)]
+        self.left_out = [*left_out, *(Rejected(n, "not-in-metadata") for n in pictures if n not in self._read_from)]
 
     @cached_property
     def version(self) -> str:
-        return state_digest(self.root, [*self.files, *(name for _, name in self._named())])
+        return digest_of([*self.files, *self._read_from], self.root)
 
     def units(self, size: int) -> list[Unit]:
-        rows = slices(len(self.rows), size)
-        units = [Unit(f"rows {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
-        return with_left_out(units, self.left_out)
+        return units_of_rows(len(self.records), size, self._records, self.left_out)
 
     def _records(self, rows: range) -> Iterator[Record | Rejected]:
-        for table, key, columns in self.rows[rows.start : rows.stop]:
-            if isinstance(columns, Skip):
-                yield Rejected(key, columns.reason, columns.detail)
-                continue
-            name = columns.get(table.image)
-            rest = {key: cell for key, cell in columns.items() if key not in (table.image, *table.captions)}
-            if table.of_text:
-                rest = {key: number(cell) for key, cell in rest.items()}
-            try:
-                captions = caption_of(columns, table.captions)
-            except Skip as skip:
-                yield Rejected(str(name), skip.reason, skip.detail)
+        return iter(self.records[rows.start : rows.stop])
+
+    def _read(self, name: str) -> Iterator[Record | Rejected]:
+        file = self.root / name
+        header, rows = _read_table(file)
+        if not rows:
+            listed = ", ".join(header)[:200] or "none"
+            raise UserError(f"{file} has no rows below its header ({listed}); expected one a picture")
+        image = image_column(str(file), header, self.wanted.image, ("file_name", *IMAGES))
+        captions = caption_columns(str(file), header, self.wanted.captions)
+        self.columns += [column for column in header if column not in self.columns]
+        of_text = name.lower().removesuffix(".gz").endswith(_OF_TEXT)
+        prefix = f"{name}:" if len(self.files) > 1 else ""
+        for number, row in enumerate(rows):
+            if isinstance(row, Skip):
+                yield Rejected(f"{prefix}row {number}", row.reason, row.detail)
             else:
-                yield Record(str(name), partial(read_picture, name, table.folder, self.of_user), captions, rest)
+                yield attempt(str(row.get(image)), partial(self._record, row, file.parent, image, captions, of_text))
+
+    def _record(self, row: dict[str, Any], folder: Path, image: str, captions: Sequence[str], of_text: bool) -> Record:
+        name = row.pop(image, None)
+        place = self._place(name, folder) if isinstance(name, str) else None
+        if isinstance(name, str):
+            self._read_from[place or name] = None
+        read = partial(read_local, self.root / place) if place else partial(read_picture, name, folder, self.of_user)
+        rest = {key: cell for key, cell in row.items() if key not in captions}
+        if of_text:
+            rest = {key: _number(cell) for key, cell in rest.items()}
+        return Record(str(name), read, captions_of(row, captions), rest)
+
+    def _place(self, name: str, folder: Path) -> str | None:
+        """The picture of those seen that a row means."""
+        inside = PurePosixPath(folder.relative_to(self.root))
+        for spelling in spellings(name, folder) if self._names else ():
+            path = str(inside / spelling)
+            for key in zip(_WAYS[:3], (path, folded(path), folded(path)), strict=True):
+                if place := self._names.get(key):
+                    return place
+        place = self._names.get((_WAYS[3], folded(name)))
+        return place if place and PurePosixPath(place).is_relative_to(inside) else None
 
 
-def _of_text(file: Path) -> bool:
-    return file.suffix.lower() in (".csv", ".tsv")
-
-
-def _read(file: Path) -> list[dict[str, Any] | Skip]:
-    """Rows end at \\n or \\r\\n alone: a caption may hold what else ends a line somewhere."""
+def _read_table(file: Path) -> tuple[list[str], list[dict[str, Any] | Skip]]:
+    """Names of columns, and rows or why they cannot be read. Rows end at \\n or \\r\\n alone: a caption may hold what
+    else ends a line somewhere."""
+    name = file.name.lower().removesuffix(".gz")
     try:
-        with opened(str(file)) as stream:
-            lines = stream.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-        return list(_csv_rows(lines, file.suffix) if _of_text(file) else _json_rows(lines))
-    except (UnicodeError, csv.Error) as error:
+        with opened(str(file), "gzip" if file.suffix.lower() == ".gz" else None) as stream:
+            content = stream.read().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        if name.endswith(_OF_TEXT):
+            return _csv_rows(content.decode(), name)
+        rows = list(_json_rows(content))
+    except (ValueError, RecursionError, EOFError, csv.Error) as error:
         raise UserError(f"{file} cannot be read ({error}); expected UTF-8, one row a picture") from None
+    return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)), rows
 
 
-def _json_rows(lines: Sequence[str]) -> Iterator[dict[str, Any] | Skip]:
-    for line in lines:
+def _json_rows(content: bytes) -> Iterator[dict[str, Any] | Skip]:
+    """Those of a line each, or the entries of one list."""
+    try:
+        rows = json.loads(content) if content.lstrip().startswith(b"[") else None
+    except (ValueError, RecursionError):
+        rows = None
+    if isinstance(rows, list):
+        yield from (row if isinstance(row, dict) else Skip("metadata-not-json", type(row).__name__) for row in rows)
+        return
+    for line in content.split(b"\n"):
         if line.strip():
             try:
-                yield read_columns(line.encode())
+                yield read_columns(line)
             except Skip as skip:
                 yield skip
 
 
-def _csv_rows(lines: Sequence[str], suffix: str) -> Iterator[dict[str, Any] | Skip]:
-    """Every cell as its text."""
+def _csv_rows(text: str, name: str) -> tuple[list[str], list[dict[str, Any] | Skip]]:
+    """Every cell as its text; the separator is the one that the header has most of."""
     csv.field_size_limit(MAX_TEXT_BYTES)
+    lines = text.lstrip("\n").split("\n")
+    separator = "\t" if name.endswith(".tsv") else max(_SEPARATORS, key=lines[0].count)
     whole = (re.sub("[\r\0]", " ", f"{line}\n") for line in lines)  # csv takes a \r for the end of a row
-    for row in csv.DictReader(whole, delimiter="\t" if suffix.lower() == ".tsv" else ","):
+    reader = csv.DictReader(whole, delimiter=separator, skipinitialspace=True, strict=True)
+    header = [column for column in reader.fieldnames or () if column]
+    rows: list[dict[str, Any] | Skip] = []
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            rows.append(Skip("broken-row", f"line {reader.line_num}: {error}"))
+            continue
+        if row is None:
+            return header, rows
         more: Any = row.pop(None, [])  # cells beyond the header's
         if any(more):
-            yield Skip("more-cells-than-columns", "quote a caption that holds the separator")
+            rows.append(Skip("more-cells-than-columns", "quote a caption that holds the separator"))
         else:
-            yield {name: cell for name, cell in row.items() if name}
+            rows.append({column: cell for column, cell in row.items() if column})
+
+
+def _number(cell: Any) -> Any:
+    """What a cell of text says, where it says a number; any other cell as it is."""
+    try:
+        value = json.loads(cell)
+    except (TypeError, ValueError, RecursionError):
+        return cell
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else cell

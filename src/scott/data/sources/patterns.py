@@ -50,10 +50,13 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         UserError: too many names, or a remote place that cannot be listed.
     """
+    if "://" not in pattern and Path(pattern).is_file():
+        return [pattern]
     names: list[str] = []
     for name in braces(pattern):
         if "://" not in name:
-            found = sorted(path for path in glob.iglob(name, recursive=True) if Path(path).is_file())
+            literal = re.sub(r"[\[?]", r"[\g<0>]", name)
+            found = sorted(path for path in glob.iglob(literal, recursive=True) if Path(path).is_file())
             names += found or ([] if "*" in name else [name])
         elif "*" in name:
             try:

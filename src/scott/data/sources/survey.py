@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from scott.data.records import Rejected
 from scott.errors import UserError, first_line
@@ -18,8 +19,10 @@ SPLITS = {
 """Split → how it is spelled in names, as the Hugging Face hub reads them."""
 _SPELLED = {word: split for split, words in SPLITS.items() for word in words}
 _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
+_FOLDER = re.compile(rf"({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE)
+_LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN"}
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
-_NUMBERED = re.compile(r"(.*?)(\d{2,})(\D*)", re.DOTALL)
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ def survey(root: Path) -> Survey:
     files: list[str] = []
     left_out: list[Rejected] = []
     visited: set[tuple[int, int]] = set()
-    folders, links = [""], [""][:0]
+    folders: list[str] = [""]
+    links: list[str] = []
     while folders or links:
         prefix = folders.pop() if folders else links.pop()  # a folder counts where it stands, not where it is linked
         try:
@@ -55,9 +59,9 @@ def survey(root: Path) -> Survey:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry):
                 (links if entry.is_symlink() else folders).append(name)
-            elif entry.is_file():
+            elif os.path.isfile(entry):
                 files.append(name)
             else:
                 left_out.append(Rejected(name, "missing-file" if entry.is_symlink() else "not-a-file"))
@@ -66,40 +70,44 @@ def survey(root: Path) -> Survey:
 
 def hidden(name: str) -> bool:
     """Whether a name is one that file managers and operating systems leave behind, or a dot file."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def folded(name: str) -> str:
+    """What a path has in common with those that differ in upper and lower case or Unicode's composition alone."""
+    return normalize("NFC", name).casefold()
+
+
+def endings_of(names: Sequence[str]) -> str:
+    """How many files there are of each ending: ".gz 3, .md 1"."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
+    return ", ".join(f"{ending} {count:,}" for ending, count in counts.most_common(9))
 
 
 def split_of(name: str, folders_alone: bool = False) -> str | None:
     """The split that a path names, in its last part that names one: `data/train-00000.parquet`, `val2017/1.jpg`."""
-    parts = PurePosixPath(name).parts
-    for part in reversed(parts[:-1] if folders_alone else parts):
-        found = _WORD.match(part) if folders_alone else _WORD.search(part)
-        if found and (not folders_alone or not part[found.end() :].strip("0123456789")):
-            return _SPELLED[found[1].lower()]
-    return None
+    *folders, file = PurePosixPath(name).parts
+    parts = map(_FOLDER.fullmatch, folders) if folders_alone else map(_WORD.search, (*folders, file))
+    return next((_SPELLED[found[1].lower()] for found in reversed(list(parts)) if found), None)
 
 
 def of_split(
     names: Sequence[str], split: str, where: object, folders_alone: bool = False
 ) -> tuple[list[str], list[Rejected]]:
-    """Those of a split and the others; names that say no split are of `train`. If none says one, all are taken.
+    """Those of a split and the others; names that say no split are of `train`.
 
     Raises:
         UserError: there is none of that split.
     """
-    labels = {name: split_of(name, folders_alone) for name in names}
-    if not any(labels.values()):
-        return list(names), []
+    labels = {name: split_of(name, folders_alone) or "train" for name in names}
     wanted = _SPELLED.get(split.lower(), split)
-    kept = [name for name, label in labels.items() if (label or "train") == wanted]
-    if not kept:
-        there = ", ".join(sorted({label or "train" for label in labels.values()}))
+    kept = [name for name, label in labels.items() if label == wanted]
+    if names and not kept:
+        there = ", ".join(sorted(set(labels.values())))
         raise UserError(
             f"{where} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
         )
-    taken = set(kept)
-    others = [Rejected(name, "other-split", label or "train") for name, label in labels.items() if name not in taken]
-    return kept, others
+    return kept, [Rejected(name, "other-split", label) for name, label in labels.items() if label != wanted]
 
 
 def gaps(names: Sequence[str]) -> list[Rejected]:
@@ -116,8 +124,9 @@ def gaps(names: Sequence[str]) -> list[Rejected]:
             count = min(int(of_all.removeprefix("-of-")), 1_000_000)
             whole = range(count) if 0 in there or count not in there else range(1, count + 1)
         else:
-            whole = range(min(there), min(max(there), min(there) + 2 * len(there)) + 1)
+            whole = range(min(there), min(max(there), min(there) + 10 * len(there)) + 1)
         lacking = [number for number in whole if number not in there]
-        if of_all or len(lacking) < len(there):  # else the numbers do not count the files
+        counts = len(lacking) < len(there) or (min(there) <= 1 and len(there) > 2)  # the files, or else they are dates
+        if of_all or counts:
             missing += [Rejected(f"{before}{i:0{width}}{of_all}{after}", "missing-shard") for i in lacking]
     return missing

@@ -1,10 +1,15 @@
-"""The records of a tar: members whose names agree up to the first dot, read once from its beginning to its end."""
+"""The records of a tar: members of one name but for its ending, read once from its beginning to its end."""
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Self
+from unicodedata import normalize
 
 from scott.data.pictures import named_as_picture, starts_as_picture
 from scott.data.records import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, Rejected, Skip
@@ -16,122 +21,133 @@ WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, the oldest is given as it is."""
 _LARGEST = 1 << 36
 """Bytes of a member; one that says more ends the tar, which a few bytes of a compressed one could do for hours."""
+_BEHIND = 1 << 11
+"""Blocks behind an end mark, a MiB, in which another archive is looked for."""
 Parts = dict[str, bytes | Skip]
-"""Suffix → content, of the parts of a record that are of use."""
-_ERRORS = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, MemoryError)
-_COMPRESSIONS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"PK\3\4": "zip", b"7z\xbc\xaf": "7z"}
-_COMPRESSIONS |= {b"Rar!": "rar", b"\x1f\x9d": "compress"}
+"""Ending → content, of the parts of a record that are of use."""
+_Waiting = dict[str, dict[str, Parts]]
+"""Path up to the first dot of the name → what stands between that dot and the last → ending → content."""
+_READERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\0\0": lzma.open,
+}
+"""First bytes → what reads it all: `tarfile` would end with the first of several that were joined."""
+_ERRORS = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 
 def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
     """(key, parts) of each record of a tar, and what had to be left out.
 
-    A record is given when the next begins. One that has no picture or no text by then waits for it to the end of the
-    tar; one whose key comes again with a part it has is two. Where `a.1.png` has a text `a.1.txt` of its own, they are
-    the record `a.1`; else both are parts of `a`.
+    `a.1.png` and `a.1.txt` are the record `a.1`; where an ending is all that a picture and its text share (`a.img.png`,
+    `a.txt`), they are parts of `a`. A record is given when one of another name begins. One that has no picture or no
+    text by then waits for it to the end of the tar; one whose part comes again is two.
     """
-    waiting: dict[str, Parts] = {}
-    dotted: set[str] = set()
+    waiting: _Waiting = {}
     key, held = "", 0
     try:
-        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
+        with _Archive.open(fileobj=_unpacked(file), mode="r|", ignore_zeros=True) as archive:
             for member in _members(archive):
-                path = PurePosixPath(member.name)
+                path = PurePosixPath(normalize("NFC", member.name))
                 if unsafe(member.name):
                     yield Rejected(member.name[:200], "unsafe-name")
+                elif member.isdir() or not path.name or any(map(hidden, path.parts)):
                     continue
-                if member.isdir() or not path.name or any(map(hidden, path.parts)):
-                    continue
-                if not member.isfile():
+                elif not member.isfile():
                     yield Rejected(member.name[:200], "not-a-file", "a link or a device")
-                    continue
-                stem, dot, rest = path.name.partition(".")
-                this, suffix = str(path.with_name(stem)), (dot + rest).lower()
-                if this != key:
-                    yield from _settled(waiting, key, dotted)
-                    key = this
-                parts = waiting.setdefault(this, {})
-                if suffix in parts:
-                    yield this, waiting.pop(this)
-                    parts = waiting.setdefault(this, {})
-                elif (before := _infix(next(reversed(parts), ""))) != _infix(suffix) and _whole(
-                    own := _of(parts, before)
-                ):
-                    yield from _split_off(parts, this, before, own, dotted)
-                parts[suffix] = _content(archive, member, suffix)
-                held += _size(parts[suffix])
-                if held > WAITING:
-                    yield from _overdue(waiting, dotted)
-                    held = sum(_size(part) for parts in waiting.values() for part in parts.values())
-    except _ERRORS as error:
+                else:
+                    stem, dot, rest = path.name.partition(".")
+                    before, key = key, str(path.with_name(stem))
+                    if key != before:
+                        yield from _settled(waiting, before)
+                    infix, dot, ending = (dot + rest).lower().rpartition(".")
+                    records = waiting.setdefault(key, {})
+                    if dot + ending in records.get(infix, {}):
+                        yield key + infix, records.pop(infix)
+                    part = _content(archive, member, infix + dot + ending)
+                    records.setdefault(infix, {})[dot + ending] = part
+                    held += _size(part)
+                    if held > WAITING:
+                        yield from _overdue(waiting)
+                        held = sum(map(_held, waiting.values()))
+    except (*_ERRORS, OSError) as error:
+        if not isinstance(error, _ERRORS) and (type(error) is not OSError or error.errno is not None):
+            raise  # of a server or a disk; bz2 says "Invalid data stream" without a number
         waiting.pop(key, None)  # the record it broke off in may be short of a part
-        yield from waiting.items()
+        for stem in list(waiting):
+            yield from _settled(waiting, stem, at_end=True)
         yield Rejected(tar, "corrupt-tar", f"after {key or 'its beginning'}: {error}")
         return
-    for last in list(waiting):
-        yield from _settled(waiting, last, dotted, at_end=True)
+    for stem in list(waiting):
+        yield from _settled(waiting, stem, at_end=True)
 
 
-def compression(start: bytes) -> str | None:
-    """The name of a compression that is not read, of a file that begins so."""
-    return next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
+class _Rejoined(io.RawIOBase):
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data, self._start = self._start or self._rest.read(len(buffer)), b""
+        buffer[: len(data)] = data
+        return len(data)
 
 
-def _settled(
-    waiting: dict[str, Parts], key: str, dotted: set[str], at_end: bool = False
-) -> Iterator[tuple[str, Parts]]:
-    """What is whole of the record `key`, or all of it at the end, taken out of what waits."""
-    if key not in waiting:
-        return
-    parts = waiting[key]
-    for infix in dict.fromkeys(map(_infix, parts)):
-        if infix and (_whole(own := _of(parts, infix)) or (at_end and key in dotted)):
-            yield from _split_off(parts, key, infix, own, dotted)
-    if not parts or at_end or _whole(parts):
-        del waiting[key]
-        if parts:
-            yield key, parts
+def _unpacked(file: BinaryIO) -> Any:
+    start = file.read(6)
+    whole = io.BufferedReader(_Rejoined(start, file), 1 << 16)
+    reader = next((reader for magic, reader in _READERS.items() if start.startswith(magic)), None)
+    return reader(whole) if reader else whole
 
 
-def _split_off(parts: Parts, key: str, infix: str, own: Parts, dotted: set[str]) -> Iterator[tuple[str, Parts]]:
-    """The record `key.infix`, of its own."""
-    if not infix:
-        return
-    dotted.add(key)
-    for suffix in own:
-        del parts[suffix]
-    yield key + infix, {suffix.removeprefix(infix): content for suffix, content in own.items()}
+def _settled(waiting: _Waiting, key: str, at_end: bool = False) -> Iterator[tuple[str, Parts]]:
+    """The whole records of a key, or at the end all, taken out of what waits."""
+    records = waiting.pop(key, {})
+    for infix in [infix for infix, parts in records.items() if infix and _whole(parts)]:
+        yield key + infix, records.pop(infix)
+    together = {infix + ending: part for infix, parts in records.items() for ending, part in parts.items()}
+    if _whole(together):
+        yield key, together
+    elif at_end:
+        yield from ((key + infix, parts) for infix, parts in records.items())
+    elif records:
+        waiting[key] = records
 
 
-def _infix(suffix: str) -> str:
-    """What stands between the first dot and the last: ".1" of ".1.png"."""
-    return suffix.rpartition(".")[0]
-
-
-def _of(parts: Parts, infix: str) -> Parts:
-    return {suffix: content for suffix, content in parts.items() if _infix(suffix) == infix}
+def _overdue(waiting: _Waiting) -> Iterator[tuple[str, Parts]]:
+    """The oldest of what waits, until half of `WAITING` is left."""
+    held = {key: _held(records) for key, records in waiting.items()}
+    while sum(held.values()) > WAITING // 2:
+        key = next(iter(held))
+        del held[key]
+        yield from _settled(waiting, key, at_end=True)
 
 
 def _whole(parts: Parts) -> bool:
-    endings = [f".{suffix.rpartition('.')[2]}" for suffix in parts]
-    return any(map(is_picture, parts)) and any(ending in (*TEXTS, ".json") for ending in endings)
+    texts = (*TEXTS, ".json")
+    return any(map(is_picture, parts)) and any(ending.endswith(texts) for ending in parts)
 
 
 def is_picture(suffix: str) -> bool:
     return not suffix or named_as_picture(suffix)
 
 
-def _overdue(waiting: dict[str, Parts], dotted: set[str]) -> Iterator[tuple[str, Parts]]:
-    """The oldest of what waits, all but half of `WAITING`; of a single key, each of its dotted records."""
-    held = sum(_size(part) for parts in waiting.values() for part in parts.values())
-    while len(waiting) > 1 and held > WAITING // 2:
-        oldest = next(iter(waiting))
-        held -= sum(map(_size, waiting[oldest].values()))
-        yield oldest, waiting.pop(oldest)
-    if held > WAITING:
-        (key,) = waiting
-        dotted.add(key)
-        yield from _settled(waiting, key, dotted, at_end=True)
+def _held(records: dict[str, Parts]) -> int:
+    return sum(_size(part) for parts in records.values() for part in parts.values())
 
 
 def _size(part: bytes | Skip) -> int:
@@ -151,7 +167,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Skip:
-    text = suffix == ".json" or suffix.endswith((*TEXTS, ".json"))
+    text = suffix.endswith((*TEXTS, ".json"))
     if not text and not is_picture(suffix):
         return Skip("not-a-picture", member.name)  # of no use here
     if member.size > (MAX_TEXT_BYTES if text else MAX_PICTURE_BYTES):
@@ -164,17 +180,21 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> 
 
 
 class _Member(tarfile.TarInfo):
-    """Where a header is missing or broken `tarfile` would take the archive to end; only its end mark does that. Long
-    names and extended headers, which it reads into memory whole, are bounded."""
+    """Where a header is missing or broken `tarfile` would take the archive to end; only its end mark does that, and
+    another archive may follow it. Long names and extended headers, which are read into memory whole, are bounded."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+    def fromtarfile(cls, archive: Any) -> Self:
         try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
-            raise
+            member = super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from None
+            if not archive.blocks and not isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise tarfile.ReadError(str(error)) from None
+            archive.blocks += 1
+            archive.ignore_zeros = archive.blocks < _BEHIND
+            raise
+        archive.blocks = 0
+        return member
 
     @classmethod
     def frombuf(cls, buffer: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -182,3 +202,9 @@ class _Member(tarfile.TarInfo):
         if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_TEXT_BYTES:
             raise tarfile.ReadError(f"a header of {member.size} bytes")
         return member
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Member
+    blocks = 0
+    """Behind an end mark, so far."""

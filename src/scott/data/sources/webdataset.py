@@ -1,15 +1,14 @@
 """WebDataset tars, local or remote, each read once from its beginning and never unpacked to disk."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from scott.data.captions import read_columns
-from scott.data.records import Columns, Record, Rejected, Skip, Unit, with_left_out
-from scott.data.sources.files import caption_of, opened, state_of
-from scott.data.sources.tables import usual_captions
-from scott.data.sources.tar import TEXTS, Parts, compression, grouped, is_picture
+from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, with_left_out
+from scott.data.sources.files import digest_of, kind_of, opened
+from scott.data.sources.tables import captions_among
+from scott.data.sources.tar import TEXTS, Parts, grouped, is_picture
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ARCHIVES = (".tar.zst", ".tzst", ".tar.lz4", ".tar.z", ".zip", ".7z", ".rar")
@@ -30,14 +29,11 @@ class WebDataset:
     @cached_property
     def columns(self) -> list[str]:
         """Those of the first record, which is read for them."""
-        for record in self._records(self.tars[0]):
-            if isinstance(record, Record):
-                return list(record.columns)
-        return []
+        return next((list(record.columns) for record in self._records(self.tars[0]) if isinstance(record, Record)), [])
 
     @cached_property
     def version(self) -> str:
-        return hashlib.sha256(repr(state_of(self.tars)).encode()).hexdigest()
+        return digest_of(self.tars)
 
     def units(self, size: int) -> list[Unit]:
         """One a tar, whatever `size` is."""
@@ -48,37 +44,24 @@ class WebDataset:
         with opened(name) as file:
             for entry in grouped(file, name.rsplit("/", 1)[-1]):
                 if isinstance(entry, tuple):
-                    yield self._record(*entry)
-                elif entry.reason == "corrupt-tar" and (packed := _compression(name)):
-                    yield Rejected(entry.key, "unsupported-compression", f"{packed}; unpack it first")
+                    yield attempt(entry[0], partial(self._record, *entry))
+                elif entry.reason == "corrupt-tar" and (kind := kind_of(name)):
+                    yield Rejected(entry.key, *kind)
                 else:
                     yield entry
 
-    def _record(self, key: str, parts: Parts) -> Record | Rejected:
-        try:
-            pictures = [suffix for suffix in parts if is_picture(suffix)]
-            if self.wanted.image:
-                pictures = [suffix for suffix in pictures if suffix == f".{self.wanted.image.lstrip('.')}"]
-            if not pictures:
-                raise Skip("no-picture", ", ".join(parts))
-            picture = _read(parts[pictures[0]])
-            columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
-            return Record(key, lambda: picture, self._captions(parts, columns), columns, len(picture))
-        except Skip as skip:
-            return Rejected(key, skip.reason, skip.detail)
-
-    def _captions(self, parts: Parts, columns: dict[str, Any]) -> object:
+    def _record(self, key: str, parts: Parts) -> Record:
+        pictures = [suffix for suffix in parts if is_picture(suffix)]
+        if self.wanted.image:
+            pictures = [suffix for suffix in pictures if suffix == f".{self.wanted.image.lstrip('.')}"]
+        if not pictures:
+            raise Skip("no-picture", ", ".join(parts))
+        picture = _read(parts[pictures[0]])
+        columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
         texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in parts if suffix in TEXTS}
         beside = next(((suffix[1:],) for suffix in TEXTS if suffix in parts), ())
-        names = self.wanted.captions or beside or usual_captions(texts)
-        if not any(name in texts for name in names):
-            raise Skip("no-caption", ", ".join(texts))
-        return caption_of(texts, names)
-
-
-def _compression(name: str) -> str | None:
-    with opened(name) as file:
-        return compression(file.read(6))
+        captions = captions_among(texts, self.wanted.captions or beside)
+        return Record(key, lambda: picture, captions, columns, len(picture))
 
 
 def _read(part: bytes | Skip) -> bytes:
