@@ -93,6 +93,8 @@ def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float3
     """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
     backbone = teacher_of(teacher, dtype)
     info = apply_lora(backbone, Path(lora))
+    if info.resolution:
+        backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
 

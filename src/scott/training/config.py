@@ -133,6 +133,7 @@ class DistillConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(len(self.sources) > 0, "data", self.data, "a source or more")
         fits = not self.weights or len(self.weights) == len(self.sources)
         _require(
             fits and all(0 < weight < math.inf for weight in self.weights), "weights", self.weights, "one a source"
