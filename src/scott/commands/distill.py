@@ -1,6 +1,6 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 
 from scott.commands.export import export_finished, is_exported
 from scott.commands.options import has_data
-from scott.commands.prepare import check_data, open_data, resolution_of
+from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
+from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
@@ -19,10 +20,6 @@ from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
-
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""(phase, done, in all, terms): called as the work goes on."""
-Warn = Callable[[str], None]
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
@@ -103,16 +100,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, write=first)
-    data = open_data(
-        config.sources,
-        backbone,
-        config.out / "data",
-        config.seed,
-        report,
-        reading=config,
-        weights=config.weights,
-        warn=warn,
-    )
+    how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
+    data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
     add_models(backbone, config)
     backbone.park_encoders()
     if config.shard == "full":

@@ -1,11 +1,13 @@
 """What `scott prepare` keeps of a source, and how: with the source and the teacher, all that the shards depend on."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scott.data.records import Columns
 from scott.errors import UserError
+
+LARGEST = 8192
+"""Pixels a side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Reading:
     def __post_init__(self) -> None:
         for name in ("limit", "resolution", "max_aspect", "decode_memory"):
             _require_one(name, getattr(self, name))
+        if self.resolution is not None and self.resolution > LARGEST:
+            raise UserError(f"got resolution {self.resolution:.4g}, expected {LARGEST} or less")
 
     @property
     def columns(self) -> Columns:
@@ -69,5 +73,5 @@ class Settings(Reading):
 
 
 def _require_one(name: str, value: float | None) -> None:
-    if value is not None and not 1 <= value < math.inf:
-        raise UserError(f"got {name} {value}, expected 1 or more")
+    if value is not None and not 1 <= value < 2**63:
+        raise UserError(f"got {name} {value}, expected 1 or more, below 2**63")

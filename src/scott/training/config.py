@@ -149,9 +149,9 @@ class DistillConfig(Reading):
         counts = ("gradient_accumulation", "validation_samples")
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+            _require(0 < getattr(self, name) < MOST, name, getattr(self, name), "a positive number below 2**31")
         for name in ("adversarial_weight", "weight_decay", "warmup_steps", "loader_workers", "validate_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            _require(0 <= getattr(self, name) < MOST, name, getattr(self, name), "0 or more, below 2**31")
         _require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.decay <= 1, "decay", self.decay, "a share from 0 to 1")
@@ -278,6 +278,8 @@ LCM_SETTINGS: dict[str, Any] = {
 step a jump, and no critic."""
 
 
+MOST = 2**31
+"""What no count of a run comes near."""
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
 
