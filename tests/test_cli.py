@@ -7,9 +7,12 @@ import sys
 import pytest
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import OutOfMemoryError
 
 from scott.errors import UserError
 from scott.mini.scenes import Scenes
+from scott.training import checkpoint
 from scott.training.metrics import read_metrics
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
@@ -212,13 +215,55 @@ def test_metrics_that_are_no_text_are_one_message(tmp_path):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_full_disk_is_one_message(error, monkeypatch, tmp_path, scott):
+def test_a_full_disk_in_training_loses_nothing(scott, teacher_folders, pictures, tmp_path, monkeypatch):
+    """And the same command goes on from the checkpoint before."""
+
+    def full(tensors, file):
+        if "step-00000002" in str(file):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    command = ["distill", "--teacher", teacher_folders["sd1"], "--data", pictures, "--out", tmp_path / "run", *SMALL]
+    command += ["--critic", "none", "--precision", "fp32"]
+    code, said = scott(*command)
+    assert (code, "No space left on device" in said.splitlines()[-1]) == (2, True), said
+    assert "Traceback" not in said
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    assert scott(*command)[0] == 0
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 2]
+
+
+FULL = {
+    "disk": (OSError(28, "No space left on device"), "No space left on device"),
+    "disk, says safetensors": (SafetensorError("No space left on device"), "No space left on device"),
+    "GPU": (
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."),
+        "2 GiB; --dry-run says what a run",
+    ),
+    "memory": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        "9 bytes; --dry-run says what a run",
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "message"), FULL.values(), ids=FULL)
+def test_what_is_full_is_one_message(error, message, monkeypatch, tmp_path, scott):
     def full(*_, **__):
         raise error
 
     monkeypatch.setattr("scott.commands.demo.demo", full)
     code, said = scott("demo", "--out", tmp_path)
     assert code == 2
-    assert said.splitlines()[-1].endswith("No space left on device")
+    assert message in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_a_fault_of_ours_is_no_message(monkeypatch, tmp_path, scott):
+    def faulty(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("scott.commands.demo.demo", faulty)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        scott("demo", "--out", tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scott.cli import main
-from scott.commands.sample import _slug
+from scott.commands.sample import _prompts, _slug
 from scott.mini.scenes import Scenes
 from scott.recipes import mini
 
@@ -91,6 +91,12 @@ def test_a_contact_sheet_holds_every_picture(run_folder, tmp_path, scott):
         ), name
 
 
+def test_a_line_of_a_prompts_file_ends_at_a_newline_alone(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa cat\u2028on a mat\r\n\n un\x85deux\x0btrois \n".encode())
+    assert _prompts([str(file)]) == ["a cat\u2028on a mat", "un\x85deux\x0btrois"]
+
+
 def test_guidance_and_names_of_a_student_come_from_what_it_was_trained_for(run_folder, tmp_path, scott):
     scott("sample", run_folder, "--prompts", PROMPT, "--out", tmp_path)
     (file,) = tmp_path.iterdir()
@@ -143,8 +149,8 @@ BAD = {
     "no steps": (["RUN", "--steps", "0", "--prompts", "a"], "1 to 8"),
     "too many steps": (["RUN", "--steps", "9", "--prompts", "a"], "1 to 8"),
     "no prompts": (["RUN"], "prompts"),
-    "a prompts file that is not there": (["RUN", "--prompts", "nowhere.txt"], "no prompts file nowhere.txt"),
-    "a prompts file that is no text": (["RUN", "--prompts", "RUN/binary.txt"], "not UTF-8"),
+    "a prompts file that is not there": (["RUN", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+    "a prompts file that is no text": (["RUN", "--prompts", "RUN/binary.txt"], "expected a UTF-8 text file"),
 }
 
 

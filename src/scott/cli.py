@@ -6,11 +6,13 @@ Bad input is one line and exit code 2. A command imports torch, and what stands 
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, field, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, NoReturn, Union
 
 import tyro
 from rich.console import Console
@@ -29,7 +31,7 @@ from tyro.conf import (
 from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
-from scott.errors import Preempted, UserError
+from scott.errors import Preempted, UserError, first_line
 from scott.progress import Bars, console
 
 
@@ -211,6 +213,9 @@ def main() -> None:
     """Entry point of `scott`."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")  # read when they are imported, after parsing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an argument may be of bytes that are no text
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which warns on every CPU
     try:
         command = _parse(sys.argv[1:])
@@ -219,14 +224,20 @@ def main() -> None:
         hide_loading_bars()
         command.run()
     except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _stop(f"[bold red]error[/] {escape(str(error))}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|allocate", str(error)):
+            raise
+        _stop(f"[bold red]error[/] {escape(first_line(error))}; --dry-run says what a run holds: lower --batch-size", 2)
     except Preempted as stop:
-        Console(stderr=True).print(f"{stop}; the same command goes on from there", highlight=False, soft_wrap=True)
-        sys.exit(128 + signal.SIGTERM)
+        _stop(f"{stop}; the same command goes on from there", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; a run goes on from its last checkpoint by the same command")
-        sys.exit(130)
+        _stop("stopped; a run goes on from its last checkpoint by the same command", 130)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

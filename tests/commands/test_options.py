@@ -40,7 +40,7 @@ def test_help_has_every_setting_once_with_the_recipes_default(recipe, command_li
     code, said, _ = command_line("distill", recipe, "--help")
     assert code == 0
     text = "\n".join(line.strip("│ ") for line in said.splitlines() if line.startswith("│"))
-    config = None if recipe == "auto" else RECIPES[recipe]["scott"](data="mini")
+    config = None if recipe == "auto" else RECIPES[recipe](data="mini")
     for field in dataclasses.fields(DistillConfig):
         flag = f"--{field.name.replace('_', '-')}"
         (default,) = re.findall(rf"^{flag}[ ,].*?\((?:default:\s+(.*?)[;)]|required\))", text, re.MULTILINE | re.DOTALL)

@@ -15,7 +15,7 @@ from tests.data.making import contents, noise, saved, write_tar
 
 from scott.commands import prepare as recipe
 from scott.commands.check import check_named
-from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source
+from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source, resolution_of
 from scott.data.manifest import Manifest
 from scott.data.pictures import cropped
 from scott.data.settings import Reading, Settings
@@ -278,8 +278,6 @@ def test_options_of_reading_are_those_of_preparing(backbone, pictures, tmp_path)
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
     with pytest.raises(UserError, match="got --aspect-buckets, --limit for "):
         check_data([str(tmp_path / "shards")], backbone, reading)
-    with pytest.raises(UserError, match="got --resolution 32 for a teacher of 64"):
-        check_data([str(pictures)], backbone, Reading(resolution=32))
     check_data([str(pictures)], backbone, Reading(resolution=32, aspect_buckets=True))
     with pytest.raises(UserError, match="got resolution 33, expected a multiple of 8"):
         check_data([str(pictures)], backbone, Reading(resolution=33, aspect_buckets=True))
@@ -287,10 +285,13 @@ def test_options_of_reading_are_those_of_preparing(backbone, pictures, tmp_path)
         check_data([str(pictures)], backbone, Reading(where="score > 3"))
 
 
-def test_shards_of_another_resolution_are_refused_before_the_work(backbone, pictures, tmp_path):
+def test_the_size_of_a_run_is_that_of_its_data(backbone, pictures, tmp_path):
+    shards = str(tmp_path / "shards")
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(resolution=32), quiet)
-    with pytest.raises(UserError, match=r"holds latents of \[4, 4, 4\], the teacher takes \[4, 8, 8\]"):
-        check_data([str(tmp_path / "shards")], backbone)
+    assert [resolution_of([name], backbone) for name in (str(pictures), shards)] == [64, 32]
+    assert resolution_of([str(pictures), shards], backbone, Reading(resolution=32)) == 32
+    with pytest.raises(UserError, match=r"got data of several sizes, .*pictures of 64, .*shards of 32; prepare them"):
+        resolution_of([str(pictures), shards], backbone)
 
 
 def test_several_sources_in_proportion(backbone, pictures, tmp_path):

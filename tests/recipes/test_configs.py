@@ -17,7 +17,7 @@ from scott.training.config import LCM_SETTINGS, DistillConfig
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("method", ["scott", "lcm"])
 def test_a_recipe_is_a_complete_config(name, method, tmp_path):
-    config = RECIPES[name][method](data="mini")
+    config = RECIPES[name](method=method, data="mini")
     file = tmp_path / "config.json"
     file.write_text(config.to_json())
     assert DistillConfig.load(file) == config
@@ -28,7 +28,7 @@ def test_a_recipe_is_a_complete_config(name, method, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_lcm_differs_from_scott_in_its_settings_only(name):
-    scott, lcm = (dataclasses.asdict(RECIPES[name][method](data="mini")) for method in ("scott", "lcm"))
+    scott, lcm = (dataclasses.asdict(RECIPES[name](method=method, data="mini")) for method in ("scott", "lcm"))
     differ = {key for key in scott if scott[key] != lcm[key]}
     # on the embedded teacher each has the rates that suit it
     assert differ == set(LCM_SETTINGS) | ({"decay"} if name == "mini" else set())
@@ -55,20 +55,27 @@ def test_sd15_is_the_paper():
     assert (config.batch_size, config.max_steps, config.critic_rank) == (40, 40_000, 64)
 
 
+def test_recipes_of_real_teachers_have_one_pair_of_rates():
+    """That at which `test_real_scale` finds LoRA to learn as fast as a full student."""
+    for train, rate in (("full", 8e-6), ("lora", 1e-4)):
+        rates = {name: RECIPES[name](data="d", train=train).learning_rate for name in RECIPES if name != "mini"}
+        assert set(rates.values()) == {rate}
+
+
 @pytest.mark.parametrize("name", ["sd15", "realistic-vision", "sdxl"])
 def test_a_full_student_of_a_unet_is_told_its_guidance_and_a_lora_is_not(name):
-    lora, full = (RECIPES[name]["scott"](data="d", train=train) for train in ("lora", "full"))
-    assert RECIPES[name]["scott"](data="d") == lora
+    lora, full = (RECIPES[name](data="d", train=train) for train in ("lora", "full"))
+    assert RECIPES[name](data="d") == lora
     assert lora.guidance_min == lora.guidance_max
     assert (full.guidance_min, full.guidance_max) == (3.0, 15.0)
-    assert RECIPES[name]["scott"](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
+    assert RECIPES[name](data="d", train="full", guidance_max=9.0).guidance_max == 9.0
 
 
 @pytest.mark.parametrize("method", ["scott", "lcm"])
 def test_a_full_student_is_drawn_at_its_recipes_guidance_and_not_in_the_middle_of_its_range(method):
     """CFG 3, at which the paper evaluates."""
-    assert RECIPES["sd15"][method](data="d", train="full").drawn_guidance == 3.0
-    assert RECIPES["sdxl"][method](data="d", train="full").drawn_guidance == 8.0
+    assert RECIPES["sd15"](method=method, data="d", train="full").drawn_guidance == 3.0
+    assert RECIPES["sdxl"](method=method, data="d", train="full").drawn_guidance == 8.0
     assert sd15(data="d", train="full", guidance_min=5.0).drawn_guidance == 5.0
     assert sd15(data="d", train="full", guidance=7.5).drawn_guidance == 7.5
     with pytest.raises(UserError, match=r"got guidance 20.0; expected one the student is trained for, 3 to 15"):
@@ -78,14 +85,14 @@ def test_a_full_student_is_drawn_at_its_recipes_guidance_and_not_in_the_middle_o
 @pytest.mark.parametrize("name", ["pixart", "sd3"])
 def test_a_transformer_is_trained_for_one_guidance_scale(name):
     for train in ("lora", "full"):
-        config = RECIPES[name]["scott"](data="d", train=train)
+        config = RECIPES[name](data="d", train=train)
         assert config.guidance_min == config.guidance_max
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_lora_student_with_a_range_of_guidance_is_refused(name):
     with pytest.raises(UserError, match=r"for a LoRA student, .* set guidance_min = guidance_max") as error:
-        RECIPES[name]["scott"](data="d", train="lora", guidance_min=2.0, guidance_max=9.0)
+        RECIPES[name](data="d", train="lora", guidance_min=2.0, guidance_max=9.0)
     assert "\n" not in str(error.value)
 
 
@@ -127,7 +134,7 @@ def test_every_family_that_loads_has_a_recipe_and_every_recipe_a_family():
 def test_a_teacher_without_a_recipe_gets_its_own_or_its_familys():
     for pipeline, names in FAMILIES.items():
         for name in names:
-            assert recipe_of(RECIPES[name]["scott"](data="d").teacher, pipeline) == name
+            assert recipe_of(RECIPES[name](data="d").teacher, pipeline) == name
     assert recipe_of("owner/fine-tune", "StableDiffusionPipeline") == "sd15"
 
 

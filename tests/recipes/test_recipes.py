@@ -38,7 +38,7 @@ FEED_FORWARD = re.compile(r"\.ff(_context)?\.|\.proj_(in|out)$")
 
 
 def equipped(recipe, folder, **settings):
-    config = RECIPES[recipe]["scott"](teacher=str(folder), data="none", **settings)
+    config = RECIPES[recipe](teacher=str(folder), data="none", **settings)
     backbone = skeleton(folder, config.dtype)
     add_models(backbone, dataclasses.replace(config, compile=False))
     return config, backbone
@@ -137,7 +137,7 @@ def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, pictures, 
     small = {"batch_size": 2, "max_steps": 3, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
     fast = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2, "warmup_steps": 0}
     teacher = str(teacher_folders[family]) if family else "mini"
-    config = RECIPES[recipe]["scott"](teacher=teacher, data=str(pictures), out=tmp_path / "run", **small, **fast)
+    config = RECIPES[recipe](teacher=teacher, data=str(pictures), out=tmp_path / "run", **small, **fast)
     backbone = run(config, lambda *_: None)
 
     assert backbone.network.dtype == config.dtype

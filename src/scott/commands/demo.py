@@ -96,7 +96,7 @@ def _teacher_row(reference: MiniReference, backbone: LatentBackbone, steps: int,
 
 def _write_report(out: Path, config: DistillConfig, results: Results, grids: list[tuple[str, Image.Image]]) -> None:
     by_name = {row.name: row for row in results.rows}
-    notes = [
+    paragraphs = [
         "A 5 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"The teacher walked each jump of {config.jump} training steps in {config.substeps} sub-steps of "
@@ -112,5 +112,5 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
         config=dataclasses.asdict(config) | {"out": str(out)},
         metrics=read_metrics(out / "metrics.jsonl"),
         grids=grids,
-        notes=notes,
+        notes=paragraphs,
     )

@@ -1,14 +1,16 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from scott.commands.export import export_finished, is_exported
 from scott.commands.options import has_data
-from scott.commands.prepare import check_data, open_data
+from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
+from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
@@ -18,10 +20,6 @@ from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
-
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""(phase, done, in all, terms): called as the work goes on."""
-Warn = Callable[[str], None]
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
@@ -43,7 +41,7 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
         raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
-    return RECIPES[recipe][given.get("method", "scott")](**given)
+    return RECIPES[recipe](**given)
 
 
 def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
@@ -96,19 +94,14 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     backbone = teacher_of(config.teacher, config.dtype, config.quantize)
     check(backbone, config)
     check_data(config.sources, backbone, config)
+    if (resolution := resolution_of(config.sources, backbone, config)) != backbone.resolution:
+        backbone.resize(resolution)
+        config = replace(config, resolution=resolution)
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
-    data = open_data(
-        config.sources,
-        backbone,
-        config.out / "data",
-        config.seed,
-        report,
-        reading=config,
-        weights=config.weights,
-        warn=warn,
-    )
+    how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
+    data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
     add_models(backbone, config)
     backbone.park_encoders()
     if config.shard == "full":

@@ -87,6 +87,8 @@ def load_run(run: Path, *, best: bool = False) -> Trained:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     backbone = load_backbone(teacher_source(config))
+    if config.resolution:
+        backbone.resize(config.resolution)
     backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
     file = newest / "target.safetensors"
     try:

@@ -5,7 +5,7 @@ of other options, are known before any default is put in, and what was given win
 """
 
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import getdoc
 from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_type_hints
 
@@ -19,52 +19,31 @@ from scott.recipes.configs import RECIPES
 from scott.training.config import DistillConfig
 
 GROUPS = {
-    "training": ("teacher", "data", "out", "method", "seed", "max_steps", "batch_size"),
-    "reading": ("weights", *(field.name for field in fields(Reading))),
-    "rate": (
-        "learning_rate",
-        "critic_learning_rate",
-        "warmup_steps",
-        "decay",
-        "optimizer",
-        "weight_decay",
-        "clip_norm",
-    ),
-    "solver": (
-        "solver",
-        "eta",
-        "phi",
-        "order",
-        "jump",
-        "substeps",
-        "times",
-        "guidance_min",
-        "guidance_max",
-        "guidance",
-    ),
-    "loss": ("loss", "weighting", "adversarial_weight", "critic", "critic_input", "critic_rank"),
-    "student": ("train", "lora_rank", "lora_alpha", "lora_variant", "ema_decay"),
-    "log": ("log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"),
-    "validation": ("validate_every", "validation_samples", "validation_features", "best_metric"),
+    "training": "teacher data out method seed max_steps batch_size",
+    "reading": " ".join(("weights", *(field.name for field in fields(Reading)))),
+    "rate": "learning_rate critic_learning_rate warmup_steps decay optimizer weight_decay clip_norm",
+    "solver": "solver eta phi order jump substeps times guidance_min guidance_max guidance",
+    "loss": "loss weighting adversarial_weight critic critic_input critic_rank",
+    "student": "train lora_rank lora_alpha lora_variant ema_decay",
+    "log": "log_every tracker sample_every checkpoint_every keep_checkpoints",
+    "validation": "validate_every validation_samples validation_features best_metric",
 }
 """Title of a group in `--help` → its fields; those that stand nowhere decide how a run is computed: "device"."""
 
 
 def grouped_options(recipe: str | None) -> dict[str, Any]:
     """Group → a TypedDict of its options, for tyro; those of a recipe, or of one that is yet to be found."""
-    types, texts = _types(), _texts()
-    named = {name for group in GROUPS.values() for name in group}
-    groups = GROUPS | {"device": tuple(name for name in types if name not in named)}
-    hints = _hints(recipe)
+    types, texts, defaults = _types(), _texts(), _defaults(recipe)
+    groups = {title: names.split() for title, names in GROUPS.items()}
+    groups["device"] = [name for name in types if not any(name in names for names in groups.values())]
     sets = {}
     for title, names in groups.items():
         options: dict[str, Any] = {}
         for name in names:
-            if name in hints:
-                hint = f"(default: {hints[name]})"
-                options[name] = Annotated[types[name], arg(help=texts.get(name), help_behavior_hint=hint)]
-            else:
-                options[name] = Required[Annotated[types[name], arg(help=texts.get(name))]]
+            hint = f"(default: {defaults[name]})" if name in defaults else None
+            options[name] = Annotated[types[name], arg(help=texts.get(name), help_behavior_hint=hint)]
+            if hint is None:
+                options[name] = Required[options[name]]
         # an empty help keeps tyro from showing that of TypedDict
         sets[title] = Annotated[TypedDict(title, options, total=False), arg(help="")]  # type: ignore[operator]
     return sets
@@ -84,32 +63,32 @@ def _texts() -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in described if text}
 
 
-def _hints(recipe: str | None) -> dict[str, str]:
+def _defaults(recipe: str | None) -> dict[str, str]:
     """Option → its default in words, with those of the other method and of the other kind of student.
 
     `data` has none where the recipe names no data.
     """
     if recipe is None:
         return dict.fromkeys(_types(), "the recipe's")
-    scott, lcm = (RECIPES[recipe][method] for method in ("scott", "lcm"))
     data = {} if has_data(recipe) else {"data": ""}
-    default = scott(**data)
+    made = partial(RECIPES[recipe], **data)
+    default = made()
     train = "lora" if default.train == "full" else "full"
-    others = {"--method lcm": lcm(**data), f"--train {train}": scott(train=train, **data)}
-    hints = {}
+    others = {"--method lcm": made(method="lcm"), f"--train {train}": made(train=train)}
+    words = {}
     for name in _types().keys() - data.keys():
         value = getattr(default, name)
-        hints[name] = "none" if value in (None, ()) else str(value)
+        words[name] = "none" if value in (None, ()) else str(value)
         for flag, other in others.items():
             if getattr(other, name) != value and not flag.startswith(f"--{name} "):
-                hints[name] += f"; with {flag} {getattr(other, name)}"
-    return hints
+                words[name] += f"; with {flag} {getattr(other, name)}"
+    return words
 
 
 def has_data(recipe: str) -> bool:
     """Whether a recipe names data of its own."""
     try:
-        RECIPES[recipe]["scott"]()
+        RECIPES[recipe]()
     except TypeError:  # `data` is missing
         return False
     return True
@@ -137,14 +116,9 @@ class DistillRecipe:
         given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
         config = config_of(self.recipe, given)
         if self.dry_run:
-            from scott.commands.plan import as_json, as_table, plan
+            from scott.commands.plan import show
 
-            with console.status("a step without weights"):
-                budget = plan(config, self.processes)
-            if self.json:
-                console.print_json(as_json(budget))
-            else:
-                console.print(as_table(budget, config))
+            show(config, self.processes, as_json=self.json)
             return
         with Bars(console) as bars:
             run(config, bars.report, bars.warn)
@@ -164,7 +138,7 @@ def _distill_with(recipe: str | None) -> Any:
     if recipe is None:
         text = "The recipe of the teacher's family, which `scott distill --teacher TEACHER` takes too."
         return Annotated[made, subcommand("auto", description=text, is_default=True)]
-    first_paragraph = (getdoc(RECIPES[recipe]["scott"]) or "").partition("\n\n")[0]
+    first_paragraph = (getdoc(RECIPES[recipe]) or "").partition("\n\n")[0]
     return Annotated[made, subcommand(recipe, description=first_paragraph)]
 
 

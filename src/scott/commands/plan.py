@@ -1,33 +1,41 @@
 """`scott distill … --dry-run`: what a run would train, call and hold. Nothing is written, and no weights are read."""
 
 import dataclasses
-import json
 
 from rich.table import Table
 
 from scott.commands.distill import add_models, check
+from scott.commands.prepare import resolution_of
 from scott.errors import UserError
 from scott.mini import embedded
+from scott.progress import console
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import Budget, budget_of
 from scott.training.config import DistillConfig
 
 
 def plan(config: DistillConfig, processes: int = 1) -> Budget:
-    """The budget of each of a run's processes. Raises `UserError` where the run would, but for its data, its folder
-    and how it was launched."""
+    """The budget of each of a run's processes, at the size of its data. Raises `UserError` where the run would, but for
+    what its data hold, its folder and how it was launched."""
     if processes < 1:
         raise UserError(f"got --processes {processes}; expected 1 or more")
     if config.quantize != "none":
         raise UserError(f"got --quantize {config.quantize}, which needs weights; leave it out of a --dry-run")
     backbone = skeleton(embedded.teacher_folder(config.teacher), config.dtype)
+    backbone.resize(resolution_of(config.sources, backbone, config))
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
     return budget_of(backbone, config, processes)
 
 
-def as_json(budget: Budget) -> str:
-    return json.dumps(dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start}, indent=2)
+def show(config: DistillConfig, processes: int, *, as_json: bool) -> None:
+    """Print the budget, as a table or as JSON."""
+    with console.status("a step without weights"):
+        budget = plan(config, processes)
+    if as_json:
+        console.print_json(data=dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start})
+    else:
+        console.print(as_table(budget, config))
 
 
 def as_table(budget: Budget, config: DistillConfig) -> Table:
@@ -55,15 +63,15 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     table.add_section()
     table.add_row("[bold]memory")
     for part, size in budget.training.items():
-        table.add_row(part, _bytes(size), _NOTES.get(part, "").format(config=config))
+        table.add_row(part, _bytes(size), _REMARKS.get(part, "").format(config=config))
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
     for part, size in budget.preparing.items():
-        table.add_row(part, _bytes(size), _NOTES[part])
+        table.add_row(part, _bytes(size), _REMARKS[part])
     table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "the whole teacher, before the first step")
     return table
 
 
-_NOTES = {
+_REMARKS = {
     "frozen network": "{config.precision}",
     "student": "fp32",
     "EMA target": "fp32",

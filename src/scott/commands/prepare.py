@@ -166,13 +166,22 @@ def _open_one(
     return ShardSource(folder, seed)
 
 
+def resolution_of(names: Sequence[str], backbone: LatentBackbone, reading: Reading = USUAL) -> int:
+    """Side in pixels of the squares that a run on these data trains on: that of prepared shards, --resolution, or the
+    teacher's own. Raises `UserError` where the sources differ."""
+    own = reading.resolution or backbone.resolution
+    sides = dict.fromkeys(names, own)
+    for name in names:
+        if _is_prepared(name):
+            sides[name] = Manifest.load(Path(name)).settings.get("resolution", backbone.resolution)
+    if len(set(sides.values())) > 1:
+        listed = ", ".join(f"{name} of {side}" for name, side in sides.items())
+        raise UserError(f"got data of several sizes, {listed}; prepare them with one --resolution")
+    return sides[names[0]]
+
+
 def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading = USUAL) -> None:
     """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
-    if reading.resolution not in (None, backbone.resolution) and not reading.aspect_buckets:
-        raise UserError(
-            f"got --resolution {reading.resolution} for a teacher of {backbone.resolution}, at which its student is "
-            "trained; leave it out"
-        )
     for name in names:
         if not _is_prepared(name):
             source = open_named(name, reading.columns, reading.split)
@@ -182,9 +191,6 @@ def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading 
             continue
         manifest = Manifest.load(Path(name))
         check_made_for(manifest, backbone, name)
-        got, takes = manifest.tensors["mean"], list(backbone.latent_shape)
-        if got != takes and not any(shard.buckets for shard in manifest.shards):
-            raise UserError(f"{name} holds latents of {got}, the teacher takes {takes}; prepare them at its resolution")
         if given := [f"--{key.replace('_', '-')}" for key, value in _values(reading).items() if value != _USUAL[key]]:
             raise UserError(f"got {', '.join(given)} for {name}, which is prepared; give it to `scott prepare`")
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from scott.commands.distill import best_device, teacher_of
 from scott.commands.prepare import PRECISIONS
 from scott.diffusion import Denoiser, JumpGrid
-from scott.errors import UserError
+from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
 from scott.export.card import FOLDERS
 from scott.export.lora import apply_lora
@@ -93,6 +93,8 @@ def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float3
     """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
     backbone = teacher_of(teacher, dtype)
     info = apply_lora(backbone, Path(lora))
+    if info.resolution:
+        backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
 
@@ -164,17 +166,17 @@ def draw(
 
 
 def _prompts(prompts: Sequence[str]) -> list[str]:
+    """Those given, or of one .txt file its lines, which end at a newline alone."""
     if len(prompts) == 1 and prompts[0].endswith(".txt"):
         file = Path(prompts[0])
-        if not file.is_file():
-            raise UserError(f"no prompts file {file}; expected a text file with a prompt a line")
         try:
-            prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        except UnicodeDecodeError:
-            raise UserError(f"{file} is not UTF-8 text; expected a text file with a prompt a line") from None
+            prompts = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+        except (OSError, UnicodeDecodeError) as error:
+            why = first_line(error)
+            raise UserError(f"{file} cannot be read ({why}); expected a UTF-8 text file with a prompt a line") from None
     texts = [prompt for prompt in prompts if prompt]
     for text in texts:
-        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python reads bytes that are no UTF-8
+        if text != printable(text):
             raise UserError(f"got the prompt {text!a}, which is not UTF-8; expected UTF-8 text")
     if not texts:
         raise UserError("got no prompts; give one or more after --prompts, or a .txt file with a prompt a line")

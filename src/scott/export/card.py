@@ -82,6 +82,8 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
         load = _load_lora(config, info, kind, folder)
     # torch's own generator, because SD3's pipeline hands no other to its scheduler
     options = {"num_inference_steps": 2, "guidance_scale": info.guidance_scale} | call_options(info.pipeline)
+    if kind != "diffusers" and info.resolution:  # the teacher's own pipeline would draw at its size
+        options |= {"height": info.resolution, "width": info.resolution}
     draw = [
         "image = pipe(",
         f"    {_quoted(EXAMPLE)},",

@@ -86,7 +86,8 @@ def write_lora(trained: Trained, folder: Path, form: str) -> None:
     pipeline.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     network = _load_as_stock(pipeline, trained.backbone.part, folder, form)
     _check_updates(network, trained.backbone, folder)
-    check("the stock pipeline", folder, trained.latents(), stock_latents(pipeline, trained.info.guidance_scale))
+    drawn = stock_latents(pipeline, trained.info.guidance_scale, trained.backbone.resolution)
+    check("the stock pipeline", folder, trained.latents(), drawn)
 
 
 def save_lora(trained: Trained, folder: Path, form: str) -> None:

@@ -51,14 +51,16 @@ def _target_network(backbone: LatentBackbone) -> ModelMixin:
     return network
 
 
-def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float) -> Tensor:
-    """The 2-step latent of `PROMPT` as anyone draws it, without scott."""
+def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int | None = None) -> Tensor:
+    """The 2-step latent of `PROMPT` as anyone draws it, without scott; of a square of `side` pixels, or as it comes."""
     pipeline.set_progress_bar_config(disable=True)
     with torch.random.fork_rng(devices=[]):
         return pipeline(
             PROMPT,
             num_inference_steps=2,
             guidance_scale=guidance_scale,
+            height=side,
+            width=side,
             generator=torch.manual_seed(SEED),  # torch's own: SD3's pipeline hands no other to its scheduler
             output_type="latent",
             **call_options(type(pipeline).__name__),

@@ -51,6 +51,8 @@ class StudentInfo:
     """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
     drawn_guidance: float | None = None
     """ω of its recipe."""
+    resolution: int | None = None
+    """Side of the pictures it was trained for, in pixels, where that is not its teacher's."""
 
     def check_steps(self, steps: int) -> None:
         """Raise `UserError` for a number of steps that stops at times it was not trained at."""
@@ -120,6 +122,7 @@ class Trained:
             lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
             drawn_guidance=config.drawn_guidance,
+            resolution=config.resolution,
         )
 
     def latents(self) -> Tensor:

@@ -1,10 +1,12 @@
-"""The recipes: what a teacher is distilled with, one function a teacher, and another for LCM on the same teacher.
+"""The recipes: what a teacher is distilled with, one function a teacher (docs/recipes.md: each value with its source).
 
-A recipe returns the whole config of a run; its keywords replace values of it. What a recipe does not set is the paper's
-(SCott, AAAI 2025), the defaults of `DistillConfig`.
+A recipe returns the whole config of a run; its keywords replace values of it, and `method="lcm"` is LCM on the same
+teacher: `sd15_lcm()` is `sd15(method="lcm")`. What a recipe does not set is the paper's (SCott, AAAI 2025), which are
+the defaults of `DistillConfig`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +56,8 @@ _MINI: dict[str, Any] = {
     "checkpoint_every":         250,
     "loader_workers":             0,
 }
-"""FID in 1, 2 and 4 steps (experiments/recorded_run): 4.36, 1.38, 0.999; by `mini_lcm` 7.96, 1.47, 0.901;
-the teacher's 0.543 in 50 steps and 10.5 in 2."""
+"""FID in 1, 2 and 4 steps (experiments/recorded_run): 4.36, 1.38, 0.999; by LCM 7.96, 1.47, 0.901; the teacher's is
+0.543 in 50 steps and 10.5 in 2."""
 # fmt: on
 
 
@@ -64,18 +66,15 @@ def mini(**changes: Any) -> DistillConfig:
 
     A 5 M-parameter network takes larger steps than SD1.5 does: 1e-4 instead of 8e-6. So few updates do not carry the
     data through 42 jumps of 24, and each jump adds the student's own error to its target; hence jumps of 300, which
-    SDE-DPM-Solver++(2M) walks in 3 sub-steps. The loss is weighted as one of v (see docs/architecture.md). The guidance
-    range is centred on 3. The critic is told t_n of data too, since it otherwise reads the answer off the time.
+    SDE-DPM-Solver++(2M) walks in 3 sub-steps, and by LCM, whose own 20 are as short, 100. The loss is weighted as one
+    of v (see docs/architecture.md). The guidance range is centred on 3. The critic gets t_n for data too, since it
+    otherwise reads the answer off the time.
     """
     train = changes.get("train", "full")
     low, high = (2.0, 4.0) if train == "full" else (3.0, 3.0)
-    embedded: dict[str, Any] = {"teacher": "mini", "data": "mini", "out": Path("runs/mini"), "train": train}
-    return DistillConfig(**(embedded | _MINI | {"guidance_min": low, "guidance_max": high} | changes))
-
-
-def mini_lcm(**changes: Any) -> DistillConfig:
-    """The embedded teacher by LCM, whose own jump of 20 is too short here: 100; its rates do not fall."""
-    return mini(**(LCM_SETTINGS | {"jump": 100, "decay": 0.0} | changes))
+    settings: dict[str, Any] = {"teacher": "mini", "data": "mini", "out": Path("runs/mini"), "train": train}
+    settings |= _MINI | {"guidance_min": low, "guidance_max": high}
+    return _made(settings, changes, LCM_SETTINGS | {"jump": 100, "decay": 0.0})
 
 
 def sd15(**changes: Any) -> DistillConfig:
@@ -87,19 +86,9 @@ def sd15(**changes: Any) -> DistillConfig:
     return _from_table("sd15", changes)
 
 
-def sd15_lcm(**changes: Any) -> DistillConfig:
-    """Stable Diffusion 1.5 by LCM."""
-    return sd15(**(LCM_SETTINGS | changes))
-
-
 def realistic_vision(**changes: Any) -> DistillConfig:
     """Realistic Vision 5.1, the paper's second teacher, trained as SD1.5 is."""
     return _from_table("realistic-vision", changes)
-
-
-def realistic_vision_lcm(**changes: Any) -> DistillConfig:
-    """Realistic Vision 5.1 by LCM."""
-    return realistic_vision(**(LCM_SETTINGS | changes))
 
 
 def sdxl(**changes: Any) -> DistillConfig:
@@ -110,19 +99,9 @@ def sdxl(**changes: Any) -> DistillConfig:
     return _from_table("sdxl", changes)
 
 
-def sdxl_lcm(**changes: Any) -> DistillConfig:
-    """SDXL base 1.0 by LCM."""
-    return sdxl(**(LCM_SETTINGS | changes))
-
-
 def pixart(**changes: Any) -> DistillConfig:
     """PixArt-α at 512 px with its model card's guidance of 4.5; a transformer is trained for one ω."""
     return _from_table("pixart", changes)
-
-
-def pixart_lcm(**changes: Any) -> DistillConfig:
-    """PixArt-α at 512 px by LCM."""
-    return pixart(**(LCM_SETTINGS | changes))
 
 
 def sd3(**changes: Any) -> DistillConfig:
@@ -130,17 +109,12 @@ def sd3(**changes: Any) -> DistillConfig:
     return _from_table("sd3", changes)
 
 
-def sd3_lcm(**changes: Any) -> DistillConfig:
-    """Stable Diffusion 3 medium by LCM."""
-    return sd3(**(LCM_SETTINGS | changes))
-
-
 def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
     """fp16 and checkpointed activations: SD1.5 at batch 40 holds 25 GB a step instead of 190 (`--dry-run`).
 
     fp16, not bf16, whose 8 bits spoil the highest times: x̂0 = (x − σ ε̂) / α multiplies what ε̂ is rounded by with λ,
-    14.6 there on Stable Diffusion's schedule. On the embedded teacher the paper's L_CD at t = 999 comes out 21 % too
-    large in bf16 and .3 % in fp16 (tests/recipes/test_real_scale.py holds every family's recipe to 10 %).
+    14.6 there on Stable Diffusion's schedule (tests/recipes/test_real_scale.py: on the embedded teacher the paper's
+    L_CD at t = 999 comes out more than 10 % too large in bf16, and within 1 % in fp16).
     """
     row, train = _TABLE[recipe], changes.get("train", "lora")
     low, high = row.omega_full if train == "full" else (row.omega, row.omega)
@@ -155,18 +129,29 @@ def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
         "precision": "fp16",
         "gradient_checkpointing": True,
     }
-    return DistillConfig(**(settings | changes))
+    return _made(settings, changes)
 
 
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "mini": {"scott": mini, "lcm": mini_lcm},
-    "sd15": {"scott": sd15, "lcm": sd15_lcm},
-    "realistic-vision": {"scott": realistic_vision, "lcm": realistic_vision_lcm},
-    "sdxl": {"scott": sdxl, "lcm": sdxl_lcm},
-    "pixart": {"scott": pixart, "lcm": pixart_lcm},
-    "sd3": {"scott": sd3, "lcm": sd3_lcm},
+def _made(settings: dict[str, Any], changes: dict[str, Any], lcm: dict[str, Any] = LCM_SETTINGS) -> DistillConfig:
+    """What is given wins over the method's settings, and those over the recipe's."""
+    return DistillConfig(**(settings | (lcm if changes.get("method") == "lcm" else {}) | changes))
+
+
+mini_lcm: Recipe = partial(mini, method="lcm")
+sd15_lcm: Recipe = partial(sd15, method="lcm")
+realistic_vision_lcm: Recipe = partial(realistic_vision, method="lcm")
+sdxl_lcm: Recipe = partial(sdxl, method="lcm")
+pixart_lcm: Recipe = partial(pixart, method="lcm")
+sd3_lcm: Recipe = partial(sd3, method="lcm")
+
+RECIPES: dict[str, Recipe] = {
+    "mini": mini,
+    "sd15": sd15,
+    "realistic-vision": realistic_vision,
+    "sdxl": sdxl,
+    "pixart": pixart,
+    "sd3": sd3,
 }
-"""Recipe → method → function."""
 FAMILIES = {
     "StableDiffusionPipeline": ("sd15", "realistic-vision", "mini"),
     "StableDiffusionXLPipeline": ("sdxl",),
@@ -180,4 +165,4 @@ FAMILIES = {
 def recipe_of(teacher: str, pipeline: str) -> str:
     """The recipe that was written for this very teacher, or else the first of its pipeline's class."""
     suiting = FAMILIES[pipeline]
-    return next((name for name in suiting if RECIPES[name]["scott"](data="").teacher == teacher), suiting[0])
+    return next((name for name in suiting if RECIPES[name](data="").teacher == teacher), suiting[0])

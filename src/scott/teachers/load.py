@@ -1,6 +1,8 @@
 """From a folder or a hub id to a backbone: reads `model_index.json`, picks the family, says clearly what is wrong."""
 
+import inspect
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ FAMILIES = {
     "StableDiffusion3Pipeline": ("SD3Transformer2DModel", "sd3", "SD3Backbone"),
 }
 """Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
+_BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+"""What the libraries raise where files of a pipeline are missing, corrupt, or say what cannot be."""
+LARGEST = 512
+"""Latents a side: 4096 pixels with the usual VAE."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 """What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
@@ -62,7 +68,9 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
                 options[name] = _whole(teacher, name, kind, torch.float32 if name == "vae" else dtype)
         pipeline = pipeline_class.from_pretrained(str(teacher), **options)
         _check_text_parts(pipeline)
-    except (OSError, ValueError, SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except _BROKEN as error:
         raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
     backbone = family(pipeline)
     backbone.version = network_version(backbone.network)
@@ -72,15 +80,34 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
 
 
 def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:
-    """A pipeline's model by the name of its class.
+    """A pipeline's model by the name of its class; where its weights are there as a variant alone (fp16), of those.
 
     Raises ValueError where its files lack some of its weights: the libraries would leave those random and only warn.
     """
     loader = getattr(diffusers if hasattr(diffusers, kind) else transformers, kind)
-    model, found = loader.from_pretrained(str(teacher), subfolder=name, dtype=dtype, output_loading_info=True)
+    if name in ("unet", "transformer"):
+        check_sample_size(teacher, name, loader, loader.load_config(str(teacher), subfolder=name))
+    read = partial(loader.from_pretrained, str(teacher), subfolder=name, dtype=dtype, output_loading_info=True)
+    try:
+        model, found = read()
+    except OSError as error:
+        try:
+            model, found = read(variant="fp16")
+        except OSError:
+            raise error from None
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"the files of {name} lack {len(lacking)} of its weights, such as {lacking[0]}")
     return model
+
+
+def check_sample_size(teacher: str | Path, part: str, network: type, config: dict[str, Any]) -> None:
+    """Raise `UserError` where a network's config does not say what side its latents have, before it is built."""
+    size = config.get("sample_size", inspect.signature(network).parameters["sample_size"].default)
+    if type(size) is not int or not 1 <= size <= LARGEST:
+        raise UserError(
+            f"{teacher} has sample_size {size!r:.40} in {part}/config.json; expected the side of its latents, a number "
+            f"from 1 to {LARGEST} such as 64 for SD1.5's 512 pixels; put it there"
+        )
 
 
 def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[DiffusionPipeline], str, type[LatentBackbone]]:
@@ -104,6 +131,10 @@ def model_index(teacher: str | Path) -> dict[str, Any]:
 def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
     """The JSON object in a file of a pipeline's folder or hub id; `UserError` when there is none."""
     folder = Path(teacher)
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file; expected a diffusers pipeline folder, which `from_single_file` can make of it"
+        )
     if folder.is_dir():
         file = folder / name
         if not file.is_file():
@@ -125,7 +156,10 @@ def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
 
 
 def _check_text_parts(pipeline: DiffusionPipeline) -> None:
-    """Raises ValueError for what the pipeline's class would only miss when it meets a prompt."""
+    """Raises ValueError for what the pipeline's class would only miss when it meets a prompt.
+
+    A tokenizer that does not say how many tokens its encoder takes is given the number.
+    """
     parts = pipeline.components
     for encoder in [name for name in parts if name.startswith("text_encoder")]:
         tokenizer = encoder.replace("text_encoder", "tokenizer")
@@ -136,6 +170,10 @@ def _check_text_parts(pipeline: DiffusionPipeline) -> None:
         # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
         if parts[tokenizer]("a cat").input_ids == parts[tokenizer]("a dog").input_ids:
             raise ValueError(f"{tokenizer} knows no words; a file of it is missing")
+        if (most := getattr(parts[encoder].config, "max_position_embeddings", None)) is not None:
+            parts[tokenizer].model_max_length = min(most, parts[tokenizer].model_max_length)
+    if hasattr(pipeline, "tokenizer_max_length"):  # SD3's own copy of it
+        pipeline.tokenizer_max_length = parts["tokenizer"].model_max_length
 
 
 def hide_loading_bars() -> None:

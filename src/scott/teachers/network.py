@@ -88,6 +88,21 @@ class LatentBackbone(Encoders):
                 module.to(device)
         return self
 
+    def resize(self, resolution: int) -> None:
+        """Train and draw at another size, of squares of that many pixels a side; the student is saved with it.
+
+        Raises `UserError` for a size that the VAE or the network's positions do not allow.
+        """
+        factor = self.resolution // self.latent_shape[-1]
+        if resolution % factor:
+            raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
+        side, places = resolution // factor, self.network.config.get("pos_embed_max_size")
+        if places and side > places * self.network.config.patch_size:
+            most = places * self.network.config.patch_size * factor
+            raise UserError(f"got resolution {resolution}; this teacher has positions for {most} pixels at most")
+        self.latent_shape, self.resolution = (self.latent_shape[0], side, side), resolution
+        self.network.register_to_config(sample_size=side)
+
     # --- what a family says of its network -------------------------------------------------------------------
 
     @abstractmethod

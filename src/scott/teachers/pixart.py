@@ -6,6 +6,7 @@ import torch
 from diffusers import ModelMixin, PixArtSigmaPipeline
 from torch import Tensor
 
+from scott.errors import UserError
 from scott.teachers import Cond, lora
 from scott.teachers.network import LatentBackbone
 
@@ -17,6 +18,14 @@ class PixArtBackbone(LatentBackbone):
     output_layer = "proj_out"
     student_layers = lora.ATTENTION + lora.FEED_FORWARD
     critic_layers = lora.ATTENTION + lora.FEED_FORWARD
+
+    def resize(self, resolution: int) -> None:
+        """Refused: positions are computed from the size in the config, so another one there is another network."""
+        if resolution != self.resolution:
+            raise UserError(
+                f"got resolution {resolution} for a PixArt teacher of {self.resolution}, whose positions are of that "
+                "size; prepare its data without --resolution, or take its edition of another size"
+            )
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:

@@ -28,7 +28,8 @@ class UNetBackbone(LatentBackbone):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
+        middle = [self.network.mid_block] if self.network.mid_block is not None else []  # small SDs have none
+        return [*self.network.down_blocks, *middle, *self.network.up_blocks]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5Token
 from transformers.modeling_outputs import BaseModelOutput
 
 from scott.errors import UserError, first_line
-from scott.teachers.load import family_of, model_index, read_json
+from scott.teachers.load import check_sample_size, family_of, model_index, read_json
 from scott.teachers.network import LatentBackbone
 
 
@@ -38,6 +38,7 @@ def skeleton(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentB
     pipeline_class, network, backbone = family_of(teacher, index)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
     configs = {name: read_json(teacher, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
+    check_sample_size(teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
     scheduler = read_json(teacher, "scheduler/scheduler_config.json")
     known = inspect.signature(pipeline_class).parameters
     options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
@@ -52,7 +53,7 @@ def skeleton(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentB
             for name in encoders:
                 parts[name] = _text_encoder(index[name][1], configs[name])
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{teacher} cannot be built: {first_line(error)}. Copy or download it again") from None
     for name, part in parts.items():
         if isinstance(part, nn.Module):

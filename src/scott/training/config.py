@@ -133,6 +133,7 @@ class DistillConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(len(self.sources) > 0, "data", self.data, "a source or more")
         fits = not self.weights or len(self.weights) == len(self.sources)
         _require(
             fits and all(0 < weight < math.inf for weight in self.weights), "weights", self.weights, "one a source"
@@ -148,9 +149,9 @@ class DistillConfig(Reading):
         counts = ("gradient_accumulation", "validation_samples")
         rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+            _require(0 < getattr(self, name) < MOST, name, getattr(self, name), "a positive number below 2**31")
         for name in ("adversarial_weight", "weight_decay", "warmup_steps", "loader_workers", "validate_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            _require(0 <= getattr(self, name) < MOST, name, getattr(self, name), "0 or more, below 2**31")
         _require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
         _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         _require(0 <= self.decay <= 1, "decay", self.decay, "a fraction from 0 to 1")
@@ -275,6 +276,8 @@ LCM_SETTINGS: dict[str, Any] = {
 step a jump, and no critic."""
 
 
+MOST = 2**31
+"""What no count of a run comes near."""
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
 

@@ -1,0 +1,87 @@
+"""Teachers as people bring them: what their config files leave out or say oddly is taken, or refused in one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from scott.errors import UserError
+from scott.teachers import load_backbone
+from scott.teachers.skeleton import skeleton
+
+
+@pytest.fixture
+def edited(teacher_folders, tmp_path):
+    """`edited(file, change, family)`: a copy of a tiny pipeline with something else in a JSON file."""
+
+    def make(file, change, family="sd1"):
+        folder = shutil.copytree(teacher_folders[family], tmp_path / family)
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({k: v for k, v in (content | change).items() if v != "absent"}))
+        return folder
+
+    return make
+
+
+def refused(folder, said):
+    for read in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=said) as caught:
+            read(folder)
+        assert "\n" not in str(caught.value)
+        assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [None, [8, 8], 0, -1, 2**31, 8.0, True, "8", "absent"])
+@pytest.mark.parametrize(("family", "part"), [("sd1", "unet"), ("pixart", "transformer")])
+def test_a_network_that_does_not_say_its_size(edited, family, part, size):
+    """A huge one would be built, with a position for each place, before anything else is found wrong."""
+    folder = edited(f"{part}/config.json", {"sample_size": size}, family)
+    if (family, size) == ("pixart", "absent"):  # the class has a default, 128
+        assert skeleton(folder).latent_shape == (4, 128, 128)
+    else:
+        refused(folder, f"has sample_size .* in {part}/config.json; expected the side of its latents, a number from 1")
+
+
+@pytest.mark.parametrize("scheduler", ["nowhere.NowhereScheduler", "diffusers.DPMSolverSDEScheduler"])
+def test_a_scheduler_whose_package_is_absent(edited, scheduler):
+    """In the second one's place, which needs torchsde, diffusers has a class that raises ImportError when used."""
+    refused(edited("model_index.json", {"scheduler": scheduler.split(".")}), "nowhere|NowhereScheduler|torchsde")
+
+
+def test_a_tokenizer_that_does_not_say_its_length(edited, teacher_folders):
+    for family, part in (("sd1", "tokenizer"), ("sdxl", "tokenizer_2"), ("sd3", "tokenizer")):
+        folder = edited(f"{part}/tokenizer_config.json", {"model_max_length": "absent"}, family)
+        given, whole = (load_backbone(place).encode_prompts(["a cat"]) for place in (folder, teacher_folders[family]))
+        assert all(torch.equal(given[name], whole[name]) for name in whole)
+
+
+def test_a_unet_without_a_middle(tiny_sd, tmp_path):
+    backbone = load_backbone(tiny_sd(tmp_path / "teacher", mid_block_type=None))
+    assert None not in backbone.blocks
+    backbone.add_student("lora", rank=2)
+    backbone.add_critic(2)
+    x, t = torch.randn(1, *backbone.latent_shape), torch.tensor([999])
+    cond = backbone.encode_prompts(["a cat"])
+    assert torch.equal(backbone.student(x, t, cond), backbone.teacher(x, t, cond))
+    assert bool(backbone.critic(x, t, cond).isfinite().all())
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])
+def test_weights_of_a_variant_alone_are_taken(teacher_folders, tmp_path, parts):
+    folder = shutil.copytree(teacher_folders["sd1"], tmp_path / "teacher")
+    for part in parts:
+        (file,) = (folder / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    ours, theirs = (load_backbone(place).network.state_dict() for place in (folder, teacher_folders["sd1"]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "models/model.safetensors"])
+def test_a_file_is_no_teacher(name, tmp_path, monkeypatch):
+    """The hub is not asked for a name that stands for a file here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scott.teachers.load.hf_hub_download", None)
+    (tmp_path / "models").mkdir()
+    (tmp_path / name).write_bytes(b"weights")
+    refused(name, "is a file; expected a diffusers pipeline folder")
