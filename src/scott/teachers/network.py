@@ -1,13 +1,15 @@
 """One frozen network of a diffusers pipeline, and the four models that stand on it.
 
 The teacher is the plain network. With `train="lora"` the student and its EMA target are adapters on it, with
-`train="full"` copies of their own; the critic is an adapter or a copy with heads (`teachers.critic`).
+`train="full"` copies of their own; the critic is an adapter or a copy with heads (`teachers.critic`), or heads on the
+plain network's first layers (`teachers.heads`).
 
 A family is a subclass: which layers are adapted, how its network is called, and, where they are not the usual ones,
 four hooks: latents (`pack`, `unpack`, and `LatentNormaliser`), time (`network_time`), guidance (`guided_teacher`,
 `guidance_input`), and text (`teachers.encoders`).
 """
 
+import copy
 from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
@@ -22,6 +24,7 @@ from scott.guidance import GuidedDenoiser
 from scott.teachers import Cond
 from scott.teachers.critic import Critic
 from scott.teachers.encoders import Encoders
+from scott.teachers.heads import EncoderCritic
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.quantize import quantize
 
@@ -64,7 +67,7 @@ class LatentBackbone(Encoders):
             self.original_inference_steps = JumpGrid(self.schedule).original_inference_steps
         self.train_mode: str | None = None
         self.copies: dict[str, ModelMixin] = {}
-        self.critic_model: Critic | None = None
+        self.critic_model: Critic | EncoderCritic | None = None
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +83,12 @@ class LatentBackbone(Encoders):
         """How the names of the decoder's layers begin: of a transformer, those of the second half of its blocks."""
         count = len(self.network.transformer_blocks)
         return tuple(f"transformer_blocks.{index}." for index in range(count // 2, count))
+
+    @property
+    def feature_layers(self) -> dict[str, int]:
+        """The layers that a critic of heads alone reads, in the order in which they run → channels of their output."""
+        count = len(self.network.transformer_blocks)
+        return {f"transformer_blocks.{k * count // 4 - 1}": self.network.inner_dim for k in (1, 2, 3)}
 
     def to(self, device: torch.device | str) -> Self:
         self.pipeline.to(device)
@@ -160,6 +169,16 @@ class LatentBackbone(Encoders):
         with self.adapters.use(model):
             return self._output(self.network, x_t, t, cond)
 
+    def encode(self, x_t: Tensor, t: Tensor, cond: Cond) -> None:
+        """Run the plain network as far as the last of `feature_layers`, for the sake of who reads them."""
+        with self.adapters.use(None):
+            self._output(self._encoder(), x_t, t, cond)
+
+    def _encoder(self) -> ModelMixin:
+        """The network without the layers behind `feature_layers`."""
+        last = max(int(name.removeprefix("transformer_blocks.")) for name in self.feature_layers)
+        return shortened(self.network, transformer_blocks=self.network.transformer_blocks[: last + 1])
+
     def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
         output = self.predict(network, self.pack(x_t.to(dtype)), timestep, _cast(cond, dtype))
@@ -195,20 +214,20 @@ class LatentBackbone(Encoders):
         self.train_mode = train
 
     def add_critic(self, rank: int, kind: str = "lora") -> None:
-        """Make the critic, whose heads start at zero (see `Critic`)."""
-        self.critic_model = Critic(self, rank, kind)
+        """Make the critic, whose heads start at zero (see `Critic`), or the one that is heads alone ("heads")."""
+        self.critic_model = EncoderCritic(self) if kind == "heads" else Critic(self, rank, kind)
 
     def copy_network(self, changes: dict[str, Any], new: str = "") -> ModelMixin:
         """A trainable fp32 copy with changes to its config; parameters whose name starts with `new` keep their init."""
         # `_use_default_values` names what the teacher's file leaves out, and would keep the changes from being made
         config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
         with torch.device(self.device):
-            copy = type(self.network).from_config({**config, **changes}).eval()
-        missing, unexpected = copy.load_state_dict(self.adapters.plain_state(), strict=False)
+            made = type(self.network).from_config({**config, **changes}).eval()
+        missing, unexpected = made.load_state_dict(self.adapters.plain_state(), strict=False)
         lacking = [key for key in missing if not (new and key.startswith(new))]
         if lacking or unexpected:
             raise RuntimeError(f"copy of the teacher lacks {lacking} and has {unexpected} too many")
-        return copy
+        return made
 
     def parameters(self, model: str) -> dict[str, nn.Parameter]:
         """Those of the adapter or the copy of a model, by name."""
@@ -244,8 +263,16 @@ class LatentBackbone(Encoders):
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
         self.network.enable_gradient_checkpointing(self.adapters.checkpointed)
-        for copy in self.copies.values():
-            copy.enable_gradient_checkpointing(Adapters(copy).checkpointed)
+        for network in self.copies.values():
+            network.enable_gradient_checkpointing(Adapters(network).checkpointed)
+
+
+def shortened(network: ModelMixin, **modules: nn.Module | None) -> ModelMixin:
+    """A shallow copy of a network with some modules replaced: all others are the network's own, hooks included."""
+    part = copy.copy(network)
+    part._modules = network._modules | modules
+    part._compiled_call_impl = None  # it would call the whole network
+    return part
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from scott.teachers import Cond, lora
-from scott.teachers.network import LatentBackbone
+from scott.teachers.network import LatentBackbone, shortened
 
 GUIDANCE_EMBEDDING = 256  # width of the ω embedding, as in LCM
 
@@ -30,6 +30,19 @@ class UNetBackbone(LatentBackbone):
     def blocks(self) -> list[nn.Module]:
         middle = [self.network.mid_block] if self.network.mid_block is not None else []  # small SDs have none
         return [*self.network.down_blocks, *middle, *self.network.up_blocks]
+
+    @property
+    def feature_layers(self) -> dict[str, int]:
+        """The last layer of each of the first two down blocks before it goes down, and the middle block."""
+        channels, layers = self.network.config.block_out_channels, {}
+        for index, block in enumerate(self.network.down_blocks[:2]):
+            kind = "attentions" if getattr(block, "attentions", None) else "resnets"
+            layers[f"down_blocks.{index}.{kind}.{len(block.resnets) - 1}"] = channels[index]
+        return layers | {"mid_block": channels[-1]}
+
+    def _encoder(self) -> ModelMixin:
+        """The down blocks and the middle one, whose output it returns."""
+        return shortened(self.network, up_blocks=nn.ModuleList(), conv_norm_out=None, conv_out=nn.Identity())
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
