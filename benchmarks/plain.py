@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scott.training.config import DistillConfig
-from scott.training.step import Draws
+from scott.training.draws import Draws
 
 
 class PlainLCM:

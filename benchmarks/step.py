@@ -19,8 +19,9 @@ from scott.rng import generator_for
 from scott.teachers import LatentBackbone
 from scott.training.budget import calls_of
 from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.draws import Draws
 from scott.training.optimization import Optimization
-from scott.training.step import Draws, distillation_step
+from scott.training.step import distillation_step
 
 
 def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any]:
@@ -49,12 +50,10 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
 def network_calls(config: DistillConfig) -> dict[str, float]:
     """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
 
-    The critic's encoder and decoder count half a network each. Its own backward pass needs the decoder alone; that the
-    step walks on to the fake is not counted.
+    The critic's encoder and decoder count half a network each.
     """
-    needed = {"critic encoder": 1}
     passes = (
-        (call.forward + 2 * needed.get(call.model, call.backward))
+        (call.forward + 2 * call.backward)
         * (0.5 if call.model.startswith("critic ") else 1.0)
         * (call.samples / config.batch_size)
         for call in calls_of(config)

@@ -16,7 +16,8 @@ from scott.errors import UserError
 from scott.recipes import configs
 from scott.rng import generator_for
 from scott.teachers import load_backbone
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 BATCH = 2
 

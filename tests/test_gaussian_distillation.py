@@ -16,7 +16,8 @@ from scott.diffusion import DiscreteSchedule, c_out, c_skip, expand_like
 from scott.objective import consistency_loss, consistency_target
 from scott.recipes import mini
 from scott.solvers import make
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 SD = DiscreteSchedule.stable_diffusion()
 SAMPLES = 100_000

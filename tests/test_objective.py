@@ -7,7 +7,14 @@ import torch
 
 from scott.diffusion import ConsistencyFunction, DiscreteSchedule, FlowSchedule
 from scott.errors import UserError
-from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator, loss_weight
+from scott.objective import (
+    consistency_loss,
+    consistency_target,
+    hinge_discriminator,
+    hinge_generator,
+    loss_weight,
+    r1_penalty,
+)
 
 PREDICTION, TARGET = torch.tensor([[[1.0, 2.0]], [[0.0, -3.0]]]), torch.tensor([[[0.0, 2.0]], [[2.0, 1.0]]])
 
@@ -91,6 +98,19 @@ def test_hinge():
     assert hinge_generator(torch.tensor([-2.0, 1.0, 4.0])).item() == -1
     logits = torch.tensor([[[2.0, 4.0]], [[1.0, -7.0]]])
     assert hinge_generator(logits, torch.tensor([2.0, 0.5])).item() == -(2 * 3 - 0.5 * 3) / 2
+
+
+def test_r1_is_half_the_squared_gradient():
+    """Of D(x) = mean over positions of exp(a · x), whose gradient is a · D."""
+    generator = torch.Generator().manual_seed(0)
+    a, x = (torch.randn(size, dtype=torch.float64, generator=generator) for size in ((4,), (1, 4)))
+    w = torch.randn(100_000, 4, dtype=torch.float64, generator=generator)
+
+    def logits(x):
+        return ((x @ a).exp()[:, None] * torch.tensor([0.5, 1.5])).expand(len(w), 2)
+
+    penalty = r1_penalty(logits(x), logits(x + 1e-3 * w), 1e-3)
+    assert penalty.item() == pytest.approx((a * (x @ a).exp()).square().sum().item() / 2, rel=0.02)
 
 
 def test_errors():

@@ -3,6 +3,7 @@
     L_CD  = E[ w(t_n) d(f_θ(z_tn, t_n), f_θ⁻(ẑ_tm, t_m)) ]
     L_D   = E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))]
     L_adv = −E[ w(t_n) D(fake) ]
+    R1    = E[ ½ ‖∂D(real)/∂real‖² ]
 
 Nothing is hidden or drawn, and a loss that is not finite is returned as it is, for the trainer to stop on.
 """
@@ -107,3 +108,16 @@ def hinge_generator(fake_logits: Tensor, weight: Tensor | None = None) -> Tensor
     if weight is not None:
         per_sample = per_sample * weight.to(per_sample)
     return -per_sample.mean()
+
+
+def r1_penalty(logits: Tensor, logits_nearby: Tensor, distance: float) -> Tensor:
+    """R1 (Mescheder et al. 2018) without a second derivative: E[½ (D(x + δ w) − D(x))² / δ²], w ~ N(0, I).
+
+    Over w this is ½ ‖∂D/∂x‖² to first order in δ (Lin et al. 2025, section 3.4). D is the mean of a sample's logits.
+
+    Args:
+        logits, logits_nearby: those of x and of x + δ w, (B, ...).
+        distance: δ, in units of the data.
+    """
+    change = (logits_nearby - logits).reshape(len(logits), -1).mean(1) / distance
+    return 0.5 * change.square().mean()

@@ -15,7 +15,7 @@ from scott.training.config import LCM_SETTINGS, DistillConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("method", ["scott", "lcm"])
+@pytest.mark.parametrize("method", ["scott", "paper", "lcm"])
 def test_a_recipe_is_a_complete_config(name, method, tmp_path):
     config = RECIPES[name](method=method, data="mini")
     file = tmp_path / "config.json"
@@ -23,7 +23,7 @@ def test_a_recipe_is_a_complete_config(name, method, tmp_path):
     assert DistillConfig.load(file) == config
     schedule = DiscreteSchedule.stable_diffusion()
     assert config.make_grid(schedule).inference_times(2)[0] == 999
-    assert config.make_solver(schedule).stochastic == (method == "scott")
+    assert config.make_solver(schedule).stochastic == (method != "lcm")
 
 
 @pytest.mark.parametrize("name", RECIPES)

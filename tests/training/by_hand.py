@@ -9,7 +9,8 @@ import torch
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction
 from scott.training.config import DistillConfig
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 B = 4
 
@@ -59,10 +60,14 @@ class Step:
 
     def run(self, loss_scale=1.0, mark=lambda part: None, **changes):
         config, backbone = dataclasses.replace(self.config, **changes), self.backbone
-        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config)
-        terms = distillation_step(backbone, *parts, scale=lambda loss: loss_scale * loss, mark=mark)
+        terms = self.add(config, scale=lambda loss: loss_scale * loss, mark=mark)
         critic = gradients(backbone.critic_parameters()) if config.has_critic else ()
         return Made(gradients(backbone.student_parameters()), critic, terms)
+
+    def add(self, config=None, **options):
+        """One step's gradients, added to what is there; its terms."""
+        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config or self.config)
+        return distillation_step(self.backbone, *parts, **options)
 
     # --- the same, by hand ---
 
@@ -124,6 +129,8 @@ class Step:
     def critic_inputs(self, fake):
         t_fake = self.draws.t_n
         t_real = t_fake if self.config.critic_input == "matched" else torch.full_like(t_fake, -1)
+        if self.config.critic_input == "clean":
+            return fake, t_real, self.x0, t_real
         if self.config.critic_input != "renoised":
             return fake, t_fake, self.x0, t_real
         t = self.draws.critic_t

@@ -1,4 +1,4 @@
-"""One of several processes that train with all split: `torchrun … -m tests.training.parallel_worker CASES`.
+"""One of several processes, all split or averaged: `torchrun … -m tests.training.parallel_worker CASES`.
 
 Each makes two steps by itself first, on the whole batch. Writes, from the first process, how far losses, weights and
 optimizers' states are from those, what part of them a process holds, and the bytes that went between the processes in a
@@ -46,7 +46,10 @@ def equipped(backbone, train, critic_rank, critic):
 
 
 def train(folder, config, *, split, checkpointing):
-    """(losses and norms of each step, whole tensors by name, part of all parameters that this process holds, bytes)"""
+    """(losses and norms of each step, whole tensors by name, part of all parameters that this process holds, bytes)
+
+    `split`: of the batch this process's rows, and with the config's `shard` its part of the networks.
+    """
 
     def make_backbone(train, critic_rank, family, critic):
         backbone = equipped(load_backbone(folder, config.dtype), train, critic_rank, critic)
@@ -64,11 +67,13 @@ def train(folder, config, *, split, checkpointing):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
     step = Step(make_backbone, perturb, config)
-    if split:
+    sharded = split and config.shard == "full"
+    if sharded:
         shard(step.backbone)
     # the whole one is in every process alike, so that averaging its gradients changes nothing
-    optimization = Optimization(step.backbone, dataclasses.replace(config, shard="full" if split else "none"))
-    losses, norms, traffic = [], [], Traffic()
+    config = dataclasses.replace(config, shard="full" if sharded else "none")
+    optimization = Optimization(step.backbone, config)
+    losses, norms, traffic, balance = [], [], Traffic(), optimization.balance
     processes = torch.distributed.get_world_size() if split else 1
     passes = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)
     for number in range(2):
@@ -84,6 +89,8 @@ def train(folder, config, *, split, checkpointing):
                     step.draws[rows],
                     config,
                     **optimization.calls,
+                    adversarial_weight=1.0 if balance else None,
+                    apart=balance.apart() if balance else None,
                     scale=lambda loss: optimization.scaler.scale(loss) / len(passes),
                 )
             values += torch.stack([made[name] for name in ("consistency", "adversarial", "critic")]) / len(passes)
@@ -93,7 +100,7 @@ def train(folder, config, *, split, checkpointing):
         norms.append(torch.stack([*optimization.update(number).values()]))
     tensors = {f"{part}.{name}": v for part, values in optimization.parts().items() for name, v in values.items()}
     parameters = [*step.backbone.network.parameters(), *optimization.models["student"].parameters()]
-    assert all(isinstance(p, DTensor) for p in parameters) == split
+    assert all(isinstance(p, DTensor) for p in parameters) == sharded
     held = sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
     return torch.stack(losses), torch.stack(norms), tensors, held, traffic.bytes / 2
 
@@ -101,7 +108,7 @@ def train(folder, config, *, split, checkpointing):
 def compare(folder, changes):
     """What test_processes asks for, in every process."""
     checkpointing = changes.pop("checkpointing", False)
-    config = make_config(**SETTINGS, **changes)
+    config = make_config(**(SETTINGS | {"shard": "full"} | changes))
     losses, norms, tensors, *_ = train(folder, config, split=False, checkpointing=checkpointing)
     split_losses, split_norms, split_tensors, held, traffic = train(
         folder, config, split=True, checkpointing=checkpointing

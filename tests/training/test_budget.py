@@ -1,6 +1,7 @@
 """What `--dry-run` says of a run, against the run: parts, calls, and what a step holds, each measured in a real one."""
 
 import collections
+import contextlib
 import dataclasses
 import gc
 
@@ -21,8 +22,9 @@ from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.draws import Draws
 from scott.training.meta_step import Cost, step_cost
-from scott.training.step import Draws, distillation_step
+from scott.training.step import distillation_step
 from scott.training.trainer import Hooks, distill
 
 SIZE = 4
@@ -62,13 +64,13 @@ def step(backbone, config):
     shape = torch.Size((SIZE, *backbone.latent_shape))
     draws = Draws.make(shape, grid, config, torch.Generator().manual_seed(0))
     solver, uncond = config.make_solver(backbone.schedule), backbone.unconditional()
-    batch = samples(backbone)
+    batch, apart = samples(backbone), contextlib.nullcontext() if config.adversarial_share else None
 
     def critic(x0, t, cond):
         """Its input is no leaf: torch's counter puts hooks on modules' inputs, which `autograd.grad` refuses."""
         return backbone.critic(x0.view_as(x0), t, cond)
 
-    distillation_step(backbone, solver, grid, batch, uncond, draws, config, critic=critic)
+    distillation_step(backbone, solver, grid, batch, uncond, draws, config, critic=critic, apart=apart)
 
 
 def held(module):
@@ -209,16 +211,22 @@ def counted(backbone, config):
         ("sd3", {"critic": "full"}),
         ("sd1", {"critic": "full", "train": "full"}),
         ("sd1", LCM_SETTINGS),
+        ("sd1", {"critic_fakes": "drawn", "critic_r1": 0.1}),
+        ("sd1", {"adversarial_share": 0.3}),
     ],
-    ids=["sd3", "low memory", "no guidance", "no critic", "full critic", "all full", "lcm"],
+    ids=["sd3", "low memory", "no guidance", "no critic", "full critic", "all full", "lcm", "drawn", "share"],
 )
 def test_calls_are_those_of_a_real_step(make, family, settings):
     config, backbone, _ = make(family, **settings)
     forward, backward, size = counted(backbone, config)
-    calls = {calls.model: calls for calls in calls_of(config)}
-    assert {model: c.forward for model, c in calls.items()} == forward
-    assert {model: c.backward for model, c in calls.items() if c.backward} == backward
-    assert {model: c.samples for model, c in calls.items()} == size
+    expected_forward, expected_backward, samples = collections.Counter(), collections.Counter(), {}
+    for calls in calls_of(config):
+        expected_forward[calls.model] += calls.forward
+        expected_backward[calls.model] += calls.backward
+        samples[calls.model] = calls.samples
+    assert expected_forward == forward
+    assert expected_backward == backward
+    assert samples == size
 
 
 # --- what a step holds besides -----------------------------------------------------------------------------------

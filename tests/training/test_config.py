@@ -9,7 +9,7 @@ import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.config import LCM_SETTINGS, PAPER_SETTINGS, DistillConfig
 
 SD = DiscreteSchedule.stable_diffusion()
 
@@ -46,6 +46,8 @@ EVERYTHING = {
     "compile": True,
     "optimizer": "adamw8bit",
     "train": "lora",
+    "critic_betas": (0.0, 0.99),
+    "critic_head_rate": 1e-2,
 }
 
 
@@ -79,17 +81,24 @@ def test_a_misspelt_name_or_a_bad_value_on_disk_is_an_error(tmp_path):
 
 POSITIVE = (
     "max_steps batch_size learning_rate critic_learning_rate clip_norm jump substeps critic_rank lora_rank log_every "
-    "sample_every checkpoint_every keep_checkpoints"
+    "sample_every checkpoint_every keep_checkpoints jump_reuse jump_store"
 )
 OUT_OF_RANGE = [
     *((name, value) for name in POSITIVE.split() for value in (0, -1)),
-    *((name, -1) for name in ("seed", "warmup_steps", "weight_decay", "adversarial_weight")),
+    *((name, -1) for name in ("seed", "warmup_steps", "weight_decay", "adversarial_weight", "adversarial_share")),
+    *((name, -1) for name in ("critic_warmup", "adversarial_ramp", "critic_r1")),
+    *(("drawn_fraction", value) for value in (0.0, 1.5)),
+    ("critic_head_rate", 0.0),
+    *(("critic_betas", value) for value in ((0.9, 1.0), (0.9,))),
     *(("ema_decay", value) for value in (-0.1, 1.0, 1.5)),
     ("guidance_min", 0.5),
     ("guidance_max", 2.9),
     *(("lora_alpha", value) for value in (0.0, -1.0)),
-    *((name, "other") for name in ("method", "solver", "loss", "critic", "critic_input", "train")),
-    *((name, "other") for name in ("precision", "optimizer", "weighting", "times", "shard", "tracker")),
+    *((name, "other") for name in ("method", "solver", "loss", "critic", "critic_fakes", "critic_input", "train")),
+    *(
+        (name, "other")
+        for name in ("precision", "optimizer", "weighting", "adversarial_weighting", "times", "shard", "tracker")
+    ),
     ("best_metric", "other"),
 ]
 NUMBERS = [field.name for field in dataclasses.fields(DistillConfig) if field.type in (float, float | None)]
@@ -173,6 +182,19 @@ def test_differences_are_what_decides_the_weights():
     decisive = {"critic": "full", "lora_alpha": 1.0, "precision": "bf16", "optimizer": "adamw8bit", "train": "lora"}
     found = {line.split(":")[0] for line in mine.differences(config(**decisive))}
     assert found == decisive.keys()
+
+
+def test_heads_on_a_frozen_encoder_are_not_told_what_is_data_by_the_time():
+    with pytest.raises(UserError, match="use critic_input clean"):
+        config(critic="heads")
+    assert config(critic="heads", critic_input="clean").has_critic
+    assert not config(critic="heads", adversarial_weight=0.0).has_critic
+
+
+def test_the_papers_method_undoes_what_a_recipe_chooses():
+    chosen = {"solver": "dpmpp-sde", "jump": 300, "critic": "heads", "critic_fakes": "drawn", "critic_input": "clean"}
+    chosen |= {"adversarial_share": 0.3, "weighting": "snr+1", "jump_reuse": 3, "critic_betas": (0.0, 0.99)}
+    assert config(**(chosen | PAPER_SETTINGS)) == config(method="paper")
 
 
 def test_quantised_weights_are_not_split():

@@ -193,10 +193,14 @@ def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, t
     assert_same_up_to_sums(one, out)
 
 
+DRAWN = {"critic": "heads", "critic_fakes": "drawn", "critic_input": "clean", "adversarial_share": 0.3}
+DRAWN |= {"solver": "ddim", "jump": 8, "substeps": 1}
 SPLIT = {
     "full, in two passes": ("sd1", {"train": "full", "critic": "full", "gradient_accumulation": 2}),
     "fp16 and checkpointing": ("sd3", {"train": "lora", "checkpointing": True, "precision": "fp16"}),
     "compiled": ("sd1", {"train": "lora", "compile": True}),
+    "drawn": ("sd3", {"train": "lora", "critic_r1": 0.1, **DRAWN}),
+    "drawn, averaged": ("sd1", {"train": "full", "shard": "none", **DRAWN}),
 }
 MACHINES = {"two machines": ("sd1", {"train": "lora"})}
 
@@ -227,8 +231,9 @@ def test_two_steps_split_over_processes_are_those_of_a_whole_network(split_steps
     found = split_steps[case]
     tolerance = 1e-2 if case.startswith("fp16") else 1e-4
     assert max(found["losses"], found["norms"], found["weights"]) < tolerance
-    assert found["held"] < 0.55, "half of all"
-    assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
+    assert found["held"] < 0.55 or case == "drawn, averaged", "half of all"
+    if not case.startswith("drawn"):
+        assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
 
 
 # --- without processes ---------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from tests.training.by_hand import B, Step, gradients, ladder, make_config
 
 from scott.diffusion import DiscreteSchedule
 from scott.training.config import LCM_SETTINGS
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 
 def assert_close(got, expected):
@@ -31,7 +32,7 @@ def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_bac
     loss = (step.student() - step.target()).square().mean()
     made = step.run()
     assert made.critic == ()
-    assert made.terms.keys() == {"consistency"}
+    assert made.terms.keys() == {"consistency", "moments"}
     torch.testing.assert_close(made.terms["consistency"], loss.detach())
     assert_close(made.student, torch.autograd.grad(loss, tuple(step.backbone.student_parameters().values())))
 
@@ -45,6 +46,7 @@ def test_without_adversary_the_gradient_is_that_of_the_consistency_loss(make_bac
         {"critic_input": "renoised"},
         {"loss": "l1", "adversarial_weight": 2.0},
         {"weighting": "snr+1"},
+        {"weighting": "snr+1", "adversarial_weighting": "uniform", "critic_input": "clean"},
         {"critic": "unconditional"},
     ],
     ids=str,
@@ -56,7 +58,8 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
     delta = fake - step.target()
     consistency = ((delta.abs() if config.loss == "l1" else delta.square()) * step.weight()).mean()
     x_fake, t_fake, _, _ = step.critic_inputs(fake)
-    adversarial = -(step.weight()[:, 0] * step.logits(x_fake, t_fake)).mean()
+    weight = step.weight()[:, 0] if config.adversarial_weighting == "same" else 1.0
+    adversarial = -(weight * step.logits(x_fake, t_fake)).mean()
     expected_student = torch.autograd.grad(
         consistency + config.adversarial_weight * adversarial,
         tuple(backbone.student_parameters().values()),
@@ -79,7 +82,7 @@ def test_with_the_adversary_both_gradients_are_those_of_two_passes(make_backbone
         "critic_fake_accuracy": (fake_logits < 0).float().mean(),
         "adversarial_ratio": norm_at(fake, config.adversarial_weight * adversarial) / norm_at(fake, consistency),
     }
-    assert made.terms.keys() == expected.keys()
+    assert made.terms.keys() == expected.keys() | {"moments"}
     for name, value in expected.items():
         torch.testing.assert_close(made.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
         assert not made.terms[name].requires_grad
@@ -127,7 +130,8 @@ def test_every_draw_but_the_unused_ones_matters(make_backbone, perturb):
         same = all(map(torch.equal, step.run().student, expected.student))
         step.draws = kept
         # a LoRA student has one ω, and the critic's input is not renoised
-        assert same == (field.name in {"omega", "critic_t", "critic_noise"}), field.name
+        unused = {"omega", "critic_t", "critic_noise", "drawn", "drawn_t", "drawn_noise", "r1_noise"}
+        assert same == (field.name in unused), field.name
 
 
 def test_draws_are_those_of_their_generator_and_in_range():

@@ -9,7 +9,8 @@ from tests.training.runs import final, metrics, source
 
 from scott.rng import generator_for
 from scott.training.config import DistillConfig
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 ONE = {"max_steps": 1, "warmup_steps": 0}
 

@@ -16,14 +16,16 @@ from scott.data.settings import Reading
 from scott.errors import UserError
 from scott.progress import Bars, console
 from scott.recipes.configs import RECIPES
+from scott.training.adversary import Adversary
 from scott.training.config import DistillConfig
 
 GROUPS = {
     "training": "teacher data out method seed max_steps batch_size",
     "reading": " ".join(("weights", *(field.name for field in fields(Reading)))),
-    "rate": "learning_rate critic_learning_rate warmup_steps decay optimizer weight_decay clip_norm",
-    "solver": "solver eta phi order jump substeps times guidance_min guidance_max guidance",
-    "loss": "loss weighting adversarial_weight critic critic_input critic_rank",
+    "rate": "learning_rate warmup_steps decay optimizer weight_decay clip_norm",
+    "solver": "solver eta phi order jump substeps times jump_reuse jump_store guidance_min guidance_max guidance",
+    "loss": "loss weighting",
+    "critic": " ".join(field.name for field in fields(Adversary)),
     "student": "train lora_rank lora_alpha lora_variant ema_decay",
     "log": "log_every tracker sample_every checkpoint_every keep_checkpoints",
     "validation": "validate_every validation_samples validation_features best_metric",
@@ -74,15 +76,24 @@ def _defaults(recipe: str | None) -> dict[str, str]:
     made = partial(RECIPES[recipe], **data)
     default = made()
     train = "lora" if default.train == "full" else "full"
-    others = {"--method lcm": made(method="lcm"), f"--train {train}": made(train=train)}
+    others = {f"--method {name}": made(method=name) for name in ("paper", "lcm")} | {
+        f"--train {train}": made(train=train)
+    }
     words = {}
     for name in _types().keys() - data.keys():
         value = getattr(default, name)
-        words[name] = "none" if value in (None, ()) else str(value)
+        words[name] = _shown(value)
         for flag, other in others.items():
             if getattr(other, name) != value and not flag.startswith(f"--{name} "):
-                words[name] += f"; with {flag} {getattr(other, name)}"
+                words[name] += f"; with {flag} {_shown(getattr(other, name))}"
     return words
+
+
+def _shown(value: Any) -> str:
+    """A value as it is given on the command line."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def has_data(recipe: str) -> bool:

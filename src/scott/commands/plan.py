@@ -43,7 +43,7 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     table = Table("", "", "", title=f"{config.teacher}, {budget.teacher}", show_header=False)
     table.columns[1].justify = "right"
     student = f"lora, rank {config.lora_rank}" if config.train == "lora" else "full"
-    critic = f"{config.critic}, rank {config.critic_rank}" if config.critic != "full" else "full"
+    critic = config.critic if config.critic in ("full", "heads") else f"{config.critic}, rank {config.critic_rank}"
     table.add_row("[bold]parameters")
     table.add_row("network", f"{budget.parameters:,}", budget.network)
     table.add_row("student", f"{budget.student:,}", f"{budget.student / budget.parameters:.2%}, {student}")

@@ -134,13 +134,12 @@ def _method(config: DistillConfig) -> str:
         "ddim": f"DDIM with η {config.eta:g}",
         "dpmpp-sde": f"SDE-DPM-Solver++ with η {config.eta:g}, order {config.order}",
     }[config.solver]
-    critic = (
-        f"λ_adv {config.adversarial_weight:g}, critic {config.critic} ({config.critic_input})"
-        if config.has_critic
-        else "no critic"
-    )
+    share, fakes = config.adversarial_share, "; drawn fakes" if config.draws_fakes else ""
+    weight = f"λ_adv for a gradient of {share:g} times L_CD's" if share else f"λ_adv {config.adversarial_weight:g}"
+    critic = f"{weight}, critic {config.critic} ({config.critic_input}{fakes})" if config.has_critic else "no critic"
     times = f", at the {config.times} times" if config.times != "all" else ""
-    walk = f"jump {config.jump} in {config.substeps} sub-steps{times}"
+    reuse = f", each used {config.jump_reuse} times" if config.jump_reuse > 1 else ""
+    walk = f"jump {config.jump} in {config.substeps} sub-steps{times}{reuse}"
     weighting = f" weighted by {config.weighting}" if config.weighting != "uniform" else ""
     decay = f"; rates fall over the last {config.decay:.0%} of the steps" if config.decay else ""
     return f"{config.method}: {solver}; {walk}; {config.loss} loss{weighting}; {critic}{decay}"

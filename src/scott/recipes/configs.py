@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.config import LCM_SETTINGS, PAPER_SETTINGS, DistillConfig
 
 Recipe = Callable[..., DistillConfig]
+METHODS = {"paper": PAPER_SETTINGS, "lcm": LCM_SETTINGS}
 
 
 class _Row(NamedTuple):
@@ -74,7 +75,8 @@ def mini(**changes: Any) -> DistillConfig:
     low, high = (2.0, 4.0) if train == "full" else (3.0, 3.0)
     settings: dict[str, Any] = {"teacher": "mini", "data": "mini", "out": Path("runs/mini"), "train": train}
     settings |= _MINI | {"guidance_min": low, "guidance_max": high}
-    return _made(settings, changes, LCM_SETTINGS | {"jump": 100, "decay": 0.0})
+    methods = {"paper": PAPER_SETTINGS | {"jump": 300}, "lcm": LCM_SETTINGS | {"jump": 100, "decay": 0.0}}
+    return _made(settings, changes, methods)
 
 
 def sd15(**changes: Any) -> DistillConfig:
@@ -132,9 +134,11 @@ def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
     return _made(settings, changes)
 
 
-def _made(settings: dict[str, Any], changes: dict[str, Any], lcm: dict[str, Any] = LCM_SETTINGS) -> DistillConfig:
+def _made(
+    settings: dict[str, Any], changes: dict[str, Any], methods: dict[str, dict[str, Any]] = METHODS
+) -> DistillConfig:
     """What is given wins over the method's settings, and those over the recipe's."""
-    return DistillConfig(**(settings | (lcm if changes.get("method") == "lcm" else {}) | changes))
+    return DistillConfig(**(settings | methods.get(changes.get("method", "scott"), {}) | changes))
 
 
 mini_lcm: Recipe = partial(mini, method="lcm")

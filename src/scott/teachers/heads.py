@@ -64,8 +64,8 @@ class EncoderCritic(nn.Module):
         So each layer counts as much as another in a mean over positions.
 
         Args:
-            t: (B,), the time that the critic is told.
-            cond: the conditioning that it is told.
+            t: (B,), the time that the critic is given.
+            cond: the conditioning that it is given.
         """
         features, mask = self.features(x0, t, cond), cond.get("mask", cond["text"].new_ones(cond["text"].shape[:2]))
         text = (cond["text"] * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -85,10 +85,11 @@ class EncoderCritic(nn.Module):
     @torch.no_grad()
     def standardise(self, batches: Iterable[tuple[Tensor, "Cond"]]) -> None:
         """Take μ and s of all of the data's x0 and their conditions, at the time of clean data."""
-        moments = list[Tensor]()
+        moments, schedule = list[Tensor](), self.backbone.schedule
         heads: list[Any] = [*self.heads]
         for x0, cond in batches:
-            read = self.features(x0, x0.new_full((len(x0),), self.backbone.schedule.t_data), cond)
+            t = torch.full((len(x0),), schedule.t_data, dtype=schedule.time_dtype, device=x0.device)
+            read = self.features(x0, t, cond)
             flat = [f.transpose(0, 1).flatten(1).double() for f in read]
             new = [torch.stack([torch.ones_like(f).sum(1), f.sum(1), (f * f).sum(1)]) for f in flat]
             moments = [a + b for a, b in zip(moments, new, strict=True)] if moments else new

@@ -244,6 +244,10 @@ class LatentBackbone(Encoders):
     def critic_parameters(self) -> dict[str, nn.Parameter]:
         return self.critic_model.trained() if self.critic_model is not None else {}
 
+    def critic_statistics(self) -> dict[str, Tensor]:
+        """What the critic's heads know of the data and do not train, by name."""
+        return {} if self.critic_model is None else dict(self.critic_model.heads.named_buffers())
+
     @property
     def heads(self) -> list[nn.Module]:
         """The critic's, which stand beside the network."""

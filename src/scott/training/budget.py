@@ -78,11 +78,12 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
     )
     trained = (*student, *critic)
-    gradients = storage_bytes(trained)
+    gradients, apart = storage_bytes(trained), config.has_critic and config.adversarial_share > 0
     cost = step_cost(backbone, a_pass)
     exchanged = gradients
     if config.shard == "full":
-        exchanged = gradients * config.gradient_accumulation + _gathered(backbone, calls)
+        exchanged += storage_bytes(student) * (config.draws_fakes or apart)  # whose fakes have a backward pass
+        exchanged = exchanged * config.gradient_accumulation + _gathered(backbone, calls)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
@@ -102,7 +103,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "EMA target": storage_bytes([*target, *copies.get("target", ())]) // parts,
             "critic": storage_bytes([*critic, *copies.get("critic", ())]) // parts,
             "optimizers": optimizer_bytes(trained, config.optimizer) // parts,
-            "gradients": gradients // parts,
+            "gradients": (gradients + storage_bytes(student) * apart) // parts,
             "activations": cost.peak - gradients,
         },
         preparing={
@@ -113,7 +114,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
 
 
 def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
-    """Network calls of one step, by model; backward passes are counted where they arrive, each time they do.
+    """Network calls of one step that walks its jumps, by model; backward passes are counted where they arrive, each
+    time they do.
 
     `config.batch_size` is that of a pass.
     """
@@ -125,11 +127,19 @@ def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
         Calls("target", 1, 0, batch),
         Calls("student", 1, 1, batch),
     ]
+    fakes, r1 = batch, int(config.critic_r1 > 0)
+    if config.draws_fakes:
+        fakes = config.drawn_rows(batch)
+        calls.append(Calls("student", 2, 1, fakes))
+    elif config.has_critic and config.adversarial_share:
+        calls.append(Calls("student", 1, 1, fakes))
     if config.has_critic:
-        # a fake's logits are walked once for each of the two updates, both times down to the fake; those of the data
-        # only as far as something is trained
-        encoder = 3 if config.critic == "full" else 2
-        calls += [Calls("critic encoder", 2, encoder, batch), Calls("critic decoder", 2, 3, batch)]
+        # a fake's logits are walked once for each of the two updates, and but where networks are split, the critic's
+        # own as far as something is trained, like those of the data
+        encoder = 3 + r1 if config.critic == "full" else 1 if config.shard == "none" else 2
+        calls.append(Calls("critic encoder", 2 + r1, encoder, fakes))
+        if config.critic != "heads":
+            calls.append(Calls("critic decoder", 2 + r1, 3 + r1, fakes))
     return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from scott.choices import unknown
 from scott.data.settings import Reading
 from scott.errors import UserError
+from scott.training.adversary import Adversary, require
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed, since the command lin
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Reading):
+class DistillConfig(Reading, Adversary):
     """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
@@ -34,15 +35,15 @@ class DistillConfig(Reading):
     """Of several sources: how many of the samples come from each, in proportion; as many from each, if left out."""
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
-    method: Literal["scott", "lcm"] = "scott"
-    """Which settings the recipe starts from, SCott's or `LCM_SETTINGS`; a flag that is given still wins."""
+    method: Literal["scott", "paper", "lcm"] = "scott"
+    """Which settings the recipe starts from: its own, the paper's (`PAPER_SETTINGS`) or LCM's (`LCM_SETTINGS`); a flag
+    that is given still wins."""
     seed: int = 0
 
     max_steps: int = 40_000
     batch_size: int = 40
     """Of a step, over all processes."""
     learning_rate: float = 8e-6
-    critic_learning_rate: float = 2e-5
     warmup_steps: int = 500
     """Over which both rates rise from 0."""
     decay: float = 0.0
@@ -67,19 +68,14 @@ class DistillConfig(Reading):
     times: Literal["all", "needed"] = "all"
     """Which t_n are trained: all of the grid, or only those that drawing in 1, 2, 4 or 8 steps stops at, with the
     targets on their way to clean data."""
+    jump_reuse: int = 1
+    """How many steps train on each batch of the teacher's jumps: the teacher is called the less."""
+    jump_store: int = 4096
+    """How many jumps are kept for the steps that use one again, which choose a batch of them at random."""
 
     loss: Literal["l2", "l1", "huber"] = "l2"
     weighting: Literal["uniform", "snr+1"] = "uniform"
-    """w(t_n), the weight of the student's loss at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it."""
-    adversarial_weight: float = 0.4
-    """λ_adv; 0 trains no critic."""
-    critic: Literal["lora", "full", "unconditional", "none"] = "lora"
-    """Table 7 of the paper: LoRA on the decoder, a trained copy of the whole network, LoRA told neither time nor text,
-    or no critic at all (as with an adversarial weight of 0)."""
-    critic_input: Literal["paper", "matched", "renoised"] = "paper"
-    """What the critic is told: t = 0 for data and t_n for the student's output (paper), t_n for both (matched), or both
-    noised to one random time (renoised)."""
-    critic_rank: int = 64
+    """w(t_n), the weight of L_CD at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it."""
     guidance_min: float = 3.0
     """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. A LoRA student, or a
     transformer, takes no ω and is trained for a single one."""
@@ -132,33 +128,32 @@ class DistillConfig(Reading):
     """The metric whose best checkpoint is kept."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(len(self.sources) > 0, "data", self.data, "a source or more")
+        Reading.__post_init__(self)
+        require(len(self.sources) > 0, "data", self.data, "a source or more")
         fits = not self.weights or len(self.weights) == len(self.sources)
-        _require(
-            fits and all(0 < weight < math.inf for weight in self.weights), "weights", self.weights, "one a source"
-        )
+        require(fits and all(0 < weight < math.inf for weight in self.weights), "weights", self.weights, "one a source")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             if choices and value not in choices:
                 raise unknown(field.name, value, choices)
             if isinstance(value, float):
-                _require(math.isfinite(value), field.name, value, "a finite number")
+                require(math.isfinite(value), field.name, value, "a finite number")
+        Adversary.__post_init__(self)
         positive = ("max_steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
         counts = ("gradient_accumulation", "validation_samples")
-        rates = ("learning_rate", "critic_learning_rate", "clip_norm", "lora_rank", "critic_rank")
+        rates = ("learning_rate", "clip_norm", "lora_rank", "jump_reuse", "jump_store")
         for name in (*positive, *counts, *rates, "jump", "substeps"):
-            _require(0 < getattr(self, name) < MOST, name, getattr(self, name), "a positive number below 2**31")
-        for name in ("adversarial_weight", "weight_decay", "warmup_steps", "loader_workers", "validate_every"):
-            _require(0 <= getattr(self, name) < MOST, name, getattr(self, name), "0 or more, below 2**31")
-        _require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
-        _require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
-        _require(0 <= self.decay <= 1, "decay", self.decay, "a fraction from 0 to 1")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
-        _require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
-        _require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
-        _require(
+            require(0 < getattr(self, name) < MOST, name, getattr(self, name), "a positive number below 2**31")
+        for name in ("weight_decay", "warmup_steps", "loader_workers", "validate_every"):
+            require(0 <= getattr(self, name) < MOST, name, getattr(self, name), "0 or more, below 2**31")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
+        require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
+        require(0 <= self.decay <= 1, "decay", self.decay, "a fraction from 0 to 1")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
+        require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
+        require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
+        require(
             self.guidance_min <= self.drawn_guidance <= self.guidance_max,
             "guidance",
             self.guidance,
@@ -192,10 +187,6 @@ class DistillConfig(Reading):
     def sources(self) -> tuple[str, ...]:
         """`data`, as several."""
         return (self.data,) if isinstance(self.data, str) else self.data
-
-    @property
-    def has_critic(self) -> bool:
-        return self.adversarial_weight > 0 and self.critic != "none"
 
     @property
     def drawn_guidance(self) -> float:
@@ -283,8 +274,8 @@ FEW_STEPS = (1, 2, 4, 8)
 
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
-
-
-def _require(condition: bool, name: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise UserError(f"got {name} {value}; expected {expected}")
+_OF_THE_TEACHER = ("critic_learning_rate", "critic_rank")
+_METHOD = {field.name for field in dataclasses.fields(Adversary)} - {*_OF_THE_TEACHER}
+_METHOD |= {"solver", "phi", "order", "jump", "substeps", "jump_reuse", "loss", "weighting"}
+PAPER_SETTINGS: dict[str, Any] = {name: _DEFAULTS[name] for name in sorted(_METHOD)} | {"method": "paper"}
+"""SCott as its paper has it, which the defaults are, but for what depends on the teacher: rates, ranks, guidance."""

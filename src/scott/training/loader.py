@@ -1,7 +1,7 @@
 """A process's rows of each step's batch, read ahead by workers and checked against the teacher."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,13 +12,18 @@ from scott.training.config import DistillConfig
 
 
 def batches(
-    data: BatchSource, backbone: LatentBackbone, uncond: Cond, config: DistillConfig, rows: slice, start: int
+    data: BatchSource,
+    backbone: LatentBackbone,
+    uncond: Cond,
+    config: DistillConfig,
+    rows: slice,
+    numbers: Sequence[int],
 ) -> Iterator[Batch]:
-    """Rows of the batches of steps from `start` on. Raises `UserError` where the first does not fit the teacher."""
+    """Rows of the batches of these numbers. Raises `UserError` where the first does not fit the teacher."""
     loader: DataLoader[Batch | UserError] = DataLoader(
         _Steps(data, config.batch_size, rows),
         batch_size=None,
-        sampler=range(start, config.max_steps),
+        sampler=numbers,
         num_workers=config.loader_workers,
         worker_init_fn=_ignore_sigterm,
     )
@@ -42,7 +47,7 @@ def check_batch(batch: Batch, backbone: LatentBackbone, uncond: Cond, *, varied:
 
 
 class _Steps(Dataset["Batch | UserError"]):
-    """Item n is this process's rows of the batch of step n, or why there are none: raised in a process that reads
+    """Item n is this process's rows of batch n, or why there are none: raised in a process that reads
     ahead, an error would come with its traceback as its message."""
 
     def __init__(self, data: BatchSource, size: int, rows: slice) -> None:

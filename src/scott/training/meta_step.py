@@ -6,8 +6,7 @@ does not let the schedule read its times, and FlopCounterMode keeps what is to b
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -22,7 +21,8 @@ from scott.diffusion import Denoiser
 from scott.solvers import Solver
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
-from scott.training.step import Draws, distillation_step
+from scott.training.draws import Draws
+from scott.training.step import distillation_step
 
 
 def step_cost(backbone: LatentBackbone, config: DistillConfig) -> "Cost":
@@ -30,19 +30,13 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> "Cost":
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
     drawn, solver = Draws.make(shape, grid, config, torch.Generator()), cast(Solver, _Calls())
-    latents = partial(torch.empty, shape, device="meta")
+    latents, apart = partial(torch.empty, shape, device="meta"), nullcontext() if config.adversarial_share else None
     with Cost() as cost, gpu_kernels():
         # times and ω stay on the CPU: the schedule reads their values
-        draws = replace(
-            drawn,
-            latent=latents(),
-            noise=latents(),
-            walk=[latents() for _ in drawn.walk],
-            critic_noise=(latents(), latents()),
-        )
+        draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+        distillation_step(backbone, solver, grid, batch, uncond, draws, config, apart=apart)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None

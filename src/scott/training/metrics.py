@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scott.errors import UserError
 from scott.files import write_atomically
+from scott.training.config import DistillConfig
 
 
 class MetricsLog:
@@ -123,6 +124,48 @@ class CriticWatch:
         self._accuracies.clear()
         found, remedy = ("tells nothing", "raise") if mean <= self.CHANCE else ("always wins", "lower")
         return f"step {step}: the critic {found} (accuracy {mean:.2f} over {window} steps); {remedy} its learning rate"
+
+
+class Spread:
+    """log10 of std(f_θ) over std(x0) at the times at which samples are drawn, over the last `ROWS` rows or so.
+
+    An L2 student of a noisy teacher shrinks towards the mean, and a critic gives the spread back: 0 is balance. Where
+    samples are drawn for the critic, theirs too, by the time at which they end.
+    """
+
+    ROWS, TOLERANCE, EVERY = 500, 0.02, 200
+
+    def __init__(self, times: Iterable[float], config: DistillConfig) -> None:
+        names = [f"spread_{time:.3g}" for time in sorted({*times}, reverse=True)]
+        self.rows = [config.batch_size] * len(names)
+        if config.draws_fakes:
+            self.rows += [config.drawn_rows(config.batch_size)] * len(names)
+            names += [name.replace("_", "_drawn_") for name in names]
+        self.names, self.sums = names, torch.zeros(len(names), 5, dtype=torch.float64)
+
+    def add(self, moments: Tensor) -> dict[str, float]:
+        """Add a step's (names, 5), each row a mean over the batch: rows at the time, and of those f, f², x0, x0²."""
+        new = moments.cpu().double() * torch.tensor(self.rows)[:, None]
+        self.sums = self.sums * (1 - 1 / self.ROWS) ** new[:, :1] + new
+        count, f, ff, x, xx = self.sums.unbind(1)
+        f_var, x_var = ff / count - (f / count) ** 2, xx / count - (x / count) ** 2
+        known = (f_var > 0) & (x_var > 0)
+        ratios = ((f_var / x_var).log10() / 2).tolist()
+        return {name: ratio for name, ratio, is_known in zip(self.names, ratios, known, strict=True) if is_known}
+
+    def warning(self, step: int, values: Mapping[str, float]) -> str | None:
+        """Now and then, of a run with a critic: which time is furthest from balance, if it is out of it."""
+        known = {name: 10 ** values[name] for name in self.names if name in values}
+        full = dict(zip(self.names, self.sums[:, 0] > self.ROWS / 2, strict=True))
+        off = {name: ratio for name, ratio in known.items() if full[name] and abs(ratio - 1) > self.TOLERANCE}
+        if step % self.EVERY or "critic" not in values or not off:
+            return None
+        worst = max(off, key=lambda name: abs(off[name] - 1))
+        remedy = "less noise or more of the critic" if off[worst] < 1 else "more noise or less of the critic"
+        return f"step {step}: {worst}: the student's spread is {off[worst]:.2f} of the data's; {remedy} balances it"
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.sums = torch.tensor(state["spread"], dtype=torch.float64)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scott.errors import UserError
 from scott.teachers import LatentBackbone
+from scott.training.balance import Balance
 from scott.training.checkpoint import Parts, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
@@ -37,17 +38,20 @@ class Optimization:
     def __init__(self, backbone: LatentBackbone, config: DistillConfig) -> None:
         self.backbone, self.config = backbone, config
         self.models = {"student": Model(backbone.student_parameters(), backbone.student)}
-        self.rates = {"student": config.learning_rate}
         if config.has_critic:
             self.models["critic"] = Model(backbone.critic_parameters(), backbone.critic)
-            self.rates["critic"] = config.critic_learning_rate
         self.target = Model(backbone.target_parameters())
         self.calls = {name: averaged(model, config) for name, model in self.models.items()}
         make = optimizer_class(config.optimizer)
-        self.optimizers = {
-            name: make(model.parameters(), lr=self.rates[name], weight_decay=config.weight_decay)
-            for name, model in self.models.items()
-        }
+        self.rates: dict[str, list[float]] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, model in self.models.items():
+            groups, betas = _groups(name, model, config)
+            self.rates[name] = [group["lr"] for group in groups]
+            self.optimizers[name] = make(groups, betas=betas, weight_decay=config.weight_decay)
+        share = config.adversarial_share if config.has_critic else 0.0
+        self.balance = Balance(self.models["student"].parameters(), share) if share else None
+        """Where λ_adv is not fixed."""
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=config.precision == "fp16")
 
     def update(self, step: int) -> dict[str, Tensor]:
@@ -56,7 +60,9 @@ class Optimization:
         The gradients are those of the loss times the scaler's scale. Where one is not finite, nothing is moved; there
         are no norms then if a smaller scale may help.
         """
-        norms = {}
+        norms: dict[str, Tensor] = {}
+        if self.balance:
+            norms |= self.balance.combine(self.scaler.get_scale(), self.config.adversarial_factor(step))
         for name, optimizer in self.optimizers.items():
             self.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.models[name].parameters(), self.config.clip_norm)
@@ -64,8 +70,8 @@ class Optimization:
         finite = all(bool(torch.isfinite(norm)) for norm in norms.values())
         if finite:
             for name, optimizer in self.optimizers.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = self.rates[name] * self.config.rate_factor(step)
+                for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
+                    group["lr"] = rate * self.config.rate_factor(step)
                 optimizer.step()
             self._move_target()
             release(self.backbone)
@@ -94,28 +100,45 @@ class Optimization:
         parts = {name: model_tensors(model) for name, model in {**self.models, "target": self.target}.items()}
         for name, optimizer in self.optimizers.items():
             parts[f"{name}_optimizer"] = optimizer_tensors(self.models[name], optimizer)
-        return parts
+        return parts | ({"critic_statistics": statistics} if (statistics := self.backbone.critic_statistics()) else {})
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
-        return {"seed": self.config.seed, "scaler": self.scaler.state_dict()}
+        state = {"seed": self.config.seed, "scaler": self.scaler.state_dict()}
+        return state | (self.balance.state() if self.balance else {})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Take over the newest checkpoint; its state."""
         newest = latest_checkpoint(folder)
         assert newest is not None, "open_run found a checkpoint"
         parts, state = load_checkpoint(newest)
-        if missing := {*self.models, "target", *(f"{name}_optimizer" for name in self.optimizers)} - parts.keys():
+        statistics = self.backbone.critic_statistics()
+        needed = {*self.models, "target", *(f"{name}_optimizer" for name in self.optimizers)}
+        if missing := (needed | ({"critic_statistics"} if statistics else set())) - parts.keys():
             lacks = ", ".join(sorted(missing))
             raise UserError(f"checkpoint {newest} lacks {lacks}; delete it to resume from the one before")
         for name, model in {**self.models, "target": self.target}.items():
             load_parameters(model.tensors, parts[name], name)
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(self.models[name], optimizer, parts[f"{name}_optimizer"])
+        for name, statistic in statistics.items():
+            statistic.copy_(parts["critic_statistics"][name])
         release(self.backbone)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.balance:
+            self.balance.load(state)
         return state
+
+
+def _groups(name: str, model: Model, config: DistillConfig) -> tuple[list[dict[str, Any]], tuple[float, float]]:
+    """An optimizer's groups with their rates, the critic's heads apart, and its betas."""
+    if name == "student":
+        return [{"params": [*model.parameters()], "lr": config.learning_rate}], (0.9, 0.999)
+    heads = [parameter for name, parameter in model.tensors.items() if name.startswith("heads.")]
+    others = [parameter for name, parameter in model.tensors.items() if not name.startswith("heads.")]
+    groups = [(others, config.critic_learning_rate), (heads, config.head_rate)]
+    return [{"params": tensors, "lr": rate} for tensors, rate in groups if tensors], config.critic_betas
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

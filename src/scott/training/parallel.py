@@ -57,6 +57,12 @@ def rows_of_pass(config: DistillConfig, process: int, processes: int) -> list[sl
             f"got batch size {config.batch_size}; expected a multiple of {processes * passes}, as it is the batch of "
             f"all processes ({processes}) and their passes (gradient_accumulation {passes})"
         )
+    drawn = config.drawn_rows(config.batch_size)
+    if config.draws_fakes and drawn % (processes * passes):
+        raise UserError(
+            f"got drawn_fraction {config.drawn_fraction}, {drawn} rows of {config.batch_size}; expected a multiple of "
+            f"{processes * passes} rows, so that each pass of each process has as many"
+        )
     first = process * passes
     return [slice((first + k) * size, (first + k + 1) * size) for k in range(passes)]
 

@@ -2,19 +2,20 @@
 
     x_n = α x0 + σ ε at t_n          x̂_m = Φ_SDE(guided teacher, x_n, t_n → t_m, h sub-steps)
     L_CD  = w(t_n) d(f_θ(x_n, t_n), f_θ⁻(x̂_m, t_m))
-    L_adv = −w(t_n) D(f_θ(x_n, t_n), t_n)    L_D = max(0, 1 − D(x0)) + max(0, 1 + D(f_θ))
+    L_adv = −w(t) D(fake, t)         L_D = max(0, 1 − D(x0)) + max(0, 1 + D(fake)) + γ R1
 
-w(t_n) is 1 by default; the paper has a weight on L_CD alone (docs/architecture.md says why L_adv has it here).
+A fake is f_θ(x_n, t_n), as in the paper, or what sampling makes of noise ε and w: f_θ(x, t) with x = ε at the first
+time, and x = α f_θ(ε, t_max) + σ w at a later one. w(t) is 1 by default; the paper has a weight on L_CD alone.
 
-The student descends L_CD + λ_adv L_adv and the critic L_D, by one ordinary backward pass each, from the same forward
-passes. The critic sees a leaf with the student's output f_θ: λ_adv ∂L_adv/∂f_θ is taken there and L_D goes back to the
-critic. Then both of the student's gradients, which meet at f_θ and are compared there, go back to the student together.
+The student descends L_CD + λ_adv L_adv and the critic L_D. The critic sees a leaf with the fake: λ_adv ∂L_adv/∂fake is
+taken there and L_D goes back to the critic. Then it goes back to the student: together with ∂L_CD/∂f_θ, which it meets
+at f_θ, or after it where the fakes are of a forward pass of their own.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,51 +28,32 @@ from scott.objective import (
     hinge_discriminator,
     hinge_generator,
     loss_weight,
+    r1_penalty,
 )
 from scott.solvers import Solver
 from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
+from scott.training.draws import Draws, sampling_times
+
+R1_DISTANCE = 0.01
+"""In standard deviations of the data."""
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Everything random in a step. Noises are like the latents (B, C, H, W)."""
-
-    t_n: Tensor
-    omega: Tensor
-    latent: Tensor
-    noise: Tensor
-    walk: list[Tensor]
-    critic_t: Tensor
-    critic_noise: tuple[Tensor, Tensor]
-
-    @classmethod
-    def make(cls, shape: torch.Size, grid: JumpGrid, config: DistillConfig, generator: torch.Generator) -> "Draws":
-        """Draw on the generator's device (the CPU, so that every device sees the same)."""
-        normal = partial(torch.randn, shape, generator=generator)
-        uniform = torch.rand(shape[0], generator=generator)
-        return cls(
-            t_n=grid.sample(shape[0], generator),
-            omega=config.guidance_min + (config.guidance_max - config.guidance_min) * uniform,
-            latent=normal(),
-            noise=normal(),
-            walk=[normal() for _ in range(grid.substeps)],
-            critic_t=grid.sample_any(shape[0], generator),
-            critic_noise=(normal(), normal()),
-        )
-
-    def to(self, device: torch.device) -> "Draws":
-        return self._map(lambda value: value.to(device))
-
-    def __getitem__(self, rows: slice) -> "Draws":
-        """The draws of some samples of the batch."""
-        return self._map(lambda value: value[rows])
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Draws":
-        def apply(value: Any) -> Any:
-            return function(value) if isinstance(value, Tensor) else type(value)(map(function, value))
-
-        return Draws(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
+def walk_jump(
+    backbone: LatentBackbone,
+    solver: Solver,
+    grid: JumpGrid,
+    batch: Batch,
+    uncond: Cond,
+    draws: Draws,
+    config: DistillConfig,
+) -> Tensor:
+    """x̂_m (B, C, H, W), where the guided teacher's walk from x_n ends. No student has a part in it."""
+    with torch.no_grad():
+        uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
+        teacher = backbone.guided_teacher(uncond, draws.omega, config.low_memory)
+        _, x_n = _noised(backbone.schedule, batch, draws)
+        return solver.walk(teacher, x_n, grid.substep_times(draws.t_n), batch.cond, noises=draws.walk)
 
 
 def distillation_step(
@@ -83,75 +65,160 @@ def distillation_step(
     draws: Draws,
     config: DistillConfig,
     *,
+    x_m: Tensor | None = None,
     student: Callable[..., Tensor] | None = None,
     critic: Callable[..., Tensor] | None = None,
+    adversarial_weight: float | None = None,
+    apart: AbstractContextManager[None] | None = None,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     mark: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Tensor]:
-    """Add the gradients of both losses to the parameters' `grad`; the step's terms as 0-d tensors.
+    """Add the gradients of both losses to the parameters' `grad`; the step's terms, 0-d tensors but for `moments`.
 
-    Among the terms is `adversarial_ratio`, ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
+    Among the terms is `adversarial_ratio`, ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖, where both gradients are of one forward
+    pass. `moments` is what `Spread` takes.
 
     Args:
         uncond: the condition that guidance pushes away from, with batch 1.
+        x_m: what `walk_jump` made of the same draws, if it was called before.
         student, critic: what to call instead of the backbone's own: where several processes train, those that average.
+        adversarial_weight: λ_adv, if it is not the config's.
+        apart: within it `grad` is to hold the student's gradient of L_adv alone, that of a forward pass of its own.
         scale: what a loss is multiplied with, in the gradients and not in the terms.
         mark: called as a part ends: teacher, student or critic.
     """
     schedule, t_n = backbone.schedule, draws.t_n
     cond = batch.cond | {"guidance": draws.omega}
-    x0 = batch.mean + batch.std * draws.latent
-    x_n = schedule.add_noise(x0, draws.noise, t_n)
-    with torch.no_grad():
-        uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
-        teacher = backbone.guided_teacher(uncond, draws.omega, config.low_memory)
-        times = grid.substep_times(t_n)
-        x_m = solver.walk(teacher, x_n, times, batch.cond, noises=draws.walk)
+    x0, x_n = _noised(schedule, batch, draws)
+    if x_m is None:
+        x_m = walk_jump(backbone, solver, grid, batch, uncond, draws, config)
     mark("teacher")
-    f_m = consistency_target(ConsistencyFunction(backbone.target, schedule), x_m, times[-1], cond)
-    f_n = ConsistencyFunction(student or backbone.student, schedule)(x_n, t_n, cond)
+    f = ConsistencyFunction(student or backbone.student, schedule)
+    f_m = consistency_target(ConsistencyFunction(backbone.target, schedule), x_m, grid.target(t_n), cond)
+    f_n = f(x_n, t_n, cond)
     weight = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
     consistency = consistency_loss(f_n, f_m, config.loss, weight=weight)
-    terms = {"consistency": consistency.detach()}
+    terms = {"consistency": consistency.detach(), "moments": _moments(f_n, x0, t_n, grid)}
     if not config.has_critic:
         scale(consistency).backward()
         mark("student")
         return terms
-    towards_target = torch.autograd.grad(scale(consistency), f_n, retain_graph=True)[0]
+    towards_target = torch.autograd.grad(scale(consistency), f_n)[0]
     mark("student")
 
-    fake = f_n.detach().requires_grad_()
-    fake_logits, real_logits = _critic_logits(critic or backbone.critic, schedule, x0, fake, cond, draws, config)
-    adversarial, discriminator = hinge_generator(fake_logits, weight), hinge_discriminator(real_logits, fake_logits)
-    towards_data = torch.autograd.grad(scale(config.adversarial_weight * adversarial), fake, retain_graph=True)[0]
-    scale(discriminator.loss).backward()
-    mark("critic")
-    f_n.backward(towards_target + towards_data)
+    weight_of_fakes = config.adversarial_weight if adversarial_weight is None else adversarial_weight
+    # a split network's graph has gathered copies of its parameters
+    trained = tuple(backbone.critic_parameters().values()) if config.shard == "none" else None
+    play = partial(_play, critic or backbone.critic, trained, grid, config, weight_of_fakes, scale)
+    shown = _Shown(f_n, x0, t_n, cond, draws)
+    if not config.draws_fakes and apart is None:
+        towards_data, played = play(shown)
+        mark("critic")
+        f_n.backward(towards_target + towards_data)
+        tiny = torch.finfo(torch.float32).tiny
+        played["adversarial_ratio"] = towards_data.norm() / towards_target.norm().clamp(min=tiny)
+    else:
+        f_n.backward(towards_target)
+        with apart or nullcontext():
+            if config.draws_fakes:
+                shown = _drawn(f, shown, grid)
+                terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
+            else:
+                shown = shown._replace(fakes=f(x_n, t_n, cond))
+            mark("student")
+            towards_data, played = play(shown)
+            mark("critic")
+            shown.fakes.backward(towards_data)
     mark("student")
-    return terms | {
+    return terms | played
+
+
+class _Shown(NamedTuple):
+    """What the critic compares: samples of the student's at times t, and the data x0 of the same captions."""
+
+    fakes: Tensor
+    x0: Tensor
+    t: Tensor
+    cond: Cond
+    draws: Draws
+
+
+def _noised(schedule: NoiseSchedule, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+    """x0 and x_n."""
+    x0 = batch.mean + batch.std * draws.latent
+    return x0, schedule.add_noise(x0, draws.noise, draws.t_n)
+
+
+def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid) -> _Shown:
+    """f_θ(x, t) as sampling makes it of the draws' noises, with the data of the same rows.
+
+    The first step is made for all rows, also those that end there: so a step has one form, whatever it drew.
+    """
+    rows = shown.draws.drawn.nonzero().squeeze(1)
+    cond, draws = {name: value[rows] for name, value in shown.cond.items()}, shown.draws[rows]
+    (noise, again), t, t_max = draws.drawn_noise, draws.drawn_t, max(sampling_times(grid))
+    with torch.no_grad():
+        first = f(noise, torch.full_like(t, t_max), cond)
+    later = (t < t_max).to(noise.device).view(-1, 1, 1, 1)
+    x = torch.where(later, f.schedule.add_noise(first, again, t), noise)
+    return _Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
+
+
+def _play(
+    critic: Callable[..., Tensor],
+    trained: Sequence[Tensor] | None,
+    grid: JumpGrid,
+    config: DistillConfig,
+    adversarial_weight: float,
+    scale: Callable[[Tensor], Tensor],
+    shown: _Shown,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Send L_D back to what is trained of D (None: to all there is); scaled λ_adv ∂L_adv/∂fakes, and terms."""
+    leaf = shown.fakes.detach().requires_grad_()
+    (x_fake, t_fake), (x_real, t_real) = _critic_inputs(shown._replace(fakes=leaf), grid.schedule, config)
+    fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
+    kind = config.weighting if config.adversarial_weighting == "same" else config.adversarial_weighting
+    adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, grid.trained_times))
+    discriminator = hinge_discriminator(real_logits, fake_logits)
+    terms = {
         "adversarial": adversarial.detach(),
         "critic": discriminator.loss.detach(),
         "critic_real_accuracy": discriminator.real_accuracy,
         "critic_fake_accuracy": discriminator.fake_accuracy,
-        "adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=torch.finfo(torch.float32).tiny),
     }
+    loss = discriminator.loss
+    if config.critic_r1:
+        nearby = critic(x_real + R1_DISTANCE * shown.draws.r1_noise[0], t_real, shown.cond)
+        penalty = r1_penalty(real_logits, nearby, R1_DISTANCE)
+        loss, terms["critic_r1"] = loss + config.critic_r1 * penalty, penalty.detach()
+    towards_data = torch.autograd.grad(scale(adversarial_weight * adversarial), leaf, retain_graph=True)[0]
+    scale(loss).backward(inputs=trained)  # not on through a frozen encoder, down to the fake
+    return towards_data, terms
 
 
-def _critic_logits(
-    critic: Callable[..., Tensor],
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    fake: Tensor,
-    cond: Cond,
-    draws: Draws,
-    config: DistillConfig,
-) -> tuple[Tensor, Tensor]:
-    """D's logits of the student's output and of the data (what it is told of time is `critic_input`)."""
-    real, t_fake, t_real = x0, draws.t_n, draws.t_n
-    if config.critic_input == "paper":
-        t_real = torch.full_like(t_fake, schedule.t_data)
-    elif config.critic_input == "renoised":
-        t_fake = t_real = draws.critic_t
-        fake = schedule.add_noise(fake, draws.critic_noise[0], t_fake)
-        real = schedule.add_noise(real, draws.critic_noise[1], t_real)
-    return critic(fake, t_fake, cond), critic(real, t_real, cond)
+def _critic_inputs(
+    shown: _Shown, schedule: NoiseSchedule, config: DistillConfig
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What D is shown of the student and of the data, and what time it is given for each (`critic_input`)."""
+    clean = torch.full_like(shown.t, schedule.t_data)
+    match config.critic_input:
+        case "renoised":
+            t, noises = shown.draws.critic_t, shown.draws.critic_noise
+            fake, real = (schedule.add_noise(x, w, t) for x, w in zip((shown.fakes, shown.x0), noises, strict=True))
+            return (fake, t), (real, t)
+        case "clean":
+            return (shown.fakes, clean), (shown.x0, clean)
+        case "matched":
+            return (shown.fakes, shown.t), (shown.x0, shown.t)
+        case _:
+            return (shown.fakes, shown.t), (shown.x0, clean)
+
+
+@torch.no_grad()
+def _moments(output: Tensor, x0: Tensor, t: Tensor, grid: JumpGrid) -> Tensor:
+    """(T, 5) for the T times at which samples are drawn, descending: the share of the rows that are at the time, and
+    over the whole batch the mean of those rows' output, its square, x0 and its square."""
+    times = torch.tensor(sorted({*sampling_times(grid)}, reverse=True)).to(t)
+    each = [torch.ones_like(output), output, output.square(), x0, x0.square()]
+    rows = torch.stack([value.flatten(1).mean(1) for value in each], 1).float()
+    return (times[:, None] == t).to(rows) @ rows / len(t)

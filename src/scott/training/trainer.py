@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 import torch
@@ -19,16 +20,18 @@ from torch import Tensor
 
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
-from scott.rng import generator_for
-from scott.teachers import LatentBackbone
+from scott.teachers import Cond, LatentBackbone
+from scott.teachers.heads import EncoderCritic
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
+from scott.training.draws import sampling_times
+from scott.training.jumps import Jumps
 from scott.training.launch import open_run, start_processes
-from scott.training.loader import batches
-from scott.training.metrics import CriticWatch, MetricsLog, StepTimer, check_finite, memory_gb, read_metrics
+from scott.training.loader import batches, check_batch
+from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
-from scott.training.step import Draws, distillation_step
+from scott.training.step import distillation_step, walk_jump
 
 
 @dataclass
@@ -84,15 +87,21 @@ class _Run:
         self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
         self.optimization = Optimization(backbone, config)
         self.checkpoints = config.out / "checkpoints"
+        self.spread = Spread(sampling_times(self.grid), config)
         if start:
-            before = self.optimization.load(self.checkpoints).get("data")
-            if before != data.version:
+            state = self.optimization.load(self.checkpoints)
+            self.spread.load(state)
+            if (before := state.get("data")) != data.version:
                 raise UserError(
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
+        elif isinstance(critic := backbone.critic_model, EncoderCritic):
+            critic.standardise(self.whole_batch())
         rows = slice(self.passes[0].start, self.passes[-1].stop)
-        self.batches = batches(data, backbone, self.uncond, config, rows, start)
+        self.jumps = Jumps(config)
+        numbers = [jump for jump, _ in self.jumps.of_steps[start:]]
+        self.batches = batches(data, backbone, self.uncond, config, rows, numbers)
         self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
@@ -120,6 +129,15 @@ class _Run:
             self.accelerator.end_training()
         return config.max_steps - self.start
 
+    def whole_batch(self) -> Iterator[tuple[Tensor, Cond]]:
+        """The first batch of all processes, as much at a time as a pass takes."""
+        size = self.passes[0].stop - self.passes[0].start
+        for first in range(0, self.config.batch_size, size):
+            part = self.data.batch(0, self.config.batch_size, slice(first, first + size))
+            check_batch(part, self.backbone, self.uncond, varied=self.data.varied)
+            part = part.to(self.backbone.device)
+            yield part.mean, part.cond
+
     def is_sampled(self) -> bool:
         """Whether the last step, if it is made, was sampled and validated too: that is logged apart from training."""
         records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
@@ -137,49 +155,53 @@ class _Run:
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
-        config, optimization = self.config, self.optimization
-        shape = torch.Size((config.batch_size, *batch.mean.shape[1:]))
-        draws = Draws.make(shape, self.grid, config, generator_for(config.seed, step))
+        config, optimization, balance = self.config, self.optimization, self.optimization.balance
+        draws = self.jumps.draws(step, torch.Size((config.batch_size, *batch.mean.shape[1:])), self.grid)
+        weight = 1.0 if balance else config.adversarial_weight * config.adversarial_factor(step)
         terms: list[dict[str, Tensor]] = []
-        for rows in self.passes:
+        for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
             part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
+            inputs = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
+            x_m = self.jumps.end(step, index, partial(walk_jump, *inputs))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
                 made = distillation_step(
-                    self.backbone,
-                    self.solver,
-                    self.grid,
-                    part,
-                    self.uncond,
-                    drawn,
-                    config,
-                    **optimization.calls,
+                    *inputs,
+                    x_m=x_m,
+                    student=optimization.calls["student"],
+                    critic=optimization.calls.get("critic"),
+                    adversarial_weight=weight,
+                    apart=balance.apart() if balance else None,
                     scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
                     mark=self.timer.mark,
                 )
             terms.append(made)
         means, stop = self.average(terms, stop)
+        spread = self.spread.add(means.pop("moments"))
         norms = optimization.update(step)
         if not norms:  # fp16 overflowed and a smaller scale will be tried, so the ratio may be infinite
             means.pop("adversarial_ratio", None)
-        values = check_finite(step + 1, means | norms, draws.t_n)
+        values = check_finite(step + 1, means | norms, draws.t_n) | spread
         self.timer.mark("update")
         return values, stop
 
     def average(self, terms: list[dict[str, Tensor]], stop: bool) -> tuple[dict[str, Tensor], bool]:
         """The terms' means over passes and processes, and whether any process is to stop."""
-        means = {name: torch.stack([made[name] for made in terms]).mean() for name in terms[0]}
+        means = {name: torch.stack([made[name] for made in terms]).mean(0) for name in terms[0]}
         if self.accelerator.num_processes == 1:
             return means, stop
-        asked = torch.tensor(float(stop), device=self.backbone.device)
-        *values, stopped = self.accelerator.reduce(torch.stack([*means.values(), asked]), "mean").unbind()
-        return dict(zip(means, values, strict=True)), bool(stopped > 0)
+        means["stop"] = torch.tensor(float(stop), device=self.backbone.device)
+        flat = self.accelerator.reduce(torch.cat([value.flatten() for value in means.values()]), "mean")
+        parts = zip(means.items(), flat.split([value.numel() for value in means.values()]), strict=True)
+        means = {name: part.view(value.shape) for (name, value), part in parts}
+        return means, bool(means.pop("stop") > 0)
 
     def log_step(self, done: int, values: dict[str, float]) -> None:
         """Report a step, and log it where it is due."""
         config, record = self.config, dict[str, float]()
-        if warning := self.watch.see(done, values):
-            self.hooks.warn(warning)
+        for warning in (self.watch.see(done, values), self.spread.warning(done, values)):
+            if warning:
+                self.hooks.warn(warning)
         if done % config.log_every == 0 or done == config.max_steps:
             parts = {f"seconds_{part}": seconds for part, seconds in self.timer.read().items()}
             seconds = sum(parts.values())
@@ -221,7 +243,7 @@ class _Run:
         parts = self.optimization.parts()
         if self.accelerator.is_main_process:
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
-            state |= {"data": self.data.version, "teacher": self.backbone.version}
+            state |= {"data": self.data.version, "teacher": self.backbone.version, "spread": self.spread.sums.tolist()}
             save_checkpoint(self.checkpoints, done, parts, state)
             if candidate:
                 candidate.write(self.checkpoints)

@@ -1,0 +1,86 @@
+"""The options of the game against the critic: what it is, what it compares, how it learns, and what it counts."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scott.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """The defaults are the paper's, as far as it says. Raises `UserError` when a value is out of range."""
+
+    adversarial_weight: float = 0.4
+    """λ_adv; 0 trains no critic."""
+    adversarial_share: float = 0.0
+    """Instead of a fixed λ_adv, the one at which the gradient of L_adv has this share of the norm of L_CD's."""
+    adversarial_weighting: Literal["same", "uniform", "snr+1"] = "same"
+    """Weight of L_adv at a time: as L_CD's, 1 (the paper's), or α²/σ² + 1 over its mean."""
+    critic_warmup: int = 0
+    """Steps at the start in which the critic learns and L_adv counts nothing."""
+    adversarial_ramp: int = 0
+    """Steps after these over which λ_adv rises to its value."""
+
+    critic: Literal["lora", "full", "unconditional", "heads", "none"] = "lora"
+    """Table 7 of the paper: LoRA on the decoder, a trained copy of the whole network, LoRA given neither time nor text;
+    or heads on the frozen encoder, which compute the least; or no critic (as with an adversarial weight of 0)."""
+    critic_fakes: Literal["noised", "drawn"] = "noised"
+    """What the critic is shown: f of noised data, as the paper says, or what sampling in 2 and 4 steps makes: f of pure
+    noise, and f of what such a first step gave, noised again."""
+    drawn_fraction: float = 0.5
+    """Of a batch's captions: for how many a sample is drawn for the critic."""
+    critic_input: Literal["paper", "matched", "renoised", "clean"] = "paper"
+    """What time the critic is given: 0 for data and t_n for the student's output (paper), t_n for both (matched), one
+    random time to which both are noised (renoised), or 0 for both (clean)."""
+    critic_rank: int = 64
+
+    critic_learning_rate: float = 2e-5
+    critic_head_rate: float | None = None
+    """Learning rate of the critic's heads; the critic's by default."""
+    critic_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's, for the critic."""
+    critic_r1: float = 0.0
+    """γ of the penalty γ/2 ‖∂D/∂x0‖² on the data (R1)."""
+
+    def __post_init__(self) -> None:
+        for name in ("critic_learning_rate", "critic_rank"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("adversarial_weight", "adversarial_share", "critic_warmup", "adversarial_ramp", "critic_r1"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.head_rate > 0, "critic_head_rate", self.critic_head_rate, "a positive number")
+        require(0 < self.drawn_fraction <= 1, "drawn_fraction", self.drawn_fraction, "more than 0, and 1 at most")
+        betas = self.critic_betas
+        require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "critic_betas", betas, "two from 0 to below 1")
+        if (self.critic, self.critic_input) == ("heads", "paper") and self.has_critic:
+            raise UserError(
+                "got critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
+                "use critic_input clean"
+            )
+
+    @property
+    def has_critic(self) -> bool:
+        return self.adversarial_weight > 0 and self.critic != "none"
+
+    @property
+    def draws_fakes(self) -> bool:
+        """Whether the critic is shown samples that are drawn for it."""
+        return self.has_critic and self.critic_fakes == "drawn"
+
+    @property
+    def head_rate(self) -> float:
+        """Learning rate of the critic's heads."""
+        return self.critic_learning_rate if self.critic_head_rate is None else self.critic_head_rate
+
+    def drawn_rows(self, batch: int) -> int:
+        """K: for how many rows of a batch a sample is drawn, 1 or more."""
+        return max(1, round(self.drawn_fraction * batch))
+
+    def adversarial_factor(self, step: int) -> float:
+        """Of λ_adv at step n = 0, 1, ...: 0 in the critic's warm-up, then (n + 1 − warm-up) / ramp, at most 1."""
+        return min(1.0, max(0.0, (step + 1 - self.critic_warmup) / max(1, self.adversarial_ramp)))
+
+
+def require(condition: bool, name: str, value: Any, expected: str) -> None:
+    """Raise `UserError` unless a value fits."""
+    if not condition:
+        raise UserError(f"got {name} {value}; expected {expected}")

@@ -1,0 +1,75 @@
+"""λ_adv by how strongly both losses pull at the student: two sets of gradients, kept apart until an update."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from scott.training.parallel import whole
+
+
+class Balance:
+    """λ = s · EMA(‖∂L_CD/∂θ‖) / EMA(‖∂L_adv/∂θ‖) over the student's parameters θ, both means of decay 0.9.
+
+    Norms at f_θ, where the two gradients meet, would cost less and mislead: what L_adv asks for there moves θ by more.
+
+    Args:
+        parameters: θ, whose `grad` holds ∂L_CD/∂θ.
+        share: s.
+    """
+
+    DECAY = 0.9
+
+    def __init__(self, parameters: Iterable[nn.Parameter], share: float) -> None:
+        self.parameters, self.share = [*parameters], share
+        self.means: list[float] = []
+        """Running means of both norms; none before the first update."""
+        self._other: list[Tensor | None] = [None] * len(self.parameters)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """`grad` is ∂L_adv/∂θ within: it adds up over a step's passes as that of L_CD does outside."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def combine(self, scale: float, factor: float) -> dict[str, Tensor]:
+        """grad ← ∂L_CD/∂θ + factor λ ∂L_adv/∂θ, as both come; the norms and what L_adv was multiplied with.
+
+        Norms that are not finite leave the means as they were.
+
+        Args:
+            scale: what both losses were multiplied with, which the norms leave out.
+            factor: of λ, while L_adv is let in.
+        """
+        mine = [p.grad for p in self.parameters if p.grad is not None]
+        theirs = [grad for grad in self._other if grad is not None]
+        norms = [whole(get_total_norm(grads)).item() / scale for grads in (mine, theirs)]
+        if all(map(math.isfinite, norms)):
+            before = self.means or norms
+            self.means = [self.DECAY * mean + (1 - self.DECAY) * norm for mean, norm in zip(before, norms, strict=True)]
+        consistency, adversarial = self.means or (0.0, 0.0)
+        weight = factor * self.share * consistency / adversarial if adversarial else 0.0
+        torch._foreach_add_(mine, theirs, alpha=weight)
+        self._other = [None] * len(self.parameters)
+        values = {"consistency_norm": norms[0], "adversarial_norm": norms[1], "adversarial_weight": weight}
+        return {name: torch.tensor(value) for name, value in values.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"balance": self.means}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.means = list(state["balance"])
+
+    def _exchange(self) -> None:
+        # a copy: DDP's gradients lie in its buckets, which its next backward pass fills anew
+        kept = [None if p.grad is None else p.grad.clone() for p in self.parameters]
+        for parameter, grad in zip(self.parameters, self._other, strict=True):
+            parameter.grad = grad
+        self._other = kept

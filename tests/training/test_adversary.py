@@ -1,0 +1,172 @@
+"""The game against the critic in its other forms: drawn fakes, an adaptive λ_adv, R1, the critic's rates, the ramp."""
+
+import dataclasses
+
+import pytest
+import torch
+from tests.training.by_hand import B, Step, gradients, make_config
+from tests.training.runs import assert_same_run, final, metrics
+
+from scott.diffusion import ConsistencyFunction, DiscreteSchedule, JumpGrid
+from scott.errors import UserError
+from scott.training.balance import Balance
+from scott.training.draws import Draws, sampling_times
+from scott.training.parallel import rows_of_pass
+from scott.training.step import R1_DISTANCE
+
+FAST = {"solver": "ddim", "eta": 0.0, "jump": 8, "substeps": 1}
+DRAWN = {"critic_fakes": "drawn", "critic_input": "clean"}
+
+
+def student_gradients(step, loss):
+    return torch.autograd.grad(loss, tuple(step.backbone.student_parameters().values()), retain_graph=True)
+
+
+def assert_close(got, expected):
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def fakes_by_hand(step):
+    """Rows 1 and 3: the first is drawn in one step, the other's first step is noised to t = 503 and drawn again."""
+    backbone, (noise, again) = step.backbone, step.draws.drawn_noise
+    step.draws = dataclasses.replace(step.draws, drawn_t=torch.tensor([255, 999, 751, 503]))
+    f = ConsistencyFunction(backbone.student, backbone.schedule)
+    first = f(noise, torch.full((B,), 999), step.cond)
+    second = f(step.noised(first.detach(), again, torch.full((B,), 503)), torch.full((B,), 503), step.cond)
+    return torch.stack([first[1], second[3]])
+
+
+def losses_by_hand(step, drawn):
+    """L_CD, L_adv and L_D with data and fakes both at t = 0."""
+    fakes = fakes_by_hand(step) if drawn else step.student()
+    rows = torch.tensor([1, 3]) if drawn else torch.arange(B)
+    clean, cond = torch.full((len(rows),), -1), {name: value[rows] for name, value in step.cond.items()}
+
+    def logits(x0):
+        return step.backbone.critic(x0, clean, cond)
+
+    real = logits(step.x0[rows])
+    critic = (1 - real).clamp(min=0).mean() + (1 + logits(fakes.detach())).clamp(min=0).mean()
+    if step.config.critic_r1:
+        change = logits(step.x0[rows] + R1_DISTANCE * step.draws.r1_noise[0][rows]) - real
+        critic = critic + step.config.critic_r1 * ((change.mean(1) / R1_DISTANCE) ** 2).mean() / 2
+    return (step.student() - step.target()).square().mean(), -logits(fakes).mean(), critic
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"critic": "heads"}, {"critic_r1": 0.3, "critic": "heads", "train": "lora"}],
+    ids=str,
+)
+def test_drawn_fakes_are_what_sampling_makes(make_backbone, perturb, changes):
+    step = Step(make_backbone, perturb, make_config(**FAST, **DRAWN, **changes))
+    consistency, adversarial, critic = losses_by_hand(step, drawn=True)
+    made = step.run()
+    assert_close(made.student, student_gradients(step, consistency + 0.4 * adversarial))
+    assert_close(made.critic, torch.autograd.grad(critic, tuple(step.backbone.critic_parameters().values())))
+    torch.testing.assert_close(made.terms["adversarial"], adversarial.detach(), rtol=1e-4, atol=1e-5)
+    assert "adversarial_ratio" not in made.terms
+    assert student_gradients(step, adversarial)[0].norm() > 1e-4
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_an_adaptive_weight_is_a_share_of_the_gradients_norms(make_backbone, perturb, drawn):
+    """Two passes with a loss scale of 2, and then half of the ramp."""
+    config = make_config(**FAST, **(DRAWN if drawn else {"critic_input": "clean"}), critic="heads")
+    step = Step(make_backbone, perturb, config)
+    losses = losses_by_hand(step, drawn)
+    consistency, adversarial = (student_gradients(step, loss) for loss in losses[:2])
+    norms = [torch.cat([g.flatten() for g in grads]).norm() for grads in (consistency, adversarial)]
+    parameters = step.backbone.student_parameters()
+    balance = Balance(parameters.values(), share=0.3)
+    for _ in range(2):
+        step.add(scale=lambda loss: 2 * loss, apart=balance.apart(), adversarial_weight=1.0)
+    values = balance.combine(scale=4.0, factor=0.5)
+    weight = 0.5 * 0.3 * norms[0] / norms[1]
+    assert values["consistency_norm"] == pytest.approx(norms[0].item(), rel=1e-4)
+    assert values["adversarial_norm"] == pytest.approx(norms[1].item(), rel=1e-4)
+    assert values["adversarial_weight"] == pytest.approx(weight.item(), rel=1e-4)
+    made = gradients(parameters)
+    assert_close([g / 4 for g in made], [g + weight * a for g, a in zip(consistency, adversarial, strict=True)])
+
+
+def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_finite():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    balance = Balance([parameter], share=1.0)
+
+    def update(consistency, adversarial):
+        parameter.grad = torch.tensor([consistency, 0.0])
+        with balance.apart():
+            assert parameter.grad is None
+            parameter.grad = torch.tensor([0.0, adversarial])
+        return balance.combine(1.0, 1.0)["adversarial_weight"].item()
+
+    assert update(2.0, 1.0) == pytest.approx(2.0)
+    assert parameter.grad.tolist() == [2.0, 2.0]
+    assert update(4.0, 2.0) == pytest.approx((0.9 * 2 + 0.1 * 4) / (0.9 * 1 + 0.1 * 2))
+    update(1.0, float("inf"))
+    assert not parameter.grad.isfinite().all()
+    assert balance.means == pytest.approx([2.2, 1.1])
+    other = Balance([parameter], share=1.0)
+    other.load(balance.state())
+    assert other.means == balance.means
+
+
+def test_rows_and_times_that_are_drawn_for():
+    grid = JumpGrid(DiscreteSchedule.stable_diffusion())
+    assert sampling_times(grid) == [999, 503, 999, 751, 503, 255]
+    config = make_config(**DRAWN, drawn_fraction=1 / 3)
+    draws = Draws.make(torch.Size((600, 1, 2, 2)), grid, config, torch.Generator().manual_seed(0))
+    for rows in (3, 60, 300):
+        assert set(draws.drawn.view(-1, rows).sum(1).tolist()) == {rows // 3}
+    counts = {time: (draws.drawn_t == time).sum().item() for time in (999, 751, 503, 255)}
+    assert counts == pytest.approx({999: 200, 751: 100, 503: 200, 255: 100}, abs=40)
+    # what a run of noised fakes draws is left as it was
+    noised = Draws.make(torch.Size((600, 1, 2, 2)), grid, make_config(), torch.Generator().manual_seed(0))
+    assert torch.equal(draws.critic_noise[1], noised.critic_noise[1])
+    assert noised.drawn_noise == noised.r1_noise == ()
+
+
+def test_each_pass_draws_as_many_samples():
+    config = make_config(**DRAWN, batch_size=4, gradient_accumulation=2, drawn_fraction=0.25)
+    with pytest.raises(UserError, match=r"got drawn_fraction 0\.25, 1 rows of 4; expected a multiple of 2 rows"):
+        rows_of_pass(config, 0, 1)
+    assert len(rows_of_pass(dataclasses.replace(config, drawn_fraction=0.5), 0, 1)) == 2
+
+
+def test_l_adv_is_let_in_after_the_critics_warm_up():
+    config = make_config(critic_warmup=2, adversarial_ramp=4)
+    assert [config.adversarial_factor(step) for step in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert make_config().adversarial_factor(0) == 1
+
+
+EVERYTHING = FAST | DRAWN | {"critic": "heads", "adversarial_share": 0.3, "critic_warmup": 1, "adversarial_ramp": 2}
+EVERYTHING |= {"critic_betas": (0.0, 0.99), "critic_head_rate": 2e-3, "critic_r1": 0.1, "jump_reuse": 2}
+
+
+def test_a_resumed_run_is_bit_equal_with_every_option_on(start, tmp_path):
+    """Stopped with jumps in the store and running means under way, in two passes."""
+    settings = EVERYTHING | {"batch_size": 4, "gradient_accumulation": 2, "jump_store": 8, "checkpoint_every": 4}
+    start(tmp_path / "whole", max_steps=6, **settings)
+    for stop in (4, 6):
+        start(tmp_path / "twice", max_steps=stop, **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "twice")
+    weights = [record["adversarial_weight"] for record in metrics(tmp_path / "whole")]
+    assert weights[0] == 0
+    assert min(weights[1:]) > 0
+    parts, state = final(tmp_path / "whole")
+    assert all((tensor != 1).all() for name, tensor in parts["critic_statistics"].items() if name.endswith("std"))
+    assert len(state["balance"]) == 2
+
+
+def test_heads_have_a_rate_and_betas_of_their_own(start, make_backbone, tmp_path):
+    """Adam's first step moves a parameter by its rate, and its second moment is then (1 − β2) g²."""
+    rates = {"critic_learning_rate": 1e-3, "critic_head_rate": 4e-3, "critic_betas": (0.0, 0.5)}
+    start(tmp_path, max_steps=1, warmup_steps=0, clip_norm=1e6, **FAST, **rates)
+    parts, _ = final(tmp_path)
+    before = make_backbone("lora", critic_rank=2).critic_parameters()
+    moved = {name: (parts["critic"][name] - value.detach()).abs().max() for name, value in before.items()}
+    assert moved["heads.0.weight"] == pytest.approx(4e-3, rel=0.01)
+    moments = parts["critic_optimizer"]
+    torch.testing.assert_close(moments["heads.0.weight.exp_avg"] ** 2, 2 * moments["heads.0.weight.exp_avg_sq"])
