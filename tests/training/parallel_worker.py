@@ -115,13 +115,9 @@ def compare(folder, changes):
     )
     assert torch.distributed.get_rank() or tensors.keys() == split_tensors.keys()
     moved = [
-        max(
-            ((split_tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
-            for name, value in tensors.items()
-            if name.startswith(part) and name in split_tensors
-        )
-        for part in ("student.", "target.", "critic.")
-        if split_tensors
+        ((split_tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
+        for name, value in tensors.items()
+        if name.startswith(("student.", "target.", "critic.")) and name in split_tensors
     ]
     bones = equipped(skeleton(folder, config.dtype), config.train, 4, config.critic)
     budget = budget_of(bones, dataclasses.replace(config, shard="full"), torch.distributed.get_world_size())
