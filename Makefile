@@ -27,9 +27,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A file of tests at a time in each of two processes, so that what a file makes once is made once.
+# A file of tests at a time in each of two processes, so that what a file makes once is made once. xdist would begin with
+# the files of most tests; tests/conftest.py has the slow ones first, so that none is left at the end.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
 # its student draws.

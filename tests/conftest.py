@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -37,9 +38,18 @@ from scott.cli import main
 from scott.diffusion import JumpGrid
 from scott.teachers import load_backbone
 
+TESTS = Path(__file__).parent
+SLOW = ("training/test_processes.py", "golden/test_golden.py", "training/test_budget.py", "training/test_trainer.py")
+SLOW += ("recipes/test_real_scale.py", "test_cli_export.py", "test_benchmarks.py", "teachers/test_families.py")
 MAX_TOKENS = 16
 disable_progress_bar()
 set_verbosity_error()
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files first: whoever is free last then has a short one left."""
+    rank = {TESTS / name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture

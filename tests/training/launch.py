@@ -12,7 +12,7 @@ import psutil
 from scott.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 240
+LIMIT = 480
 """Seconds after which a process that neither ends nor gets on is given up."""
 
 

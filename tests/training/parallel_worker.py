@@ -1,7 +1,8 @@
-"""One of several processes that train with all split: `torchrun … -m tests.training.parallel_worker FOLDER CHANGES`.
+"""One of several processes that train with all split: `torchrun … -m tests.training.parallel_worker CASES`.
 
 Each makes two steps by itself first, on the whole batch. Writes, from the first process, how far losses, weights and
-optimizers' states are from those, and what share of them a process holds.
+optimizers' states are from those, what part of them a process holds, and the bytes that went between the processes in a
+step, beside those that the budget has.
 """
 
 import dataclasses
@@ -11,8 +12,12 @@ import sys
 import torch
 from tests.training.by_hand import Step, make_config
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scott.teachers import load_backbone
+from scott.teachers.skeleton import skeleton
+from scott.training.budget import budget_of
 from scott.training.optimization import Optimization
 from scott.training.parallel import local, rows_of_pass, shard
 from scott.training.step import distillation_step
@@ -20,16 +25,36 @@ from scott.training.step import distillation_step
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup_steps": 0}
 
 
+class Traffic(TorchDispatchMode):
+    """Bytes of what is gathered, as it comes out, and of the gradients that are scattered, as they go in."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name.startswith(("c10d::_allgather_base_", "c10d::_reduce_scatter_base_")):
+            whole = args[0 if "allgather" in name else 1]
+            self.bytes += sum(t.untyped_storage().nbytes() for t in tree_leaves(whole) if isinstance(t, torch.Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def equipped(backbone, train, critic_rank, critic):
+    torch.manual_seed(0)
+    backbone.add_student(train, rank=4, alpha=4.0)
+    backbone.add_critic(critic_rank, critic)
+    return backbone
+
+
 def train(folder, config, *, split, checkpointing):
-    """(losses and norms of each step, whole tensors by name, share of all parameters that this process holds)"""
+    """(losses and norms of each step, whole tensors by name, part of all parameters that this process holds, bytes)"""
 
     def make_backbone(train, critic_rank, family, critic):
-        torch.manual_seed(0)
-        backbone = load_backbone(folder, config.dtype)
-        backbone.add_student(train, rank=4, alpha=4.0)
-        backbone.add_critic(critic_rank, critic)
+        backbone = equipped(load_backbone(folder, config.dtype), train, critic_rank, critic)
         if checkpointing:
             backbone.checkpoint_activations()
+        if config.compile and split:  # dynamo's trace without a compiler
+            for network in (backbone.network, *backbone.copies.values()):
+                network.compile(backend="eager")
         return backbone
 
     @torch.no_grad()
@@ -43,22 +68,25 @@ def train(folder, config, *, split, checkpointing):
         shard(step.backbone)
     # the whole one is in every process alike, so that averaging its gradients changes nothing
     optimization = Optimization(step.backbone, dataclasses.replace(config, shard="full" if split else "none"))
-    losses, norms = [], []
+    losses, norms, traffic = [], [], Traffic()
     processes = torch.distributed.get_world_size() if split else 1
-    rows = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)[0]
+    passes = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)
     for number in range(2):
-        made = distillation_step(
-            step.backbone,
-            step.solver,
-            step.grid,
-            step.batch[rows],
-            step.uncond,
-            step.draws[rows],
-            config,
-            **optimization.calls,
-            scale=optimization.scaler.scale,
-        )
-        values = torch.stack([made[name] for name in ("consistency", "adversarial", "critic")])
+        values = torch.zeros(3)
+        for rows in passes:
+            with traffic:
+                made = distillation_step(
+                    step.backbone,
+                    step.solver,
+                    step.grid,
+                    step.batch[rows],
+                    step.uncond,
+                    step.draws[rows],
+                    config,
+                    **optimization.calls,
+                    scale=lambda loss: optimization.scaler.scale(loss) / len(passes),
+                )
+            values += torch.stack([made[name] for name in ("consistency", "adversarial", "critic")]) / len(passes)
         if split:
             torch.distributed.all_reduce(values)
         losses.append(values / processes)
@@ -67,32 +95,45 @@ def train(folder, config, *, split, checkpointing):
     parameters = [*step.backbone.network.parameters(), *optimization.models["student"].parameters()]
     assert all(isinstance(p, DTensor) for p in parameters) == split
     held = sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
-    return torch.stack(losses), torch.stack(norms), tensors, held
+    return torch.stack(losses), torch.stack(norms), tensors, held, traffic.bytes / 2
+
+
+def compare(folder, changes):
+    """What test_processes asks for, in every process."""
+    checkpointing = changes.pop("checkpointing", False)
+    config = make_config(**SETTINGS, **changes)
+    losses, norms, tensors, *_ = train(folder, config, split=False, checkpointing=checkpointing)
+    split_losses, split_norms, split_tensors, held, traffic = train(
+        folder, config, split=True, checkpointing=checkpointing
+    )
+    assert torch.distributed.get_rank() or tensors.keys() == split_tensors.keys()
+    moved = [
+        max(
+            ((split_tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
+            for name, value in tensors.items()
+            if name.startswith(part) and name in split_tensors
+        )
+        for part in ("student.", "target.", "critic.")
+        if split_tensors
+    ]
+    bones = equipped(skeleton(folder, config.dtype), config.train, 4, config.critic)
+    budget = budget_of(bones, dataclasses.replace(config, shard="full"), torch.distributed.get_world_size())
+    return {
+        "losses": ((split_losses - losses).abs() / losses.abs()).max().item(),
+        "norms": ((split_norms - norms).abs() / norms).max().item(),
+        "weights": max(moved, default=0.0),
+        "held": held,
+        "traffic": traffic,
+        "exchanged": budget.exchanged,
+    }
 
 
 def main():
-    folder, changes = sys.argv[1], json.loads(sys.argv[2])
-    checkpointing = changes.pop("checkpointing", False)
-    config = make_config(**SETTINGS, **changes)
     torch.distributed.init_process_group("gloo")
-    losses, norms, tensors, _ = train(folder, config, split=False, checkpointing=checkpointing)
-    split_losses, split_norms, split_tensors, held = train(folder, config, split=True, checkpointing=checkpointing)
-    if torch.distributed.get_rank() == 0:
-        assert tensors.keys() == split_tensors.keys()
-        moved = {
-            part: max(
-                ((split_tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
-                for name, value in tensors.items()
-                if name.startswith(part)
-            )
-            for part in ("student.", "target.", "critic.")
-        }
-        errors = {
-            "losses": ((split_losses - losses).abs() / losses.abs()).max().item(),
-            "norms": ((split_norms - norms).abs() / norms).max().item(),
-            "weights": max(moved.values()),
-        }
-        sys.stdout.write(json.dumps(errors | {"held": held}) + "\n")
+    for case, (folder, changes) in json.loads(sys.argv[1]).items():
+        found = compare(folder, changes)
+        if torch.distributed.get_rank() == 0:
+            sys.stdout.write(json.dumps({"case": case, **found}) + "\n")
     torch.distributed.destroy_process_group()
 
 

@@ -1,8 +1,9 @@
-"""One run comes out of one process, of two and of two passes; and of one that was killed and started again."""
+"""One run comes out of one process, of two or four, split or not; and of one that was stopped and started again."""
 
 import json
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from PIL import Image
 from tests.training.launch import finish, free_port, start, stop_after
 from tests.training.runs import assert_same_run, final, metrics
 
+from scott.cli import main
 from scott.errors import UserError
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import rows_of_pass
 
 STEPS = 12
+pytestmark = pytest.mark.timeout(900)  # of a fixture, which makes several runs
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +29,30 @@ def shards(teacher_folders, tmp_path_factory):
         Image.effect_noise((64, 64), 40.0 + 5 * index).convert("RGB").save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text("a cat" if index % 2 else "dog")
     out = tmp_path_factory.mktemp("data") / "shards"
-    code, output = finish(start("scott.cli", "prepare", folder, "--teacher", teacher_folders["sd1"], "--out", out))
-    assert code == 0, output
+    here("prepare", folder, "--teacher", teacher_folders["sd1"], "--out", out)
     return out
 
 
-@pytest.fixture(scope="module")
-def distil(teacher_folders, shards):
-    """`distil(out, processes, *flags)`: the command, started."""
+def here(*words):
+    """A command in this process, with as many threads as one that was started has."""
+    threads, code = torch.get_num_threads(), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["scott", *map(str, words)])
+        torch.set_num_threads(1)
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            torch.set_num_threads(threads)
+    assert not code
 
-    def command(out, *flags, processes=1, accelerate=None):
+
+@pytest.fixture(scope="module")
+def words(teacher_folders, shards):
+    """`words(out, *flags)`: the command."""
+
+    def command(out, *flags):
         settings = {
             "--teacher": teacher_folders["sd1"],
             "--data": shards,
@@ -54,25 +71,48 @@ def distil(teacher_folders, shards):
             "--loader-workers": 2,
             "--tracker": "none",
         }
-        words = [str(word) for setting in settings.items() for word in setting]
-        words += ["--no-gradient-checkpointing", *flags]
-        return start("scott.cli", "distill", "sd15", *words, processes=processes, accelerate=accelerate)
+        given = [str(word) for setting in settings.items() for word in setting]
+        return ["distill", "sd15", *given, "--no-gradient-checkpointing", *flags]
 
     return command
 
 
 @pytest.fixture(scope="module")
-def runs(distil, tmp_path_factory):
-    """Folders of uninterrupted runs by number of processes and passes, made when first asked for."""
-    made = {}
+def distil(words):
+    """`distil(out, *flags, processes=1)`: the command, started."""
+    return lambda out, *flags, processes=1: start("scott.cli", *words(out, *flags), processes=processes)
 
-    def folder(processes=1, passes=1):
-        if (processes, passes) not in made:
-            out = made[processes, passes] = tmp_path_factory.mktemp("runs") / f"{processes}-{passes}"
-            code, output = finish(distil(out, "--gradient-accumulation", str(passes), processes=processes))
-            assert code == 0, output
-        return made[processes, passes]
 
+@pytest.fixture(scope="module")
+def one(words, tmp_path_factory):
+    """The folder of an uninterrupted run of one process."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    here(*words(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(words, tmp_path_factory):
+    """Folders of uninterrupted runs of two processes, by their flags."""
+    folder = tmp_path_factory.mktemp("two")
+    flags = {"plain": (), "two passes": ("--gradient-accumulation", "2"), "split": ("--shard", "full")}
+    commands = [words(folder / name, *more) for name, more in flags.items()]
+    code, output = finish(start("tests.training.several", json.dumps(commands), processes=2))
+    assert code == 0, output
+    return {name: folder / name for name in flags}
+
+
+@pytest.fixture(scope="module")
+def four(words, one, tmp_path_factory):
+    """Runs of four processes under accelerate's launcher: a whole one, and a split one that goes on with one's."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(one, folder / "gone on")
+    checkpoints = folder / "gone on" / "checkpoints"
+    shutil.rmtree(latest_checkpoint(checkpoints))
+    assert checkpoint_step(latest_checkpoint(checkpoints)) == STEPS - 3
+    commands = [words(folder / "whole"), words(folder / "gone on", "--shard", "full")]
+    code, output = finish(start("tests.training.several", json.dumps(commands), processes=4, accelerate="cpu"))
+    assert code == 0, output
     return folder
 
 
@@ -91,88 +131,104 @@ def assert_same_up_to_sums(one, other):
         assert (mine - theirs).norm() < 1e-3 * mine.norm(), part
 
 
-@pytest.mark.parametrize(("processes", "passes"), [(2, 1), (2, 2)])
-def test_the_same_batch_spread_otherwise_is_the_same_run(runs, processes, passes):
-    assert_same_up_to_sums(runs(), runs(processes, passes))
+@pytest.mark.parametrize("spread", ["plain", "two passes", "split"])
+def test_the_same_batch_over_two_processes_is_the_same_run(one, two, spread):
+    assert_same_up_to_sums(one, two[spread])
 
 
-def test_spread_batches_are_not_compared_with_themselves(runs):
+@pytest.mark.parametrize("spread", ["whole", "gone on"])
+def test_the_same_batch_over_four_processes_is_the_same_run(one, four, spread):
+    """Also where they go on, split, from the checkpoint before the last of one process."""
+    assert_same_up_to_sums(one, four / spread)
+
+
+def test_spread_batches_are_not_compared_with_themselves(one, two):
     """Another order of sums leaves other bits."""
-    parts, others = final(runs())[0]["student"], final(runs(2))[0]["student"]
+    parts, others = final(one)[0]["student"], final(two["plain"])[0]["student"]
     assert any(not torch.equal(parts[name], others[name]) for name in parts)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_comes_out_bit_for_bit(runs, distil, tmp_path, processes):
+def test_a_run_that_is_killed_comes_out_bit_for_bit(one, distil, words, tmp_path):
     """SIGKILL between and right after checkpoints, with batches read ahead, in the middle of epochs."""
     out = tmp_path / "run"
-    for step in (2, 7) if processes == 1 else (5,):
-        code, output = stop_after(distil(out, processes=processes), out, step, signal.SIGKILL)
+    for step in (2, 7):
+        code, output = stop_after(distil(out), out, step, signal.SIGKILL)
         assert code != 0, output
         assert metrics(out)[-1]["step"] < STEPS
-    code, output = finish(distil(out, processes=processes))
-    assert code == 0, output
-    assert_same_run(out, runs(processes))
+    here(*words(out))
+    assert_same_run(out, one)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_first_and_the_same_command_goes_on(runs, distil, tmp_path, processes):
-    """The signal finds the processes in different steps, and they agree on the one to stop after."""
+def test_sigterm_saves_first_and_the_same_command_goes_on(one, distil, words, tmp_path):
     out = tmp_path / "run"
-    started = distil(out, "--checkpoint-every", "1000", processes=processes)
-    code, output = stop_after(started, out, 2, signal.SIGTERM)
-    assert code == (143 if processes == 1 else 1), output  # torchrun has a code of its own
+    code, output = stop_after(distil(out, "--checkpoint-every", "1000"), out, 2, signal.SIGTERM)
+    assert code == 143, output
     assert "stopped by SIGTERM after step" in " ".join(output.split())
-    stopped = final(out)[1]["step"]
-    assert 2 <= stopped < STEPS
-    code, output = finish(distil(out, processes=processes))
-    assert code == 0, output
-    assert_same_run(out, runs(processes))
+    assert 2 <= final(out)[1]["step"] < STEPS
+    here(*words(out))
+    assert_same_run(out, one)
     assert [record["step"] for record in metrics(out)] == list(range(1, STEPS + 1))
 
 
-def test_a_split_run_that_is_killed_goes_on_in_one_process(runs, distil, tmp_path):
+def test_two_processes_that_are_stopped_come_out_bit_for_bit(two, distil, tmp_path):
+    """SIGTERM finds them in different steps, and they agree on the one to stop after; then SIGKILL."""
+    out = tmp_path / "run"
+    code, output = stop_after(distil(out, "--checkpoint-every", "1000", processes=2), out, 2, signal.SIGTERM)
+    assert code == 1, output  # torchrun has a code of its own
+    assert "stopped by SIGTERM after step" in " ".join(output.split())
+    assert 2 <= final(out)[1]["step"] < STEPS
+    code, output = stop_after(distil(out, processes=2), out, final(out)[1]["step"] + 2, signal.SIGKILL)
+    assert code != 0, output
+    code, output = finish(distil(out, processes=2))
+    assert code == 0, output
+    assert_same_run(out, two["plain"])
+    assert [record["step"] for record in metrics(out)] == list(range(1, STEPS + 1))
+
+
+def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, tmp_path):
     out = tmp_path / "run"
     code, output = stop_after(distil(out, "--shard", "full", processes=2), out, 5, signal.SIGKILL)
     assert code != 0, output
-    code, output = finish(distil(out))
-    assert code == 0, output
-    assert_same_up_to_sums(runs(), out)
-
-
-def test_a_run_of_one_process_goes_on_split_over_four(runs, distil, tmp_path):
-    """Under accelerate's launcher, from the checkpoint before the last."""
-    out = tmp_path / "run"
-    shutil.copytree(runs(), out)
-    newest = latest_checkpoint(out / "checkpoints")
-    shutil.rmtree(newest)
-    assert checkpoint_step(latest_checkpoint(out / "checkpoints")) == STEPS - 3
-    code, output = finish(distil(out, "--shard", "full", processes=4, accelerate="cpu"))
-    assert code == 0, output
-    assert_same_up_to_sums(runs(), out)
+    here(*words(out))
+    assert_same_up_to_sums(one, out)
 
 
 SPLIT = {
-    "full": ("sd1", {"train": "full", "critic": "full"}, 1),
-    "lora": ("sd3", {"train": "lora", "checkpointing": True, "precision": "fp16"}, 1),
-    "two machines": ("sd1", {"train": "lora"}, 2),
+    "full, in two passes": ("sd1", {"train": "full", "critic": "full", "gradient_accumulation": 2}),
+    "fp16 and checkpointing": ("sd3", {"train": "lora", "checkpointing": True, "precision": "fp16"}),
+    "compiled": ("sd1", {"train": "lora", "compile": True}),
 }
+MACHINES = {"two machines": ("sd1", {"train": "lora"})}
 
 
-@pytest.mark.parametrize("case", SPLIT)
-def test_two_steps_split_over_processes_are_those_of_a_whole_network(teacher_folders, case):
-    """Frozen network, student, target and critic with their optimizers; each machine has two processes."""
-    family, changes, machines = SPLIT[case]
-    arguments = ("tests.training.parallel_worker", teacher_folders[family], json.dumps(changes))
-    port = free_port()
-    launches = [("--nnodes", machines, "--node-rank", rank, "--master-addr", "127.0.0.1") for rank in range(machines)]
-    workers = [start(*arguments, processes=2, port=port, launch=launch) for launch in launches]
-    done = [finish(worker) for worker in workers]
-    assert not any(code for code, _ in done), done
-    found = json.loads(next(line for _, output in done for line in output.splitlines() if line.startswith("{")))
-    tolerance = 1e-2 if changes.get("precision") == "fp16" else 1e-4
+@pytest.fixture(scope="module")
+def split_steps(teacher_folders):
+    """By case, what `parallel_worker` found; each machine has two processes."""
+
+    def found(cases, machines):
+        given = json.dumps({case: (str(teacher_folders[family]), more) for case, (family, more) in cases.items()})
+        port = free_port()
+        launches = [
+            ("--nnodes", machines, "--node-rank", rank, "--master-addr", "127.0.0.1") for rank in range(machines)
+        ]
+        worker = ("tests.training.parallel_worker", given)
+        workers = [start(*worker, processes=2, port=port, launch=launch) for launch in launches]
+        done = [finish(process) for process in workers]
+        assert not any(code for code, _ in done), done
+        lines = [json.loads(line) for _, output in done for line in output.splitlines() if line.startswith("{")]
+        return {line["case"]: line for line in lines}
+
+    return found(SPLIT, 1) | found(MACHINES, 2)
+
+
+@pytest.mark.parametrize("case", [*SPLIT, *MACHINES])
+def test_two_steps_split_over_processes_are_those_of_a_whole_network(split_steps, case):
+    """Frozen network, student, target and critic with their optimizers, and what the budget says goes between them."""
+    found = split_steps[case]
+    tolerance = 1e-2 if case.startswith("fp16") else 1e-4
     assert max(found["losses"], found["norms"], found["weights"]) < tolerance
     assert found["held"] < 0.55, "half of all"
+    assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
 
 
 # --- without processes ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run will train, call and hold, told before any weight is read.
+"""What a run will train, call and hold, before any weight is read.
 
 Resident parts are counted from the tensors themselves. What a step holds besides (its graph, above all) is found by
 carrying the step out on the meta device, where tensors have a size and no content, at the run's own batch size.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
-from scott.training.meta_step import step_flops, step_peak
+from scott.training.meta_step import step_cost
 from scott.training.parallel import rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
@@ -48,8 +48,8 @@ class Budget:
     sample_bytes: int
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
-    """Bytes of gradients that a process averages with the others each step, and with `--shard full` of the weights that
-    are gathered."""
+    """Bytes that a process averages or gathers each step: the gradients; with `--shard full`, which holds no whole
+    gradients, once a pass, and the weights, a block at each call and backward pass, the rest once a step."""
     training: dict[str, int]
     preparing: dict[str, int]
 
@@ -79,6 +79,10 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     )
     trained = (*student, *critic)
     gradients = storage_bytes(trained)
+    cost = step_cost(backbone, a_pass)
+    exchanged = gradients
+    if config.shard == "full":
+        exchanged = gradients * config.gradient_accumulation + _gathered(backbone, calls)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
@@ -89,9 +93,9 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         student=_count(student),
         critic=_count(critic),
         calls=calls,
-        flops=step_flops(backbone, a_pass) * config.gradient_accumulation * processes,
+        flops=cost.flops * config.gradient_accumulation * processes,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
-        exchanged=(gradients + _gathered(backbone, calls) * (config.shard == "full")) * (processes > 1),
+        exchanged=exchanged if processes > 1 else 0,
         training={
             "frozen network": storage_bytes(base) // parts,
             "student": storage_bytes([*student, *copies.get("student", ())]) // parts,
@@ -99,7 +103,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "critic": storage_bytes([*critic, *copies.get("critic", ())]) // parts,
             "optimizers": optimizer_bytes(trained, config.optimizer) // parts,
             "gradients": gradients // parts,
-            "activations": step_peak(backbone, a_pass) - gradients,
+            "activations": cost.peak - gradients,
         },
         preparing={
             "VAE": storage_bytes(_tensors(backbone.vae)),
@@ -115,26 +119,38 @@ def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
     """
     batch = config.batch_size
     guided = config.guidance_max > 1
-    halves = 2 if guided and config.low_memory else 1
+    apart = 2 if guided and config.low_memory else 1
     calls = [
-        Calls("teacher", halves * config.substeps, 0, batch * (2 if guided else 1) // halves),
+        Calls("teacher", apart * config.substeps, 0, batch * (2 if guided else 1) // apart),
         Calls("target", 1, 0, batch),
         Calls("student", 1, 1, batch),
     ]
     if config.has_critic:
-        # a fake's logits are walked once for each of the two updates, both times down to the fake
-        calls += [Calls("critic encoder", 2, 2, batch), Calls("critic decoder", 2, 3, batch)]
+        # a fake's logits are walked once for each of the two updates, both times down to the fake; those of the data
+        # only as far as something is trained
+        encoder = 3 if config.critic == "full" else 2
+        calls += [Calls("critic encoder", 2, encoder, batch), Calls("critic decoder", 2, 3, batch)]
     return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
 
 
 def _gathered(backbone: LatentBackbone, calls: tuple[Calls, ...]) -> int:
-    """Bytes of the weights that a process with its part of them gets from the others, once a call and backward pass."""
-    total = 0
+    """Bytes of the weights that a process with its part of them gets from the others in a step."""
+    names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
+    decoder = [name for name in names if f"{name}.".startswith(backbone.decoder_prefixes)]
+    layers = {"": names, "decoder": decoder, "encoder": [name for name in names if name not in decoder]}
+    networks = (backbone.network, *backbone.copies.values())
+    blocks = sum(_module_bytes(network.get_submodule(name)) for network in networks for name in names)
+    total = sum(map(_module_bytes, networks)) - blocks
     for call in calls:
-        model, *half = call.model.split()
-        size = storage_bytes(_tensors(backbone.copies.get(model, backbone.network))) // (2 if half else 1)
+        model, _, part = call.model.partition(" ")
+        network = backbone.copies.get(model, backbone.network)
+        size = sum(_module_bytes(network.get_submodule(name)) for name in layers[part])
         total += (call.forward + call.backward) * size
     return total
+
+
+def _module_bytes(module: nn.Module) -> int:
+    return storage_bytes(module.parameters())
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
