@@ -146,7 +146,7 @@ with locked(Path(sys.argv[1]), sys.argv[2]):
 
 
 @pytest.mark.parametrize("part", ["0-of-1", "0-of-2", "1-of-2"])
-def test_a_second_writer_is_told_of_the_first_until_that_is_gone(prepare, tmp_path, part):
+def test_a_second_writer_learns_of_the_first_until_that_is_gone(prepare, tmp_path, part):
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", WRITING, str(tmp_path / "out"), part]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:

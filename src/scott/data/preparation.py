@@ -41,8 +41,10 @@ def full_settings(
     """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode.
 
     Raises:
-        UserError: a resolution that is no multiple of a latent's side in pixels.
+        UserError: a resolution that is no multiple of a latent's side in pixels, or a column of `where` is missing.
     """
+    if settings.where:
+        Where(settings.where, source.columns)
     resolution = settings.resolution or encoders.resolution
     factor = _factor(encoders)
     if resolution % factor:
