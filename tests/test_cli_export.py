@@ -52,7 +52,8 @@ def test_a_lora_run_ends_with_its_exports_and_cards(run_folder):
     for name in ("student/model_index.json", "lora/pytorch_lora_weights.safetensors", "card.md"):
         assert (run_folder / name).is_file()
     for name in ("student", "lora"):
-        assert f"{run_folder / name}" in (run_folder / name / "card.md").read_text()
+        assert f'"{name}"' in (run_folder / name / "card.md").read_text()
+        assert str(run_folder.parent) not in (run_folder / name / "README.md").read_text()
 
 
 def test_an_export_says_where_it_is_and_draws_what_the_run_draws(run_folder, tmp_path, scott):
@@ -187,8 +188,9 @@ def test_bad_exports_are_one_message(run_folder, tmp_path, scott):
 
 
 def test_the_embedded_students_cards_run_as_they_stand(run_folder, tmp_path, monkeypatch):
-    """From any folder; the teacher's text encoder is stored in half precision."""
-    monkeypatch.chdir(tmp_path)
+    """Beside the exports; the teacher's text encoder is stored in half precision."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
     for name in ("student", "lora"):
         (code,) = re.findall(r"```python\n(.*?)```", (run_folder / name / "card.md").read_text(), re.DOTALL)
         exec(code, {})

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from scott.export.lora import read_lora, save_lora
+from scott.export.pipeline import read_student, save_student
 from scott.export.trained import Trained
 from scott.training.config import DistillConfig
 
@@ -33,3 +35,15 @@ def make_trained(make_backbone, teacher_folders, perturb, tmp_path):
         return Trained(backbone, config, updates=7)
 
     return make
+
+
+def write(trained: Trained, folder, kind: str = "diffusers", dtype=torch.float32) -> None:
+    """As `scott export` writes and reads back."""
+    folder.mkdir(exist_ok=True)
+    expected = trained.expected()
+    if kind == "diffusers":
+        save_student(trained.backbone, folder, trained.grid, dtype)
+        read_student(folder, expected, dtype)
+    else:
+        form = save_lora(trained, folder, kind, dtype)
+        read_lora(folder, kind, form, expected, dtype)
