@@ -1,11 +1,12 @@
 """`scott export` of a run folder: its newest checkpoint's target, in every form; an older export is never lost."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scott.commands import export as module
 from scott.commands.export import export, export_finished, load_run
@@ -14,6 +15,8 @@ from scott.errors import UserError
 from scott.export import pipeline
 from scott.export.pipeline import DTYPES
 from scott.export.trained import difference, draw_latents
+from scott.teachers import load_backbone
+from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import Best, save_checkpoint
 from scott.training.config import DistillConfig
 
@@ -76,18 +79,34 @@ def test_a_lora_is_drawn_on_its_teacher(make_run, teacher_folders, kind):
 
 
 def test_a_finished_run_leaves_its_exports(make_run):
-    run, _ = make_run("lora")
-    export_finished(DistillConfig.load(run / "config.json"))
+    run, backbone = make_run("lora")
+    export_finished(DistillConfig.load(run / "config.json"), identity(backbone))
     assert {"student", "lora", "card.md"} <= {path.name for path in run.iterdir()}
     assert not list(run.glob(".*"))
 
 
 def test_a_run_of_fewer_bits_is_exported_in_fp32(make_run):
     """Merged in bf16, the LoRA's small updates would be rounded away, and no comparison would hold."""
-    run, _ = make_run("lora", precision="bf16")
-    export_finished(DistillConfig.load(run / "config.json"))
+    run, backbone = make_run("lora", precision="bf16")
+    export_finished(DistillConfig.load(run / "config.json"), identity(backbone))
     student = load_student(str(run))
     assert difference(load_run(run).latents(), draw_latents(student.backbone, student.grid, 3.0)) < 1e-4
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_teacher_that_changed_under_the_run_is_found_out(make_run, teacher_folders, tmp_path, part):
+    """Its file rewritten in place, which changes the network that is mapped from it."""
+    run, _ = make_run("lora")
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_folders["sd1"], teacher)
+    config = replace(DistillConfig.load(run / "config.json"), teacher=str(teacher))
+    (run / "config.json").write_text(config.to_json())
+    before = identity(load_backbone(teacher))
+    (file,) = (teacher / part).glob("*.safetensors")
+    save_file({name: -value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"has another {part} than when the run began; put back"):
+        export_finished(config, before)
+    assert not (run / "student").exists()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -63,7 +63,7 @@ def test_what_a_full_students_card_says(make_trained, tmp_path):
         "the whole network",
         "    guidance_scale=4.0,\n",
         "| 2 | 999, 503 | sgm_uniform: 999, 500 | SGM Uniform: 999, 499 |",
-        "They give a network no ω",
+        "They feed a network no ω, so this student's is lost there",
     ):
         assert said in text
     assert str(teacher.parent) not in text

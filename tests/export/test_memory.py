@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from scott.commands.export import export_finished
 from scott.teachers import load_backbone
+from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import save_checkpoint
 from scott.training.config import DistillConfig
 
@@ -45,9 +46,10 @@ def test_the_end_of_a_run_holds_about_one_network(big_teacher, tmp_path, train):
     )
     save_checkpoint(tmp_path / "checkpoints", 1, {"target": backbone.target_parameters()}, {})
     (tmp_path / "config.json").write_text(config.to_json())
+    teacher_is = identity(load_backbone(teacher))
     del backbone
     gc.collect()
     before = resident("VmRSS")
     (PROC / "clear_refs").write_text("5")  # the peak starts anew
-    export_finished(config)
+    export_finished(config, teacher_is)
     assert resident("VmHWM") - before < 1.6 * size

@@ -4,58 +4,21 @@ import sys
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
-from tests.export.conftest import write
 
 from scott.commands.sample import load_student
 from scott.errors import UserError
 from scott.export import card, onnx
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
-from scott.export.trained import STUDENT_INFO, difference, student_grid
+from scott.export.trained import STUDENT_INFO, difference
 from scott.recipes import mini
 from scott.samplers import StudentSampler
-from scott.teachers import load_backbone
-
-SMALL = {
-    "unet": {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
-    "transformer": {"num_layers": 2},
-    "vae": {
-        "block_out_channels": (8,),
-        "down_block_types": ("DownEncoderBlock2D",),
-        "up_block_types": ("UpDecoderBlock2D",),
-        "mid_block_add_attention": False,
-    },
-}
 
 
-@pytest.fixture
-def student(make_trained, teacher_folders, tmp_path):
-    """`student(family, train)`: (stock folder, its backbone, grid, info), of as few layers as a family can do with."""
-
-    def make(family, train):
-        pipe = DiffusionPipeline.from_pretrained(teacher_folders[family])
-        torch.manual_seed(0)
-        for name, part in pipe.components.items():
-            if name in SMALL:
-                setattr(pipe, name, type(part).from_config({**part.config, **SMALL[name]}))
-            elif name.startswith("text_encoder"):
-                setattr(pipe, name, type(part)(type(part.config)(**part.config.to_dict() | {"num_hidden_layers": 1})))
-        pipe.save_pretrained(tmp_path / "teacher")
-        trained = make_trained(train=train, backbone=load_backbone(tmp_path / "teacher"))
-        write(trained, tmp_path / "student")
-        (tmp_path / "student" / STUDENT_INFO).write_text(trained.info.to_json())
-        backbone = load_backbone(tmp_path / "student")
-        grid = student_grid(backbone.schedule, trained.info.original_inference_steps)
-        return tmp_path / "student", backbone, grid, trained.info
-
-    return make
-
-
-def test_onnxruntime_draws_the_student(student, tmp_path, monkeypatch):
+def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     """SDXL's full student has every input there is: two encoders, pooled text, sizes, ω."""
-    folder, backbone, grid, info = student("sdxl", "full")
+    folder, backbone, grid, info = small_student("sdxl", "full")
     assert write_onnx(folder, tmp_path / "onnx") == info
     assert not list((tmp_path / "onnx").rglob("*.safetensors"))
     names = {
@@ -107,7 +70,7 @@ def test_a_transformer_that_squeezes_nothing_and_reshapes_by_anothers_batch(make
     onnx._check_part(tmp_path / "model.onnx", answers, "transformer")
 
 
-def test_a_part_that_answers_otherwise_is_refused(student, tmp_path, monkeypatch):
+def test_a_part_that_answers_otherwise_is_refused(small_student, tmp_path, monkeypatch):
     export = onnx._export
 
     def move_then_export(graph, file):
@@ -119,7 +82,7 @@ def test_a_part_that_answers_otherwise_is_refused(student, tmp_path, monkeypatch
 
     monkeypatch.setattr(onnx, "_export", move_then_export)
     with pytest.raises(UserError, match="text_encoder under onnxruntime is off"):
-        write_onnx(student("sd1", "lora")[0], tmp_path / "onnx")
+        write_onnx(small_student("sd1", "lora")[0], tmp_path / "onnx")
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -15,6 +15,7 @@ from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.fingerprint import identity
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
@@ -92,6 +93,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype, config.quantize)
     check(backbone, config)
+    teacher = identity(backbone)
     check_data(config.sources, backbone, config)
     if (resolution := resolution_of(config.sources, backbone, config)) != backbone.resolution:
         backbone.resize(resolution)
@@ -113,7 +115,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     del backbone, data, validation, hooks  # the export holds a network of its own
     if first and (made or not is_exported(config)):
         report("export", 0, 1, {})
-        export_finished(config)
+        export_finished(config, teacher)
         report("export", 1, 1, {})
 
 

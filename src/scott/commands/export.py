@@ -5,6 +5,7 @@ Writing and reading back come one after the other, so that one network is in mem
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,16 +20,20 @@ from scott.export.onnx_runtime import require_onnx
 from scott.export.pipeline import DTYPES, read_student, save_student
 from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing, teacher_source
 from scott.teachers import load_backbone
-from scott.teachers.fingerprint import network_fingerprint
+from scott.teachers.fingerprint import differing, identity, network_fingerprint
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
+Identity = dict[str, dict[str, Any]]
+"""Of a teacher: part → fingerprint."""
 BEST = "best"
 """Folder of a run's exports of its best checkpoint."""
 
 
-def export(run: Path, kind: str, *, best: bool = False, precision: str = "fp32") -> Path:
+def export(
+    run: Path, kind: str, *, best: bool = False, precision: str = "fp32", teacher: Identity | None = None
+) -> Path:
     """Export the student of a run's newest checkpoint as a kind of `FOLDERS`, or that of its best below `best`; where.
 
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
@@ -49,7 +54,7 @@ def export(run: Path, kind: str, *, best: bool = False, precision: str = "fp32")
         if kind == "onnx":
             info = write_onnx(student, partial)
         else:
-            expected, form = _write(run, best, kind, partial, dtype)
+            expected, form = _write(load_run(run, best=best, teacher=teacher), kind, partial, dtype)
             gc.collect()
             if form:
                 read_lora(partial, kind, form, expected, dtype)
@@ -61,9 +66,8 @@ def export(run: Path, kind: str, *, best: bool = False, precision: str = "fp32")
     return folder
 
 
-def _write(run: Path, best: bool, kind: str, folder: Path, dtype: torch.dtype) -> tuple[Expected, str]:
+def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tuple[Expected, str]:
     """Write the files of an export: what they have to draw, and a LoRA's form."""
-    trained = load_run(run, best=best)
     expected = trained.expected()
     if kind in ("lora", "kohya"):
         return expected, save_lora(trained, folder, kind, dtype)
@@ -77,18 +81,18 @@ def is_exported(config: DistillConfig) -> bool:
     return info is not None and info.updates == config.max_steps
 
 
-def export_finished(config: DistillConfig) -> None:
-    """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too."""
+def export_finished(config: DistillConfig, teacher: Identity) -> None:
+    """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too. Raises as `load_run`."""
     for kind in ("diffusers", "lora") if config.train == "lora" else ("diffusers",):
-        export(config.out, kind)
+        export(config.out, kind, teacher=teacher)
 
 
-def load_run(run: Path, *, best: bool = False) -> Trained:
+def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) -> Trained:
     """The student of a run's newest checkpoint, or of its best, in fp32 on the CPU.
 
-    A full student takes the teacher's place, so that one network is held.
-
-    Raises `UserError` when there is no run, no checkpoint, or one that does not fit the run's config.
+    A full student takes the teacher's place, so that one network is held. Raises `UserError` when there is no run, no
+    checkpoint, or one that does not fit the run's config, or where the teacher's folder no longer holds the one whose
+    identity is given: fp32 weights on a CPU are mapped from their file, and change in memory when that is rewritten.
     """
     config = _config(run)
     newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
@@ -96,6 +100,12 @@ def load_run(run: Path, *, best: bool = False) -> Trained:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     backbone = load_backbone(teacher_source(config))
+    now = identity(backbone) if teacher else {}
+    if teacher and (changed := [name for name, was in teacher.items() if differing(was, now.get(name))]):
+        raise UserError(
+            f"{config.teacher} has another {', '.join(changed)} than when the run began; put back what it was, and "
+            "give the same command again to export the student"
+        )
     if config.resolution:
         backbone.resize(config.resolution)
     base = network_fingerprint(backbone)

@@ -210,6 +210,8 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
     """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
     if kind == "onnx" or info.pipeline.startswith("PixArt"):
         return []
+    if info.lora_variant == "dora":
+        return ["## In ComfyUI and A1111", "They read DoRA each in its own way: this student is for diffusers."]
     if info.scheduler == "FlowMatchLCMScheduler":
         sigma = info.times["2"][1]
         return [
@@ -222,14 +224,13 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         found = (nearest(program, wanted) for program in PROGRAMS)
         times = (f"{name}: {', '.join(map(str, stops))}" for name, stops in found)
         rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
-    what = "The teacher's checkpoint, this LoRA at strength 1" if kind != "diffusers" else "The student as a checkpoint"
-    omega = " They give a network no ω: there the student draws at none of its own, use the pipeline above."
-    return [
-        "## In ComfyUI and A1111",
-        f"{what}, sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
-        + (omega if info.takes_guidance else ""),
-        "\n".join(rows),
-    ]
+    how = "sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
+    if info.train == "full":
+        how = f"They feed a network no ω, so this student's is lost there. As a checkpoint: {how}"
+    else:
+        file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
+        how = f"The teacher's checkpoint, {file} at strength 1, {how}"
+    return ["## In ComfyUI and A1111", how, "\n".join(rows)]
 
 
 def _conditions(results: Results) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scott.teachers.network import LatentBackbone
+from scott.teachers.quantize import FLAGS
 
 SAMPLED = 64
 """Values of each parameter that are read, so that 5 GB of T5 take a moment."""
@@ -44,6 +45,12 @@ def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
 def network_version(network: nn.Module) -> str:
     """The same for a network loaded in one precision from wherever: a folder or a hub id, by any path."""
     return _hashes(dict(network.named_parameters()), type(network).__name__)["half"][:16]
+
+
+def identity(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
+    """`fingerprints`, and that of the network unless it is quantised."""
+    quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
+    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
 
 
 def network_fingerprint(backbone: LatentBackbone) -> dict[str, str]:
