@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PACKAGE := build/package
+OLDER := build/older
+OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 peft==0.17.1 \
+	optimum==2.1.0 optimum-onnx==0.1.0
 
-.PHONY: demo setup test lint package
+.PHONY: demo setup test lint package older
 
 demo: setup
 	$(BIN)/scott demo
@@ -42,6 +45,16 @@ package:
 	cd $(PACKAGE) && venv/bin/python -c "$$IMPORT_ALL"
 	cd $(PACKAGE) && venv/bin/scott demo --max-steps 2 --samples 10
 	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small red apple" --steps 2
+
+# Every export, opened by an older diffusers, transformers and peft, and by optimum: those in a folder of their own, which
+# comes before the environment's; torch and the rest are the environment's.
+older: $(OLDER)/.installed
+	OLDER=$(OLDER) OMP_NUM_THREADS=1 $(BIN)/pytest tests/export/test_older.py
+
+$(OLDER)/.installed: Makefile $(VENV)/.installed-dev
+	rm -rf $(OLDER)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(OLDER) $(OLDER_PACKAGES)
+	touch $@
 
 define IMPORT_ALL
 import importlib, pkgutil, scott

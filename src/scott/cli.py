@@ -32,7 +32,7 @@ from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError, first_line
-from scott.progress import Bars, console
+from scott.progress import Bars, console, warn
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Sample:
     def run(self) -> None:
         from scott.commands.sample import draw
 
-        files = draw(**vars(self))
+        files = draw(**vars(self), warn=warn)
         console.print("\n".join(str(file) for file in files))
 
 
@@ -158,11 +158,13 @@ class Export:
     """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; parts for onnxruntime."""
     best: bool = False
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
+    export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the weights on disk; ONNX has fp32 alone."""
 
     def run(self) -> None:
         from scott.commands.export import export
 
-        folder = export(self.run_folder, self.to, best=self.best)
+        folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from scott.commands.distill import Report, run
+from scott.commands.distill import Report, run, teacher_of
 from scott.commands.measure import BATCH, SEED, MiniReference, Tick, check_samples, recorded_teacher_row
+from scott.commands.sample import load_student
 from scott.evaluation import Generate, Progress, Results, Row, image_grid, timed
 from scott.evaluation.report import write_report
 from scott.export.card import write_cards
@@ -30,14 +31,11 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
     check_samples(samples)
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
-    backbone = run(config, report)
-    grid = config.make_grid(backbone.schedule)
+    run(config, report)
+    backbone, student = teacher_of(config.teacher), load_student(str(out))
     samplers: dict[str, TeacherSampler | StudentSampler]
     samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
-    samplers |= {
-        f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
-        for n in STUDENT_STEPS
-    }
+    samplers |= {f"student, {n} step{'s'[: n - 1]}": student.sampler(n, STUDENT_GUIDANCE) for n in STUDENT_STEPS}
     grids = draw_grids(samplers, out / "samples", lambda done, total: report("draw samples", done, total, {}))
 
     def tick(name: str, done: int, total: int) -> None:
@@ -50,8 +48,7 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     tick("real pictures", 2, 2)
     rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
-        sampler = StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
-        rows.append(reference.row(f"scott-{n}", sampler, tick))
+        rows.append(reference.row(f"scott-{n}", student.sampler(n, STUDENT_GUIDANCE), tick))
     meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": STUDENT_GUIDANCE, "seed": seed}
     results = Results(rows, meta | {"teacher": "mini", "updates": max_steps})
     results.save(out / "results.json")

@@ -14,14 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from scott.commands.distill import best_device, teacher_of
-from scott.commands.prepare import PRECISIONS
+from scott.commands.prepare import PRECISIONS, Warn
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
 from scott.export.card import FOLDERS
 from scott.export.lora import apply_lora
-from scott.export.onnx import FILE as ONNX_FILE
-from scott.export.onnx import load_onnx
+from scott.export.onnx_runtime import FILE as ONNX_FILE
+from scott.export.onnx_runtime import load_onnx
 from scott.export.trained import StudentInfo, student_grid
 from scott.samplers import StudentSampler
 from scott.teachers import LatentBackbone, load_backbone
@@ -89,10 +89,10 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
 
 
-def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float32) -> Student:
-    """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
+def load_lora_student(teacher: str, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
+    """A teacher with the LoRA that an export's file or folder holds; warns when the file was made for another."""
     backbone = teacher_of(teacher, dtype)
-    info = apply_lora(backbone, Path(lora))
+    info = apply_lora(backbone, Path(lora), warn)
     if info.resolution:
         backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
@@ -100,7 +100,12 @@ def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float3
 
 
 def find_student(
-    student: str | None, teacher: str | None, lora: str | None, engine: Engine, precision: str = "fp32"
+    student: str | None,
+    teacher: str | None,
+    lora: str | None,
+    engine: Engine,
+    precision: str = "fp32",
+    warn: Warn = lambda message: None,
 ) -> Student:
     """The student that a command line names: by itself, or as a teacher and a LoRA."""
     if engine == "onnx" and precision != "fp32":
@@ -111,7 +116,7 @@ def find_student(
     if student is None and teacher is not None and lora is not None:
         if engine != "torch":
             raise UserError("got --engine onnx with a LoRA, which only torch applies; leave it out")
-        return load_lora_student(teacher, lora, dtype)
+        return load_lora_student(teacher, lora, dtype, warn)
     raise UserError("expected either a student (a run folder or an export), or both --teacher and --lora")
 
 
@@ -128,6 +133,7 @@ def draw(
     guidance: float | None = None,
     grid: bool = False,
     out: Path,
+    warn: Warn = lambda message: None,
 ) -> list[Path]:
     """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata; the files.
 
@@ -141,7 +147,7 @@ def draw(
         raise UserError(f"got seed {seed} for {len(texts)} pictures; expected 0 to {2**64 - len(texts)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    loaded = find_student(student, teacher, lora, engine, precision)
+    loaded = find_student(student, teacher, lora, engine, precision, warn)
     scale = loaded.guidance(guidance)
     sampler = loaded.sampler(steps, scale)
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
