@@ -15,11 +15,14 @@ class Networks(nn.Module):
     """S multilayer perceptrons, (S·B, inputs) → (S·B, outputs): the rows of network k are k·B to (k + 1)·B − 1.
 
     A weight is W_0 + rate · δ of which δ is trained, so that an Adam of rate 1 moves each network at its own rate (S,).
-    The last layer starts at zero.
+    The last layer starts at zero, and so does a linear path from inputs to outputs, where there is one (`direct`).
     """
 
-    def __init__(self, rates: Tensor, inputs: int, outputs: int, width: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, rates: Tensor, inputs: int, outputs: int, width: int, generator: torch.Generator, direct: bool = False
+    ) -> None:
         super().__init__()
+        self.direct = nn.Parameter(torch.zeros(len(rates), inputs, outputs)) if direct else None
         self.rates = rates[:, None, None]
         sizes = [inputs, *(width for _ in range(HIDDEN)), outputs]
         self.start = []
@@ -31,11 +34,12 @@ class Networks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, x = len(x), x.view(len(self.rates), -1, x.shape[1])
+        linear = 0.0 if self.direct is None else torch.bmm(x, self.rates * self.direct)
         for index, (start, weight, bias) in enumerate(zip(self.start, self.weights, self.biases, strict=True)):
             x = torch.baddbmm(self.rates * bias, x, start + self.rates * weight)
             if index < len(self.start) - 1:
                 x = nn.functional.silu(x)
-        return x.reshape(count, -1)
+        return (x + linear).reshape(count, -1)
 
 
 class Student:

@@ -36,7 +36,7 @@ class Training:
         dimension = data.means.shape[1]
         z = dimension if method.loss == "energy" else 0
         rates = torch.tensor([trial.rate for trial in trials])
-        networks = Networks(rates, dimension + FEATURES + z, dimension, width, self.generator)
+        networks = Networks(rates, dimension + FEATURES + z, dimension, width, self.generator, direct=dimension > 2)
         self.student = Student(networks, data, SD, z)
         self.target = Student(copy.deepcopy(networks).requires_grad_(False), data, SD, z)
         self.strength = torch.tensor([trial.strength for trial in trials]).repeat_interleave(BATCH)
