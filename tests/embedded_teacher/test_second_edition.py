@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from experiments.embedded_teacher import build, decoder, drawings, image, text, unet
-from experiments.embedded_teacher.measure import Measure
-from experiments.embedded_teacher.reading import read, shares_right
+from experiments.embedded_teacher.measure import Measure, retrieval_accuracy, shares_right
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from scott.mini import embedded, glyphs, scenes
+from scott.mini.reading import read
 
 SHARD = drawings.SHARD
 STYLES = ("noto", "3D", "flat", "twemoji")
@@ -178,3 +178,14 @@ def test_measuring_tells_every_figure(built):
     assert names <= figures.keys()
     assert all(0 <= figures[name] <= 1 for name in names if not name.startswith(("fid", "floor")))
     assert figures["fid_efficientnet"] > figures["floor_efficientnet"] > 0
+
+
+def test_retrieval_among_all() -> None:
+    texts = torch.eye(4)
+    images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [2, 0, 1, 0], [0, 0, 0, 1]])
+    assert retrieval_accuracy(images, texts) == 0.75
+
+
+def test_a_repeated_caption_is_no_rival() -> None:
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert retrieval_accuracy(texts, texts) == 1.0

@@ -1,0 +1,255 @@
+"""How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scott.data.pictures import cropped
+from scott.evaluation import pictures
+from scott.evaluation.features import Features, check_images
+from scott.evaluation.grids import to_pil
+from scott.evaluation.matrices import resamples
+from scott.evaluation.measures import METRICS, USUAL, Figure, figures, mean_figure, over_seeds, too_small
+from scott.evaluation.results import FLOOR, Row
+
+Generate = Callable[[Sequence[str], int], Tensor]
+"""(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with (images done, images in all)."""
+
+Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
+"""(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
+
+
+class Sampler(Protocol):
+    """`Generate`, and what an image costs."""
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def network_calls(self) -> int: ...
+
+    @property
+    def guidance(self) -> float | None: ...
+
+
+@dataclass
+class Reference:
+    """Captions to draw, and features of the real pictures that what is drawn of them is measured against."""
+
+    prompts: list[str]
+    instruments: Mapping[str, Features]
+    """Name → network, as `measures.METRICS` call them."""
+    real: Mapping[str, Tensor]
+    """Instrument → features (N, D) of real pictures."""
+    metrics: Sequence[str] = USUAL
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of as many other real pictures as there are captions: what a perfect sampler would draw. Empty where there are
+    none."""
+    replicates: int = 0
+    """Bootstrap resamples behind an interval."""
+    reading: Reading | None = None
+    """What else is read off each picture."""
+    size: int | None = None
+    """Pixels a side that drawn pictures are brought to, by Lanczos, before they are measured; None leaves them."""
+
+    @cached_property
+    def texts(self) -> dict[str, Tensor]:
+        """Instrument → features of the captions, for the metrics that compare pictures with them."""
+        names = {METRICS[name].instrument for name in self.metrics if METRICS[name].captions}
+        return {name: self.instruments[name].texts(self.prompts) for name in names}
+
+    @cached_property
+    def floors(self) -> dict[str, Figure]:
+        compared = [name for name in self.metrics if not METRICS[name].captions]
+        return figures(compared, self.real, {}, self.others, self.replicates) if self.others else {}
+
+    def floor(self) -> Row:
+        """Other real pictures in a sampler's place: what finite samples cost even a perfect one."""
+        count = len(next(iter(self.others.values())))
+        return Row(FLOOR, 0, 0, None, samples=count, metrics=self.floors)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Instrument → features of pictures; a network that several names stand for is asked once."""
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            fitted = [cropped(to_pil(image), [(self.size, self.size)]) for image in images]
+            images = torch.stack(fitted).float() / 255
+        found = {id(one): one.images(images) for one in {id(one): one for one in self.instruments.values()}.values()}
+        return {name: found[id(one)] for name, one in self.instruments.items()}
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """Seed of the `batch`-th batch, in [0, 2³²); neither batches nor runs of near seeds share noise.
+
+    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between
+    versions.
+    """
+    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The pictures of a sampler, a batch at a time, drawn or kept.
+
+    Batch i is `generate(prompts[i·size : (i+1)·size], batch_seed(seed, i))`, so samplers compared at one seed and one
+    size start from the same noise. Pictures have 8 bits, in files or not. With a folder they are kept there; those that
+    are there, made alike, are not drawn again. Of several processes, each draws every `count`-th batch and the first
+    waits for the others'.
+    """
+
+    generate: Generate
+    prompts: Sequence[str]
+    seed: int
+    size: int
+    folder: Path | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What else is told of a kept picture; one that was made otherwise is refused."""
+    process: tuple[int, int] = (0, 1)
+    """(rank, count)."""
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.size)
+
+    def draw_own(self, progress: Progress | None = None) -> None:
+        """Draw this process's share of what is not in the folder yet."""
+        rank, count = self.process
+        for index in range(rank, len(self), count):
+            files, made = self._files(index)
+            if not pictures.kept(files, made):
+                images, seconds = self._drawn(index)
+                pictures.keep(images, files, made, seconds / len(images))
+            if progress is not None:
+                progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
+
+    def read(self, index: int) -> tuple[Tensor, float]:
+        """Pictures (B, 3, H, W) of a batch, and the seconds they took."""
+        if self.folder is None:
+            return self._drawn(index)
+        files, _ = self._files(index)
+        return pictures.read(files, wait=self.process[1] > 1)
+
+    def _prompts(self, index: int) -> Sequence[str]:
+        return self.prompts[index * self.size : (index + 1) * self.size]
+
+    def _drawn(self, index: int) -> tuple[Tensor, float]:
+        prompts = self._prompts(index)
+        images, seconds = timed(self.generate, prompts, batch_seed(self.seed, index))
+        if len(check_images(images)) != len(prompts):
+            raise ValueError(f"got {len(images)} images for {len(prompts)} prompts")
+        return images.float().mul(255).round() / 255, seconds
+
+    def _files(self, index: int) -> tuple[list[Path], list[dict[str, Any]]]:
+        assert self.folder is not None
+        prompts, seed = self._prompts(index), batch_seed(self.seed, index)
+        files = [self.folder / f"{index * self.size + i:05d}.png" for i in range(len(prompts))]
+        return files, [{"prompt": prompt, "batch seed": seed} | dict(self.made) for prompt in prompts]
+
+
+def evaluate(
+    sampler: Sampler,
+    reference: Reference,
+    *,
+    name: str,
+    batch_size: int,
+    seeds: Sequence[int] = (1,),
+    images: Path | None = None,
+    made: Mapping[str, Any] | None = None,
+    process: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> Row:
+    """Draw one image a prompt and seed, and measure each seed's against the reference.
+
+    `seconds_per_image` is the time inside the sampler over the images it made; the first batch warms up and is left
+    out, unless it is the only one. With a folder `images`, pictures are kept in NAME/seed-N of it (see `Batches`).
+
+    Of several processes, the first measures; the row of the others has no figures.
+
+    Raises `ValueError` on fewer than two prompts, a batch size below 1, images that are not (B, 3, H, W) in
+    [0, 1], and on features that do not match the reference.
+    """
+    if len(reference.prompts) < 2 or batch_size < 1:
+        raise ValueError(f"got {len(reference.prompts)} prompts, batch size {batch_size}; expected at least 2 and 1")
+    each: list[dict[str, Figure]] = []
+    seconds, counts = [], []
+    fake: dict[str, Tensor] = {}
+    for seed in seeds:
+        folder = None if images is None else images / name / f"seed-{seed}"
+        batches = Batches(sampler, reference.prompts, seed, batch_size, folder, made or {}, process)
+        if folder is not None:
+            batches.draw_own(progress)
+        if process[0] > 0:
+            continue
+        parts, shown = defaultdict(list), defaultdict(list)
+        for index in range(len(batches)):
+            drawn, taken = batches.read(index)
+            seconds.append(taken)
+            counts.append(len(drawn))
+            for instrument, features in reference.features(drawn).items():
+                parts[instrument].append(features)
+            if reference.reading is not None:
+                for attribute, values in reference.reading(drawn, index * batch_size).items():
+                    shown[attribute].append(values)
+            if progress is not None:
+                progress(min((index + 1) * batch_size, len(reference.prompts)), len(reference.prompts))
+        fake = {instrument: torch.cat(some) for instrument, some in parts.items()}
+        replicates = reference.replicates if not each else 0
+        found = figures(reference.metrics, reference.real, reference.texts, fake, replicates)
+        weights = resamples(len(reference.prompts), replicates)
+        each.append(found | {shows: mean_figure(torch.cat(some), weights) for shows, some in shown.items()})
+    if process[0] > 0:
+        return Row(name, sampler.steps, sampler.network_calls, None, samples=len(reference.prompts))
+    warm_up = 1 if len(seconds) > 1 else 0
+    metrics = over_seeds(each, reference.floors)
+    remarks = [too_small(one, figure, len(reference.prompts), _width(one, fake)) for one, figure in metrics.items()]
+    return Row(
+        name,
+        sampler.steps,
+        sampler.network_calls,
+        sum(seconds[warm_up:]) / sum(counts[warm_up:]),
+        samples=len(reference.prompts),
+        metrics=metrics,
+        guidance=sampler.guidance,
+        seeds=tuple(seeds),
+        remark=" ".join(remark for remark in remarks if remark),
+    )
+
+
+def spread(
+    sampler: Generate, prompts: Sequence[str], instrument: Features, pictures_each: int, seed: int, replicates: int = 50
+) -> Figure:
+    """Mean distance of two pictures of one caption from different noise, over captions: how much a sampler varies.
+
+    Euclidean, between features of `pictures_each` pictures of each caption.
+    """
+    distances = []
+    for index, prompt in enumerate(prompts):
+        images = sampler([prompt] * pictures_each, batch_seed(seed, index))
+        distances.append(torch.pdist(instrument.images(images.float()).double()).mean())
+    return mean_figure(torch.stack(distances), resamples(len(prompts), replicates))
+
+
+def _width(metric: str, fake: Mapping[str, Tensor]) -> int:
+    return fake[METRICS[metric].instrument].shape[1] if metric in METRICS else 0
+
+
+def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor, float]:
+    """`generate(prompts, seed)` and the seconds it took, its device's queue emptied."""
+    begin = time.perf_counter()
+    images = generate(prompts, seed)
+    if images.device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(images.device)
+    return images, time.perf_counter() - begin
