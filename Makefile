@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PACKAGE := build/package
+REFERENCE := build/reference
 
 .PHONY: demo setup test lint package
 
@@ -22,6 +23,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
+# What the extra `eval` brings, in a folder of its own: PyPI's torchvision, which it stands on, is built for CUDA's torch, and
+# beside a CPU's no transformers model would import.
+$(REFERENCE)/.installed: $(VENV)/.installed-dev
+	$(INSTALL) --no-deps --target $(REFERENCE) torch-fidelity torchvision open_clip_torch ftfy wcwidth
+	touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,7 +36,7 @@ lint: $(VENV)/.installed-dev
 
 # A file of tests at a time in each of two processes, so that what a file makes once is made once. xdist would begin with
 # the files of most tests; tests/conftest.py has the slow ones first, so that none is left at the end.
-test: lint
+test: lint $(REFERENCE)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and

@@ -146,6 +146,8 @@ def instruments_for(measured: Measured, protocol: str) -> Instruments:
             kind, path = ("clip", features) if is_clip else (features, measured.models.get(features))
         elif name == "clip":
             path = clip
+        elif name == "inception-clean":
+            path = path or measured.models.get("inception")
         path = str(embedded.clip_folder(path)) if path else None
         if (kind, path) not in made:
             made[kind, path] = load(kind, path, best_device())

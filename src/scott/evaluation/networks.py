@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.evaluation.features import ClipFeatures, Features, centred, check_images, resized
 
 CLIPS = {
@@ -105,9 +105,12 @@ def inception(path: str | None, device: torch.device | str, *, clean: bool = Fal
     fidelity = _library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
     if path is not None:
         _check_tensors(path)  # torch-fidelity reads the same bytes after, and would unpickle anything
-    network = fidelity.FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=path, verbose=False
-    )
+    try:
+        network = fidelity.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=path, verbose=False
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"Inception's weights cannot be had ({first_line(error)}); give a file of them") from error
     resize = "bicubic, antialiased" if clean else "bilinear of TensorFlow 1"
     weights = Path(path).name if path else "torch-fidelity's"
 

@@ -66,7 +66,7 @@ def load_pipeline(
     import diffusers
 
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype)
         if lora is not None:
             pipeline.load_lora_weights(lora)
     except (OSError, ValueError, AttributeError) as error:

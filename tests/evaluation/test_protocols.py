@@ -1,0 +1,119 @@
+"""The protocols' choice of pictures, and their commands to the end on a few pictures and a tiny pipeline."""
+
+import csv
+from hashlib import sha256
+from typing import get_args, get_type_hints
+
+import pytest
+
+from scott.commands.measured import Measured
+from scott.data.records import Record
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.evaluation import Results
+from scott.evaluation.protocols import PROTOCOLS, Mjhq, by_category, by_digest, chosen
+from scott.mini import embedded
+
+
+def entries(*names):
+    return [Record(name, bytes, "a caption") for name in names]
+
+
+def test_some_of_coco_are_those_with_the_smallest_digests() -> None:
+    names = [f"COCO_val2014_{index:012d}.jpg" for index in range(50)]
+    ordered = [entry.key for entry in by_digest(entries(*reversed(names)))]
+    assert ordered == sorted(names, key=lambda name: sha256(name.encode()).hexdigest())
+
+
+def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
+    names = [f"{category}/{index}.jpg" for category in ("art", "food", "people") for index in range(20)]
+    first = [entry.key.partition("/")[0] for entry in by_category(entries(*names))[:30]]
+    assert sorted(first) == ["art"] * 10 + ["food"] * 10 + ["people"] * 10
+
+
+def test_a_published_list_is_taken_in_its_order() -> None:
+    there = entries("a", "b", "c")
+    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a"]
+    with pytest.raises(UserError, match="has no d"):
+        chosen(there, ["d"], "x")
+
+
+def test_mjhqs_layout(mjhq, tmp_path) -> None:
+    records = [record for unit in Mjhq(str(mjhq)).units(10) for record in unit.records()]
+    assert len(records) == 24
+    assert records[1].key == "food/0001.jpg"
+    assert records[1].image().startswith(b"\xff\xd8")
+    (tmp_path / "meta_data.json").write_text('{"a": {"prompt": "b"}}')
+    with pytest.raises(UserError, match="is not MJHQ-30K's"):
+        Mjhq(str(tmp_path / "meta_data.json"))
+
+
+@pytest.fixture
+def evaluated(command_line, teacher_folders, tmp_path, monkeypatch):
+    """`evaluated(*arguments)` runs `scott evaluate` on a tiny pipeline of stock parts; its results and their folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments, target=teacher_folders["sd1"], status=0):
+        quick = ["--steps", 1, "--guidance", 1, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
+        file = tmp_path / "results.json"
+        code, _, error = command_line("evaluate", target, *quick, "--out", file, *arguments)
+        assert code == status, error
+        return Results.load(file) if status == 0 else error
+
+    return run
+
+
+def test_the_coco_2014_command_draws_the_rules_captions_at_256_px(evaluated, coco2014, tmp_path) -> None:
+    results = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--bootstrap", 5)
+    floor, row = results.rows
+    assert (floor.name, floor.samples, row.samples) == ("real-vs-real", 10, 10), "24 pictures have room for both"
+    assert row.metrics["fid"].floor == floor.fid
+    assert row.metrics["fid"].interval is not None
+    assert results.meta["size"] == 256
+    listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))
+    expected = by_digest(entries(*(f"{index:012d}.png" for index in range(24))))[:10]
+    assert [name for name, _ in listed] == ["name", *(entry.key for entry in expected)]
+    assert {prompt for _, prompt in listed[1:]} == {"cat"}, "the first caption"
+
+    cached = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 1
+    stored = cached[0].stat().st_mtime_ns
+    again = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--bootstrap", 5)
+    assert [one.metrics for one in again.rows] == [one.metrics for one in results.rows]
+    assert cached[0].stat().st_mtime_ns == stored
+
+    names = tmp_path / "results.prompts.csv"
+    listed_again = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--names", names)
+    assert listed_again.rows[-1].fid == row.fid
+
+
+def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
+    kept = tmp_path / "kept"
+    arguments = ["--protocol", "mjhq-5k", "--data", mjhq, "--samples", 10, "--bootstrap", 0, "--images", kept]
+    results = evaluated(*arguments, "--seeds", 1, 2)
+    row = results.rows[-1]
+    assert len(row.metrics["fid"].seeds) == 2
+    assert row.network_calls == 1
+    pictures = kept / row.name / "seed-1"
+    assert len(list(pictures.glob("*.png"))) == 10
+
+    # the kept pictures are a target too, with the same figures; nothing says what they cost
+    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures).rows[-1]
+    first = evaluated(*arguments, "--seeds", 1).rows[-1]
+    assert stored.metrics["fid"].value == pytest.approx(first.metrics["fid"].value, rel=1e-6)
+    assert (stored.steps, stored.network_calls) == (0, 0)
+    assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
+
+
+def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:
+    arguments = ["--data", coco2014, "--samples", 10, "--bootstrap", 0, "--metrics", "fid", "--guidance", 3]
+    row = evaluated(*arguments, "--scheduler", "DPMSolverMultistepScheduler").rows[-1]
+    assert row.name.endswith("-dpmsolvermultistep-1")
+    assert (row.network_calls, row.guidance) == (2, 3.0), "with and without the caption"
+    error = evaluated(*arguments, "--scheduler", "NoSuchScheduler", status=2)
+    assert "has no scheduler NoSuchScheduler" in " ".join(error.split())
+
+
+def test_every_protocol_of_the_command_line_is_known() -> None:
+    names = get_args(get_args(get_type_hints(Measured)["protocol"])[0])
+    assert set(names) - {"mini"} == set(PROTOCOLS)
