@@ -12,6 +12,7 @@ from scott.commands.measured import Measured
 from scott.commands.sample import Student
 from scott.data.sources import open_source
 from scott.errors import UserError
+from scott.evaluation import Results
 from scott.export.trained import student_grid
 from scott.mini import embedded
 from scott.mini.scenes import Scenes
@@ -99,6 +100,23 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictur
     meta = json.loads(file.read_text())["meta"]
     assert (meta["samples"], meta["left out"]) == (12, "not-a-picture 1, no-caption 1")
     assert "split" not in meta
+
+
+def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path):
+    """Place, size and background against what was asked for, the floor 1; the spread beside that of the data."""
+    file = tmp_path / "results.json"
+    shown = ["--metrics", "fid", "place", "size", "background", "--features", "efficientnet", "--bootstrap", 0]
+    arguments = ["--steps", 1, 6, "--guidance", 2.5, "--samples", 10, "--diversity", 2, "--out", file]
+    code, _, error = command_line("evaluate", "mini", *shown, *arguments)
+    assert code == 0, error
+    results = Results.load(file)
+    rows = {row.name: row.metrics for row in results.rows}
+    few, more = rows["mini-ddim-1"], rows["mini-ddim-6"]
+    assert more["background"].value > 0.7
+    assert more["fid"].value < few["fid"].value
+    assert all(0 <= few[name].value <= 1 for name in ("place", "size", "background"))
+    assert more["diversity"].floor == few["diversity"].floor > 0
+    assert {row.network_calls for row in results.rows} == {0, 2, 12}
 
 
 BAD = {

@@ -199,9 +199,18 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
         values = torch.linspace(0, 1, len(prompts)).view(-1, 1, 1, 1)
         return values.expand(-1, 3, 4, 4)
 
-    figure = spread(Painter(two), ["red", "blue"], MeanColour(), 3, seed=1)
-    assert figure.value == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
-    assert spread(Painter(lambda p, s: torch.zeros(len(p), 3, 4, 4)), ["red"], MeanColour(), 3, seed=1).value == 0
+    figures = spread(two, ["red", "blue"], MeanColour(), 3, seed=1)
+    assert figures["diversity"].value == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
+
+    def black(prompts: Sequence[str], seed: int) -> Tensor:
+        return torch.zeros(len(prompts), 3, 4, 4)
+
+    def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
+        return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
+
+    figures = spread(black, ["red", "blue"], MeanColour(), 3, seed=1, reading=reading)
+    assert figures["diversity"].value == 0
+    assert figures["first"].value == 0.5, "over the pictures and captions where it applies"
 
 
 def test_a_sample_too_small_is_said() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from scott.commands.distill import Report, best_device
+from scott.commands.diversity import Diversity
 from scott.commands.measure import (
     Instruments,
     SourceReference,
@@ -31,7 +32,6 @@ from scott.data.records import Columns, Source
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Reference, Results, evaluate
-from scott.evaluation.evaluating import spread
 from scott.evaluation.measures import FEATURES, METRICS, SHOWN, check_metrics, instruments_of
 from scott.evaluation.networks import CLIPS, NETWORKS, load
 from scott.evaluation.pictures import write_captions
@@ -64,10 +64,13 @@ def evaluate_target(
     def tick(row: str, done: int, total: int) -> None:
         report(f"evaluate {row}", done, total, {})
 
+    if target.prompts is not None and measured.diversity:
+        raise UserError(f"got --diversity for {name}, whose pictures are there already; name what draws them")
     first = processes()[0] == 0
     instruments = instruments_for(measured, protocol) if first else {}
     reference = reference_of(measured, protocol, target, instruments, tick)
     rows = [reference.floor()] if reference.floors else []
+    diversity = diversity_of(measured, protocol, reference) if measured.diversity and first else None
     for row, sampler in target.samplers.items():
         found = evaluate(
             sampler,
@@ -82,10 +85,8 @@ def evaluate_target(
         )
         if not first:
             continue
-        if measured.diversity:
-            captions = reference.prompts[:SPREAD_CAPTIONS]
-            figure = spread(sampler, captions, instruments[FEATURES], measured.diversity, measured.seeds[0])
-            found = replace(found, metrics=found.metrics | {"diversity": figure})
+        if diversity is not None:
+            found = replace(found, metrics=found.metrics | diversity.of(sampler))
         if measured.images is not None:
             for seed in measured.seeds:
                 write_captions(measured.images / row / f"seed-{seed}", reference.prompts)
@@ -201,6 +202,13 @@ def reference_of(measured: Measured, protocol: str, target: Target, instruments:
             assert isinstance(sampler, StoredPictures)
             sampler.size = reference.size or RESOLUTION
     return reference
+
+
+def diversity_of(measured: Measured, protocol: str, reference: Reference) -> Diversity:
+    prompts = reference.prompts[:SPREAD_CAPTIONS]
+    scenes = mini_scenes(len(prompts), measured.split, 1).scenes() if protocol == "mini" else []
+    features = reference.instruments[FEATURES]
+    return Diversity(prompts, features, measured.diversity, measured.seeds[0], measured.bootstrap, scenes)
 
 
 def source_of(name: str, measured: Measured, protocol: str) -> Source:

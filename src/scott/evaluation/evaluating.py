@@ -18,8 +18,7 @@ from scott.data.pictures import cropped
 from scott.evaluation import pictures
 from scott.evaluation.features import Features, check_images
 from scott.evaluation.grids import to_pil
-from scott.evaluation.matrices import resamples
-from scott.evaluation.measures import METRICS, USUAL, Figure, figures, mean_figure, over_seeds, too_small
+from scott.evaluation.measures import METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
 from scott.evaluation.results import FLOOR, Row
 
 Generate = Callable[[Sequence[str], int], Tensor]
@@ -208,8 +207,7 @@ def evaluate(
         fake = {instrument: torch.cat(some) for instrument, some in parts.items()}
         replicates = reference.replicates if not each else 0
         found = figures(reference.metrics, reference.real, reference.texts, fake, replicates)
-        weights = resamples(len(reference.prompts), replicates)
-        each.append(found | {shows: mean_figure(torch.cat(some), weights) for shows, some in shown.items()})
+        each.append(found | mean_figures(shown, replicates))
     if process[0] > 0:
         return Row(name, sampler.steps, sampler.network_calls, None, samples=len(reference.prompts))
     warm_up = 1 if len(seconds) > 1 else 0
@@ -229,17 +227,26 @@ def evaluate(
 
 
 def spread(
-    sampler: Generate, prompts: Sequence[str], instrument: Features, pictures_each: int, seed: int, replicates: int = 50
-) -> Figure:
-    """Mean distance of two pictures of one caption from different noise, over captions: how much a sampler varies.
+    generate: Generate,
+    prompts: Sequence[str],
+    instrument: Features,
+    pictures_each: int,
+    seed: int,
+    replicates: int = 0,
+    reading: Reading | None = None,
+) -> dict[str, Figure]:
+    """ "diversity": the mean distance of two pictures of one caption from different noise, over captions.
 
-    Euclidean, between features of `pictures_each` pictures of each caption.
+    Euclidean, between features of `pictures_each` pictures of each caption. What `reading` reads off the pictures of
+    the caption of its number is averaged beside it.
     """
-    distances = []
+    distances, shown = [], defaultdict(list)
     for index, prompt in enumerate(prompts):
-        images = sampler([prompt] * pictures_each, batch_seed(seed, index))
-        distances.append(torch.pdist(instrument.images(images.float()).double()).mean())
-    return mean_figure(torch.stack(distances), resamples(len(prompts), replicates))
+        images = generate([prompt] * pictures_each, batch_seed(seed, index)).float()
+        distances.append(torch.pdist(instrument.images(images).double()).mean())
+        for name, values in (reading(images, index) if reading else {}).items():
+            shown[name].append(values.nanmean())
+    return mean_figures({"diversity": distances, **shown}, replicates)
 
 
 def _width(metric: str, fake: Mapping[str, Tensor]) -> int:

@@ -1,6 +1,6 @@
 """Which metrics there are, which network each reads, and what is told of a figure: interval, floor, seeds."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -151,11 +151,16 @@ def _moved(figure: Figure, value: float) -> tuple[float, float] | None:
     return None if figure.interval is None else (figure.interval[0] + shift, figure.interval[1] + shift)
 
 
-def mean_figure(values: Tensor, weights: Tensor) -> Figure:
-    """Mean of what each picture shows, (N,), over those that are not NaN."""
-    known = values.isfinite()
-    means = weights @ values.double().where(known, 0) / (weights @ known.double())
-    return Figure(means[0].item(), _interval(means))
+def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict[str, Figure]:
+    """Name → mean of its values, in parts, over those that are not NaN; left out where all are."""
+    found = {}
+    for name, parts in shown.items():
+        values = torch.cat([part.reshape(-1) for part in parts]).double()
+        if (known := values.isfinite()).any():
+            weights = resamples(len(values), replicates)
+            means = weights @ values.where(known, 0) / (weights @ known.double())
+            found[name] = Figure(means[0].item(), _interval(means[means.isfinite()]))
+    return found
 
 
 def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None:

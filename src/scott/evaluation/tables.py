@@ -57,6 +57,8 @@ def footnotes(results: Results) -> list[str]:
         lines.append("In brackets: 95 % of the bootstrap over samples.")
     if any(figure.seeds for figure in figures):
         lines.append("After ±: half the range over seeds.")
+    if networks := results.meta.get("networks"):
+        lines.append(f"Features: {networks['features']}.")
     if any(row.recorded for row in results.rows):
         lines.append("† Measured in an earlier run of the same sampler.")
     return lines

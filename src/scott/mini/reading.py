@@ -90,6 +90,18 @@ def _style(
     return found
 
 
+def styles(pictures: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> dict[str, Tensor]:
+    """Of a shard of several styles: "style NAME" → 1 where a picture (of B) is in it, (B,); NaN if it is named."""
+    names = glyphs.styles(shard)
+    if len(names) == 1:
+        return {}
+    found = [None if asked.named else read(picture, asked, shard).style for picture in pictures]
+    return {
+        f"style {name}": torch.tensor([torch.nan if style is None else float(style == name) for style in found])
+        for name in names
+    }
+
+
 def shown(pictures: Tensor, asked: Sequence[Scene], names: Sequence[str]) -> dict[str, Tensor]:
     """Name ("place", "size", "background") → 1 where a picture (of B) shows what its scene has, else 0: (B,)."""
     hits = [read(picture, this).right(this) for picture, this in zip(pictures, asked, strict=True)]
