@@ -29,6 +29,15 @@ def test_the_papers_shares() -> None:
     assert gaps(Results([FLOOR, TEACHER, LCM, SCOTT])) == [["scott-2", "84%", "99%"]]
 
 
+def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
+    for name, student in (("sd15-scott", SCOTT), ("sd15-lcm", LCM)):
+        (tmp_path / name).mkdir()
+        Results([FLOOR, TEACHER, replace(student, name="student-2")]).save(tmp_path / name / "evaluation.json")
+    results = combined([tmp_path / name / "evaluation.json" for name in ("sd15-scott", "sd15-lcm")])
+    assert gaps(results) == [["sd15-scott/student-2", "84%", "99%"]]
+    assert results.floor(results.rows[2], "fid") == FLOOR.fid
+
+
 def test_a_share_of_other_sample_sizes_is_refused() -> None:
     with pytest.raises(UserError, match=r"scott-2 1,000, lcm-2 5,000"):
         gap_closed(replace(SCOTT, samples=1000), LCM, TEACHER, "fid")

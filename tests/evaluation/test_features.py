@@ -13,6 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
+from scott.evaluation.features import weights_digest
 
 SIZE = 16
 
@@ -95,6 +96,14 @@ def test_preprocessing_is_that_of_the_image_processor(clip: ClipFeatures, folder
 def test_the_batch_does_not_matter(clip: ClipFeatures) -> None:
     tensors = as_tensor(*(photo(20, 24, seed) for seed in range(7)))
     torch.testing.assert_close(clip.images(tensors)[4:5], clip.images(tensors[4:5]), rtol=0, atol=1e-5)
+
+
+def test_the_description_tells_weights_apart(clip: ClipFeatures, folder: Path) -> None:
+    other = ClipFeatures.from_pretrained(folder)
+    assert other.description == clip.description
+    with torch.no_grad():
+        other.model.visual_projection.weight.add_(1e-4)
+    assert weights_digest(other.model) != weights_digest(clip.model)
 
 
 def test_a_caption_does_not_depend_on_its_neighbours(clip: ClipFeatures) -> None:

@@ -26,7 +26,7 @@ from scott.commands.measure import (
 from scott.commands.measured import Measured
 from scott.commands.prepare import processes, use_own_device
 from scott.commands.sample import is_run
-from scott.commands.targets import StoredPictures, Target, target_of
+from scott.commands.targets import StoredPictures, Target, identity, target_of
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Source
 from scott.data.sources import open_source
@@ -79,7 +79,7 @@ def evaluate_target(
             batch_size=measured.batch_size,
             seeds=measured.seeds,
             images=measured.images,
-            made={"target": name, "guidance": sampler.guidance, "steps": sampler.steps},
+            made=identity(sampler, measured),
             process=processes(),
             progress=partial(tick, row),
         )
@@ -191,7 +191,7 @@ def reference_of(measured: Measured, protocol: str, target: Target, instruments:
             protocol=protocol,
             names=names,
             floor=floor,
-            cache=str({name: one.description for name, one in instruments.items()} | measured.models),
+            cache=str({name: one.description for name, one in instruments.items()}),
         )
         reference.size = size
     reference.metrics = [name for name in measured.metrics if name in METRICS]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from scott.data.settings import Settings
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Sampler
+from scott.evaluation.features import weights_digest
 from scott.evaluation.stock import PipelineSampler, load_pipeline
 from scott.mini import embedded
-from scott.samplers import TeacherSampler
+from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 
@@ -85,6 +87,17 @@ def teacher_rows(name: str, measured: Measured, guidance: float) -> dict[str, Sa
         teacher = DistillConfig.load(Path(name) / "config.json").teacher
     backbone = teacher_of(teacher, PRECISIONS[measured.precision])
     return {f"teacher-ddim-{n}": TeacherSampler(backbone, n, guidance, truncate=True) for n in measured.teacher_steps}
+
+
+def identity(sampler: Sampler, measured: Measured) -> dict[str, Any]:
+    """What pictures of a sampler are a function of, besides prompt and seed: told by weights, not by names."""
+    made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
+    if isinstance(sampler, PipelineSampler):
+        scheduler = type(sampler.pipeline.scheduler).__name__
+        return made | {"weights": weights_digest(sampler.network), "scheduler": scheduler}
+    if isinstance(sampler, TeacherSampler | StudentSampler):
+        made["weights"] = weights_digest(sampler.backbone.network)
+    return made | {"sampler": type(sampler).__name__}
 
 
 def captions_of(source: Source) -> list[str]:

@@ -60,14 +60,17 @@ def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:
     return (values[1] - values[0]) / (values[1] - values[2])
 
 
-def gaps(results: Results, metrics: Sequence[str] = ("fid", "coverage"), lcm: str = LCM) -> list[list[str]]:
-    """A line for each student that stands beside LCM's at as many steps: its name, and the share for each metric."""
-    teacher, by_name = results.baseline(), {row.name: row for row in results.rows}
-    lines = []
+def gaps(results: Results, metrics: Sequence[str] = ("fid", "coverage")) -> list[list[str]]:
+    """A line for each student that stands beside LCM's at as many steps: its name, and the share for each metric.
+
+    LCM's are the rows with "lcm" in their names, of several the one with the shortest.
+    """
+    teacher, lines = results.baseline(), []
     for row in results.rows:
-        rival = by_name.get(f"{lcm}-{row.steps}")
-        if teacher is None or rival is None or row.name.startswith((lcm, "teacher", FLOOR)):
+        rivals = [one for one in results.rows if LCM in one.name and one.steps == row.steps]
+        if teacher is None or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
             continue
+        rival = min(rivals, key=lambda one: len(one.name))
         lines.append([row.name, *(f"{gap_closed(row, rival, teacher, metric):.0%}" for metric in metrics)])
     return lines
 

@@ -11,12 +11,13 @@ themselves.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scott.errors import UserError
@@ -61,9 +62,8 @@ class ClipFeatures:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.image_size: int = model.config.vision_config.image_size
-        self.description = (
-            f"CLIP {name}: shorter side to {self.image_size} (bicubic, antialiased), centre, not normalised"
-        )
+        fitted = f"shorter side to {self.image_size} (bicubic, antialiased), centre, not normalised"
+        self.description = f"CLIP {name}: {fitted}; weights {weights_digest(model)}"
         self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
 
@@ -129,6 +129,16 @@ class ClipFeatures:
         pixels = (pixels - self._mean.to(self.device)) / self._std.to(self.device)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return self.model.visual_projection(pooled).float().cpu()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Eight hexadecimal digits of a network's weights: of parameters' names, and up to 64 values of each in fp32."""
+    found = hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // 64)][:64].float().cpu()
+        found.update(name.encode() + sample.numpy().tobytes())
+    return found.hexdigest()[:8]
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError, first_line
-from scott.evaluation.features import ClipFeatures, Features, centred, check_images, resized
+from scott.evaluation.features import ClipFeatures, Features, centred, check_images, resized, weights_digest
 
 CLIPS = {
     "clip": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
@@ -42,7 +42,8 @@ class ImageNetwork:
         device: torch.device | str,
         batch_size: int = 64,
     ) -> None:
-        self.description, self.prepare, self.read, self.device = description, prepare, read, device
+        self.description = f"{description}; weights {weights_digest(network)}"
+        self.prepare, self.read, self.device = prepare, read, device
         self.network, self.batch_size = network.eval().requires_grad_(False).to(device), batch_size
 
     @torch.no_grad()
@@ -67,9 +68,8 @@ class OpenClip:
         self.mean, self.std = (torch.tensor(chosen[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
         size = chosen["size"]
         self.size: int = size if isinstance(size, int) else size[0]
-        self.description = (
-            f"open_clip {name}: shorter side to {self.size} (bicubic, antialiased), centre, not normalised"
-        )
+        fitted = f"shorter side to {self.size} (bicubic, antialiased), centre, not normalised"
+        self.description = f"open_clip {architecture}: {fitted}; weights {weights_digest(self.model)}"
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -112,12 +112,11 @@ def inception(path: str | None, device: torch.device | str, *, clean: bool = Fal
     except (OSError, RuntimeError) as error:
         raise UserError(f"Inception's weights cannot be had ({first_line(error)}); give a file of them") from error
     resize = "bicubic, antialiased" if clean else "bilinear of TensorFlow 1"
-    weights = Path(path).name if path else "torch-fidelity's"
 
     def prepare(images: Tensor) -> Tensor:
         return _bytes(resized(images, 299, 299) if clean else images)
 
-    description = f"Inception-v3 2015 ({weights}): 8 bits, to 299 ({resize}), pooled 2048"
+    description = f"Inception-v3 2015 of torch-fidelity: 8 bits, to 299 ({resize}), pooled 2048"
     return ImageNetwork(description, network, prepare, lambda output: output[0], device)
 
 

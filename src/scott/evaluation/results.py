@@ -48,6 +48,11 @@ class Row:
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"row {self.name!r}: {measure} is {value}; a measure not taken is None")
 
+    @property
+    def label(self) -> str:
+        """The name without the folder that `comparison.combined` puts in front."""
+        return self.name.rpartition("/")[2]
+
     def figure(self, metric: str) -> Figure | None:
         """Its figure; of a file that has only the value, that alone."""
         if metric in self.metrics:
@@ -80,7 +85,7 @@ class Results:
 
     def baseline(self) -> Row | None:
         """What FID ratios are taken against: of the rows named "teacher…" with an FID, the most steps."""
-        teachers = [row for row in self.rows if row.name.startswith("teacher") and row.fid is not None]
+        teachers = [row for row in self.rows if row.label.startswith("teacher") and row.fid is not None]
         return max(teachers, key=lambda row: row.steps, default=None)
 
     def fid_ratio(self, row: Row) -> float | None:
@@ -94,8 +99,8 @@ class Results:
         """The metric of as many real pictures as the row has samples, where that was measured."""
         if (figure := row.figure(metric)) is not None and figure.floor is not None:
             return figure.floor
-        floors = [one for one in self.rows if one.name == FLOOR and one.samples == row.samples]
-        figure = floors[0].figure(metric) if floors and row.name != FLOOR else None
+        floors = [one for one in self.rows if one.label == FLOOR and one.samples == row.samples]
+        figure = floors[0].figure(metric) if floors and row.label != FLOOR else None
         return None if figure is None else figure.value
 
     def save(self, path: str | Path) -> None:

@@ -33,8 +33,7 @@ class PipelineSampler:
             nonlocal rows
             rows += len(output[0])
 
-        network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
-        hook = network.register_forward_hook(count, with_kwargs=True)
+        hook = self.network.register_forward_hook(count, with_kwargs=True)
         scale = {} if self.guidance is None else {"guidance_scale": self.guidance}
         try:
             images = self.pipeline(
@@ -50,10 +49,13 @@ class PipelineSampler:
         return images.float()
 
     @property
+    def network(self) -> Any:
+        return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+
+    @property
     def resolution(self) -> int:
         """Pixels a side, as the pipeline draws by default."""
-        network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
-        return network.config.sample_size * self.pipeline.vae_scale_factor
+        return self.network.config.sample_size * self.pipeline.vae_scale_factor
 
 
 def load_pipeline(
