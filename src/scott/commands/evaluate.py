@@ -1,7 +1,5 @@
 """`scott evaluate`: the figures of whatever draws, a student, a pipeline or pictures, and of a teacher beside it."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,9 +33,8 @@ from scott.evaluation import Reference, Results, evaluate
 from scott.evaluation.measures import FEATURES, METRICS, SHOWN, check_metrics, instruments_of
 from scott.evaluation.networks import CLIPS, NETWORKS, load
 from scott.evaluation.pictures import write_captions
-from scott.evaluation.protocols import PROTOCOLS, Mjhq
+from scott.evaluation.protocols import PROTOCOLS, Mjhq, names_in, write_list
 from scott.export.card import write_cards
-from scott.files import write_atomically
 from scott.mini import embedded, reading
 from scott.mini.scenes import RESOLUTION
 from scott.training.config import DistillConfig
@@ -96,7 +93,7 @@ def evaluate_target(
     results = Results(rows, conditions(name, measured, protocol, reference))
     results.save(file)
     if isinstance(reference, SourceReference):
-        write_list(file.with_suffix(".prompts.csv"), reference)
+        write_list(file.with_suffix(".prompts.csv"), reference.names, reference.prompts)
     if is_run(Path(name)):
         write_cards(Path(name), DistillConfig.load(Path(name) / "config.json"))
     return results, file
@@ -191,7 +188,7 @@ def reference_of(measured: Measured, protocol: str, target: Target, instruments:
             protocol=protocol,
             names=names,
             floor=floor,
-            cache=str({name: one.description for name, one in instruments.items()}),
+            cache=str({name: one.description for name, one in instruments.items()}) if instruments else None,
         )
         reference.size = size
     reference.metrics = [name for name in measured.metrics if name in METRICS]
@@ -215,25 +212,6 @@ def source_of(name: str, measured: Measured, protocol: str) -> Source:
     if protocol.startswith("mjhq"):
         return Mjhq(name)
     return open_source(name, Columns(measured.image_column, measured.caption_column), measured.data_split)
-
-
-def names_in(file: Path) -> list[str]:
-    """The first column of a CSV, or lines."""
-    try:
-        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no list of pictures' names: {error}") from None
-    names = [row[0] for row in rows if row]
-    return names[1:] if names[:1] == ["name"] else names
-
-
-def write_list(file: Path, reference: SourceReference) -> None:
-    """Which pictures and captions the figures are of: a CSV that `--names` takes."""
-    content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows(
-        [("name", "prompt"), *zip(reference.names, reference.prompts, strict=False)]
-    )
-    write_atomically(file, content.getvalue())
 
 
 def conditions(name: str, measured: Measured, protocol: str, reference: Reference) -> dict[str, Any]:

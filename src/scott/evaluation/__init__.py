@@ -1,17 +1,19 @@
 """How good are the images? Distances to real pictures, neighbours among them, captions met, and what shows it.
 
-Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how a
-model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
-`measures` turn features into figures; `evaluating` runs a sampler through all of them, against what `protocols` names;
-`results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and `report` show them.
+Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how
+a model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
+`measures` turn features into figures; `pictures` draws and keeps; `evaluating` runs a sampler through all of them,
+against what `protocols` names; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and `report` show
+them.
 """
 
 from scott.evaluation.distances import frechet_distance
-from scott.evaluation.evaluating import Generate, Progress, Reference, Sampler, batch_seed, evaluate, timed
+from scott.evaluation.evaluating import Reference, Sampler, evaluate
 from scott.evaluation.features import ClipFeatures, Features
 from scott.evaluation.grids import image_grid, to_pil
 from scott.evaluation.measures import Figure, clip_score
 from scott.evaluation.neighbours import coverage
+from scott.evaluation.pictures import Generate, Progress, batch_seed, timed
 from scott.evaluation.results import Results, Row
 from scott.evaluation.tables import markdown_table, table
 

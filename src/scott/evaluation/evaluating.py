@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scott.data.pictures import cropped
-from scott.evaluation import pictures
-from scott.evaluation.features import Features, check_images
+from scott.evaluation.features import Features
 from scott.evaluation.grids import to_pil
 from scott.evaluation.measures import METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
+from scott.evaluation.pictures import Batches, Generate, Progress, batch_seed
 from scott.evaluation.results import FLOOR, Row
-
-Generate = Callable[[Sequence[str], int], Tensor]
-"""(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
-
-Progress = Callable[[int, int], None]
-"""Called after each batch with (images done, images in all)."""
 
 Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
 """(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
@@ -89,73 +81,6 @@ class Reference:
             images = torch.stack(fitted).float() / 255
         found = {id(one): one.images(images) for one in {id(one): one for one in self.instruments.values()}.values()}
         return {name: found[id(one)] for name, one in self.instruments.items()}
-
-
-def batch_seed(seed: int, batch: int) -> int:
-    """Seed of the `batch`-th batch, in [0, 2³²); neither batches nor runs of near seeds share noise.
-
-    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between
-    versions.
-    """
-    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The pictures of a sampler, a batch at a time, drawn or kept.
-
-    Batch i is `generate(prompts[i·size : (i+1)·size], batch_seed(seed, i))`, so samplers compared at one seed and one
-    size start from the same noise. Pictures have 8 bits, in files or not. With a folder they are kept there; those that
-    are there, made alike, are not drawn again. Of several processes, each draws every `count`-th batch and the first
-    waits for the others'.
-    """
-
-    generate: Generate
-    prompts: Sequence[str]
-    seed: int
-    size: int
-    folder: Path | None = None
-    made: Mapping[str, Any] = field(default_factory=dict)
-    """What else is told of a kept picture; one that was made otherwise is refused."""
-    process: tuple[int, int] = (0, 1)
-    """(rank, count)."""
-
-    def __len__(self) -> int:
-        return -(-len(self.prompts) // self.size)
-
-    def draw_own(self, progress: Progress | None = None) -> None:
-        """Draw this process's share of what is not in the folder yet."""
-        rank, count = self.process
-        for index in range(rank, len(self), count):
-            files, made = self._files(index)
-            if not pictures.kept(files, made):
-                images, seconds = self._drawn(index)
-                pictures.keep(images, files, made, seconds / len(images))
-            if progress is not None:
-                progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
-
-    def read(self, index: int) -> tuple[Tensor, float]:
-        """Pictures (B, 3, H, W) of a batch, and the seconds they took."""
-        if self.folder is None:
-            return self._drawn(index)
-        files, _ = self._files(index)
-        return pictures.read(files, wait=self.process[1] > 1)
-
-    def _prompts(self, index: int) -> Sequence[str]:
-        return self.prompts[index * self.size : (index + 1) * self.size]
-
-    def _drawn(self, index: int) -> tuple[Tensor, float]:
-        prompts = self._prompts(index)
-        images, seconds = timed(self.generate, prompts, batch_seed(self.seed, index))
-        if len(check_images(images)) != len(prompts):
-            raise ValueError(f"got {len(images)} images for {len(prompts)} prompts")
-        return images.float().mul(255).round() / 255, seconds
-
-    def _files(self, index: int) -> tuple[list[Path], list[dict[str, Any]]]:
-        assert self.folder is not None
-        prompts, seed = self._prompts(index), batch_seed(self.seed, index)
-        files = [self.folder / f"{index * self.size + i:05d}.png" for i in range(len(prompts))]
-        return files, [{"prompt": prompt, "batch seed": seed} | dict(self.made) for prompt in prompts]
 
 
 def evaluate(
@@ -251,12 +176,3 @@ def spread(
 
 def _width(metric: str, fake: Mapping[str, Tensor]) -> int:
     return fake[METRICS[metric].instrument].shape[1] if metric in METRICS else 0
-
-
-def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor, float]:
-    """`generate(prompts, seed)` and the seconds it took, its device's queue emptied."""
-    begin = time.perf_counter()
-    images = generate(prompts, seed)
-    if images.device.type in ("cuda", "mps"):
-        torch.accelerator.synchronize(images.device)
-    return images, time.perf_counter() - begin

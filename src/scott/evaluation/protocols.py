@@ -9,6 +9,8 @@ pictures, those come first whose names have the smallest SHA-256: an order that 
 nothing, and that no file needs to keep. A published list of names replaces it (`chosen`).
 """
 
+import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 from scott.data.records import Record, Rejected, Skip, Unit, slices
 from scott.errors import UserError
+from scott.files import write_atomically
 
-Name = Literal["mini", "coco2017-5k", "coco2014-30k", "mjhq-5k", "custom"]
 Entries = list[Record | Rejected]
 
 
@@ -93,3 +94,20 @@ class Mjhq:
             return (self.folder / name).read_bytes()
         except OSError:
             raise Skip("missing-file") from None
+
+
+def names_in(file: Path) -> list[str]:
+    """The first column of a CSV, or lines."""
+    try:
+        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no list of pictures' names: {error}") from None
+    names = [row[0] for row in rows if row]
+    return names[1:] if names[:1] == ["name"] else names
+
+
+def write_list(file: Path, names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Which pictures and captions figures are of: a CSV that `names_in` reads."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows([("name", "prompt"), *zip(names, prompts, strict=False)])
+    write_atomically(file, content.getvalue())
