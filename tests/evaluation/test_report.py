@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from scott.evaluation import Results, Row, image_grid, markdown_table, table
+from scott.evaluation import Figure, Results, Row, image_grid, markdown_table, table
 from scott.evaluation.curves import PANELS, curves_svg, finite_points, smooth
 from scott.evaluation.report import write_report
 
@@ -39,6 +40,17 @@ def test_markdown() -> None:
     assert lines[8] == "FID ratio: to teacher-50."
     assert lines[10].startswith("Excess: ")
     assert lines[12].startswith("† ")
+
+
+def test_intervals_and_seeds_stand_behind_their_figures() -> None:
+    one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.9, 5.3)), "kid": Figure(0.25)})
+    header, _, line, *rest = markdown_table(Results([one])).splitlines()
+    assert header.startswith("| sampler | steps | calls | ω | s / image | FID ↓ |")
+    assert header.endswith("| coverage ↑ | kid ↓ | samples |")
+    assert line == "| a | 2 | 2 | 3 | 0.1 | 5.00 ±0.2 | – | – | – | – | 0.250 | 100 |"
+    assert "±: half of 95 % of the bootstrap over samples." in rest
+    seeds = replace(one, metrics={"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5))})
+    assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
 
 
 def test_terminal_table_shows_every_row() -> None:

@@ -53,10 +53,10 @@ def footnotes(results: Results) -> list[str]:
     if any(results.floor(row, "fid") is not None for row in results.rows):
         lines.append("Excess: FID over that of as many real pictures.")
     figures = [figure for row in results.rows for figure in row.metrics.values()]
-    if any(figure.interval for figure in figures):
-        lines.append("In brackets: 95 % of the bootstrap over samples.")
     if any(figure.seeds for figure in figures):
-        lines.append("After ±: half the range over seeds.")
+        lines.append("±: half the range over seeds.")
+    elif any(figure.interval for figure in figures):
+        lines.append("±: half of 95 % of the bootstrap over samples.")
     if networks := results.meta.get("networks"):
         lines.append(f"Features: {networks['features']}.")
     if any(row.recorded for row in results.rows):
@@ -123,12 +123,8 @@ def _titles(metric: str) -> list[str]:
 def _figure(figure: Figure | None, spec: str) -> str:
     if figure is None:
         return "–"
-    text = format(figure.value, spec)
-    if figure.seeds:
-        text += f" ±{(max(figure.seeds) - min(figure.seeds)) / 2:.2g}"
-    if figure.interval:
-        text += " [{}, {}]".format(*(format(value, spec) for value in figure.interval))
-    return text
+    ends = figure.seeds or figure.interval
+    return format(figure.value, spec) + (f" ±{(max(ends) - min(ends)) / 2:.2g}" if ends else "")
 
 
 def _number(value: float | None, spec: str) -> str:
