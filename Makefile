@@ -8,6 +8,7 @@ PACKAGE := build/package
 OLDER := build/older
 OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 peft==0.17.1 \
 	optimum==2.1.0 optimum-onnx==0.1.0
+REFERENCE := build/reference
 
 .PHONY: demo setup test lint package older
 
@@ -25,6 +26,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
+# What the extra `eval` brings, in a folder of its own: PyPI's torchvision, which it stands on, is built for CUDA's torch, and
+# beside a CPU's no transformers model would import.
+$(REFERENCE)/.installed: $(VENV)/.installed-dev
+	$(INSTALL) --no-deps --target $(REFERENCE) torch-fidelity torchvision open_clip_torch ftfy wcwidth
+	touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +39,7 @@ lint: $(VENV)/.installed-dev
 
 # A file of tests at a time in each of two processes, so that what a file makes once is made once. xdist would begin with
 # the files of most tests; tests/conftest.py has the slow ones first, so that none is left at the end.
-test: lint
+test: lint $(REFERENCE)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and

@@ -171,23 +171,47 @@ class Export:
 
 @dataclass
 class Evaluate:
-    """FID, CLIP score and coverage of a student: on the embedded teacher's held-out captions, or on your pictures."""
+    """How good pictures are: of a student, of any diffusers pipeline, or in a folder."""
 
-    student: Positional[str]
-    """A run folder, or a student's pipeline folder or hub id."""
+    target: Positional[str]
+    """A run, an export, any text-to-image pipeline of diffusers (folder or hub id), mini, or pictures with prompts."""
     measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
-    """Where to write the results; by default evaluation.json beside the student, or evaluation-DATA.json."""
+    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
 
     def run(self) -> None:
-        from scott.commands.evaluate import evaluate_student
+        from scott.commands.evaluate import evaluate_target
         from scott.evaluation import table
 
         with Bars(console) as bars:
-            results, file = evaluate_student(self.student, self.steps, self.measured, out=self.out, report=bars.report)
+            results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
         console.print(table(results))
         console.print(f"results {file}")
+
+
+@dataclass
+class Compare:
+    """Results beside one another: a table, figures of quality against cost, and the share of LCM's gap closed."""
+
+    results: Positional[tuple[Path, ...]] = ()
+    """Files that `scott evaluate` wrote."""
+    out: Path | None = None
+    """A folder for comparison.md, .csv, .json and .svg."""
+    update: tuple[Path, ...] = ()
+    """Markdown files whose tables, between `<!-- scott compare RESULTS -->` and `<!-- end -->`, are written again."""
+    check: bool = False
+    """With --update: change nothing, and fail where a table is not that of its results."""
+
+    def run(self) -> None:
+        from scott.commands.compare import compare, update
+
+        if not self.results and not self.update:
+            raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
+        if self.results:
+            console.print(compare(self.results, self.out)[1], markup=False, highlight=False)
+        for page in update(self.update, check=self.check):
+            console.print(f"updated {page}")
 
 
 COMMANDS = {
@@ -197,6 +221,7 @@ COMMANDS = {
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,
+    "compare": Compare,
 }
 
 

@@ -1,7 +1,5 @@
 """`scott sample`: a student that was saved, found, loaded and drawn with."""
 
-import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +9,13 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from scott.commands.distill import best_device, teacher_of
 from scott.commands.prepare import PRECISIONS, Warn
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
+from scott.evaluation.pictures import how_made, save_picture
 from scott.export.card import FOLDERS
 from scott.export.lora import apply_lora
 from scott.export.onnx_runtime import FILE as ONNX_FILE
@@ -159,15 +157,15 @@ def draw(
     if grid:
         made[out / f"grid-{steps}-steps-seed-{seed}.png"] = {"prompts": texts, "seed": seed} | how
     for file, parameters in made.items():
-        if file.exists() and _parameters(file) != parameters:
+        if file.exists() and how_made(file) != parameters:
             raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
     out.mkdir(parents=True, exist_ok=True)
     files, pictures = list(made), []
     for index, prompt in enumerate(texts):
         pictures.append(to_pil(sampler([prompt], seed + index)[0]))
-        _save(pictures[-1], files[index], made[files[index]])
+        save_picture(pictures[-1], files[index], made[files[index]])
     if grid:
-        _save(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
+        save_picture(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files
 
 
@@ -191,24 +189,6 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
 
 def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-
-
-def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> None:
-    """Write a PNG that says in its metadata how it was made."""
-    metadata = PngInfo()
-    metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
-    temporary = file.with_suffix(".tmp")
-    picture.save(temporary, "PNG", pnginfo=metadata)
-    os.replace(temporary, file)
-
-
-def _parameters(file: Path) -> object:
-    """How a PNG of `_save` was made; None of any other file."""
-    try:
-        with Image.open(file) as picture:
-            return json.loads(picture.info["parameters"])
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
