@@ -16,7 +16,7 @@ from rich.console import Console
 from scott.commands.measure import MiniReference
 from scott.errors import UserError
 from scott.progress import Bars
-from scott.recipes.configs import RECIPES
+from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
@@ -77,7 +77,7 @@ class Trial:
     def config(self) -> DistillConfig:
         out = self.runs / f"{self.name}-{self.seed}"
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | parsed(self.set)
-        return RECIPES["mini"][self.method](**settings, out=out, seed=self.seed, max_steps=self.updates)
+        return mini(**{"method": self.method} | settings, out=out, seed=self.seed, max_steps=self.updates)
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
