@@ -193,7 +193,9 @@ def mini_reference(
     if instruments is None:
         clip = embedded.load_features()
         instruments = {"features": clip, "clip": clip}
-    real, asked = (mini_scenes(samples, split, draw).scenes() for draw in (0, 1))
+    of: Split = "held-out" if split == "held-out" else "train"
+    seed = 0 if split == "held-out" else VALIDATION_SEED
+    real, asked = (Scenes(samples, of, seed + draw).scenes() for draw in (0, 1))
     reference = MiniReference([this.caption for this in asked], instruments, {}, scenes=asked)
 
     def features(drawn: list[Scene]) -> dict[str, Tensor]:
@@ -201,12 +203,6 @@ def mini_reference(
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return replace(reference, real=features(real), others=features(asked))
-
-
-def mini_scenes(samples: int, split: EvaluationSplit, draw: int) -> Scenes:
-    """The scenes of a reference's real pictures (draw 0) and of its captions (draw 1)."""
-    of: Split = "held-out" if split == "held-out" else "train"
-    return Scenes(samples, of, draw + (0 if split == "held-out" else VALIDATION_SEED))
 
 
 def recorded_teacher_row(steps: int, samples: int, guidance: float, file: Path = embedded.RECORDED) -> Row | None:
