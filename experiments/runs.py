@@ -13,13 +13,13 @@ from torch import Tensor
 from scott.choices import unknown
 from scott.commands.demo import STUDENT_GUIDANCE
 from scott.commands.distill import add_models, check, teacher_of
-from scott.commands.measure import BATCH, MiniReference
+from scott.commands.measure import BATCH, MiniReference, measure_row
 from scott.commands.prepare import open_data
 from scott.data.records import chunks
 from scott.errors import UserError
 from scott.evaluation import Row
 from scott.files import write_atomically
-from scott.mini.scenes import Scenes, pictures
+from scott.mini.scenes import pictures
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
 from scott.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -137,6 +137,10 @@ class Kept:
     def network_calls(self) -> int:
         return self.sampler.network_calls
 
+    @property
+    def guidance(self) -> float:
+        return self.sampler.guidance
+
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         self.latents.append(self.sampler.latents(prompts, seed))
         return self.sampler.backbone.decode(self.latents[-1])
@@ -149,15 +153,14 @@ def measured(
     figures, grid, real = {}, config.make_grid(backbone.schedule), real_latents(backbone, reference)
     for steps in STEPS:
         sampler = Kept(StudentSampler(backbone, backbone.target, grid, steps, STUDENT_GUIDANCE))
-        row = reference.row(f"{steps} steps", sampler, lambda name, done, total: report(name, done, total, {}))
+        row = measure_row(reference, f"{steps} steps", sampler, lambda name, done, total: report(name, done, total, {}))
         figures[str(steps)] = figures_of(row) | {"spread": spread(torch.cat(sampler.latents), real)}
     return figures
 
 
 def real_latents(backbone: LatentBackbone, reference: MiniReference) -> Tensor:
     """Of the pictures that the reference's captions were written for, (N, C, H, W)."""
-    scenes = Scenes(len(reference.prompts), reference.split, reference.seed + 1).scenes()
-    return torch.cat([backbone.encode_images(pictures(some))[0] for some in chunks(iter(scenes), BATCH)])
+    return torch.cat([backbone.encode_images(pictures(some))[0] for some in chunks(iter(reference.scenes), BATCH)])
 
 
 def figures_of(row: Row) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scott.commands.demo import GUIDANCE
 from scott.commands.distill import teacher_of
-from scott.commands.measure import MiniReference
+from scott.commands.measure import MiniReference, measure_row, mini_reference
 from scott.errors import UserError
 from scott.progress import Bars
 from scott.recipes.configs import mini, mini_lcm
@@ -80,7 +80,7 @@ class Comparison:
 
     @cached_property
     def reference(self) -> MiniReference:
-        return MiniReference(self.samples)
+        return mini_reference(self.samples)
 
     def measure_references(self, report: Report) -> None:
         """The floor, and the teacher."""
@@ -91,7 +91,7 @@ class Comparison:
         for steps in TEACHER_STEPS:
             if ("teacher", steps) not in there:
                 sampler = TeacherSampler(teacher_of("mini"), steps, GUIDANCE)
-                made = self.reference.row(f"teacher {steps}", sampler, lambda *tick: report(*tick, {}))
+                made = measure_row(self.reference, f"teacher {steps}", sampler, lambda *tick: report(*tick, {}))
                 blank = _blank("teacher", "nothing", 0, 0, self.samples)
                 append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps})))
 

@@ -13,7 +13,7 @@ from experiments.results import append_line, insert, read_lines, table
 from experiments.runs import QUIET, Report, Training, measured, parsed
 from rich.console import Console
 
-from scott.commands.measure import MiniReference
+from scott.commands.measure import mini_reference
 from scott.errors import UserError
 from scott.progress import Bars
 from scott.recipes.configs import mini
@@ -67,7 +67,7 @@ class Trial:
 
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
-        reference = MiniReference(self.samples, "validation")  # raises before the training
+        reference = mini_reference(self.samples, "validation")  # raises before the training
         config = self.config()
         training = Training(config, self.source, self.runs / "data")
         seconds = training.train(report)

@@ -13,11 +13,11 @@ from scott.commands.distill import Report, best_device
 from scott.commands.diversity import Diversity
 from scott.commands.measure import (
     Instruments,
+    MiniReference,
     SourceReference,
     Tick,
     check_samples,
     mini_reference,
-    mini_scenes,
     reasons,
     source_reference,
 )
@@ -67,7 +67,7 @@ def evaluate_target(
     instruments = instruments_for(measured, protocol) if first else {}
     reference = reference_of(measured, protocol, target, instruments, tick)
     rows = [reference.floor()] if reference.floors else []
-    diversity = diversity_of(measured, protocol, reference) if measured.diversity and first else None
+    diversity = diversity_of(measured, reference) if measured.diversity and first else None
     for row, sampler in target.samplers.items():
         found = evaluate(
             sampler,
@@ -163,9 +163,9 @@ def reference_of(measured: Measured, protocol: str, target: Target, instruments:
                 f"the target draws {target.size} px pictures and the embedded data has {RESOLUTION}; "
                 "name pictures to measure it on with --data"
             )
-        reference: Reference = mini_reference(samples, measured.split, instruments)
+        reference: Reference = (made := mini_reference(samples, measured.split, instruments))
         if wanted := [name for name in measured.metrics if name in SHOWN]:
-            asked = mini_scenes(samples, measured.split, 1).scenes()
+            asked = made.scenes
 
             def read(images: Tensor, start: int) -> dict[str, Tensor]:
                 return reading.shown(images, asked[start : start + len(images)], wanted)
@@ -201,9 +201,9 @@ def reference_of(measured: Measured, protocol: str, target: Target, instruments:
     return reference
 
 
-def diversity_of(measured: Measured, protocol: str, reference: Reference) -> Diversity:
+def diversity_of(measured: Measured, reference: Reference) -> Diversity:
     prompts = reference.prompts[:SPREAD_CAPTIONS]
-    scenes = mini_scenes(len(prompts), measured.split, 1).scenes() if protocol == "mini" else []
+    scenes = reference.scenes[: len(prompts)] if isinstance(reference, MiniReference) else []
     features = reference.instruments[FEATURES]
     return Diversity(prompts, features, measured.diversity, measured.seeds[0], measured.bootstrap, scenes)
 

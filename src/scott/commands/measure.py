@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -170,9 +170,17 @@ def check_samples(samples: int) -> None:
         raise UserError(f"got {samples} samples; expected {SMALLEST} or more, 1,000 for a figure worth reading")
 
 
+@dataclass
+class MiniReference(Reference):
+    """A reference of the embedded data."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    """What its captions ask for."""
+
+
 def mini_reference(
     samples: int, split: EvaluationSplit = "held-out", instruments: Instruments | None = None
-) -> Reference:
+) -> MiniReference:
     """Captions of a split of the embedded data, and the features of as many real pictures that rows are measured on.
 
     The pictures are of other draws of the split than the captions, so that the floor, the captions' own real pictures
@@ -185,20 +193,16 @@ def mini_reference(
     if instruments is None:
         clip = embedded.load_features()
         instruments = {"features": clip, "clip": clip}
-    reference = Reference(mini_scenes(samples, split, 1).captions(), instruments, {})
-    real, others = (mini_scenes(samples, split, draw).scenes() for draw in (0, 1))
+    of: Split = "held-out" if split == "held-out" else "train"
+    seed = 0 if split == "held-out" else VALIDATION_SEED
+    real, asked = (Scenes(samples, of, seed + draw).scenes() for draw in (0, 1))
+    reference = MiniReference([this.caption for this in asked], instruments, {}, scenes=asked)
 
     def features(drawn: list[Scene]) -> dict[str, Tensor]:
         parts = [reference.features(pictures(drawn[start : start + BATCH])) for start in range(0, samples, BATCH)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    return replace(reference, real=features(real), others=features(others))
-
-
-def mini_scenes(samples: int, split: EvaluationSplit, draw: int) -> Scenes:
-    """The scenes of a reference's real pictures (draw 0) and of its captions (draw 1)."""
-    of: Split = "held-out" if split == "held-out" else "train"
-    return Scenes(samples, of, draw + (0 if split == "held-out" else VALIDATION_SEED))
+    return replace(reference, real=features(real), others=features(asked))
 
 
 def recorded_teacher_row(steps: int, samples: int, guidance: float, file: Path = embedded.RECORDED) -> Row | None:
