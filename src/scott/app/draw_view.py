@@ -9,7 +9,7 @@ import gradio as gr
 from scott.app.drawing import SEEDS, Drawer, Order, Settings
 from scott.app.figures import figures, message
 from scott.app.handlers import AT_ONCE, EXPECTED, sentences
-from scott.app.models import Models, omega_range
+from scott.app.models import Models, omega_range, usual_omega
 from scott.export.card import EXAMPLE
 
 HISTORY = 12
@@ -56,7 +56,9 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     changes = [control.change for control in controls]
     gr.on(changes, draw_while_typing, trigger_mode="multiple", **shown)
     history.input(_recall, history, [prompt, seed, lock], show_progress="hidden").then(draw, **shown)
-    gr.on([page.load, students.change], _omega_slider, students, omega, show_progress="hidden").then(draw, **shown)
+    students.change(_omega_slider, students, omega, show_progress="hidden")
+    ready = page.load(lambda: usual_omega(models.students), None, omega, show_progress="hidden")
+    ready.then(_omega_slider, students, omega, show_progress="hidden").then(draw, **shown)
     page.load(lambda: gr.CheckboxGroup(choices=models.students), None, students, show_progress="hidden")
 
 
@@ -101,7 +103,7 @@ def _recall(entry: str) -> tuple[str, int, bool]:
 
 
 def _omega_slider(students: list[str]) -> Any:
+    """The slider for the students that are chosen; ω stays where its reader put it."""
     if (found := omega_range(students)) is None:
         return gr.Slider(visible=False)
-    low, high, usual = found
-    return gr.Slider(minimum=low, maximum=high, value=usual, step=0.1, visible=low < high)
+    return gr.Slider(minimum=found[0], maximum=found[1], step=0.1, visible=found[0] < found[1])

@@ -43,9 +43,17 @@ def student_folder(name: str) -> Path:
     return Path(name) / FOLDERS["diffusers"] if is_run(Path(name)) else Path(name)
 
 
-def omega_range(students: Sequence[str]) -> tuple[float, float, float] | None:
-    """Lowest, highest and usual ω of the students that take one; None where none does."""
-    infos = [info for name in students if (info := StudentInfo.read(student_folder(name))) and info.takes_guidance]
-    if not infos:
-        return None
-    return min(i.guidance_min for i in infos), max(i.guidance_max for i in infos), infos[0].guidance
+def omega_range(students: Sequence[str]) -> tuple[float, float] | None:
+    """Lowest and highest ω of the students that take one; None where none does."""
+    infos = _taking_omega(students)
+    return (min(i.guidance_min for i in infos), max(i.guidance_max for i in infos)) if infos else None
+
+
+def usual_omega(students: Sequence[str]) -> float:
+    """What the first student that takes ω is drawn at, or 1."""
+    return next((info.guidance for info in _taking_omega(students)), 1.0)
+
+
+def _taking_omega(students: Sequence[str]) -> list[StudentInfo]:
+    infos = (StudentInfo.read(student_folder(name)) for name in students)
+    return [info for info in infos if info and info.takes_guidance]
