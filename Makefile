@@ -10,7 +10,7 @@ OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 hugg
 	optimum==2.1.0 optimum-onnx==0.1.0
 REFERENCE := build/reference
 
-.PHONY: demo setup test lint package older
+.PHONY: demo setup test lint package older site
 
 demo: setup
 	$(BIN)/scott demo
@@ -42,6 +42,11 @@ lint: $(VENV)/.installed-dev
 test: lint $(REFERENCE)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# The documentation site, in build/site.
+site: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
 # its student draws.
 package:
@@ -66,6 +71,7 @@ $(OLDER)/.installed: Makefile $(VENV)/.installed-dev
 define IMPORT_ALL
 import importlib, pkgutil, scott
 names = [module.name for module in pkgutil.walk_packages(scott.__path__, "scott.")]
+names = [name for name in names if not name.startswith("scott.app.")]  # which need the extra `app`
 for name in names:
     importlib.import_module(name)
 print(len(names), "modules import")

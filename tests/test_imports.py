@@ -18,7 +18,7 @@ LEVELS = [
     {"samplers"},
     {"training", "export", "mini"},
     {"recipes"},
-    {"commands"},
+    {"commands", "app"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -26,6 +26,7 @@ MODELS = {"diffusers", "transformers", "peft"}
 HOMES = {
     "accelerate": {"training"},
     "docstring_parser": {"commands"},
+    "gradio": {"app"},
     "jinja2": {"evaluation"},
     "matplotlib": {"evaluation"},
     "tyro": {"cli", "commands"},

@@ -214,6 +214,23 @@ class Compare:
             console.print(f"updated {page}")
 
 
+@dataclass
+class App:
+    """Draw with runs, watch them and plan them in the browser. Needs the extra `app`."""
+
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, finished or not, and students' folders or hub ids; those in ./runs, if left out."""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines in, with no password."""
+    port: int | None = None
+    """The first free one from 7860 on, if left out."""
+
+    def run(self) -> None:
+        from scott.commands.app import app
+
+        app(self.runs, self.host, self.port)
+
+
 COMMANDS = {
     "demo": Demo,
     "prepare": Prepare,
@@ -222,6 +239,7 @@ COMMANDS = {
     "export": Export,
     "evaluate": Evaluate,
     "compare": Compare,
+    "app": App,
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
+
+WARNINGS = "warnings.txt"
+"""A run's warnings, a line each, in its folder."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
@@ -101,6 +105,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
+    if first:
+        warn = _kept(warn, config.out / WARNINGS)
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
     add_models(backbone, config)
@@ -117,6 +123,17 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         report("export", 0, 1, {})
         export_finished(config, teacher)
         report("export", 1, 1, {})
+
+
+def _kept(warn: Warn, file: Path) -> Warn:
+    """Also adds a line to the file for each warning."""
+
+    def both(message: str) -> None:
+        warn(message)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{message}\n")
+
+    return both
 
 
 def _hooks(config: DistillConfig, validation: Validation, report: Report, warn: Warn, first: bool) -> Hooks:

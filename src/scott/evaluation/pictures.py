@@ -1,5 +1,6 @@
 """Pictures drawn a batch at a time from fixed seeds, and kept as PNGs that say how they were made."""
 
+import io
 import json
 import os
 import time
@@ -29,12 +30,18 @@ SECONDS = "seconds"
 POLL_SECONDS = 0.5
 
 
-def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
-    """Write a PNG that says in its metadata how it was made."""
-    metadata = PngInfo()
+def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
+    """A PNG that says in its metadata how it was made."""
+    metadata, content = PngInfo(), io.BytesIO()
     metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
+    picture.save(content, "PNG", pnginfo=metadata)
+    return content.getvalue()
+
+
+def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
+    """Write the PNG of `png`."""
     temporary = file.with_suffix(".tmp")
-    picture.save(temporary, "PNG", pnginfo=metadata)
+    temporary.write_bytes(png(picture, made))
     os.replace(temporary, file)
 
 

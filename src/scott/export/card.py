@@ -102,19 +102,18 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
         imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
         imports += [] if _loads_lora(info) else ["from peft import PeftModel"]
         load = _load_lora(config, info, kind, folder)
-    # torch's own generator, because SD3's pipeline hands no other to its scheduler
-    options = {"num_inference_steps": 2, "guidance_scale": info.guidance_scale} | call_options(info.pipeline)
-    if kind != "diffusers" and info.resolution:  # the teacher's own pipeline would draw at its size
-        options |= {"height": info.resolution, "width": info.resolution}
-    draw = [
-        "image = pipe(",
-        f"    {_quoted(EXAMPLE)},",
-        *(f"    {name}={value}," for name, value in options.items()),
-        "    generator=torch.manual_seed(0),",
-        ").images[0]",
-        'image.save("picture.png")',
-    ]
-    return "\n".join([*imports, "", *load, *draw])
+    size = info.resolution if kind != "diffusers" else None  # the teacher's own pipeline would draw at its size
+    return "\n".join([*imports, "", *load, *_stock_call(info, size=size)])
+
+
+def stock_snippet(
+    info: StudentInfo, folder: Path, *, prompt: str, steps: int, seed: int, guidance: float | None = None
+) -> str:
+    """Python that draws one picture with a student's pipeline folder; at ω where the student takes one."""
+    scale = guidance if info.takes_guidance and guidance is not None else info.guidance_scale
+    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    lines += [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
+    return "\n".join([*lines, *_stock_call(info, prompt, steps, seed, scale)])
 
 
 def teacher_licence(teacher: str) -> str:
@@ -148,6 +147,28 @@ def _data(config: DistillConfig) -> str:
 
 def _shown(path: str | Path) -> str:
     return Path(path).name if Path(path).is_absolute() else str(path)
+
+
+def _stock_call(
+    info: StudentInfo,
+    prompt: str = EXAMPLE,
+    steps: int = 2,
+    seed: int = 0,
+    scale: float | None = None,
+    size: int | None = None,
+) -> list[str]:
+    """The call of a stock pipeline `pipe`, and its picture saved."""
+    options = {"num_inference_steps": steps, "guidance_scale": info.guidance_scale if scale is None else scale}
+    options |= {"height": size, "width": size} if size else {}
+    return [
+        "image = pipe(",
+        f"    {_quoted(prompt)},",
+        *(f"    {name}={value}," for name, value in (options | call_options(info.pipeline)).items()),
+        # torch's own generator, because SD3's pipeline hands no other to its scheduler
+        f"    generator=torch.manual_seed({seed}),",
+        ").images[0]",
+        'image.save("picture.png")',
+    ]
 
 
 def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
