@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PACKAGE := build/package
+OLDER := build/older
+OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 peft==0.17.1 \
+	optimum==2.1.0 optimum-onnx==0.1.0
+REFERENCE := build/reference
 
-.PHONY: demo setup test lint package
+.PHONY: demo setup test lint package older site
 
 demo: setup
 	$(BIN)/scott demo
@@ -22,6 +26,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
+# What the extra `eval` brings, in a folder of its own: PyPI's torchvision, which it stands on, is built for CUDA's torch, and
+# beside a CPU's no transformers model would import.
+$(REFERENCE)/.installed: $(VENV)/.installed-dev
+	$(INSTALL) --no-deps --target $(REFERENCE) torch-fidelity torchvision open_clip_torch ftfy wcwidth
+	touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,8 +39,13 @@ lint: $(VENV)/.installed-dev
 
 # A file of tests at a time in each of two processes, so that what a file makes once is made once. xdist would begin with
 # the files of most tests; tests/conftest.py has the slow ones first, so that none is left at the end.
-test: lint
+test: lint $(REFERENCE)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The documentation site, in build/site.
+site: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
 # its student draws.
@@ -43,9 +58,20 @@ package:
 	cd $(PACKAGE) && venv/bin/scott demo --max-steps 2 --samples 10
 	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small red apple" --steps 2
 
+# Every export, opened by an older diffusers, transformers and peft, and by optimum: those in a folder of their own, which
+# comes before the environment's; torch and the rest are the environment's.
+older: $(OLDER)/.installed
+	OLDER=$(OLDER) OMP_NUM_THREADS=1 $(BIN)/pytest tests/export/test_older.py
+
+$(OLDER)/.installed: Makefile $(VENV)/.installed-dev
+	rm -rf $(OLDER)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(OLDER) $(OLDER_PACKAGES)
+	touch $@
+
 define IMPORT_ALL
 import importlib, pkgutil, scott
 names = [module.name for module in pkgutil.walk_packages(scott.__path__, "scott.")]
+names = [name for name in names if not name.startswith("scott.app.")]  # which need the extra `app`
 for name in names:
     importlib.import_module(name)
 print(len(names), "modules import")

@@ -48,8 +48,8 @@ def trained(make_backbone, perturb):
 def test_the_plain_step_has_our_loss_in_the_lcm_setting(model, trained):
     config = step.lcm(model.config)
     plain, data = PlainLCM(model.teacher().pipeline, config), random_data(trained, BATCH)
-    plain.student.load_state_dict(trained.adapters.merged_state("student"))
-    plain.target.load_state_dict(trained.adapters.merged_state("target"))
+    plain.student.load_state_dict(dict(trained.adapters.merged_state("student")))
+    plain.target.load_state_dict(dict(trained.adapters.merged_state("target")))
     grid, solver = config.make_grid(trained.schedule), config.make_solver(trained.schedule)
     drawn = Draws.make(data.encoded.mean.shape, grid, config, generator_for(0))
     for t_n in ([19, 999], [379, 579]):  # jumps from 19 end on clean data

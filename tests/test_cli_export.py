@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from scott.cli import main
 from scott.commands.sample import _prompts, _slug
+from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes import mini
 
@@ -52,7 +54,8 @@ def test_a_lora_run_ends_with_its_exports_and_cards(run_folder):
     for name in ("student/model_index.json", "lora/pytorch_lora_weights.safetensors", "card.md"):
         assert (run_folder / name).is_file()
     for name in ("student", "lora"):
-        assert f"{run_folder / name}" in (run_folder / name / "card.md").read_text()
+        assert f'"{name}"' in (run_folder / name / "card.md").read_text()
+        assert str(run_folder.parent) not in (run_folder / name / "README.md").read_text()
 
 
 def test_an_export_says_where_it_is_and_draws_what_the_run_draws(run_folder, tmp_path, scott):
@@ -70,6 +73,20 @@ def test_an_export_says_where_it_is_and_draws_what_the_run_draws(run_folder, tmp
         (file,) = (tmp_path / name).iterdir()
         assert np.abs(pixels(file) - pixels(next((tmp_path / "run").iterdir()))).max() <= 1
         assert json.loads(Image.open(file).info["parameters"])["seed"] == 5
+
+
+def test_a_lora_on_another_base_draws_with_a_warning(run_folder, tmp_path, scott):
+    other = tmp_path / "other"
+    shutil.copytree(TEACHER, other)
+    (file,) = (other / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_in.weight"] = -weights["conv_in.weight"]
+    save_file(weights, file, {"format": "pt"})
+    for teacher, warned in ((TEACHER, False), (other, True)):
+        arguments = ("--teacher", teacher, "--lora", run_folder / "lora", "--prompts", PROMPT, "--steps", 1)
+        code, said = scott("sample", *arguments, "--out", tmp_path / teacher.name)
+        assert code == 0
+        assert ("a LoRA draws best on its own base" in " ".join(said.split())) == warned
 
 
 def test_a_contact_sheet_holds_every_picture(run_folder, tmp_path, scott):
@@ -187,8 +204,9 @@ def test_bad_exports_are_one_message(run_folder, tmp_path, scott):
 
 
 def test_the_embedded_students_cards_run_as_they_stand(run_folder, tmp_path, monkeypatch):
-    """From any folder; the teacher's text encoder is stored in half precision."""
-    monkeypatch.chdir(tmp_path)
+    """Beside the exports; the teacher's text encoder is stored in half precision."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
     for name in ("student", "lora"):
         (code,) = re.findall(r"```python\n(.*?)```", (run_folder / name / "card.md").read_text(), re.DOTALL)
         exec(code, {})

@@ -7,17 +7,18 @@ C is a small patch critic, which joins after `CRITIC_FROM` steps. z gets noise o
 what a sampler makes is not quite what the encoder does.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from experiments.embedded_teacher.efficientnet import EfficientNetFeatures, Perceptual
 from experiments.embedded_teacher.stage import StageConfig, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from scott.evaluation import frechet_distance
+from scott.evaluation.networks import efficientnet, efficientnet_input, efficientnet_lite0
 from scott.mini import scenes
 from scott.objective import hinge_discriminator
 
@@ -44,6 +45,31 @@ class PatchCritic(nn.Sequential):
             layers += [spectral_norm(nn.Conv2d(inner, outer, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
         layers += [spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, padding=1)), nn.LeakyReLU(0.2)]
         super().__init__(*layers, spectral_norm(nn.Conv2d(2 * width, 1, 3, padding=1)))
+
+
+class Perceptual(nn.Module):
+    """Σ_k mean |φ_k(a) − φ_k(b)| / mean |φ_k(b)| over the stem and the blocks `BLOCKS`, at the pictures' own size."""
+
+    BLOCKS = (0, 2, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = efficientnet_lite0()
+
+    def features(self, pixels: Tensor) -> Iterator[Tensor]:
+        network = self.network
+        x = network._swish(network._bn0(network._conv_stem(efficientnet_input(pixels))))
+        yield x
+        for index, block in enumerate(network._blocks[: self.BLOCKS[-1] + 1]):
+            x = block(x)
+            if index in self.BLOCKS:
+                yield x
+
+    def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            real: Sequence[Tensor] = [*self.features(pixels)]
+        pairs = zip(self.features(decoded), real, strict=True)
+        return torch.stack([F.l1_loss(a, b) / b.abs().mean() for a, b in pairs]).sum()
 
 
 def gradients(pixels: Tensor) -> Tensor:
@@ -99,7 +125,7 @@ def measure(vae: AutoencoderKL, shard: Path, *, samples: int = 1024, seed: int =
     pixels = scenes.pictures(scenes.Scenes(samples, "held-out", seed, shard).scenes(), shard)
     decoded = torch.cat([vae.decode(vae.encode(2 * c - 1).latent_dist.mean).sample for c in pixels.split(64)])
     decoded = (decoded / 2 + 0.5).clamp(0, 1)
-    features = EfficientNetFeatures()
+    features = efficientnet(None, "cpu")
     return {
         "l1": F.l1_loss(decoded, pixels).item(),
         "edges": F.l1_loss(gradients(decoded), gradients(pixels)).item(),

@@ -2,31 +2,32 @@
 
     python -m experiments.embedded_teacher.measure --samples 1000 --json
 
-`place`, `size`, `background`, `style_named`: shares of the pictures that show what the caption says (`reading`).
-`style_shares_off`: over captions that leave the style open, the largest difference between a style's share of the drawn
-pictures and of the real pictures of the same captions. `retrieval`, `retrieval_real`: share of drawn and of real
-pictures whose own caption Mini-CLIP finds among all of them. `fid_*` and `floor_*`: Fréchet distance of the drawn
-pictures, and of the captions' own real pictures, to other real ones, in Mini-CLIP's features and in
-EfficientNet-Lite0's. A shard of one style has no figures of style. `--probe` tells instead what a linear probe finds in
-the text tower's states.
+`place`, `size`, `background`, `style_named`: shares of the pictures that show what the caption says
+(`scott.mini.reading`). `style_shares_off`: over captions that leave the style open, the largest difference between a
+style's share of the drawn pictures and of the real pictures of the same captions. `retrieval`, `retrieval_real`:
+share of drawn and of real pictures whose own caption Mini-CLIP finds among all of them. `fid_*` and `floor_*`:
+Fréchet distance of the drawn pictures, and of the captions' own real pictures, to other real ones, in Mini-CLIP's
+features and in EfficientNet-Lite0's. A shard of one style has no figures of style. `--probe` tells instead what a
+linear probe finds in the text tower's states.
 """
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from experiments.embedded_teacher.efficientnet import EfficientNetFeatures
-from experiments.embedded_teacher.reading import shares_right
 from experiments.embedded_teacher.text import probe
 from torch import Tensor
+from torch.nn import functional as F
 
-from scott.evaluation import frechet_distance, image_grid, retrieval_accuracy
-from scott.evaluation.protocols import batch_seed
+from scott.evaluation import batch_seed, frechet_distance, image_grid
+from scott.evaluation.networks import efficientnet
 from scott.mini import embedded, glyphs, scenes
+from scott.mini.reading import read
 from scott.samplers import TeacherSampler
 
 SEED, BATCH = 1, 64
@@ -93,11 +94,11 @@ class Measure:
             figures["style_shares_off"] = _largest_difference(
                 [styles[i] for i in open_ones], [shown[i] for i in open_ones]
             )
-        clip, efficientnet = embedded.load_features(self.teacher / "clip"), EfficientNetFeatures()
+        clip, lite = embedded.load_features(self.teacher / "clip"), efficientnet(None, "cpu")
         text = clip.texts(captions)
         figures["retrieval"] = retrieval_accuracy(clip.images(drawn), text)
         figures["retrieval_real"] = retrieval_accuracy(clip.images(real), text)
-        for name, features in (("clip", clip), ("efficientnet", efficientnet)):
+        for name, features in (("clip", clip), ("efficientnet", lite)):
             other = features.images(reference)
             figures[f"fid_{name}"] = float(frechet_distance(other, features.images(drawn)))
             figures[f"floor_{name}"] = float(frechet_distance(other, features.images(real)))
@@ -112,6 +113,32 @@ class Measure:
         image_grid(rows, [str(8 * row + 1) for row in range(len(rows))], [""] * 8, scale=2).save(file)
         captions = "".join(f"{number} {asked[i].caption}\n" for number, i in enumerate(chosen, 1))
         file.with_suffix(".txt").write_text(captions, encoding="utf-8")
+
+
+def retrieval_accuracy(image_features: Tensor, text_features: Tensor) -> float:
+    """Part of the images (N, D) whose own caption has the highest cosine among all N (R-precision at 1).
+
+    A repeated caption is no rival: a tie, within 1e-6, counts as found.
+    """
+    cosine = F.normalize(image_features.double(), dim=1) @ F.normalize(text_features.double(), dim=1).T
+    return (cosine.diagonal() >= cosine.amax(dim=1) - 1e-6).double().mean().item()
+
+
+def shares_right(
+    pictures: Tensor, asked: Sequence[scenes.Scene], shard: Path = glyphs.SHARD
+) -> tuple[dict[str, float], list[str]]:
+    """Share of the pictures that show the scene's size, place, background and, where its caption names it, style; and
+    the
+    styles found."""
+    found = [read(picture, this, shard) for picture, this in zip(pictures, asked, strict=True)]
+    hits = [one.right(this) for one, this in zip(found, asked, strict=True)]
+    shares = {name: sum(hit[name] for hit in hits) / len(hits) for name in ("size", "place", "background")}
+    if named := [hit["style"] for hit, this in zip(hits, asked, strict=True) if this.named]:
+        shares["style_named"] = sum(named) / len(named)
+    for size in scenes.SIZES:
+        if of_size := [hit["place"] for hit, this in zip(hits, asked, strict=True) if this.size == size]:
+            shares[f"place_{size}"] = sum(of_size) / len(of_size)
+    return shares, [one.style or "none" for one in found]
 
 
 def _largest_difference(found: list[str], shown: list[str]) -> float:

@@ -1,79 +1,75 @@
-"""Fixed points of squared-L2 students of several solvers on several schedules: `python -m experiments.mixture`.
+"""What students of each solver converge to, exactly and trained: `python -m experiments.mixture --help`.
 
-Prints a table and writes results.json: for each data distribution, schedule and solver of first order, Wasserstein-1
-distance to the data and standard deviation (the data's is 1) of samples in 1, 2 and 4 steps, mean over seeds.
+Each part writes its rows into results/ beside this file as they are made, and its table into README.md. Rows that are
+there are not made again: delete a part's file to have it anew.
 """
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import tyro
-from experiments.mixture import fixed_point
-from experiments.mixture.fixed_point import HEAVY_TAILS, THREE_MODES, FixedPoint, wasserstein
+from experiments.mixture import exact, tables, trained
+from experiments.mixture.methods import METHODS
+from experiments.results import insert
 
-from scott.diffusion import DiscreteSchedule, FlowSchedule, JumpGrid, NoiseSchedule
-from scott.solvers import make
+from scott.files import write_atomically
 
-DATA = {"three modes": THREE_MODES, "heavy tails": HEAVY_TAILS}
-SCHEDULES: dict[str, NoiseSchedule] = {
-    "sd": DiscreteSchedule.stable_diffusion(),
-    "pixart": DiscreteSchedule("linear", 0.0001, 0.02),
-    "flow, shift 3": FlowSchedule(3.0),
-}
-SOLVERS = {
-    "ode": ("ddim", {"eta": 0.0}),
-    "ddim, η .1": ("ddim", {"eta": 0.1}),
-    "ddim, η .2": ("ddim", {"eta": 0.2}),
-    "ddim, η .6": ("ddim", {"eta": 0.6}),
-    "dpmpp-sde, η .2": ("dpmpp-sde", {"eta": 0.2, "order": 1}),
-    "er-sde 5": ("er-sde", {"phi": "5", "order": 1}),
-}
-STEPS = (1, 2, 4)
-RESULTS = Path(__file__).with_name("results.json")
+HERE = Path(__file__).parent
+Part = Literal["gaussian", "jumps", "orders", "fixed-points", "2-d", "64-d"]
 
 
 @dataclass
-class Mixture:
-    """Compute the fixed points."""
+class Run:
+    """Compute some parts and write their tables; without --parts, only the tables of the rows there are."""
 
+    parts: tuple[Part, ...] = ()
     seeds: int = 10
-    samples: int = 100_000
-    out: Path = RESULTS
+    samples: int = 50_000
+    """Of a fixed point, a divisor of 100,000."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """That are trained, in 2-d and 64-d."""
+    updates: int = trained.UPDATES
+    """Of each trained student."""
+    folder: Path = HERE
 
     def run(self) -> None:
-        rows = []
-        print("| data | schedule | solver | " + " | ".join(f"{n} steps: W1 (std)" for n in STEPS) + " |")  # noqa: T201
-        print("|---" * (3 + len(STEPS)) + "|")  # noqa: T201
-        for data_name, data in DATA.items():
-            for schedule_name, schedule in SCHEDULES.items():
-                for solver_name, (name, options) in SOLVERS.items():
-                    point = FixedPoint(data, make(name, schedule, **options), JumpGrid(schedule))
-                    row = {"data": data_name, "schedule": schedule_name, "solver": solver_name}
-                    row |= {str(steps): self._measure(point, steps) for steps in STEPS}
-                    rows.append(row)
-                    cells = " | ".join(f"{row[str(n)]['w1']:.3f} ({row[str(n)]['std']:.3f})" for n in STEPS)
-                    print(f"| {data_name} | {schedule_name} | {solver_name} | {cells} |", flush=True)  # noqa: T201
-        floors = {name: self._floor(data) for name, data in DATA.items()}
-        print(", ".join(f"{name}: two samples of the data are {w1:.4f} apart" for name, w1 in floors.items()))  # noqa: T201
-        results = {"seeds": self.seeds, "samples": self.samples, "floors": floors, "rows": rows}
-        self.out.write_text(json.dumps(results, indent=1) + "\n")
+        for part in self.parts:
+            made = self._made(part)
+            began, before, there = time.process_time(), made["cpu_seconds"], list(made["rows"])
+            for row in self._rows(part, there):
+                made["rows"].append(row)
+                made["cpu_seconds"] = round(before + time.process_time() - began, 1)
+                write_atomically(self._file(part), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        for part, table in tables.TABLES.items():
+            if (made := self._made(part))["rows"]:
+                insert(self.folder / "README.md", part, table(made))
 
-    def _floor(self, data: fixed_point.Mixture) -> float:
-        rngs = [np.random.default_rng([seed, 0]) for seed in range(self.seeds)]
-        return float(np.mean([wasserstein(*(data.sample(self.samples, rng) for _ in range(2))) for rng in rngs]))
+    def _made(self, part: str) -> dict[str, Any]:
+        """What a part has: the rows that a stopped command had made stay."""
+        file = self._file(part)
+        return json.loads(file.read_text()) if file.is_file() else {"cpu_seconds": 0.0, "seeds": self.seeds, "rows": []}
 
-    def _measure(self, point: FixedPoint, steps: int) -> dict[str, float]:
-        """Means over seeds, and the range of W1."""
-        w1, std = [], []
-        for seed in range(self.seeds):
-            rng = np.random.default_rng([seed, steps])
-            samples = point.sample(steps, self.samples, rng)
-            w1.append(wasserstein(samples, point.data.sample(self.samples, rng)))
-            std.append(float(samples.std()))
-        return {"w1": float(np.mean(w1)), "w1_low": min(w1), "w1_high": max(w1), "std": float(np.mean(std))}
+    def _file(self, part: str) -> Path:
+        return self.folder / "results" / f"{part}.json"
+
+    def _rows(self, part: Part, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        match part:
+            case "fixed-points":
+                return exact.fixed_points(self.seeds, self.samples, there)
+            case "2-d" | "64-d":
+                return trained.compared(part, self.methods, self.seeds, self.updates, there)
+        whole = {
+            "gaussian": exact.gaussian,
+            "orders": exact.orders,
+            "jumps": partial(exact.jumps, self.seeds, self.samples),
+        }
+        return iter(()) if there else whole[part]()
 
 
 if __name__ == "__main__":
-    tyro.cli(Mixture).run()
+    tyro.cli(Run, description=__doc__).run()

@@ -1,112 +1,121 @@
-"""The exact fixed point of squared-L2 consistency distillation in one dimension, by dynamic programming.
+"""The exact fixed points of consistency distillation in one dimension, by dynamic programming.
 
-With an exact teacher, θ = θ⁻ at the optimum and no critic, the student's target at a grid time is the mean of its own
-value one sub-step below, so
+With an exact teacher, θ = θ⁻ at the optimum and no critic, what the student of a solver converges to is known: with
 
-    f_0(x) = x,    f_i(x) = E_w[ f_{i−1}( Φ(x, t_i → t_{i−1}; w) ) ],    w ~ N(0, 1),
+    (U_i g)(x) = E_w[ (U_{i−h} g)( Φ(x, t_i → t_{i−h}; w) ) ],   U_0 g = g,    w ~ N(0, 1) for each of the h sub-steps,
 
-whatever h is (the h interleaved chains of targets are one and the same recursion, for solvers of first order). Each
-mean is a Gauss–Hermite quadrature over the solver's own `step`; f_i is held on a grid of states. There is no network
-and no training error: what is wrong with the samples of f is the method's own doing.
+* squared L2: f_i = U_i g with g(y) = y. The target's mean is all that is learnt, so the weight w(t_n) changes nothing.
+* an energy score, for a student that is given noise of its own: a strictly proper score is least for the target's law
+  itself, so f_i(x, ·) has the distribution function c ↦ U_i 1{y ≤ c}: the law of the teacher's own walk from x down
+  to clean data. Nothing of its spread is lost; of Var y = Var E[y | x] + E Var[y | x], L2 keeps the first part alone.
+
+For solvers of first order the h sub-steps of a jump are h backups of one, whatever h is. One with a memory forgets at
+the end of a jump, where the next network's target begins: h steps are one backup, over the product of their noises.
+Each mean is a Gauss–Hermite quadrature over the solver's own `step`; U_i g is held on a grid of states. There is no
+network and no training error: what is wrong with the samples is the method's own doing.
 """
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
+from experiments.mixture.data import Mixture
 from torch import Tensor
 
-from scott.diffusion import JumpGrid, NoiseSchedule
+from scott.diffusion import JumpGrid
 from scott.solvers import Solver
 
-NODES = 32
-STATES = 1601
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Σ_k p_k N(m_k, s_k²) in one dimension, brought to zero mean and unit variance."""
-
-    means: tuple[float, ...]
-    spreads: tuple[float, ...]
-    weights: tuple[float, ...]
-
-    def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(p, m, s) of the standardised mixture, each (K,), float64."""
-        p, m, s = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.spreads))
-        p = p / p.sum()
-        m = m - (p * m).sum()
-        scale = (p * (m**2 + s**2)).sum().sqrt()
-        return p, m / scale, s / scale
-
-    def denoiser(self, schedule: NoiseSchedule):
-        """x̂0(x_t, t) = E[x0 | x_t], exact: posterior-weighted means of the components. x (B, 1), t (B,)."""
-        p, m, s = self.components()
-
-        def x0(x: Tensor, t: Tensor, cond: None) -> Tensor:
-            alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-            variance = alpha**2 * s**2 + sigma**2
-            log = p.log() - 0.5 * variance.log() - (x - alpha * m) ** 2 / (2 * variance)
-            posterior = m + alpha * s**2 / variance * (x - alpha * m)
-            return (log.softmax(1) * posterior).sum(1, keepdim=True)
-
-        return x0
-
-    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        p, m, s = (value.numpy() for value in self.components())
-        which = rng.choice(len(p), count, p=p)
-        return m[which] + s[which] * rng.standard_normal(count)
-
-
-THREE_MODES = Mixture((-1.5, 0.0, 1.5), (0.3, 0.3, 0.3), (0.3, 0.3, 0.4))
-HEAVY_TAILS = Mixture((-4.0, -1.0, 0.0, 1.0, 5.0), (0.4, 0.2, 0.2, 0.2, 0.6), (0.05, 0.3, 0.3, 0.3, 0.05))
+NODES = {1: 20, 2: 12, 3: 8}
+"""Of the quadrature over one sub-step's noise, by how many sub-steps are integrated at once."""
+STATES = {0: 9601, 1: 1201, 2: 1201, 3: 801}
+"""By how many noises are integrated at once; 801 for laws."""
 
 
 class FixedPoint:
-    """f on every grid time, for one data distribution, solver (of first order) and grid."""
+    """U g on every grid time, for one data distribution, solver and grid.
 
-    def __init__(self, data: Mixture, solver: Solver, grid: JumpGrid) -> None:
-        self.data, self.schedule, self.grid = data, solver.schedule, grid
-        denoiser = data.denoiser(solver.schedule)
-        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-        noise, weight = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
-        times = grid.times
-        self.states = [self._states(time) for time in times]
-        self.values = [self.states[0]]
-        for index in range(1, len(times)):
-            x = self.states[index].repeat_interleave(NODES)[:, None]
-            s, t = times[index].expand(len(x)), times[index - 1].expand(len(x))
-            below, _ = solver.step(denoiser, x, s, t, None, noise.repeat(STATES)[:, None])
-            reached = self._interpolate(index - 1, below[:, 0])
-            self.values.append(reached.view(STATES, NODES) @ weight)
+    Args:
+        thresholds: None for squared L2 (g(y) = y); or the c of g(y) = 1{y ≤ c}, ascending, for the energy score.
+        anchor: how many grid times above clean data are given the exact consistency function instead (L2 alone).
+    """
 
-    def _states(self, time: Tensor) -> Tensor:
+    def __init__(
+        self, data: Mixture, solver: Solver, grid: JumpGrid, thresholds: Tensor | None = None, anchor: int = 0
+    ) -> None:
+        self.data, self.solver, self.grid, self.thresholds = data, solver, grid, thresholds
+        self.schedule, self.denoiser = solver.schedule, data.denoiser(solver.schedule)
+        self.depth = grid.substeps if solver.memory else 1
+        count = STATES[self.depth if solver.stochastic else 0] if thresholds is None else 801
+        self.states = [self._states(index, count) for index in range(len(grid.times))]
+        self.values: list[Tensor] = []
+        for index in range(len(grid.times)):
+            self.values.append(self._boundary(index) if index <= anchor else self._backup(index))
+
+    def _states(self, index: int, count: int) -> Tensor:
         """A grid that holds the marginal at a time, eight standard deviations wide on either side."""
-        _, m, s = self.data.components()
-        alpha, sigma = self.schedule.alpha(time[None]), self.schedule.sigma(time[None])
-        reach = (alpha * m.abs().max() + 8 * ((alpha * s.max()) ** 2 + sigma**2).sqrt()).item()
-        return torch.linspace(-reach, reach, STATES, dtype=torch.float64)
+        alpha, sigma = self.levels(index)
+        spread = math.hypot(alpha * self.data.spreads.max().item(), sigma)
+        reach = alpha * self.data.means.abs().max().item() + 8 * spread
+        return torch.linspace(-reach, reach, count, dtype=torch.float64)
+
+    def levels(self, index: int) -> tuple[float, float]:
+        """α and σ at a grid time."""
+        time = self.grid.times[index][None]
+        return self.schedule.alpha(time).item(), self.schedule.sigma(time).item()
+
+    def exact(self, index: int) -> Tensor:
+        """The consistency function of the flow's ODE, at the states of a grid time."""
+        return self.data.consistency_function(self.states[index], *self.levels(index)) if index else self.states[0]
+
+    def _boundary(self, index: int) -> Tensor:
+        """g of the exact consistency function, (STATES, J); on clean data that is x itself."""
+        exact = self.exact(index)
+        return exact[:, None] if self.thresholds is None else (exact[:, None] <= self.thresholds).double()
+
+    def _backup(self, index: int) -> Tensor:
+        """(STATES, J): the mean over the noises of up to `depth` sub-steps."""
+        depth = min(index, self.depth)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES[depth] if self.solver.stochastic else 1)
+        noise, weight = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+        x, history = self.states[index][:, None], None
+        for step in range(depth):
+            s, t = (self.grid.times[index - step - k][None] for k in (0, 1))  # one time broadcasts over all rows
+            x = x.repeat_interleave(len(noise), 0)
+            if history:
+                history = history._replace(x0=tuple(x0.repeat_interleave(len(noise), 0) for x0 in history.x0))
+            w = noise.repeat(len(x) // len(noise))[:, None]
+            x, history = self.solver.step(self.denoiser, x, s, t, None, w, history)
+        mean = self._interpolate(index - depth, x[:, 0])
+        for _ in range(depth):
+            mean = torch.einsum("snj,n->sj", mean.view(-1, len(noise), mean.shape[-1]), weight)
+        return mean
 
     def _interpolate(self, index: int, x: Tensor) -> Tensor:
-        """f at x, linear between states; beyond them the slope goes on."""
+        """U g at x (N,), (N, J): linear between states; beyond them the slope goes on."""
         states, values = self.states[index], self.values[index]
-        left = (torch.searchsorted(states, x) - 1).clamp(0, STATES - 2)
-        share = (x - states[left]) / (states[left + 1] - states[left])
-        return values[left] + share * (values[left + 1] - values[left])
+        left = (torch.searchsorted(states, x) - 1).clamp(0, len(states) - 2)
+        fraction = ((x - states[left]) / (states[left + 1] - states[left]))[:, None]
+        return torch.lerp(values[left], values[left + 1], fraction)
 
-    def sample(self, steps: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    def at(self, index: int, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What the student makes of x (N,) at a grid time: f(x), or a draw from the law of f(x, ·)."""
+        values = self._interpolate(index, x)
+        if self.thresholds is None:
+            return values[:, 0]
+        uniform = torch.rand(len(x), 1, generator=generator, dtype=torch.float64)
+        right = torch.searchsorted(values.contiguous(), uniform).clamp(1, len(self.thresholds) - 1)
+        low, high = values.gather(1, right - 1), values.gather(1, right)
+        fraction = ((uniform - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return torch.lerp(self.thresholds[right - 1], self.thresholds[right], fraction)[:, 0]
+
+    def sample(self, steps: int, count: int, generator: torch.Generator) -> Tensor:
         """Consistency multistep samples at the grid's own times (`inference_times`), (count,)."""
         fed = [(self.grid.times - time).abs().argmin().item() for time in self.grid.inference_times(steps)]
         x0 = torch.zeros(count, dtype=torch.float64)
-        for index in fed:
-            time = self.grid.times[index][None]
-            w = torch.from_numpy(rng.standard_normal(count))
+        for index in map(int, fed):
+            alpha, sigma = self.levels(index)
+            w = torch.randn(count, generator=generator, dtype=torch.float64)
             # pure noise only where the schedule ends in it, or it is the first step, which samplers start from N(0, 1)
-            x = w if index == fed[0] else self.schedule.alpha(time) * x0 + self.schedule.sigma(time) * w
-            x0 = self._interpolate(int(index), x)
-        return x0.numpy()
-
-
-def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
-    """W1 of two samples of one size: the mean distance of their sorted values."""
-    return float(np.abs(np.sort(a) - np.sort(b)).mean())
+            x = w if index == fed[0] else alpha * x0 + sigma * w
+            x0 = self.at(index, x, generator)
+        return x0

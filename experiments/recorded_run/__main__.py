@@ -10,7 +10,7 @@ from rich.console import Console
 
 from scott.commands.demo import GUIDANCE, STUDENT_GUIDANCE, draw_grids
 from scott.commands.distill import teacher_of
-from scott.commands.measure import BATCH, SEED, MiniReference
+from scott.commands.measure import BATCH, SEED, measure_row, mini_reference
 from scott.commands.sample import load_student
 from scott.evaluation import Results, Row, markdown_table, table, timed
 from scott.mini.scenes import Scenes
@@ -59,14 +59,14 @@ class Record:
 
     def measure(self, results: Results, console: Console) -> None:
         """Add the rows that are not there yet, saved one by one."""
-        reference, there = MiniReference(self.samples), {row.name for row in results.rows}
+        reference, there = mini_reference(self.samples), {one.name for one in results.rows}
         if "real-vs-real" not in there:
             results.rows.append(reference.floor())
         with Bars(console) as bars:
             for name, make in self.samplers().items():
                 if name not in there:
                     tick = partial(_tick, bars)
-                    results.rows.append(reference.row(name, make(), tick))
+                    results.rows.append(measure_row(reference, name, make(), tick))
                     results.save(self.out)
 
     def samplers(self) -> dict[str, Callable[[], Sampler]]:

@@ -32,7 +32,7 @@ from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError, first_line
-from scott.progress import Bars, console
+from scott.progress import Bars, console, warn
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Sample:
     def run(self) -> None:
         from scott.commands.sample import draw
 
-        files = draw(**vars(self))
+        files = draw(**vars(self), warn=warn)
         console.print("\n".join(str(file) for file in files))
 
 
@@ -158,34 +158,77 @@ class Export:
     """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; parts for onnxruntime."""
     best: bool = False
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
+    export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the weights on disk; ONNX has fp32 alone."""
 
     def run(self) -> None:
         from scott.commands.export import export
 
-        folder = export(self.run_folder, self.to, best=self.best)
+        folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}")
 
 
 @dataclass
 class Evaluate:
-    """FID, CLIP score and coverage of a student: on the embedded teacher's held-out captions, or on your pictures."""
+    """How good pictures are: of a student, of any diffusers pipeline, or in a folder."""
 
-    student: Positional[str]
-    """A run folder, or a student's pipeline folder or hub id."""
+    target: Positional[str]
+    """A run, an export, any text-to-image pipeline of diffusers (folder or hub id), mini, or pictures with prompts."""
     measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
-    """Where to write the results; by default evaluation.json beside the student, or evaluation-DATA.json."""
+    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
 
     def run(self) -> None:
-        from scott.commands.evaluate import evaluate_student
+        from scott.commands.evaluate import evaluate_target
         from scott.evaluation import table
 
         with Bars(console) as bars:
-            results, file = evaluate_student(self.student, self.steps, self.measured, out=self.out, report=bars.report)
+            results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
         console.print(table(results))
         console.print(f"results {file}")
+
+
+@dataclass
+class Compare:
+    """Results beside one another: a table, figures of quality against cost, and the share of LCM's gap closed."""
+
+    results: Positional[tuple[Path, ...]] = ()
+    """Files that `scott evaluate` wrote."""
+    out: Path | None = None
+    """A folder for comparison.md, .csv, .json and .svg."""
+    update: tuple[Path, ...] = ()
+    """Markdown files whose tables, between `<!-- scott compare RESULTS -->` and `<!-- end -->`, are written again."""
+    check: bool = False
+    """With --update: change nothing, and fail where a table is not that of its results."""
+
+    def run(self) -> None:
+        from scott.commands.compare import compare, update
+
+        if not self.results and not self.update:
+            raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
+        if self.results:
+            console.print(compare(self.results, self.out)[1], markup=False, highlight=False)
+        for page in update(self.update, check=self.check):
+            console.print(f"updated {page}")
+
+
+@dataclass
+class App:
+    """Draw with runs, watch them and plan them in the browser. Needs the extra `app`."""
+
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, finished or not, and students' folders or hub ids; those in ./runs, if left out."""
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines in, with no password."""
+    port: int | None = None
+    """The first free one from 7860 on, if left out."""
+
+    def run(self) -> None:
+        from scott.commands.app import app
+
+        app(self.runs, self.host, self.port)
 
 
 COMMANDS = {
@@ -195,6 +238,8 @@ COMMANDS = {
     "sample": Sample,
     "export": Export,
     "evaluate": Evaluate,
+    "compare": Compare,
+    "app": App,
 }
 
 

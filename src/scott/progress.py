@@ -10,6 +10,10 @@ console = Console(quiet=os.environ.get("RANK", "0") != "0")
 """Of several processes the first one speaks; errors are printed by whoever has them."""
 
 
+def warn(message: str, console: Console = console) -> None:
+    console.print(f"[yellow]warning[/] {escape(message)}", highlight=False)
+
+
 class Bars(Progress):
     """A `Report` (phase, done, total, terms) shown as one bar a phase, which 80 columns hold."""
 
@@ -21,7 +25,7 @@ class Bars(Progress):
 
     def warn(self, message: str) -> None:
         """A line above the bars."""
-        self.console.print(f"[yellow]warning[/] {escape(message)}", highlight=False)
+        warn(message, self.console)
 
     def report(self, phase: str, done: int, total: int, terms: dict[str, float]) -> None:
         if phase not in self._phases:

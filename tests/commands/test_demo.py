@@ -10,7 +10,7 @@ from PIL import Image
 from scott.commands import demo as demo_module
 from scott.commands import prepare as prepare_module
 from scott.commands.demo import demo
-from scott.commands.measure import MiniReference, recorded_teacher_row
+from scott.commands.measure import measure_row, mini_reference, recorded_teacher_row
 from scott.evaluation import Results, Row
 from scott.mini.embedded import load_teacher
 from scott.samplers import TeacherSampler
@@ -55,7 +55,7 @@ def test_a_recorded_row_is_shown_as_recorded_with_the_time_taken_here(tmp_path, 
     Results([row], {"guidance": demo_module.GUIDANCE}).save(file)
     monkeypatch.setattr(demo_module, "recorded_teacher_row", partial(recorded_teacher_row, file=file))
     monkeypatch.setattr(demo_module, "BATCH", 4)
-    reference, ticks = MiniReference(10), []
+    reference, ticks = mini_reference(10), []
     shown = demo_module._teacher_row(reference, load_teacher(), 2, lambda *told: ticks.append(told))
     assert shown.seconds_per_image < 9
     assert shown == replace(row, recorded=True, seconds_per_image=shown.seconds_per_image)
@@ -68,7 +68,7 @@ def test_the_recorded_rows_are_of_the_weights_that_ship():
     """The cheap one of them, measured again as it was: results of other weights are far off."""
     recorded = recorded_teacher_row(2, 1000, demo_module.GUIDANCE)
     sampler = TeacherSampler(load_teacher(), 2, demo_module.GUIDANCE)
-    measured = MiniReference(1000).row(recorded.name, sampler, lambda *_: None)
+    measured = measure_row(mini_reference(1000), recorded.name, sampler, lambda *_: None)
     assert measured.fid == pytest.approx(recorded.fid, rel=1e-3)
     assert measured.coverage == pytest.approx(recorded.coverage, abs=2e-3)
 

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
-from scott.commands import evaluate as module
-from scott.commands.evaluate import evaluate_student
+from scott.commands import targets as module
+from scott.commands.evaluate import evaluate_target
 from scott.commands.measure import source_reference
 from scott.commands.measured import Measured
 from scott.commands.sample import Student
 from scott.data.sources import open_source
 from scott.errors import UserError
+from scott.evaluation import Results
 from scott.export.trained import student_grid
 from scott.mini import embedded
 from scott.mini.scenes import Scenes
@@ -43,7 +44,8 @@ def untrained(monkeypatch):
     backbone = embedded.load_teacher()
     grid = student_grid(backbone.schedule, 25)
     student = Student("s", backbone, backbone.teacher, grid, None)
-    monkeypatch.setattr(module, "load_student", lambda name: student)
+    monkeypatch.setattr(module, "load_student", lambda name, dtype: student)
+    monkeypatch.setattr(module, "model_index", lambda name: {"scheduler": ["diffusers", "LCMScheduler"]})
     return student
 
 
@@ -52,9 +54,9 @@ def ignore(*_):
 
 
 def test_the_first_pictures_that_can_be_read_are_the_reference(pictures, features):
-    reference = source_reference(open_source(str(pictures)), 11, 64, features, ignore)
+    reference = source_reference(open_source(str(pictures)), 11, 64, {"features": features}, ignore)
     assert reference.prompts == Scenes(12, "held-out").captions()[:11]
-    assert torch.allclose(reference.real, embedded.real_features(features, 11), atol=1e-4)
+    assert torch.allclose(reference.real["features"], embedded.real_features(features, 11), atol=1e-4)
 
 
 def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features):
@@ -64,9 +66,9 @@ def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features
         wide = image.crop((-32, 0, 96, 64)).resize((256, 128))  # black beside it
         wide.save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(caption)
-    reference = source_reference(open_source(str(tmp_path)), 10, 64, features, ignore)
+    reference = source_reference(open_source(str(tmp_path)), 10, 64, {"features": features}, ignore)
     own = embedded.real_features(features, 10)
-    similarity = torch.nn.functional.cosine_similarity(reference.real, own)
+    similarity = torch.nn.functional.cosine_similarity(reference.real["features"], own)
     assert similarity.min() > 0.9
 
 
@@ -76,11 +78,11 @@ def test_too_few_pictures_are_refused(samples, tmp_path, features):
         Scenes(5)[index][0].save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text("a caption")
     with pytest.raises(UserError, match="expected 10 or more"):
-        source_reference(open_source(str(tmp_path)), samples, 64, features, ignore)
+        source_reference(open_source(str(tmp_path)), samples, 64, {"features": features}, ignore)
 
 
 def test_what_cannot_be_read_is_counted(pictures, features):
-    reference = source_reference(open_source(str(pictures)), 100, 64, features, ignore)
+    reference = source_reference(open_source(str(pictures)), 100, 64, {"features": features}, ignore)
     assert len(reference.prompts) == 12
     assert reference.skipped == {"not-a-picture": 1, "no-caption": 1}
 
@@ -89,7 +91,7 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictur
     measured = Measured(
         data=str(pictures), features=str(embedded.CLIP), guidance=2.5, teacher="mini", teacher_steps=(4, 1)
     )
-    results, file = evaluate_student("s", (1,), measured, out=tmp_path / "results.json", report=ignore)
+    results, file = evaluate_target("s", (1,), measured, out=tmp_path / "results.json", report=ignore)
     rows = {row.name: row for row in results.rows}
     assert list(rows) == ["teacher-ddim-4", "teacher-ddim-1", "student-1"]
     assert rows["teacher-ddim-4"].network_calls == 8
@@ -100,9 +102,29 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictur
     assert "split" not in meta
 
 
+def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path):
+    """Place, size and background against what was asked for, the floor 1; the spread beside that of the data."""
+    file = tmp_path / "results.json"
+    shown = ["--metrics", "fid", "place", "size", "background", "--features", "efficientnet", "--bootstrap", 0]
+    arguments = ["--steps", 1, 6, "--guidance", 2.5, "--samples", 10, "--diversity", 2, "--out", file]
+    code, _, error = command_line("evaluate", "mini", *shown, *arguments)
+    assert code == 0, error
+    results = Results.load(file)
+    rows = {row.name: row.metrics for row in results.rows}
+    few, more = rows["mini-ddim-1"], rows["mini-ddim-6"]
+    assert more["background"].value > 0.7
+    assert more["fid"].value < few["fid"].value
+    assert all(0 <= few[name].value <= 1 for name in ("place", "size", "background"))
+    assert more["diversity"].floor == few["diversity"].floor > 0
+    assert {row.network_calls for row in results.rows} == {0, 2, 12}
+
+
 BAD = {
-    "no CLIP to measure with": ({"data": "PICTURES"}, "without --features; name a CLIP"),
-    "a CLIP for mini": ({"features": "some/clip"}, "has a CLIP of its own"),
+    "an unknown metric": ({"metrics": ("fid", "lpips")}, "got the metric lpips; expected some of fid, "),
+    "what is read off mini alone": ({"data": "PICTURES", "metrics": ("place",)}, "pictures of mini alone"),
+    "a protocol's data": ({"protocol": "coco2017-5k"}, "give COCO's annotations/captions_val2017.json"),
+    "weights of nothing": ({"models": {"vgg": "x"}}, "got --models vgg; expected inception"),
+    "one picture a caption": ({"diversity": 1}, "2 or more pictures a caption"),
     "no such data": ({"data": "nowhere/at/all", "features": "CLIP"}, "no data at nowhere/at/all"),
     "no such CLIP": ({"data": "PICTURES", "features": "PICTURES"}, "is not a CLIP model"),
     "shards": ({"data": "SHARDS", "features": "CLIP"}, "holds encoded pictures"),
@@ -117,7 +139,7 @@ def test_what_cannot_be_measured_is_one_line(case, untrained, pictures, tmp_path
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "manifest.json").touch()
     known = {"PICTURES": str(pictures), "CLIP": str(embedded.CLIP), "SHARDS": str(tmp_path / "shards")}
-    changes = {name: known.get(value, value) for name, value in changes.items()}
+    changes = {name: known.get(str(value), value) for name, value in changes.items()}
     with pytest.raises(UserError, match=said):
-        evaluate_student("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)
+        evaluate_target("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)
     assert not (tmp_path / "r.json").exists()

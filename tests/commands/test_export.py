@@ -1,18 +1,22 @@
 """`scott export` of a run folder: its newest checkpoint's target, in every form; an older export is never lost."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from scott.commands import export as module
 from scott.commands.export import export, export_finished, load_run
 from scott.commands.sample import find_student, load_student
 from scott.errors import UserError
 from scott.export import pipeline
+from scott.export.pipeline import DTYPES
 from scott.export.trained import difference, draw_latents
 from scott.teachers import load_backbone
+from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import Best, save_checkpoint
 from scott.training.config import DistillConfig
 
@@ -71,25 +75,49 @@ def test_a_lora_is_drawn_on_its_teacher(make_run, teacher_folders, kind):
     student = find_student(None, str(teacher_folders["sd1"]), str(folder), "torch")
     ours = student.sampler(2, 3.0).latents(["a cat"], 0)
     assert difference(load_run(run).latents(), ours) < 1e-4
-    assert str(folder) in (folder / "card.md").read_text()
+    assert 'load_lora_weights("' + kind in (folder / "card.md").read_text()
 
 
 def test_a_finished_run_leaves_its_exports(make_run):
     run, backbone = make_run("lora")
-    export_finished(backbone, DistillConfig.load(run / "config.json"))
+    export_finished(DistillConfig.load(run / "config.json"), identity(backbone))
     assert {"student", "lora", "card.md"} <= {path.name for path in run.iterdir()}
     assert not list(run.glob(".*"))
 
 
-def test_a_run_of_fewer_bits_is_exported_in_fp32(make_run, teacher_folders):
+def test_a_run_of_fewer_bits_is_exported_in_fp32(make_run):
     """Merged in bf16, the LoRA's small updates would be rounded away, and no comparison would hold."""
-    run, _ = make_run("lora", precision="bf16")
-    config = DistillConfig.load(run / "config.json")
-    backbone = load_backbone(teacher_folders["sd1"], torch.bfloat16)
-    backbone.add_student("lora", rank=4, alpha=4.0)
-    export_finished(backbone, config)
+    run, backbone = make_run("lora", precision="bf16")
+    export_finished(DistillConfig.load(run / "config.json"), identity(backbone))
     student = load_student(str(run))
     assert difference(load_run(run).latents(), draw_latents(student.backbone, student.grid, 3.0)) < 1e-4
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_teacher_that_changed_under_the_run_is_found_out(make_run, teacher_folders, tmp_path, part):
+    """Its file rewritten in place, which changes the network that is mapped from it."""
+    run, _ = make_run("lora")
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_folders["sd1"], teacher)
+    config = replace(DistillConfig.load(run / "config.json"), teacher=str(teacher))
+    (run / "config.json").write_text(config.to_json())
+    before = identity(load_backbone(teacher))
+    (file,) = (teacher / part).glob("*.safetensors")
+    save_file({name: -value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"has another {part} than when the run began; put back"):
+        export_finished(config, before)
+    assert not (run / "student").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_what_is_on_disk(make_run, precision):
+    run, _ = make_run("full")
+    folder = export(run, "diffusers", precision=precision)
+    for file in folder.rglob("*.safetensors"):
+        kinds = {value.dtype for value in load_file(file).values() if value.is_floating_point()}
+        assert kinds == {DTYPES[precision]}
+    with pytest.raises(UserError, match="with --to onnx, whose graphs are fp32"):
+        export(run, "onnx", precision=precision)
 
 
 def test_an_export_that_differs_leaves_the_older_one(make_run, monkeypatch):

@@ -141,7 +141,7 @@ def command_lines(draw):
     return line
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(line=command_lines())
 def test_any_flags_end_in_work_or_in_one_line(line, places, no_work, monkeypatch, capsys):
     parse, parsed = cli._parse, []

@@ -16,7 +16,7 @@ from scott.data.locks import locked
 from scott.data.manifest import Manifest
 from scott.data.pictures import aspect_buckets, cropped, decode
 from scott.data.preparation import full_settings, prepare_shards
-from scott.data.records import Record, Unit, slices
+from scott.data.records import Record, Rejected, Unit, slices, with_left_out
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
 from scott.data.shards import Shard
@@ -146,7 +146,7 @@ with locked(Path(sys.argv[1]), sys.argv[2]):
 
 
 @pytest.mark.parametrize("part", ["0-of-1", "0-of-2", "1-of-2"])
-def test_a_second_writer_is_told_of_the_first_until_that_is_gone(prepare, tmp_path, part):
+def test_a_second_writer_learns_of_the_first_until_that_is_gone(prepare, tmp_path, part):
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", WRITING, str(tmp_path / "out"), part]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
@@ -313,6 +313,17 @@ def test_progress_counts_what_is_there_already(prepare, tmp_path):
     prepare(Pictures(10), report=lambda phase, done, total, terms: seen.append((done, total, terms["rate"] >= 0)))
     assert seen[0] == (4, 10, True)
     assert seen[-1] == (10, 10, True)
+
+
+def test_what_a_source_leaves_out_counts_in_the_progress(prepare):
+    class Partly(Pictures):
+        def units(self, size):
+            return with_left_out(super().units(size), [Rejected("test.tar", "other-split")])
+
+    seen = []
+    outcome = prepare(Partly(4), report=lambda phase, done, total, terms: seen.append((done, total)))
+    assert seen[-1] == (5, 5)
+    assert (outcome.manifest.samples, outcome.manifest.skipped) == (4, {"other-split": 1})
 
 
 def test_pictures_are_not_read_where_their_columns_do_not_pass(prepare):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from experiments.embedded_teacher import build, decoder, drawings, image, text, unet
-from experiments.embedded_teacher.measure import Measure
-from experiments.embedded_teacher.reading import read, shares_right
+from experiments.embedded_teacher.measure import Measure, retrieval_accuracy, shares_right
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from scott.mini import embedded, glyphs, scenes
+from scott.mini.reading import read, styles
 
 SHARD = drawings.SHARD
 STYLES = ("noto", "3D", "flat", "twemoji")
@@ -178,3 +178,30 @@ def test_measuring_tells_every_figure(built):
     assert names <= figures.keys()
     assert all(0 <= figures[name] <= 1 for name in names if not name.startswith(("fid", "floor")))
     assert figures["fid_efficientnet"] > figures["floor_efficientnet"] > 0
+
+
+def test_variants_differ_where_the_caption_leaves_it_open():
+    rng = np.random.default_rng(0)
+    for named in (True, False):
+        scene = scenes.scene(3, split="held-out", seed=3, shard=SHARD, named=named)
+        again = [scenes.variant(scene, rng, SHARD) for _ in range(40)]
+        assert {other.caption for other in again} == {scene.caption}
+        assert len({(other.pixels, other.left, other.top) for other in again}) > 10
+        assert len({other.style for other in again}) == (1 if named else len(STYLES))
+        pictures = scenes.pictures(again[:8], SHARD)
+        assert all(read(picture, scene, SHARD).place == scene.place for picture in pictures)
+        fractions = {name: values.mean().item() for name, values in styles(pictures, scene, SHARD).items()}
+        shown = Counter(other.style for other in again[:8])
+        expected = {f"style {style}": np.nan if named else shown[style] / 8 for style in STYLES}
+        assert fractions == pytest.approx(expected, nan_ok=True)
+
+
+def test_retrieval_among_all() -> None:
+    texts = torch.eye(4)
+    images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [2, 0, 1, 0], [0, 0, 0, 1]])
+    assert retrieval_accuracy(images, texts) == 0.75
+
+
+def test_a_repeated_caption_is_no_rival() -> None:
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert retrieval_accuracy(texts, texts) == 1.0

@@ -13,6 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
+from scott.evaluation.features import weights_digest
 
 SIZE = 16
 
@@ -63,6 +64,10 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return image
 
 
+def as_tensor(*images: Image.Image) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+
+
 def test_unnormalised_embeddings_of_the_model(clip: ClipFeatures, folder: Path) -> None:
     images = [photo(SIZE, SIZE, seed) for seed in range(4)]
     texts = ["a cat", "two dogs", "a", "the cat"]
@@ -70,7 +75,7 @@ def test_unnormalised_embeddings_of_the_model(clip: ClipFeatures, folder: Path) 
     tokens = CLIPTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(folder)(**tokens, **processor(images, return_tensors="pt"))
-    got_images, got_texts = clip.images(images), clip.texts(texts)
+    got_images, got_texts = clip.images(as_tensor(*images)), clip.texts(texts)
     assert got_images.shape == got_texts.shape == (4, 24)
     assert got_images.dtype == torch.float32
     torch.testing.assert_close(F.normalize(got_images), expected.image_embeds, rtol=0, atol=1e-5)
@@ -85,14 +90,20 @@ def test_preprocessing_is_that_of_the_image_processor(clip: ClipFeatures, folder
     with torch.no_grad():
         expected = clip.model.get_image_features(pixel_values=pixels).pooler_output
     # The processor rounds to 8 bits after resizing.
-    torch.testing.assert_close(clip.images([image]), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(clip.images(as_tensor(image)), expected, rtol=0, atol=0.01)
 
 
-def test_tensors_and_pil_images_agree_whatever_the_batch(clip: ClipFeatures) -> None:
-    images = [photo(20, 24, seed) for seed in range(7)]
-    tensors = torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) / 255 for i in images])
-    torch.testing.assert_close(clip.images(tensors), clip.images(images), rtol=0, atol=1e-5)
+def test_the_batch_does_not_matter(clip: ClipFeatures) -> None:
+    tensors = as_tensor(*(photo(20, 24, seed) for seed in range(7)))
     torch.testing.assert_close(clip.images(tensors)[4:5], clip.images(tensors[4:5]), rtol=0, atol=1e-5)
+
+
+def test_the_description_tells_weights_apart(clip: ClipFeatures, folder: Path) -> None:
+    other = ClipFeatures.from_pretrained(folder)
+    assert other.description == clip.description
+    with torch.no_grad():
+        other.model.visual_projection.weight.add_(1e-4)
+    assert weights_digest(other.model) != weights_digest(clip.model)
 
 
 def test_a_caption_does_not_depend_on_its_neighbours(clip: ClipFeatures) -> None:

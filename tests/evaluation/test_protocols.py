@@ -1,114 +1,119 @@
-"""The protocol on a sampler and features small enough to know the answer."""
+"""The protocols' choice of pictures, and their commands to the end on a few pictures and a tiny pipeline."""
 
-import time
-from collections.abc import Sequence
+import csv
+from hashlib import sha256
+from typing import get_args, get_type_hints
 
 import pytest
-import torch
-from torch import Tensor
 
-from scott.evaluation import (
-    batch_seed,
-    coverage,
-    evaluate,
-    frechet_distance,
-    real_against_real,
-)
+from scott.commands.measured import Measured
+from scott.data.records import Record
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.evaluation import Results
+from scott.evaluation.protocols import PROTOCOLS, Mjhq, by_category, by_digest, chosen
+from scott.mini import embedded
 
 
-class MeanColour:
-    """An image's feature is its mean colour, a caption's the colour it names."""
-
-    colours = {"red": [1.0, 0.0, 0.0], "green": [0.0, 1.0, 0.0], "blue": [0.0, 0.0, 1.0]}  # noqa: RUF012
-
-    def images(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([self.colours[text] for text in texts])
+def entries(*names):
+    return [Record(name, bytes, "a caption") for name in names]
 
 
-def paint(prompts: Sequence[str], seed: int) -> Tensor:
-    noise = torch.rand(len(prompts), 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return 0.5 * MeanColour().texts(prompts)[:, :, None, None] + 0.5 * noise
+def test_some_of_coco_are_those_with_the_smallest_digests() -> None:
+    names = [f"COCO_val2014_{index:012d}.jpg" for index in range(50)]
+    ordered = [entry.key for entry in by_digest(entries(*reversed(names)))]
+    assert ordered == sorted(names, key=lambda name: sha256(name.encode()).hexdigest())
 
 
-PROMPTS = ["red", "green", "blue", "red", "green", "blue", "blue"]
-REFERENCE = torch.rand(20, 3, generator=torch.Generator().manual_seed(5))
+def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
+    names = [f"{category}/{index}.jpg" for category in ("art", "food", "people") for index in range(20)]
+    first = [entry.key.partition("/")[0] for entry in by_category(entries(*names))[:30]]
+    assert sorted(first) == ["art"] * 10 + ["food"] * 10 + ["people"] * 10
 
 
-def run(generate=paint, **changed):
-    options = {"seed": 3, "batch_size": 3, "name": "student", "steps": 2, "network_calls": 2} | changed
-    return evaluate(generate, PROMPTS, REFERENCE, MeanColour(), **options)
+def test_a_published_list_is_taken_in_its_order() -> None:
+    there = entries("a", "b", "c")
+    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a"]
+    with pytest.raises(UserError, match="has no d"):
+        chosen(there, ["d"], "x")
 
 
-def test_measures_are_those_of_the_images_the_seeds_give() -> None:
-    batches = [PROMPTS[:3], PROMPTS[3:6], PROMPTS[6:]]
-    images = torch.cat([paint(batch, batch_seed(3, i)) for i, batch in enumerate(batches)])
-    fakes, texts = images.mean(dim=(2, 3)), MeanColour().texts(PROMPTS)
-    row = run()
-    assert (row.name, row.steps, row.network_calls, row.samples) == ("student", 2, 2, 7)
-    assert row.fid == frechet_distance(REFERENCE, fakes)
-    assert row.coverage == coverage(REFERENCE, fakes)
-    assert row.clip_score == pytest.approx(torch.cosine_similarity(fakes, texts).mean().item())
-    assert not row.recorded
+def test_mjhqs_layout(mjhq, tmp_path) -> None:
+    records = [record for unit in Mjhq(str(mjhq)).units(10) for record in unit.records()]
+    assert len(records) == 24
+    assert records[1].key == "food/0001.jpg"
+    assert records[1].image().startswith(b"\xff\xd8")
+    (tmp_path / "meta_data.json").write_text('{"a": {"prompt": "b"}}')
+    with pytest.raises(UserError, match="is not MJHQ-30K's"):
+        Mjhq(str(tmp_path / "meta_data.json"))
 
 
-def test_same_seed_same_row_other_seed_other_row() -> None:
-    assert run().fid == run().fid
-    assert run().fid != run(seed=4).fid
+@pytest.fixture
+def evaluated(command_line, teacher_folders, tmp_path, monkeypatch):
+    """`evaluated(*arguments)` runs `scott evaluate` on a tiny pipeline of stock parts; its results and their folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments, target=teacher_folders["sd1"], status=0):
+        quick = ["--steps", 1, "--guidance", 1, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
+        file = tmp_path / "results.json"
+        code, _, error = command_line("evaluate", target, *quick, "--out", file, *arguments)
+        assert code == status, error
+        return Results.load(file) if status == 0 else error
+
+    return run
 
 
-def test_batch_seeds_are_fixed_and_distinct() -> None:
-    seeds = {batch_seed(seed, batch) for seed in range(50) for batch in range(50)}
-    assert len(seeds) == 2500
-    assert all(0 <= seed < 2**32 for seed in seeds)
-    assert batch_seed(0, 0) == 2968811710  # results already published hang on this
+def test_the_coco_2014_command_draws_the_rules_captions_at_256_px(evaluated, coco2014, tmp_path) -> None:
+    results = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--bootstrap", 5)
+    floor, row = results.rows
+    assert (floor.name, floor.samples, row.samples) == ("real-vs-real", 10, 10), "24 pictures have room for both"
+    assert row.metrics["fid"].floor == floor.fid
+    assert row.metrics["fid"].interval is not None
+    assert results.meta["size"] == 256
+    listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))
+    expected = by_digest(entries(*(f"{index:012d}.png" for index in range(24))))[:10]
+    assert [name for name, _ in listed] == ["name", *(entry.key for entry in expected)]
+    assert {prompt for _, prompt in listed[1:]} == {"cat"}, "the first caption"
+
+    cached = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 1
+    stored = cached[0].stat().st_mtime_ns
+    again = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--bootstrap", 5)
+    assert [one.metrics for one in again.rows] == [one.metrics for one in results.rows]
+    assert cached[0].stat().st_mtime_ns == stored
+
+    names = tmp_path / "results.prompts.csv"
+    listed_again = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--names", names)
+    assert listed_again.rows[-1].fid == row.fid
 
 
-@pytest.mark.parametrize(("batch_size", "expected"), [(3, (2.0 + 1.0) / 4), (7, 9.0 / 7)])
-def test_the_first_of_several_batches_is_warm_up(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, expected: float
-) -> None:
-    now, durations = [0.0], iter([9.0, 2.0, 1.0])
+def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
+    kept = tmp_path / "kept"
+    arguments = ["--protocol", "mjhq-5k", "--data", mjhq, "--samples", 10, "--bootstrap", 0, "--images", kept]
+    results = evaluated(*arguments, "--seeds", 1, 2)
+    row = results.rows[-1]
+    assert len(row.metrics["fid"].seeds) == 2
+    assert row.network_calls == 1
+    pictures = kept / row.name / "seed-1"
+    assert len(list(pictures.glob("*.png"))) == 10
 
-    def slow(prompts: Sequence[str], seed: int) -> Tensor:
-        now[0] += next(durations)
-        return paint(prompts, seed)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    assert run(slow, batch_size=batch_size).seconds_per_image == expected
-
-
-def test_progress_counts_images() -> None:
-    seen = []
-    run(progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+    # the kept pictures are a target too, with the same figures; nothing says what they cost
+    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures).rows[-1]
+    first = evaluated(*arguments, "--seeds", 1).rows[-1]
+    assert stored.metrics["fid"].value == pytest.approx(first.metrics["fid"].value, rel=1e-6)
+    assert (stored.steps, stored.network_calls) == (0, 0)
+    assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
 
 
-@pytest.mark.parametrize(
-    ("generate", "message"),
-    [
-        (lambda prompts, seed: paint(prompts, seed) * 3, r"expected \[0, 1\]"),
-        (lambda prompts, seed: paint(prompts, seed)[:1], "got 1 images for 3 prompts"),
-        (lambda prompts, seed: paint(prompts, seed)[0], r"expected floats \(B, 3, H, W\)"),
-    ],
-)
-def test_refuses_what_is_not_an_image_for_each_prompt(generate, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(generate)
+def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:
+    arguments = ["--data", coco2014, "--samples", 10, "--bootstrap", 0, "--metrics", "fid", "--guidance", 3]
+    row = evaluated(*arguments, "--scheduler", "DPMSolverMultistepScheduler").rows[-1]
+    assert row.name.endswith("-dpmsolvermultistep-1")
+    assert (row.network_calls, row.guidance) == (2, 3.0), "with and without the caption"
+    error = evaluated(*arguments, "--scheduler", "NoSuchScheduler", status=2)
+    assert "has no scheduler NoSuchScheduler" in " ".join(error.split())
 
 
-def test_refuses_an_empty_batch() -> None:
-    with pytest.raises(ValueError, match="batch size 0"):
-        run(batch_size=0)
-
-
-def test_the_floor() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(500, 4, generator=generator), torch.randn(400, 4, generator=generator)
-    row = real_against_real(a, b)
-    assert (row.name, row.samples, row.network_calls) == ("real-vs-real", 400, 0)
-    assert row.clip_score is row.seconds_per_image is None
-    assert row.fid == frechet_distance(a, b)
-    assert row.coverage == coverage(a, b)
+def test_every_protocol_of_the_command_line_is_known() -> None:
+    names = get_args(get_args(get_type_hints(Measured)["protocol"])[0])
+    assert set(names) - {"mini"} == set(PROTOCOLS)

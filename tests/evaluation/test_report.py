@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from scott.evaluation import Results, Row, image_grid, markdown_table, table
+from scott.evaluation import Figure, Results, Row, image_grid, markdown_table, table
 from scott.evaluation.curves import PANELS, curves_svg, finite_points, smooth
 from scott.evaluation.report import write_report
 
@@ -19,7 +20,7 @@ RESULTS = Results(
     [
         Row("real-vs-real", 0, 0, None, 1.8, None, 0.969, 5000),
         Row("teacher-50", 50, 100, 1.5, 20.0, 0.318, 0.913, 5000, recorded=True),
-        Row("scott-2", 2, 2, 0.04, 21.6, 0.31, 0.9114, 5000, note="LoRA <64>"),
+        Row("scott-2", 2, 2, 0.04, 21.6, 0.31, 0.9114, 5000, remark="LoRA <64>"),
     ],
     {"guidance": 3.0, "samples": 5000},
 )
@@ -31,13 +32,25 @@ METRICS = [
 
 def test_markdown() -> None:
     lines = markdown_table(RESULTS).splitlines()
-    assert lines[0].startswith("| sampler | steps | calls | s / image | FID ↓ | FID ratio |")
-    assert lines[2] == "| real-vs-real | – | – | – | 1.80 | 0.09 | – | 0.969 | 5,000 |"
-    assert lines[3] == "| teacher-50 † | 50 | 100 | 1.5 | 20.0 | 1.00 | 0.318 | 0.913 | 5,000 |"
-    assert lines[4] == "| scott-2 | 2 | 2 | 0.04 | 21.6 | 1.08 | 0.310 | 0.911 | 5,000 |"
+    assert lines[0].startswith("| sampler | steps | calls | s / image | FID ↓ | excess | FID ratio |")
+    assert lines[2] == "| real-vs-real | – | – | – | 1.80 | – | 0.09 | – | 0.969 | 5,000 |"
+    assert lines[3] == "| teacher-50 † | 50 | 100 | 1.5 | 20.0 | 18.2 | 1.00 | 0.318 | 0.913 | 5,000 |"
+    assert lines[4] == "| scott-2 | 2 | 2 | 0.04 | 21.6 | 19.8 | 1.08 | 0.310 | 0.911 | 5,000 |"
     assert lines[6] == "scott-2: LoRA <64>"
     assert lines[8] == "FID ratio: to teacher-50."
-    assert lines[10].startswith("† ")
+    assert lines[10].startswith("Excess: ")
+    assert lines[12].startswith("† ")
+
+
+def test_intervals_and_seeds_stand_behind_their_figures() -> None:
+    one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.9, 5.3)), "kid": Figure(0.25)})
+    header, _, line, *rest = markdown_table(Results([one])).splitlines()
+    assert header.startswith("| sampler | steps | calls | ω | s / image | FID ↓ |")
+    assert header.endswith("| coverage ↑ | kid ↓ | samples |")
+    assert line == "| a | 2 | 2 | 3 | 0.1 | 5.00 ±0.2 | – | – | – | – | 0.250 | 100 |"
+    assert "±: half of 95 % of the bootstrap over samples." in rest
+    seeds = replace(one, metrics={"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5))})
+    assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
 
 
 def test_terminal_table_shows_every_row() -> None:
@@ -85,7 +98,7 @@ def page(tmp_path) -> Page:
         config={"path": "</pre><script>alert(1)</script>", "lr": 8e-6},
         metrics=METRICS,
         grids=[('a "quoted" <caption>', Image.new("RGB", (8, 8), "red"))],
-        notes=["Distilled & measured <here>."],
+        statements=["Distilled & measured <here>."],
     )
     return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
@@ -113,7 +126,7 @@ def test_page_shows_texts_as_they_are(page: Page) -> None:
 
 
 def test_page_of_nothing_is_a_page(tmp_path) -> None:
-    write_report(tmp_path / "r.html", title="Empty", results=Results(), config={}, metrics=[], grids=[], notes=[])
+    write_report(tmp_path / "r.html", title="Empty", results=Results(), config={}, metrics=[], grids=[], statements=[])
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert not {"h2", "table", "img", "details", "dl"} & set(page.tags)
 

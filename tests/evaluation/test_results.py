@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from scott.errors import UserError
-from scott.evaluation import Results, Row
+from scott.evaluation import Figure, Results, Row
 
-TEACHER = Row("teacher-50", 50, 100, 1.5, 20.0, 0.318, 0.913, 5000, recorded=True, note="DDIM")
+TEACHER = Row("teacher-50", 50, 100, 1.5, 20.0, 0.318, 0.913, 5000, recorded=True, remark="DDIM")
 STUDENT = Row("scott-2", 2, 2, 0.04, 21.6, 0.31, 0.9114, 5000)
 FLOOR = Row("real-vs-real", 0, 0, None, 1.8, None, 0.969, 5000)
 
@@ -18,7 +19,7 @@ def test_file_round_trip(tmp_path) -> None:
     assert list(content) == ["rows", "meta"]
     assert list(content["rows"][0]) == [
         *("name", "steps", "network_calls", "seconds_per_image", "fid", "clip_score", "coverage", "samples"),
-        *("recorded", "note"),
+        *("recorded", "remark", "guidance", "seeds", "metrics"),
     ]
     assert content["rows"][0]["clip_score"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -49,3 +50,32 @@ def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match="is not a results file"):
         Results.load(tmp_path / "results.json")
+
+
+def test_figures_are_kept_with_their_intervals(tmp_path) -> None:
+    figure = Figure(21.6, (21.0, 22.2), floor=1.8, seeds=(21.5, 21.7))
+    row = Row("scott-2", 2, 2, 0.04, samples=5000, guidance=3.0, seeds=(1, 2), metrics={"fid": figure})
+    Results([row]).save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json").rows == [row]
+    assert row.fid == 21.6
+    assert figure.excess == pytest.approx(19.8)
+
+
+def test_a_file_of_before_is_read(tmp_path) -> None:
+    old = {"name": "x", "steps": 1, "network_calls": 1, "seconds_per_image": 0.1, "fid": 2.0, "clip_score": 0.3}
+    rows = [old | {"coverage": 0.9, "samples": 10, "recorded": False, "note": "as it was"}]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows, "meta": {}}))
+    (row,) = Results.load(tmp_path / "results.json").rows
+    assert (row.remark, row.figure("fid")) == ("as it was", Figure(2.0))
+
+
+def test_no_ratio_of_figures_with_different_sample_sizes() -> None:
+    assert Results([TEACHER, replace(STUDENT, samples=1000)]).fid_ratio(STUDENT) is not None
+    assert Results([TEACHER, STUDENT]).fid_ratio(replace(STUDENT, samples=1000)) is None
+
+
+def test_the_floor_is_that_of_as_many_samples() -> None:
+    results = Results([FLOOR, TEACHER, STUDENT])
+    assert results.floor(STUDENT, "fid") == 1.8
+    assert results.floor(replace(STUDENT, samples=1000), "fid") is None
+    assert results.floor(FLOOR, "fid") is None

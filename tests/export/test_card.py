@@ -1,15 +1,18 @@
 """A card says what the student is, and its snippet draws with it as it stands."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from scott.errors import UserError
 from scott.evaluation import Results, Row
-from scott.export.card import FOLDERS, card, teacher_licence, write_cards
-from scott.export.lora import lora_form, save_lora
+from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
+from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
 from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
@@ -38,17 +41,19 @@ def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, fami
         save_student(trained.backbone, folder, trained.grid)
     else:
         folder.mkdir()
-        save_lora(trained, folder, lora_form(trained, kohya=kind == "kohya"))
+        save_lora(trained, folder, kind)
+    # a teacher of this machine is named by its last part
     monkeypatch.chdir(tmp_path)
+    Path(Path(trained.config.teacher).name).symlink_to(trained.config.teacher)
     exec(block(card(trained.config, trained.info, kind, folder)), {})
     assert Image.open("picture.png").size == (trained.backbone.resolution,) * 2
 
 
 def test_what_a_full_students_card_says(make_trained, tmp_path):
     trained = make_trained("sd1", "full")
-    text = card(trained.config, trained.info, "diffusers", tmp_path)
+    text, teacher = card(trained.config, trained.info, "diffusers", tmp_path), Path(trained.config.teacher)
     for said in (
-        trained.config.teacher,
+        f"`{teacher.name}` (`StableDiffusionPipeline`, weights {trained.info.base['sha256'][:12]})",
         "see the teacher's page",
         "`LCMScheduler` with `original_inference_steps=125`",
         "1: 999; 2: 999, 503; 4: 999, 751, 503, 255; 8: 999, 879, 751, 631, 503, 375, 255, 127",
@@ -57,14 +62,19 @@ def test_what_a_full_students_card_says(make_trained, tmp_path):
         "7 of batch 40",
         "the whole network",
         "    guidance_scale=4.0,\n",
+        "| 2 | 999, 503 | sgm_uniform: 999, 500 | SGM Uniform: 999, 499 |",
+        "They feed a network no ω, so this student's is lost there",
     ):
         assert said in text
+    assert str(teacher.parent) not in text
+    assert str(tmp_path) not in text
     assert "Measured" not in text
 
 
 def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tmp_path):
     trained = make_trained("sd3")
     text = card(trained.config, trained.info, "lora", tmp_path)
+    assert "ModelSamplingSD3 at shift 1.5" in text
     for said in ("4, built in: draw with `guidance_scale=1.0`", "2: 1, 0.6;", "σ", "LoRA of rank 4, α 8"):
         assert said in text
     config = mini(train="lora")
@@ -86,6 +96,34 @@ def test_cards_take_up_what_was_measured(make_trained, tmp_path):
         assert "| student-2 | 2 | 2 | 0.1 | 12.3 |" in file.read_text()
         assert "samples 100, split held-out" in file.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "evaluation.json", "student"]
+    readme = (tmp_path / "student" / "README.md").read_text()
+    assert readme == front_matter(trained.config, trained.info, "diffusers") + (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "kind", "expected"),
+    [
+        ("owner/model", "lora", {"base_model": "owner/model", "base_model_relation": "adapter"}),
+        ("owner/model", "diffusers", {"base_model": "owner/model", "base_model_relation": "finetune"}),
+        ("mini", "diffusers", {"license": "apache-2.0"}),
+        ("/somewhere/teacher", "kohya", {}),
+    ],
+)
+def test_front_matter_is_yaml_of_what_is_known(make_trained, teacher, kind, expected):
+    trained = make_trained("sd1")
+    text = front_matter(replace(trained.config, teacher=teacher), trained.info, kind)
+    start, yaml_text, end = text.split("---\n")
+    assert start.strip() == end.strip() == ""
+    fields = yaml.safe_load(yaml_text)
+    tags = fields.pop("tags")
+    assert ("lora" in tags) == (kind != "diffusers")
+    assert fields == {"library_name": "diffusers", "pipeline_tag": "text-to-image"} | expected
+
+
+def test_several_sources_are_a_list_with_their_shares(make_trained, tmp_path):
+    trained = make_trained("sd1")
+    config = replace(trained.config, data=("owner/pictures", str(tmp_path / "cats")), weights=(3.0, 1.0))
+    assert "| data | `owner/pictures` (75%), `cats` (25%) |" in card(config, trained.info, "lora", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """A LoRA file is the student on the original teacher, for readers that are not ours, and never silently nothing."""
 
-import dataclasses
+import copy
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,18 +13,20 @@ from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.export.conftest import write
 
 from scott.errors import UserError
 from scott.export import lora
-from scott.export.lora import FORMS, apply_lora, lora_form, save_lora, write_lora
+from scott.export.kohya import kohya_key, sgm_layer
+from scott.export.lora import apply_lora, lora_file, lora_form, save_lora
 from scott.export.pipeline import call_options
 from scott.export.trained import difference, draw_latents, few_step_scheduler
 from scott.samplers import StudentSampler
-from scott.teachers.lora import lora_targets
+from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
-FAMILIES = {"sd1": "diffusers", "sd2": "diffusers", "sdxl": "diffusers", "pixart": "peft", "sd3": "diffusers"}
-KOHYA = ("sd1", "sd2", "sdxl")
+FAMILIES = {"sd1": "kohya", "sd2": "kohya", "sdxl": "kohya", "pixart": "peft", "sd3": "diffusers"}
+BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 CONFIGS = Path(__file__).parents[1] / "teachers" / "configs"
 """The config files of published pipelines."""
 
@@ -49,98 +53,167 @@ def stock(trained, load=lambda pipe: None):
 )
 def test_the_file_makes_the_original_teacher_the_student(make_trained, tmp_path, family, variant):
     trained = make_trained(family, variant=variant)
-    form = lora_form(trained, kohya=False)
-    assert form == FAMILIES[family]
-    write_lora(trained, tmp_path, form)
+    form = lora_form(trained.backbone, variant, "lora")
+    assert form == ("diffusers" if (family, variant) == ("sd1", "dora") else FAMILIES[family])
+    write(trained, tmp_path, "lora")
 
     def load(pipe):
         if form == "peft":
             pipe.transformer = PeftModel.from_pretrained(pipe.transformer, tmp_path)
         else:
-            pipe.load_lora_weights(tmp_path, weight_name=FORMS[form].file)
+            pipe.load_lora_weights(tmp_path)
 
     expected = drawn(trained)
     assert difference(expected, stock(trained, load)) < 1e-4
     assert difference(expected, stock(trained)) > 0.01, "the LoRA has to matter"
 
 
-@pytest.mark.parametrize("family", KOHYA)
-def test_the_kohya_file_converts_back(make_trained, tmp_path, family):
-    trained = make_trained(family)
-    for form in ("diffusers", "kohya"):
-        (tmp_path / form).mkdir()
-        write_lora(trained, tmp_path / form, form)
-    file = tmp_path / "kohya" / FORMS["kohya"].file
+@pytest.mark.parametrize("family", BASES)
+def test_programs_can_tell_what_a_kohya_file_is_for(make_trained, tmp_path, family):
+    trained = make_trained(family, variant="rslora")
+    save_lora(trained, tmp_path, "kohya")
+    file = tmp_path / "lora.safetensors"
     tensors = load_file(file)
     assert {key.split(".", 1)[1] for key in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
     assert all(key.startswith("lora_unet_") for key in tensors)
-    assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {8.0}
-    pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-    back, alphas = pipeline.lora_state_dict(dict(tensors))
-    back = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in back.items()})
-    original = load_file(tmp_path / "diffusers" / FORMS["diffusers"].file)
-    original = {key.removeprefix("unet."): value for key, value in original.items()}
-    assert back.keys() == original.keys()
-    assert all(torch.equal(back[key], original[key]) for key in original)
-    assert len(alphas) == len(original) / 2
+    assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {16.0}, "s r of s = 8 / √4"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["ss_base_model_version"] == BASES[family]
+    assert metadata["ss_v2"] == str(family == "sd2")
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "16")
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert metadata["modelspec.architecture"].startswith("stable-diffusion-xl" if family == "sdxl" else "stable-diff")
+    assert metadata["modelspec.prediction_type"] == ("v" if family == "sd2" else "epsilon")
+    assert "lora_adapter_metadata" not in metadata, "diffusers refuses a file that gives α twice"
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
-def test_kohya_names_of_the_published_networks_convert_back(name):
+def published(name):
+    """The published U-Net of a config on the meta device, as a backbone, and the layers that a LoRA student adapts."""
     config = json.loads((CONFIGS / f"{name}.json").read_text())["unet/config.json"]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    layers = lora_targets(unet, ("",), UNetBackbone.student_layers)
-    names = [f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"]
-    tensors = {FORMS["kohya"].key("unet", name): torch.full((1, 1), index) for index, name in enumerate(names)}
-    assert len(tensors) == 2 * len(layers) > 300
-    back, _ = StableDiffusionXLPipeline.lora_state_dict(tensors)
+    kind = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
+    pipeline = kind.__new__(kind)  # its class is all that is asked
+    return SimpleNamespace(network=unet, pipeline=pipeline), lora_targets(unet, ("",), UNetBackbone.student_layers)
+
+
+@pytest.mark.parametrize(("name", "count"), [("sd15", 256), ("sd21", 256), ("sdxl", 771)])
+def test_kohya_names_of_the_published_networks_convert_back(name, count):
+    backbone, layers = published(name)
+    assert len(layers) == count
+    ends = ("lora_down.weight", "lora_up.weight")
+    names = [f"{kohya_key(backbone, layer)}.{end}" for layer in layers for end in ends]
+    tensors = {name: torch.full((1, 1), index) for index, name in enumerate(names)}
+    assert len(tensors) == 2 * count
+    tensors |= {f"{kohya_key(backbone, layer)}.alpha": torch.tensor(1.0) for layer in layers}
+    assert len(tensors) == 3 * count, "2,313 keys of SDXL, as sd-scripts counts them"
+    back, alphas = StableDiffusionXLPipeline.lora_state_dict(tensors, unet_config=backbone.network.config)
     back = convert_unet_state_dict_to_peft(back)
-    expected = {FORMS["diffusers"].key("unet", name): index for index, name in enumerate(names)}
-    assert {key: value.item() for key, value in back.items()} == expected
+    expected = [f"unet.{layer}.lora_{part}.weight" for layer in layers for part in "AB"]
+    assert {key: value.item() for key, value in back.items()} == {key: index for index, key in enumerate(expected)}
+    assert len(alphas) == count
 
 
-def test_a_file_that_loads_as_nothing_is_refused(make_trained, tmp_path, monkeypatch):
-    wrong = dataclasses.replace(FORMS["diffusers"], key=lambda part, name: f"model.{name}")
-    monkeypatch.setitem(FORMS, "diffusers", wrong)
-    with pytest.raises(UserError, match="changes 0 layers"):
-        write_lora(make_trained(), tmp_path, "diffusers")
+def test_sgm_names_are_those_of_the_original_networks_lists():
+    """A1111 and ComfyUI name a layer after its place in lists that the original code fills block by block."""
+    backbone, layers = published("sdxl")
+    unet, place = backbone.network, {}
+    parts = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    entries = [[("input_blocks", None)]]  # conv_in
+    for side, blocks in (("input_blocks", unet.down_blocks), ("output_blocks", unet.up_blocks)):
+        entries = entries if side == "input_blocks" else []
+        for block in blocks:
+            attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
+            entries += [[part for part in pair if part] for pair in zip(block.resnets, attentions, strict=True)]
+            if side == "input_blocks":
+                entries += [[sampler] for sampler in block.downsamplers or ()]
+            else:
+                entries[-1] += block.upsamplers or ()
+        place |= {part: f"{side}.{n}.{k}" for n, entry in enumerate(entries) for k, part in enumerate(entry)}
+    middle = unet.mid_block
+    for n, part in enumerate((middle.resnets[0], middle.attentions[0], middle.resnets[1])):
+        place[part] = f"middle_block.{n}"
+    for layer in layers:
+        owner, _, rest = re.fullmatch(r"(.+\.(\w+samplers|resnets|attentions)\.\d+)\.(.+)", layer).groups()
+        rest = "op" if "downsamplers" in owner else parts.get(rest, rest)
+        assert sgm_layer(layer, 2) == f"{place[unet.get_submodule(owner)]}.{rest}"
 
 
-def test_a_file_without_alpha_is_refused(make_trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(lora, "save_file", lambda tensors, file, metadata: save_file(tensors, file, {"format": "pt"}))
-    with pytest.raises(UserError, match="differs on layer"):
-        write_lora(make_trained(), tmp_path, "diffusers")
+FAULTS = {
+    "as nothing": (lambda tensors: {f"model.{key}": value for key, value in tensors.items()}, "changes 0 layers"),
+    "without alpha": (
+        lambda tensors: {k: t for k, t in tensors.items() if not k.endswith("alpha")},
+        "differs on layer",
+    ),
+    "a layer too few": (lambda tensors: {key: tensors[key] for key in sorted(tensors)[3:]}, r"changes \d+ layers"),
+}
 
 
-def test_a_file_that_lacks_a_layer_is_refused(make_trained, tmp_path, monkeypatch):
-    def save_most(tensors, file, metadata):
-        save_file({key: tensors[key] for key in sorted(tensors)[2:]}, file, {"format": "pt"})
-
-    monkeypatch.setattr(lora, "save_file", save_most)
-    with pytest.raises(UserError, match=r"changes \d+ layers"):
-        write_lora(make_trained(), tmp_path, "diffusers")
+@pytest.mark.parametrize(("spoil", "said"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_file_that_its_reader_takes_otherwise_is_refused(make_trained, tmp_path, monkeypatch, spoil, said):
+    monkeypatch.setattr(lora, "save_file", lambda tensors, file, _: save_file(spoil(tensors), file, {"format": "pt"}))
+    with pytest.raises(UserError, match=said):
+        write(make_trained(), tmp_path, "lora")
 
 
-@pytest.mark.parametrize(("family", "form"), [("sdxl", "diffusers"), ("sdxl", "kohya"), ("pixart", "peft")])
+@pytest.mark.parametrize("family", ["sd3", "pixart"])
+def test_a_reader_who_skips_the_metadata_sees_the_same(make_trained, tmp_path, family):
+    """α is not the rank here: folded into B, what is in the tensors alone is the update."""
+    trained = make_trained(family, variant="rslora")
+    form = save_lora(trained, tmp_path, "lora")
+    tensors = load_file(tmp_path / lora_file("lora", form))
+    for name, factors in trained.expected().updates.items():
+        (a, b) = (
+            next(t for key, t in tensors.items() if key.endswith(f"{name}.lora_{part}.weight")) for part in ("A", "B")
+        )
+        torch.testing.assert_close(b @ a, factors.product())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(make_trained, make_backbone, tmp_path, dtype):
+    trained = make_trained("sdxl")
+    write(trained, tmp_path, "lora", dtype)
+    assert {value.dtype for value in load_file(tmp_path / "pytorch_lora_weights.safetensors").values()} == {dtype}
+    backbone = make_backbone(family="sdxl")
+    apply_lora(backbone, tmp_path)
+    rounding = torch.finfo(dtype).eps
+    for name, parameter in backbone.target_parameters().items():
+        torch.testing.assert_close(parameter, trained.backbone.target_parameters()[name], atol=1e-7, rtol=rounding)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sdxl", "lora"), ("sd1", "kohya"), ("pixart", "lora"), ("sd3", "lora")])
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
-def test_scott_reads_its_own_file(make_trained, make_backbone, tmp_path, family, form, variant):
+def test_scott_reads_its_own_file(make_trained, make_backbone, tmp_path, family, kind, variant):
     trained = make_trained(family, variant=variant)
-    if (form, variant) == ("kohya", "dora"):
+    if (kind, variant) == ("kohya", "dora"):
         with pytest.raises(UserError, match="use --to lora"):
-            lora_form(trained, kohya=True)
+            lora_form(trained.backbone, variant, kind)
         return
-    save_lora(trained, tmp_path, form)
-    with safe_open(tmp_path / FORMS[form].file, "pt") as file:
-        assert {"format", "scott"} <= file.metadata().keys()
-    for path in (tmp_path, tmp_path / FORMS[form].file):
+    form = save_lora(trained, tmp_path, kind)
+    said = []
+    for path in (tmp_path, tmp_path / lora_file(kind, form)):
         backbone = make_backbone(family=family)
-        assert apply_lora(backbone, path) == trained.info
-        assert torch.equal(draw_latents(backbone, trained.grid, 4.0), trained.latents())
+        assert apply_lora(backbone, path, said.append) == trained.info
+        assert difference(draw_latents(backbone, trained.grid, 4.0), trained.latents()) < 1e-5
+    assert not said
+
+
+def test_another_base_of_the_same_shapes_is_a_warning(make_trained, make_backbone, perturb, tmp_path):
+    save_lora(make_trained("sd1"), tmp_path, "lora")
+    said, other = [], make_backbone()
+    other.network = copy.deepcopy(other.network)
+    perturb(dict(other.network.named_parameters()))
+    other.adapters = Adapters(other.network)
+    apply_lora(other, tmp_path, said.append)
+    assert len(said) == 1
+    assert "was made for UNet2DConditionModel" in said[0]
+    assert "a LoRA draws best on its own base" in said[0]
+    assert "\n" not in said[0]
 
 
 def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbone, tmp_path):
-    save_lora(make_trained("sd1"), tmp_path, "diffusers")
+    save_lora(make_trained("sd1"), tmp_path, "lora")
     with pytest.raises(UserError, match="another kind of teacher"):
         apply_lora(make_backbone(family="sd3"), tmp_path)
     with pytest.raises(UserError, match="no LoRA file"):
@@ -157,7 +230,7 @@ def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbo
 def test_a_transformer_has_no_kohya_form(make_trained):
     for family in ("pixart", "sd3"):
         with pytest.raises(UserError, match="use --to lora"):
-            lora_form(make_trained(family), kohya=True)
+            lora_form(make_trained(family).backbone, "lora", "kohya")
 
 
 # --- diffusers' own ways in and out --------------------------------------------------------------------------

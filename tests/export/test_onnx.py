@@ -4,58 +4,39 @@ import sys
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from scott.commands.sample import load_student
 from scott.errors import UserError
 from scott.export import card, onnx
-from scott.export.onnx import load_onnx, require_onnx, write_onnx
-from scott.export.pipeline import write_student
-from scott.export.trained import STUDENT_INFO, difference, student_grid
+from scott.export.onnx import write_onnx
+from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
+from scott.export.trained import STUDENT_INFO, difference
 from scott.recipes import mini
 from scott.samplers import StudentSampler
-from scott.teachers import load_backbone
-
-SMALL = {
-    "unet": {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
-    "transformer": {"num_layers": 2},
-    "vae": {
-        "block_out_channels": (8,),
-        "down_block_types": ("DownEncoderBlock2D",),
-        "up_block_types": ("UpDecoderBlock2D",),
-        "mid_block_add_attention": False,
-    },
-}
 
 
-@pytest.fixture
-def student(make_trained, teacher_folders, tmp_path):
-    """`student(family, train)`: (stock folder, its backbone, grid, info), of as few layers as a family can do with."""
-
-    def make(family, train):
-        pipe = DiffusionPipeline.from_pretrained(teacher_folders[family])
-        torch.manual_seed(0)
-        for name, part in pipe.components.items():
-            if name in SMALL:
-                setattr(pipe, name, type(part).from_config({**part.config, **SMALL[name]}))
-            elif name.startswith("text_encoder"):
-                setattr(pipe, name, type(part)(type(part.config)(**part.config.to_dict() | {"num_hidden_layers": 1})))
-        pipe.save_pretrained(tmp_path / "teacher")
-        trained = make_trained(train=train, backbone=load_backbone(tmp_path / "teacher"))
-        write_student(trained, tmp_path / "student")
-        backbone = load_backbone(tmp_path / "student")
-        grid = student_grid(backbone.schedule, trained.info.original_inference_steps)
-        return tmp_path / "student", backbone, grid, trained.info
-
-    return make
-
-
-def test_onnxruntime_draws_the_student(student, tmp_path, monkeypatch):
+def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     """SDXL's full student has every input there is: two encoders, pooled text, sizes, ω."""
-    folder, backbone, grid, info = student("sdxl", "full")
-    write_onnx(folder, backbone, grid, info, tmp_path / "onnx")
+    folder, backbone, grid, info = small_student("sdxl", "full")
+    assert write_onnx(folder, tmp_path / "onnx") == info
     assert not list((tmp_path / "onnx").rglob("*.safetensors"))
+    names = {
+        file.parent.name: [
+            {value.name: value.shape for value in values} for values in (session.get_inputs(), session.get_outputs())
+        ]
+        for file in (tmp_path / "onnx").rglob("model.onnx")
+        for session in [open_session(file)]
+    }
+    unet, unet_outputs = names["unet"]
+    assert unet.keys() == {"sample", "timestep", "encoder_hidden_states", "timestep_cond", "text_embeds", "time_ids"}
+    assert unet["timestep"] == [], "one for all pictures, as optimum gives it"
+    assert [isinstance(size, str) for size in unet["sample"]] == [True, False, True, True], "free but for channels"
+    assert unet_outputs.keys() == {"out_sample"}
+    assert names["text_encoder"][1].keys() == {"last_hidden_state", "hidden_states.0"}
+    assert names["text_encoder_2"][1].keys() == {"text_embeds", "last_hidden_state", "hidden_states.0"}
+    assert [set(part) for part in names["vae_decoder"]] == [{"latent_sample"}, {"sample"}]
+    assert [set(part) for part in names["vae_encoder"]] == [{"sample"}, {"latent_sample", "latent_parameters"}]
     read = load_onnx(tmp_path / "onnx")
     for prompts in (["a dog"], ["a dog", "", "cat"]):
         samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0) for either in (backbone, read)]
@@ -81,23 +62,27 @@ def test_a_transformer_that_squeezes_nothing_and_reshapes_by_anothers_batch(make
     cond = backbone.encode_prompts(["a cat", ""])
     call = {"hidden_states": torch.randn(2, *backbone.latent_shape), "encoder_hidden_states": cond["text"]}
     call |= {"timestep": torch.tensor([999, 3]), "encoder_attention_mask": cond["mask"]}
-    graph = onnx._Graph(network, call | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}})
-    assert graph.names == list(call)
-    onnx._export(graph, graph.names, tmp_path / "model.onnx")
-    onnx._check_part(graph, tmp_path / "model.onnx", "transformer")
+    call |= {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    graph = onnx._Graph(network, call, ["out_hidden_states"])
+    assert graph.inputs == ["hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"]
+    answers = graph.answers()
+    onnx._export(graph, tmp_path / "model.onnx")
+    onnx._check_part(tmp_path / "model.onnx", answers, "transformer")
 
 
-def test_a_part_that_answers_otherwise_is_refused(student, tmp_path, monkeypatch):
+def test_a_part_that_answers_otherwise_is_refused(small_student, tmp_path, monkeypatch):
     export = onnx._export
 
-    def export_then_move(graph, names, file):
-        export(graph, names, file)
+    def move_then_export(graph, file):
+        if file.parent.name != "text_encoder":
+            return
         with torch.no_grad():
             next(graph.parameters()).add_(torch.randn(next(graph.parameters()).shape))
+        export(graph, file)
 
-    monkeypatch.setattr(onnx, "_export", export_then_move)
+    monkeypatch.setattr(onnx, "_export", move_then_export)
     with pytest.raises(UserError, match="text_encoder under onnxruntime is off"):
-        write_onnx(*student("sd1", "lora"), tmp_path / "onnx")
+        write_onnx(small_student("sd1", "lora")[0], tmp_path / "onnx")
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from tests.export.conftest import write
 
 from scott.errors import UserError
-from scott.export import pipeline
-from scott.export.pipeline import call_options, write_student
+from scott.export.pipeline import call_options, read_student, save_student
 from scott.export.trained import Trained, difference, replacing
 from scott.samplers import StudentSampler
 
@@ -35,7 +35,7 @@ def drawn(trained: Trained):
 )
 def test_the_stock_call_draws_the_student(make_trained, tmp_path, family, train):
     trained = make_trained(family, train)
-    write_student(trained, tmp_path / "student")
+    write(trained, tmp_path / "student")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
     pipe.set_progress_bar_config(disable=True)
     latents = pipe(
@@ -52,7 +52,7 @@ def test_the_stock_call_draws_the_student(make_trained, tmp_path, family, train)
 
 def test_the_stock_call_needs_no_scott(make_trained, tmp_path):
     trained = make_trained("sdxl", "full")
-    write_student(trained, tmp_path / "student")
+    write(trained, tmp_path / "student")
     out = tmp_path / "latents.pt"
     command = [sys.executable, "-c", WITHOUT_SCOTT, tmp_path / "student", "4.0", out]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
@@ -60,18 +60,14 @@ def test_the_stock_call_needs_no_scott(make_trained, tmp_path):
     assert difference(drawn(trained), torch.load(out)) < 1e-4
 
 
-def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path, monkeypatch):
+def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path):
     trained = make_trained(train="full")
-    save = pipeline.save_student
-
-    def move_then_save(backbone, folder, grid):
-        with torch.no_grad():
-            next(iter(trained.backbone.target_parameters().values())).add_(0.1)
-        save(backbone, folder, grid)
-
-    monkeypatch.setattr(pipeline, "save_student", move_then_save)
+    expected = trained.expected()
+    with torch.no_grad():
+        next(iter(trained.backbone.target_parameters().values())).add_(0.1)
+    save_student(trained.backbone, tmp_path, trained.grid)
     with pytest.raises(UserError, match="of a spread off"):
-        write_student(trained, tmp_path)
+        read_student(tmp_path, expected)
 
 
 def refuse(partial):

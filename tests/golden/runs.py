@@ -1,8 +1,7 @@
 """Short runs of the embedded teacher, one of each form of training, and the text files that hold what they logged.
 
-Half precision is slow on a CPU, and its runs are half as long. A run starts off the teacher (LoRA's B and the critic's
-head are moved), so that every term and gradient counts from the first step on. Its random starts are set by layer and
-seed: they depend on no library's own order of draws.
+A run starts off the teacher (LoRA's B and the critic's head are moved), so that every term and gradient counts from the
+first step on. Its random starts are set by layer and seed: they depend on no library's own order of draws.
 """
 
 import tempfile
@@ -32,8 +31,8 @@ RUNS = {
     "critic-unconditional": {"critic": "unconditional"},
     "critic-matched": {"critic_input": "matched"},
     "critic-renoised": FULL | {"critic_input": "renoised", "solver": "dpmpp-sde", "weighting": "snr+1"},
-    "fp16-lora": {"precision": "fp16", "max_steps": 10},
-    "bf16-full": FULL | {"precision": "bf16", "max_steps": 10},
+    "fp16-lora": {"precision": "fp16"},
+    "bf16-full": FULL | {"precision": "bf16"},
 }
 """Name of a file → what the run has besides `config_of`'s."""
 PROMPTS = ("a red apple", "two green cats", "", "a blue car on a yellow background", "a cat")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from scott.commands.distill import Report, run
-from scott.commands.measure import BATCH, SEED, MiniReference, Tick, check_samples, recorded_teacher_row
-from scott.evaluation import Generate, Progress, Results, Row, image_grid, timed
+from scott.commands.distill import Report, run, teacher_of
+from scott.commands.measure import BATCH, SEED, Tick, check_samples, measure_row, mini_reference, recorded_teacher_row
+from scott.commands.sample import load_student
+from scott.evaluation import Generate, Progress, Reference, Results, Row, image_grid, timed
 from scott.evaluation.report import write_report
 from scott.export.card import write_cards
 from scott.mini.scenes import Scenes
@@ -30,28 +31,24 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
     check_samples(samples)
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
-    backbone = run(config, report)
-    grid = config.make_grid(backbone.schedule)
+    run(config, report)
+    backbone, student = teacher_of(config.teacher), load_student(str(out))
     samplers: dict[str, TeacherSampler | StudentSampler]
     samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
-    samplers |= {
-        f"student, {n} step{'s'[: n - 1]}": StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
-        for n in STUDENT_STEPS
-    }
+    samplers |= {f"student, {n} step{'s'[: n - 1]}": student.sampler(n, STUDENT_GUIDANCE) for n in STUDENT_STEPS}
     grids = draw_grids(samplers, out / "samples", lambda done, total: report("draw samples", done, total, {}))
 
     def tick(name: str, done: int, total: int) -> None:
         report(f"evaluate {name}", done, total, {})
 
     tick("real pictures", 0, 2)
-    reference = MiniReference(samples)
+    reference = mini_reference(samples)
     tick("real pictures", 1, 2)
     floor = reference.floor()
     tick("real pictures", 2, 2)
     rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
-        sampler = StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE)
-        rows.append(reference.row(f"scott-{n}", sampler, tick))
+        rows.append(measure_row(reference, f"scott-{n}", student.sampler(n, STUDENT_GUIDANCE), tick))
     meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": STUDENT_GUIDANCE, "seed": seed}
     results = Results(rows, meta | {"teacher": "mini", "updates": max_steps})
     results.save(out / "results.json")
@@ -80,12 +77,12 @@ def draw_grids(
     return grids
 
 
-def _teacher_row(reference: MiniReference, backbone: LatentBackbone, steps: int, tick: Tick) -> Row:
+def _teacher_row(reference: Reference, backbone: LatentBackbone, steps: int, tick: Tick) -> Row:
     """The recorded row, with the time measured here on one batch, or else all of it measured here."""
     sampler = TeacherSampler(backbone, steps, GUIDANCE)
     recorded = recorded_teacher_row(steps, len(reference.prompts), GUIDANCE)
     if recorded is None:
-        return reference.row(f"teacher-ddim-{steps}", sampler, tick)
+        return measure_row(reference, f"teacher-ddim-{steps}", sampler, tick)
     few = reference.prompts[:BATCH]
     tick(recorded.name, 0, len(few))
     sampler(few[:2], SEED)  # warm-up
@@ -95,8 +92,8 @@ def _teacher_row(reference: MiniReference, backbone: LatentBackbone, steps: int,
 
 
 def _write_report(out: Path, config: DistillConfig, results: Results, grids: list[tuple[str, Image.Image]]) -> None:
-    by_name = {row.name: row for row in results.rows}
-    paragraphs = [
+    by_name = {one.name: one for one in results.rows}
+    statements = [
         "A 5 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"The teacher walked each jump of {config.jump} training steps in {config.substeps} sub-steps of "
@@ -112,5 +109,5 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
         config=dataclasses.asdict(config) | {"out": str(out)},
         metrics=read_metrics(out / "metrics.jsonl"),
         grids=grids,
-        notes=paragraphs,
+        statements=statements,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.fingerprint import identity
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
+
+WARNINGS = "warnings.txt"
+"""A run's warnings, a line each, in its folder."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
@@ -81,18 +86,18 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None) -> LatentBackbone:
+def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None) -> None:
     """Distil as `config` says into `config.out`, resuming what is there, and write `config.out/student`.
 
-    Each of several processes calls it alike; the first reports and writes. Returns the backbone, whose target is the
-    student. Everything that can be wrong with the input is found before the first step (see `DistillConfig`,
-    `load_backbone`, `open_run`, `open_data`).
+    Each of several processes calls it alike; the first reports and writes. Everything that can be wrong with the input
+    is found before the first step (see `DistillConfig`, `load_backbone`, `open_run`, `open_data`).
     """
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = teacher_of(config.teacher, config.dtype, config.quantize)
     check(backbone, config)
+    teacher = identity(backbone)
     check_data(config.sources, backbone, config)
     if (resolution := resolution_of(config.sources, backbone, config)) != backbone.resolution:
         backbone.resize(resolution)
@@ -100,6 +105,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     grid = config.make_grid(backbone.schedule)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
+    if first:
+        warn = _kept(warn, config.out / WARNINGS)
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
     add_models(backbone, config)
@@ -111,12 +118,22 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         validation.make_ready()
     hooks = _hooks(config, validation, report, warn, first)
     made = distill(backbone, data, config, hooks, accelerator)
-    device = backbone.device
+    del backbone, data, validation, hooks  # the export holds a network of its own
     if first and (made or not is_exported(config)):
         report("export", 0, 1, {})
-        export_finished(backbone, config)
+        export_finished(config, teacher)
         report("export", 1, 1, {})
-    return backbone.to(device)
+
+
+def _kept(warn: Warn, file: Path) -> Warn:
+    """Also adds a line to the file for each warning."""
+
+    def both(message: str) -> None:
+        warn(message)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{message}\n")
+
+    return both
 
 
 def _hooks(config: DistillConfig, validation: Validation, report: Report, warn: Warn, first: bool) -> Hooks:

@@ -1,27 +1,39 @@
-"""`scott export`: a run's student in the forms that others read, each read back and compared before it is done."""
+"""`scott export`: a run's student in the forms that others read, each read back and compared before it is done.
 
+Writing and reading back come one after the other, so that one network is in memory at a time.
+"""
+
+import gc
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from scott.choices import unknown
 from scott.errors import UserError
 from scott.export.card import FOLDERS, write_cards
-from scott.export.lora import lora_form, require_lora, write_lora
-from scott.export.onnx import require_onnx, write_onnx
-from scott.export.pipeline import write_student
-from scott.export.trained import STUDENT_INFO, StudentInfo, Trained, replacing, student_grid, teacher_source
-from scott.teachers import LatentBackbone, load_backbone
+from scott.export.lora import read_lora, require_lora, save_lora
+from scott.export.onnx import write_onnx
+from scott.export.onnx_runtime import require_onnx
+from scott.export.pipeline import DTYPES, read_student, save_student
+from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing, teacher_source
+from scott.teachers import load_backbone
+from scott.teachers.fingerprint import differing, identity, network_fingerprint
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
+Identity = dict[str, dict[str, Any]]
+"""Of a teacher: part → fingerprint."""
 BEST = "best"
 """Folder of a run's exports of its best checkpoint."""
 
 
-def export(run: Path, kind: str, *, best: bool = False) -> Path:
+def export(
+    run: Path, kind: str, *, best: bool = False, precision: str = "fp32", teacher: Identity | None = None
+) -> Path:
     """Export the student of a run's newest checkpoint as a kind of `FOLDERS`, or that of its best below `best`; where.
 
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
@@ -29,12 +41,38 @@ def export(run: Path, kind: str, *, best: bool = False) -> Path:
     """
     if kind not in FOLDERS:
         raise unknown("export", kind, FOLDERS)
-    config = _config(run)
+    config, where = _config(run), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)
     if kind == "onnx":
         require_onnx()
-    return export_trained(load_run(run, best=best), run / BEST if best else run, kind)
+        if precision != "fp32":
+            raise UserError(f"got --export-precision {precision} with --to onnx, whose graphs are fp32; leave it out")
+        student = export(run, "diffusers", best=best)  # ONNX is made of the stock pipeline
+    folder, dtype = where / FOLDERS[kind], DTYPES[precision]
+    with replacing(folder) as partial:
+        if kind == "onnx":
+            info = write_onnx(student, partial)
+        else:
+            expected, form = _write(load_run(run, best=best, teacher=teacher), kind, partial, dtype)
+            gc.collect()
+            if form:
+                read_lora(partial, kind, form, expected, dtype)
+            else:
+                read_student(partial, expected, dtype)
+            info = expected.info
+        (partial / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
+    write_cards(where, config)
+    return folder
+
+
+def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tuple[Expected, str]:
+    """Write the files of an export: what they have to draw, and a LoRA's form."""
+    expected = trained.expected()
+    if kind in ("lora", "kohya"):
+        return expected, save_lora(trained, folder, kind, dtype)
+    save_student(trained.backbone, folder, trained.grid, dtype)
+    return expected, ""
 
 
 def is_exported(config: DistillConfig) -> bool:
@@ -43,43 +81,18 @@ def is_exported(config: DistillConfig) -> bool:
     return info is not None and info.updates == config.max_steps
 
 
-def export_finished(backbone: LatentBackbone, config: DistillConfig) -> None:
-    """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too.
-
-    A backbone that computes in fewer bits, is compiled or split over processes is read again from the run, in fp32.
-    """
-    whole = config.precision == "fp32" and config.quantize == "none"
-    plain = whole and not config.compile and config.shard == "none"
-    trained = Trained(backbone.to("cpu"), config, config.max_steps) if plain else load_run(config.out)
-    export_trained(trained, config.out, "diffusers")
-    if config.train == "lora":
-        export_trained(trained, config.out, "lora")
+def export_finished(config: DistillConfig, teacher: Identity) -> None:
+    """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too. Raises as `load_run`."""
+    for kind in ("diffusers", "lora") if config.train == "lora" else ("diffusers",):
+        export(config.out, kind, teacher=teacher)
 
 
-def export_trained(trained: Trained, run: Path, kind: str) -> Path:
-    """Export a student into the folder `run`, and write its cards. Raises as `export` does."""
-    folder = run / FOLDERS[kind]
-    form = lora_form(trained, kohya=kind == "kohya") if kind in ("lora", "kohya") else ""
-    # ONNX is made of the stock pipeline
-    student = export_trained(trained, run, "diffusers") if kind == "onnx" else None
-    with replacing(folder) as partial:
-        if form:
-            write_lora(trained, partial, form)
-        elif student:
-            there = load_backbone(student)
-            grid = student_grid(there.schedule, trained.info.original_inference_steps)
-            write_onnx(student, there, grid, trained.info, partial)
-        else:
-            write_student(trained, partial)
-        (partial / STUDENT_INFO).write_text(trained.info.to_json(), encoding="utf-8")
-    write_cards(run, trained.config)
-    return folder
-
-
-def load_run(run: Path, *, best: bool = False) -> Trained:
+def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) -> Trained:
     """The student of a run's newest checkpoint, or of its best, in fp32 on the CPU.
 
-    Raises `UserError` when there is no run, no checkpoint, or one that does not fit the run's config.
+    A full student takes the teacher's place, so that one network is held. Raises `UserError` when there is no run, no
+    checkpoint, or one that does not fit the run's config, or where the teacher's folder no longer holds the one whose
+    identity is given: fp32 weights on a CPU are mapped from their file, and change in memory when that is rewritten.
     """
     config = _config(run)
     newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
@@ -87,16 +100,26 @@ def load_run(run: Path, *, best: bool = False) -> Trained:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     backbone = load_backbone(teacher_source(config))
+    now = identity(backbone) if teacher else {}
+    if teacher and (changed := [name for name, was in teacher.items() if differing(was, now.get(name))]):
+        raise UserError(
+            f"{config.teacher} has another {', '.join(changed)} than when the run began; put back what it was, and "
+            "give the same command again to export the student"
+        )
     if config.resolution:
         backbone.resize(config.resolution)
-    backbone.add_student(config.train, rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
+    base = network_fingerprint(backbone)
     file = newest / "target.safetensors"
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); delete {newest} to use the one before") from None
-    load_parameters(backbone.target_parameters(), tensors, "target")
-    return Trained(backbone, config, checkpoint_step(newest))
+    if config.train == "full":
+        backbone.become(tensors)
+    else:
+        backbone.add_student("lora", rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
+        load_parameters(backbone.target_parameters(), tensors, "target")
+    return Trained(backbone, config, checkpoint_step(newest), base)
 
 
 def _config(run: Path) -> DistillConfig:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from scott.data.filters import Where
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
@@ -185,8 +184,6 @@ def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading 
     for name in names:
         if not _is_prepared(name):
             source = open_named(name, reading.columns, reading.split)
-            if reading.where:
-                Where(reading.where, source.columns)
             full_settings(name, source, Settings(**_values(reading)), backbone, {})
             continue
         manifest = Manifest.load(Path(name))

@@ -1,7 +1,5 @@
 """`scott sample`: a student that was saved, found, loaded and drawn with."""
 
-import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +9,17 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from scott.commands.distill import best_device, teacher_of
-from scott.commands.prepare import PRECISIONS
+from scott.commands.prepare import PRECISIONS, Warn
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
+from scott.evaluation.pictures import how_made, save_picture
 from scott.export.card import FOLDERS
 from scott.export.lora import apply_lora
-from scott.export.onnx import FILE as ONNX_FILE
-from scott.export.onnx import load_onnx
+from scott.export.onnx_runtime import FILE as ONNX_FILE
+from scott.export.onnx_runtime import load_onnx
 from scott.export.trained import StudentInfo, student_grid
 from scott.samplers import StudentSampler
 from scott.teachers import LatentBackbone, load_backbone
@@ -89,10 +87,10 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
 
 
-def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float32) -> Student:
-    """A teacher with the LoRA that an export's file or folder holds. Raises `UserError` when it is not its own."""
+def load_lora_student(teacher: str, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
+    """A teacher with the LoRA that an export's file or folder holds; warns when the file was made for another."""
     backbone = teacher_of(teacher, dtype)
-    info = apply_lora(backbone, Path(lora))
+    info = apply_lora(backbone, Path(lora), warn)
     if info.resolution:
         backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
@@ -100,7 +98,12 @@ def load_lora_student(teacher: str, lora: str, dtype: torch.dtype = torch.float3
 
 
 def find_student(
-    student: str | None, teacher: str | None, lora: str | None, engine: Engine, precision: str = "fp32"
+    student: str | None,
+    teacher: str | None,
+    lora: str | None,
+    engine: Engine,
+    precision: str = "fp32",
+    warn: Warn = lambda message: None,
 ) -> Student:
     """The student that a command line names: by itself, or as a teacher and a LoRA."""
     if engine == "onnx" and precision != "fp32":
@@ -111,7 +114,7 @@ def find_student(
     if student is None and teacher is not None and lora is not None:
         if engine != "torch":
             raise UserError("got --engine onnx with a LoRA, which only torch applies; leave it out")
-        return load_lora_student(teacher, lora, dtype)
+        return load_lora_student(teacher, lora, dtype, warn)
     raise UserError("expected either a student (a run folder or an export), or both --teacher and --lora")
 
 
@@ -128,6 +131,7 @@ def draw(
     guidance: float | None = None,
     grid: bool = False,
     out: Path,
+    warn: Warn = lambda message: None,
 ) -> list[Path]:
     """One PNG a prompt in `out`, named after the prompt, with what made it in its metadata; the files.
 
@@ -141,7 +145,7 @@ def draw(
         raise UserError(f"got seed {seed} for {len(texts)} pictures; expected 0 to {2**64 - len(texts)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    loaded = find_student(student, teacher, lora, engine, precision)
+    loaded = find_student(student, teacher, lora, engine, precision, warn)
     scale = loaded.guidance(guidance)
     sampler = loaded.sampler(steps, scale)
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
@@ -153,15 +157,15 @@ def draw(
     if grid:
         made[out / f"grid-{steps}-steps-seed-{seed}.png"] = {"prompts": texts, "seed": seed} | how
     for file, parameters in made.items():
-        if file.exists() and _parameters(file) != parameters:
+        if file.exists() and how_made(file) != parameters:
             raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
     out.mkdir(parents=True, exist_ok=True)
     files, pictures = list(made), []
     for index, prompt in enumerate(texts):
         pictures.append(to_pil(sampler([prompt], seed + index)[0]))
-        _save(pictures[-1], files[index], made[files[index]])
+        save_picture(pictures[-1], files[index], made[files[index]])
     if grid:
-        _save(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
+        save_picture(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files
 
 
@@ -185,24 +189,6 @@ def _prompts(prompts: Sequence[str]) -> list[str]:
 
 def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-
-
-def _save(picture: Image.Image, file: Path, made: dict[str, object]) -> None:
-    """Write a PNG that says in its metadata how it was made."""
-    metadata = PngInfo()
-    metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
-    temporary = file.with_suffix(".tmp")
-    picture.save(temporary, "PNG", pnginfo=metadata)
-    os.replace(temporary, file)
-
-
-def _parameters(file: Path) -> object:
-    """How a PNG of `_save` was made; None of any other file."""
-    try:
-        with Image.open(file) as picture:
-            return json.loads(picture.info["parameters"])
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:

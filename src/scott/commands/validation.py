@@ -12,7 +12,7 @@ from scott.data.mixture import Mixture
 from scott.data.shard_source import ShardSource
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.evaluation import ClipFeatures, evaluate, image_grid
+from scott.evaluation import ClipFeatures, Reference, evaluate, image_grid
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
@@ -79,17 +79,8 @@ class Validation:
         """FID, CLIP score and coverage of `validation_samples` pictures in two steps."""
         real, captions = self._real
         sampler = self._student(MEASURED_STEPS)
-        row = evaluate(
-            sampler,
-            captions,
-            real,
-            self._features,
-            seed=self.config.seed,
-            batch_size=BATCH,
-            name="student",
-            steps=sampler.steps,
-            network_calls=sampler.network_calls,
-        )
+        reference = Reference(captions, dict.fromkeys(("features", "clip"), self._features), {"features": real})
+        row = evaluate(sampler, reference, name="student", batch_size=BATCH, seeds=(self.config.seed,))
         values = {"fid": row.fid, "clip_score": row.clip_score, "coverage": row.coverage}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -41,8 +41,10 @@ def full_settings(
     """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode.
 
     Raises:
-        UserError: a resolution that is no multiple of a latent's side in pixels.
+        UserError: a resolution that is no multiple of a latent's side in pixels, or a column of `where` is missing.
     """
+    if settings.where:
+        Where(settings.where, source.columns)
     resolution = settings.resolution or encoders.resolution
     factor = _factor(encoders)
     if resolution % factor:
@@ -118,16 +120,19 @@ def _first(unit: Unit, count: int) -> Iterator[Record | Rejected]:
 
 
 class _Progress:
-    """Counts records, or units where their records are not known beforehand, and the rate of this call."""
+    """Counts what was read, or units where that is not known beforehand, and the rate of this call."""
 
     def __init__(self, report: Report, units: Sequence[Unit]) -> None:
-        self._report, self._by_record = report, all(unit.count is not None for unit in units)
-        self._total = sum(unit.count or 0 for unit in units) if self._by_record else len(units)
+        self._report, self._by_record = report, all(unit.total is not None for unit in units)
+        self._total = sum(map(self._size, units))
         self._done, self.records, self._began = 0, 0, time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
+
+    def _size(self, unit: Unit) -> int:
+        return (unit.total or 0) if self._by_record else 1
 
     def add(self, records: int) -> None:
         self.records += records
@@ -137,7 +142,7 @@ class _Progress:
         self._advance(0 if self._by_record else 1)
 
     def skip(self, unit: Unit) -> None:
-        self._advance(unit.count or 0 if self._by_record else 1)
+        self._advance(self._size(unit))
 
     def _advance(self, by: int) -> None:
         self._done += by

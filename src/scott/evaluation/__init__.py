@@ -1,27 +1,32 @@
-"""How good are the images? Fréchet distance, coverage, CLIP score, and what shows them.
+"""How good are the images? Distances to real pictures, neighbours among them, captions met, and what shows it.
 
-Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how a
-model was trained. `features` turns images and captions into features, `fid`, `coverage` and `clip_score` turn features
-into numbers, `protocols` runs a sampler through all of them, `results` keeps the rows; `tables`, `curves`, `grids` and
-`report` show them.
+Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how
+a model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
+`measures` turn features into figures; `pictures` draws and keeps; `evaluating` runs a sampler through all of them,
+against what `protocols` names; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and `report` show
+them.
 """
 
-from scott.evaluation.clip_score import clip_score, retrieval_accuracy
-from scott.evaluation.coverage import coverage
+from scott.evaluation.distances import frechet_distance
+from scott.evaluation.evaluating import Reference, Sampler, evaluate
 from scott.evaluation.features import ClipFeatures, Features
-from scott.evaluation.fid import frechet_distance
 from scott.evaluation.grids import image_grid, to_pil
-from scott.evaluation.protocols import Generate, Progress, batch_seed, evaluate, real_against_real, timed
+from scott.evaluation.measures import Figure, clip_score
+from scott.evaluation.neighbours import coverage
+from scott.evaluation.pictures import Generate, Progress, batch_seed, timed
 from scott.evaluation.results import Results, Row
 from scott.evaluation.tables import markdown_table, table
 
 __all__ = [
     "ClipFeatures",
     "Features",
+    "Figure",
     "Generate",
     "Progress",
+    "Reference",
     "Results",
     "Row",
+    "Sampler",
     "batch_seed",
     "clip_score",
     "coverage",
@@ -29,8 +34,6 @@ __all__ = [
     "frechet_distance",
     "image_grid",
     "markdown_table",
-    "real_against_real",
-    "retrieval_accuracy",
     "table",
     "timed",
     "to_pil",

@@ -1,24 +1,23 @@
 """From images and captions to feature vectors.
 
-A feature matrix is (N, D), one row a sample. The metrics of this room read nothing else, so any network
-that maps images and captions into one space can stand where `ClipFeatures` stands: it need only satisfy
-`Features`.
+A feature matrix is (N, D), one row a sample. The metrics of this room read nothing else, so any network that maps
+images and captions into one space can stand where `ClipFeatures` stands: it need only satisfy `Features`. `networks`
+has the others.
 
 Image features are CLIP's projected embeddings *before* L2 normalisation, the convention of CLIP-FID
-(Kynkäänniemi et al. 2023, arXiv 2203.06026; clean-fid's `clip_vit_b_32`). The CLIP score normalises for
-itself.
+(Kynkäänniemi et al. 2023, arXiv 2203.06026; clean-fid's `clip_vit_b_32`). The CLIP score and CMMD normalise for
+themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scott.errors import UserError
@@ -26,40 +25,16 @@ from scott.errors import UserError
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
 
-Matrix = Tensor | np.ndarray
-Images = Tensor | Sequence[Image.Image]
-
-
-def feature_matrix(name: str, values: Matrix, *, at_least: int = 1) -> Tensor:
-    """`values` as a float64 tensor (N, D), detached, on the device it was on.
-
-    `name` is what the messages call it. Raises `ValueError` unless the shape is (N ≥ `at_least`, D ≥ 1) and
-    every entry is finite.
-    """
-    matrix = torch.as_tensor(values).detach().to(torch.float64)
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise ValueError(f"{name} features: got shape {tuple(matrix.shape)}, expected (N, D)")
-    if len(matrix) < at_least:
-        raise ValueError(f"{name} features: got {len(matrix)} samples, expected at least {at_least}")
-    if not torch.isfinite(matrix).all():
-        bad = (~torch.isfinite(matrix)).any(dim=1).sum().item()
-        raise ValueError(f"{name} features: {bad} of {len(matrix)} samples have a non-finite entry")
-    return matrix
-
-
-def feature_pair(a: tuple[str, Matrix], b: tuple[str, Matrix], *, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Two named matrices through `feature_matrix`; `ValueError` when they differ in D."""
-    first, second = feature_matrix(*a, at_least=at_least), feature_matrix(*b, at_least=at_least)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"{a[0]} features have D = {first.shape[1]}, {b[0]} features D = {second.shape[1]}")
-    return first, second
-
 
 class Features(Protocol):
     """Maps images and captions into one D-dimensional space."""
 
-    def images(self, images: Images) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], or B PIL images → (B, D), float32, on the CPU."""
+    @property
+    def description(self) -> str:
+        """The very model, and what is done to a picture before it: for whoever reads the figures."""
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] → (B, D), float32, on the CPU."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """B captions → (B, D), float32, on the CPU."""
@@ -80,12 +55,15 @@ class ClipFeatures:
         mean: Sequence[float],
         std: Sequence[float],
         *,
+        name: str = "",
         batch_size: int = 64,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.image_size: int = model.config.vision_config.image_size
+        fitted = f"shorter side to {self.image_size} (bicubic, antialiased), centre, not normalised"
+        self.description = f"CLIP {name}: {fitted}; weights {weights_digest(model)}"
         self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
 
@@ -118,17 +96,16 @@ class ClipFeatures:
                 "with the model, its tokenizer and preprocessor_config.json with image_mean and image_std "
                 f"({error})"
             ) from error
-        return cls(model.to(device), tokenizer, mean, std, batch_size=batch_size)
+        return cls(model.to(device), tokenizer, mean, std, name=Path(name_or_path).name, batch_size=batch_size)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     @torch.no_grad()
-    def images(self, images: Images) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """`image_embeds` before normalisation, (B, D). `ValueError` on tensors not RGB in [0, 1]."""
-        batches = [self._image_batch(images, start) for start in range(0, len(images), self.batch_size)]
-        return torch.cat(batches)
+        return torch.cat([self._embed(check_images(chunk)) for chunk in images.split(self.batch_size)])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -147,27 +124,37 @@ class ClipFeatures:
             batches.append(self.model.text_projection(encoded.pooler_output).float().cpu())
         return torch.cat(batches)
 
-    def _image_batch(self, images: Images, start: int) -> Tensor:
-        batch = images[start : start + self.batch_size]
-        if isinstance(batch, Tensor):
-            pixels = self._fit(check_images(batch).to(self.device, torch.float32))
-        else:
-            pixels = torch.cat([self._fit(_from_pil(image).to(self.device)) for image in batch])
+    def _embed(self, images: Tensor) -> Tensor:
+        pixels = centred(images.to(self.device, torch.float32), self.image_size)
         pixels = (pixels - self._mean.to(self.device)) / self._std.to(self.device)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return self.model.visual_projection(pooled).float().cpu()
 
-    def _fit(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 3, image_size, image_size): shorter side to size, then centre crop."""
-        height, width = images.shape[-2:]
-        size = self.image_size
-        shorter = min(height, width)
-        if shorter != size:
-            shape = [size * height // shorter, size * width // shorter]
-            resized = F.interpolate(images, size=shape, mode="bicubic", antialias=True)
-            images = resized.clamp(0, 1)  # bicubic overshoots at edges
-        top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
-        return images[..., top : top + size, left : left + size]
+
+def weights_digest(network: nn.Module) -> str:
+    """Eight hexadecimal digits of a network's weights: of parameters' names, and up to 64 values of each in fp32."""
+    found = hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // 64)][:64].float().cpu()
+        found.update(name.encode() + sample.numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing, as Pillow's; it overshoots at edges and is cut to [0, 1]."""
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def centred(images: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) → (B, 3, size, size): shorter side to size, then centre crop."""
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    images = resized(images, size * height // shorter, size * width // shorter)
+    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
+    return images[..., top : top + size, left : left + size]
 
 
 def check_images(images: Tensor) -> Tensor:
@@ -178,8 +165,3 @@ def check_images(images: Tensor) -> Tensor:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images: got values in [{low:.3g}, {high:.3g}], expected [0, 1]")
     return images
-
-
-def _from_pil(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)
-    return pixels.permute(2, 0, 1).unsqueeze(0)

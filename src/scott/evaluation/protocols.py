@@ -1,108 +1,113 @@
-"""How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
+"""Which prompts are drawn and which real pictures they are held against, by name, as the literature measures.
 
-from __future__ import annotations
+    coco2017-5k    5,000 pictures of val2017, each with its first caption
+    coco2014-30k   30,000 of val2014's 40,504, each with its first caption; everything to 256 px
+    mjhq-5k        500 of each of MJHQ-30K's ten categories, each with its prompt
 
-import time
-from collections.abc import Callable, Sequence
+Pictures are cropped at their centre and resized by Lanczos, real and drawn alike. Where a protocol takes some of the
+pictures, those come first whose names have the smallest SHA-256: an order that anyone can compute, that favours
+nothing, and that no file needs to keep. A published list of names replaces it (`chosen`).
+"""
 
-import numpy as np
-import torch
-from torch import Tensor
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 
-from scott.evaluation.clip_score import clip_score
-from scott.evaluation.coverage import coverage
-from scott.evaluation.features import Features, Matrix, check_images
-from scott.evaluation.fid import frechet_distance
-from scott.evaluation.results import Row
+from scott.data.records import Record, Rejected, Skip, Unit, slices
+from scott.errors import UserError
+from scott.files import write_atomically
 
-Generate = Callable[[Sequence[str], int], Tensor]
-"""(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
-
-Progress = Callable[[int, int], None]
-"""Called after each batch with (images done, images in all)."""
-
-
-def batch_seed(seed: int, batch: int) -> int:
-    """Seed of the `batch`-th batch, in [0, 2³²); neither batches nor runs of near seeds share noise.
-
-    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between
-    versions.
-    """
-    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
+Entries = list[Record | Rejected]
 
 
-def evaluate(
-    generate: Generate,
-    prompts: Sequence[str],
-    reference_features: Matrix,
-    features: Features,
-    *,
-    seed: int,
-    batch_size: int,
-    name: str,
-    steps: int,
-    network_calls: int,
-    progress: Progress | None = None,
-) -> Row:
-    """Draw one image for each prompt and measure them against the real images' features (N, D).
-
-    Batch i is `generate(prompts[i·batch_size : (i+1)·batch_size], batch_seed(seed, i))`, so samplers
-    compared at one seed and one batch size start from the same noise. `seconds_per_image` is the time
-    inside `generate` over the images it made; the first batch warms up and is left out, unless it is the
-    only one.
-
-    Raises `ValueError` on fewer than two prompts, a batch size below 1, images that are not (B, 3, H, W) in
-    [0, 1], and on features that do not match the reference.
-    """
-    if len(prompts) < 2 or batch_size < 1:
-        raise ValueError(f"got {len(prompts)} prompts, batch size {batch_size}; expected at least 2 and 1")
-    image_features, text_features, seconds, counts = [], [], [], []
-    for index, start in enumerate(range(0, len(prompts), batch_size)):
-        batch = prompts[start : start + batch_size]
-        images, taken = timed(generate, batch, batch_seed(seed, index))
-        seconds.append(taken)
-        counts.append(len(batch))
-        if len(check_images(images)) != len(batch):
-            raise ValueError(f"{name}: got {len(images)} images for {len(batch)} prompts")
-        image_features.append(features.images(images))
-        text_features.append(features.texts(batch))
-        if progress is not None:
-            progress(start + len(batch), len(prompts))
-    fakes = torch.cat(image_features)
-    warm_up = 1 if len(seconds) > 1 else 0
-    return Row(
-        name=name,
-        steps=steps,
-        network_calls=network_calls,
-        seconds_per_image=sum(seconds[warm_up:]) / sum(counts[warm_up:]),
-        fid=frechet_distance(reference_features, fakes),
-        clip_score=clip_score(fakes, torch.cat(text_features)),
-        coverage=coverage(reference_features, fakes),
-        samples=len(prompts),
-    )
+@dataclass(frozen=True)
+class Protocol:
+    samples: int
+    size: int | None
+    """Pixels a side that pictures are measured at; None takes what the sampler draws."""
+    order: Callable[[Entries], Entries] | None
+    """Of all that the source has; None keeps its order."""
+    data: str
+    """What `--data` names."""
 
 
-def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor, float]:
-    """`generate(prompts, seed)` and the seconds it took, its device's queue emptied."""
-    begin = time.perf_counter()
-    images = generate(prompts, seed)
-    if images.device.type in ("cuda", "mps"):
-        torch.accelerator.synchronize(images.device)
-    return images, time.perf_counter() - begin
+def by_digest(entries: Entries) -> Entries:
+    return sorted(entries, key=lambda entry: sha256(entry.key.encode()).digest())
 
 
-def real_against_real(features_a: Matrix, features_b: Matrix) -> Row:
-    """The floor: one set of real images measured against another, features (N, D) and (M, D).
+def by_category(entries: Entries) -> Entries:
+    """By digest within a category (the folder of the name), and the categories in turn."""
+    groups: dict[str, Entries] = defaultdict(list)
+    for entry in by_digest(entries):
+        groups[entry.key.partition("/")[0]].append(entry)
+    ranked = [(rank, name, entry) for name, group in groups.items() for rank, entry in enumerate(group)]
+    return [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
 
-    What finite samples cost even a perfect sampler. Let M be the number of images a sampler is measured with.
-    """
-    return Row(
-        name="real-vs-real",
-        steps=0,
-        network_calls=0,
-        seconds_per_image=None,
-        fid=frechet_distance(features_a, features_b),
-        clip_score=None,
-        coverage=coverage(features_a, features_b),
-        samples=len(features_b),
-    )
+
+PROTOCOLS: dict[str, Protocol] = {
+    "coco2017-5k": Protocol(5000, None, None, "COCO's annotations/captions_val2017.json"),
+    "coco2014-30k": Protocol(30_000, 256, by_digest, "COCO's annotations/captions_val2014.json"),
+    "mjhq-5k": Protocol(5000, None, by_category, "MJHQ-30K's meta_data.json"),
+    "custom": Protocol(1000, None, None, "captioned pictures"),
+}
+
+
+def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
+    """The entries of these names, in their order. Raises `UserError` for a name that the source has not."""
+    there = {entry.key: entry for entry in entries}
+    if missing := [name for name in names if name not in there]:
+        raise UserError(f"{source} has no {missing[0]}, nor {len(missing) - 1:,} others of the list of {len(names):,}")
+    return [there[name] for name in names]
+
+
+class Mjhq:
+    """MJHQ-30K: `meta_data.json` and, beside it or in `mjhq30k_imgs`, CATEGORY/ID.jpg."""
+
+    kind = "mjhq"
+    columns = ("category",)
+
+    def __init__(self, file: str) -> None:
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            self.rows = [(f"{row['category']}/{name}.jpg", str(row["prompt"])) for name, row in content.items()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is not MJHQ-30K's meta_data.json ({error!r})") from None
+        beside = Path(file).parent
+        self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if (f / self.rows[0][0]).is_file()), beside)
+        self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
+
+    def units(self, size: int) -> list[Unit]:
+        return [Unit(f"{r.start}", len(r), partial(self._records, r)) for r in slices(len(self.rows), size)]
+
+    def _records(self, rows: range) -> Iterator[Record]:
+        for name, prompt in self.rows[rows.start : rows.stop]:
+            yield Record(name, partial(self._read, name), prompt, {"category": name.partition("/")[0]})
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            raise Skip("missing-file") from None
+
+
+def names_in(file: Path) -> list[str]:
+    """The first column of a CSV, or lines."""
+    try:
+        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no list of pictures' names: {error}") from None
+    names = [row[0] for row in rows if row]
+    return names[1:] if names[:1] == ["name"] else names
+
+
+def write_list(file: Path, names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Which pictures and captions figures are of: a CSV that `names_in` reads."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows([("name", "prompt"), *zip(names, prompts, strict=False)])
+    write_atomically(file, content.getvalue())

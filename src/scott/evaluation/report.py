@@ -12,7 +12,7 @@ from PIL import Image
 
 from scott.evaluation.curves import curves_svg
 from scott.evaluation.results import Results
-from scott.evaluation.tables import COLUMNS, cells, footnotes
+from scott.evaluation.tables import cells, columns, footnotes
 from scott.files import write_atomically
 
 
@@ -24,23 +24,23 @@ def write_report(
     config: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     grids: Sequence[tuple[str, Image.Image]],
-    notes: Sequence[str],
+    statements: Sequence[str],
 ) -> None:
     """Write report.html: what was done, the table, the samples, the curves, the configuration.
 
-    `metrics` are the rows of metrics.jsonl, `grids` (caption, image) pairs, `notes` sentences that say what was done. A
-    section without content is left out. The page makes no request: pictures and styles are inside, and its content
-    security policy forbids everything else. Every text is HTML-escaped.
+    `metrics` are the rows of metrics.jsonl, `grids` (caption, image) pairs, `statements` sentences that say what was
+    done. A section without content is left out. The page makes no request: pictures and styles are inside, and its
+    content security policy forbids everything else. Every text is HTML-escaped.
     """
     curves = curves_svg(metrics)
     page = Environment(loader=PackageLoader("scott.evaluation", "."), autoescape=True).get_template("report.html")
     text = page.render(
         title=title,
         results=results,
-        columns=COLUMNS,
+        columns=columns(results),
         cells=cells,
         footnotes=footnotes(results),
-        notes=notes,
+        statements=statements,
         grids=[(caption, _data_url(_png(image), "image/png")) for caption, image in grids],
         curves=_data_url(curves, "image/svg+xml") if curves else None,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str) if config else None,

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from scott.errors import UserError
+from scott.evaluation.measures import USUAL, Figure
 from scott.files import write_atomically
+
+FLOOR = "real-vs-real"
+"""The row of real pictures measured against real ones."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's figures. A measure not taken is None; a non-finite one is a `ValueError`."""
+    """One sampler's figures. A measure not taken is None or absent; a non-finite one is a `ValueError`."""
 
     name: str
     steps: int
@@ -22,19 +26,50 @@ class Row:
     network_calls: int
     """Denoiser evaluations an image: a teacher under classifier-free guidance makes two a step."""
     seconds_per_image: float | None
-    fid: float | None
-    clip_score: float | None
-    coverage: float | None
-    samples: int
+    fid: float | None = None
+    clip_score: float | None = None
+    coverage: float | None = None
+    samples: int = 0
     recorded: bool = False
     """The measures come from an earlier run of the same sampler, not from this one."""
-    note: str = ""
+    remark: str = ""
+    guidance: float | None = None
+    """ω, in the form uncond + ω (cond − uncond)."""
+    seeds: tuple[int, ...] = ()
+    metrics: dict[str, Figure] = field(default_factory=dict)
+    """Every figure by its metric, with interval, floor and seeds; one that has a field of its own above fills it."""
 
     def __post_init__(self) -> None:
-        for measure in ("seconds_per_image", "fid", "clip_score", "coverage"):
-            value = getattr(self, measure)
+        for measure in ("fid", "clip_score", "coverage"):
+            if (figure := self.metrics.get(measure.replace("_", "-"))) is not None:
+                object.__setattr__(self, measure, figure.value)
+        values = {measure: getattr(self, measure) for measure in ("seconds_per_image", "fid", "clip_score", "coverage")}
+        for measure, value in (values | {name: figure.value for name, figure in self.metrics.items()}).items():
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"row {self.name!r}: {measure} is {value}; a measure not taken is None")
+
+    @property
+    def label(self) -> str:
+        """The name without the folder that `comparison.combined` puts in front."""
+        return self.name.rpartition("/")[2]
+
+    def figure(self, metric: str) -> Figure | None:
+        """Its figure; of a file that has only the value, that alone."""
+        if metric in self.metrics:
+            return self.metrics[metric]
+        value = getattr(self, metric.replace("-", "_")) if metric in USUAL else None
+        return None if value is None else Figure(value)
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Row:
+        """A row as JSON has it. Raises `TypeError` for other fields."""
+        known = {"remark" if name == "note" else name: value for name, value in content.items()}  # its earlier name
+        metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
+        return cls(**_tuples(known), metrics=metrics)
+
+
+def _tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 @dataclass
@@ -50,15 +85,23 @@ class Results:
 
     def baseline(self) -> Row | None:
         """What FID ratios are taken against: of the rows named "teacher…" with an FID, the most steps."""
-        teachers = [row for row in self.rows if row.name.startswith("teacher") and row.fid is not None]
+        teachers = [row for row in self.rows if row.label.startswith("teacher") and row.fid is not None]
         return max(teachers, key=lambda row: row.steps, default=None)
 
     def fid_ratio(self, row: Row) -> float | None:
-        """FID over the baseline's, the figure that travels between scales; None where it has no value."""
+        """FID over the baseline's; None where it has no value, as between figures of different sample sizes."""
         baseline = self.baseline()
-        if baseline is None or row.fid is None or not baseline.fid:
+        if baseline is None or row.fid is None or not baseline.fid or row.samples != baseline.samples:
             return None
         return row.fid / baseline.fid
+
+    def floor(self, row: Row, metric: str) -> float | None:
+        """The metric of as many real pictures as the row has samples, where that was measured."""
+        if (figure := row.figure(metric)) is not None and figure.floor is not None:
+            return figure.floor
+        floors = [one for one in self.rows if one.label == FLOOR and one.samples == row.samples]
+        figure = floors[0].figure(metric) if floors and row.label != FLOOR else None
+        return None if figure is None else figure.value
 
     def save(self, path: str | Path) -> None:
         """Write `{"rows": [...], "meta": {...}}`, whole or not at all; `ValueError` on a non-finite meta."""
@@ -81,8 +124,8 @@ class Results:
         """Read what `save` wrote. Raises `UserError` on a missing file, invalid JSON or other fields."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(rows=[Row(**row) for row in content["rows"]], meta=content["meta"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return cls(rows=[Row.of(row) for row in content["rows"]], meta=content["meta"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(Row))
             raise UserError(
                 f'{str(path)!r} is not a results file: expected {{"rows": [...], "meta": {{...}}}} '

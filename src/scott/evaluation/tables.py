@@ -1,35 +1,67 @@
-"""The figures as tables: for the terminal, for a README or a card, and the cells of the report's."""
+"""The figures as tables: for the terminal, for a README or a card, as CSV, and the cells of the report's."""
+
+import csv
+import io
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from scott.evaluation.measures import METRICS, USUAL, Figure
 from scott.evaluation.results import Results, Row
 
-COLUMNS = ["sampler", "steps", "calls", "s / image", "FID ↓", "FID ratio", "CLIP score ↑", "coverage ↑", "samples"]
+FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
+TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑"}
+
+
+def metrics_of(results: Results) -> list[str]:
+    """The usual metrics, then what else any row has."""
+    return list(dict.fromkeys([*USUAL, *(name for row in results.rows for name in row.metrics)]))
+
+
+def columns(results: Results) -> list[str]:
+    guidance = ["ω"] if any(row.guidance is not None for row in results.rows) else []
+    measures = [title for name in metrics_of(results) for title in _titles(name)]
+    return ["sampler", "steps", "calls", *guidance, "s / image", *measures, "samples"]
 
 
 def cells(results: Results, row: Row) -> list[str]:
     """One row as text; "–" for what was not measured, "†" after the name where the measures are recorded."""
+    measures: list[str] = []
+    for name in metrics_of(results):
+        figure = row.figure(name)
+        measures.append(_figure(figure, FORMATS.get(name, "#.3g")))
+        if name == "fid":
+            floor = results.floor(row, name)
+            measures.append("–" if figure is None or floor is None else format(figure.value - floor, "#.3g"))
+            measures.append(_number(results.fid_ratio(row), ".2f"))
+    guidance = [_number(row.guidance, "g")] if "ω" in columns(results) else []
     return [
         row.name + (" †" if row.recorded else ""),
         str(row.steps) if row.steps else "–",
         str(row.network_calls) if row.network_calls else "–",
+        *guidance,
         _number(row.seconds_per_image, ".3g"),
-        _number(row.fid, "#.3g"),
-        _number(results.fid_ratio(row), ".2f"),
-        _number(row.clip_score, ".3f"),
-        _number(row.coverage, ".3f"),
+        *measures,
         f"{row.samples:,}",
     ]
 
 
 def footnotes(results: Results) -> list[str]:
-    notes = [f"{row.name}: {row.note}" for row in results.rows if row.note]
+    lines = [f"{row.name}: {row.remark}" for row in results.rows if row.remark]
     if baseline := results.baseline():
-        notes.append(f"FID ratio: to {baseline.name}.")
+        lines.append(f"FID ratio: to {baseline.name}.")
+    if any(results.floor(row, "fid") is not None for row in results.rows):
+        lines.append("Excess: FID over that of as many real pictures.")
+    figures = [figure for row in results.rows for figure in row.metrics.values()]
+    if any(figure.seeds for figure in figures):
+        lines.append("±: half the range over seeds.")
+    elif any(figure.interval for figure in figures):
+        lines.append("±: half of 95 % of the bootstrap over samples.")
+    if networks := results.meta.get("networks"):
+        lines.append(f"Features: {networks['features']}.")
     if any(row.recorded for row in results.rows):
-        notes.append("† Measured in an earlier run of the same sampler.")
-    return notes
+        lines.append("† Measured in an earlier run of the same sampler.")
+    return lines
 
 
 def table(results: Results) -> Table:
@@ -42,7 +74,7 @@ def table(results: Results) -> Table:
         caption="\n".join(footnotes(results)) or None,
         caption_justify="left",
     )
-    for column in COLUMNS:
+    for column in columns(results):
         named = column == "sampler"
         shown.add_column(column, justify="left" if named else "right", no_wrap=named)
     for row in results.rows:
@@ -50,12 +82,49 @@ def table(results: Results) -> Table:
     return shown
 
 
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub table, its first column to the left."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 def markdown_table(results: Results) -> str:
     """For a README or a model card: a GitHub table, then the footnotes, each a paragraph."""
-    lines = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1)]
-    lines += [cells(results, row) for row in results.rows]
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join(rows) + "".join(f"\n\n{note}" for note in footnotes(results)) + "\n"
+    rows = [cells(results, row) for row in results.rows]
+    return markdown(columns(results), rows) + "".join(f"\n{line}\n" for line in footnotes(results))
+
+
+def csv_table(results: Results) -> str:
+    """One line a row: the plain fields, then of each metric its value, interval, floor and excess."""
+    names = metrics_of(results)
+    plain = ["name", "steps", "network_calls", "guidance", "seconds_per_image", "samples"]
+    parts = ("", " low", " high", " floor", " excess")
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow([*plain, "seeds", *(name + part for name in names for part in parts)])
+    for row in results.rows:
+        values: list[object] = [getattr(row, name) for name in plain]
+        values.append(" ".join(map(str, row.seeds)))
+        for name in names:
+            figure, floor = row.figure(name), results.floor(row, name)
+            low, high = (figure.interval if figure else None) or (None, None)
+            value = figure.value if figure else None
+            values += [value, low, high, floor, None if value is None or floor is None else value - floor]
+        writer.writerow(values)
+    return content.getvalue()
+
+
+def _titles(metric: str) -> list[str]:
+    arrow = " ↑" if metric not in METRICS or METRICS[metric].higher_is_better else " ↓"
+    title = TITLES.get(metric, metric + arrow)
+    return [title, "excess", "FID ratio"] if metric == "fid" else [title]
+
+
+def _figure(figure: Figure | None, spec: str) -> str:
+    if figure is None:
+        return "–"
+    ends = figure.seeds or figure.interval
+    return format(figure.value, spec) + (f" ±{(max(ends) - min(ends)) / 2:.2g}" if ends else "")
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -1,4 +1,9 @@
-"""`card.md`, beside every export and in the run folder: what a student is, how to draw with it, what was measured."""
+"""What a student is, how to draw with it, what was measured: `card.md` beside every export and in the run folder, and
+`README.md`, the same as a model card for the hub.
+
+A path of this machine helps nobody whom a card is published for: a teacher's folder is named by its last part and by
+the fingerprint of its weights, an absolute path to an export by its last part.
+"""
 
 import json
 import re
@@ -6,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
-from scott.export.lora import FORMS
+from scott.export.lora import lora_file
 from scott.export.pipeline import call_options
+from scott.export.schedules import PROGRAMS, flow_shift, nearest
 from scott.export.trained import StudentInfo
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.training.config import DistillConfig
 
-CARD = "card.md"
+CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
 RESULTS = ("results.json", "evaluation*.json")
@@ -27,6 +33,7 @@ def write_cards(run: Path, config: DistillConfig) -> None:
         if info := StudentInfo.read(run / name):
             text = card(config, info, kind, run / name, results)
             write_atomically(run / name / CARD, text)
+            write_atomically(run / name / README, front_matter(config, info, kind) + text)
             if kind == "diffusers":
                 write_atomically(run / CARD, text)
 
@@ -34,9 +41,9 @@ def write_cards(run: Path, config: DistillConfig) -> None:
 def card(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, results: Sequence[Results] = ()) -> str:
     """The card of one export that stands in `folder`."""
     rows = {
-        "teacher": f"`{config.teacher}` (`{info.pipeline}`)",
+        "teacher": _teacher(config, info),
         "licence of the teacher": teacher_licence(config.teacher),
-        "data": f"`{config.data}`",
+        "data": _data(config),
         "method": _method(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
         f"{config.ema_decay:g}, frozen network in {config.precision}, seed {config.seed}",
@@ -55,10 +62,25 @@ def card(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, resu
         f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
         "uncond + ω (cond − uncond).",
         f"## Draw\n\n```python\n{snippet(config, info, kind, folder)}\n```",
-        *_elsewhere(kind),
+        *_elsewhere(info, kind),
         *(["## Measured", *measured] if measured else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def front_matter(config: DistillConfig, info: StudentInfo, kind: str) -> str:
+    """The YAML that the hub reads of a README.md. A base or a licence that is not known is left out."""
+    is_lora = kind in ("lora", "kohya")
+    fields: dict[str, object] = {}
+    if is_hub_id(config.teacher):
+        fields["base_model"] = config.teacher
+        fields["base_model_relation"] = "adapter" if is_lora else "finetune"
+    fields["library_name"] = "diffusers"
+    fields["pipeline_tag"] = "text-to-image"
+    fields["tags"] = ["few-step", "consistency-distillation", "scott", *(["lora"] if is_lora else [])]
+    if " " not in (licence := teacher_licence(config.teacher)):
+        fields["license"] = licence
+    return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n\n"
 
 
 def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> str:
@@ -68,31 +90,30 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
             "from scott.evaluation import to_pil",
             "from scott.commands.sample import load_student",
             "",
-            f'student = load_student({_quoted(folder)}, engine="onnx")',
+            f'student = load_student({_quoted(_shown(folder))}, engine="onnx")',
             f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",
             'to_pil(pixels).save("picture.png")',
         ]
         return "\n".join(lines)
     imports = ["import torch", "from diffusers import DiffusionPipeline"]
-    load = [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
+    load = [f"pipe = DiffusionPipeline.from_pretrained({_quoted(_shown(folder))})"]
     if kind != "diffusers":
         imports[1] += f", {info.scheduler}"
         imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
         imports += [] if _loads_lora(info) else ["from peft import PeftModel"]
         load = _load_lora(config, info, kind, folder)
-    # torch's own generator, because SD3's pipeline hands no other to its scheduler
-    options = {"num_inference_steps": 2, "guidance_scale": info.guidance_scale} | call_options(info.pipeline)
-    if kind != "diffusers" and info.resolution:  # the teacher's own pipeline would draw at its size
-        options |= {"height": info.resolution, "width": info.resolution}
-    draw = [
-        "image = pipe(",
-        f"    {_quoted(EXAMPLE)},",
-        *(f"    {name}={value}," for name, value in options.items()),
-        "    generator=torch.manual_seed(0),",
-        ").images[0]",
-        'image.save("picture.png")',
-    ]
-    return "\n".join([*imports, "", *load, *draw])
+    size = info.resolution if kind != "diffusers" else None  # the teacher's own pipeline would draw at its size
+    return "\n".join([*imports, "", *load, *_stock_call(info, size=size)])
+
+
+def stock_snippet(
+    info: StudentInfo, folder: Path, *, prompt: str, steps: int, seed: int, guidance: float | None = None
+) -> str:
+    """Python that draws one picture with a student's pipeline folder; at ω where the student takes one."""
+    scale = guidance if info.takes_guidance and guidance is not None else info.guidance_scale
+    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    lines += [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
+    return "\n".join([*lines, *_stock_call(info, prompt, steps, seed, scale)])
 
 
 def teacher_licence(teacher: str) -> str:
@@ -107,19 +128,60 @@ def teacher_licence(teacher: str) -> str:
     return "see the teacher's page" + ("" if folder.exists() else f", <https://huggingface.co/{teacher}>")
 
 
+def is_hub_id(teacher: str) -> bool:
+    """Whether a teacher is named by its place on the hub, and is no folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", teacher)) and not Path(teacher).exists()
+
+
+def _teacher(config: DistillConfig, info: StudentInfo) -> str:
+    name = config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name
+    weights = f", weights {info.base['sha256'][:12]}" if info.base else ""
+    return f"`{name}` (`{info.pipeline}`{weights})"
+
+
+def _data(config: DistillConfig) -> str:
+    weights = config.weights or (1.0,) * len(config.sources)
+    shares = [f" ({weight / sum(weights):.0%})" if len(weights) > 1 else "" for weight in weights]
+    return ", ".join(f"`{_shown(source)}`{share}" for source, share in zip(config.sources, shares, strict=True))
+
+
+def _shown(path: str | Path) -> str:
+    return Path(path).name if Path(path).is_absolute() else str(path)
+
+
+def _stock_call(
+    info: StudentInfo,
+    prompt: str = EXAMPLE,
+    steps: int = 2,
+    seed: int = 0,
+    scale: float | None = None,
+    size: int | None = None,
+) -> list[str]:
+    """The call of a stock pipeline `pipe`, and its picture saved."""
+    options = {"num_inference_steps": steps, "guidance_scale": info.guidance_scale if scale is None else scale}
+    options |= {"height": size, "width": size} if size else {}
+    return [
+        "image = pipe(",
+        f"    {_quoted(prompt)},",
+        *(f"    {name}={value}," for name, value in (options | call_options(info.pipeline)).items()),
+        # torch's own generator, because SD3's pipeline hands no other to its scheduler
+        f"    generator=torch.manual_seed({seed}),",
+        ").images[0]",
+        'image.save("picture.png")',
+    ]
+
+
 def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
-    there = Path(config.teacher)
-    teacher = _quoted(there.resolve() if there.exists() else config.teacher)
-    if config.teacher in embedded.TEACHERS:
-        teacher = "TEACHER"  # where scott is installed
-    file = FORMS["kohya" if kind == "kohya" else "diffusers"].file
+    # an embedded teacher is where scott is installed
+    teacher = "TEACHER" if config.teacher in embedded.TEACHERS else _quoted(_shown(config.teacher))
+    place = Path(_shown(folder))
     return [
         # parts stored in half precision would stay so, and not go together with the others
         f"pipe = DiffusionPipeline.from_pretrained({teacher}, torch_dtype=torch.float32)",
-        f"pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(folder / 'scheduler')})",
-        f"pipe.load_lora_weights({_quoted(folder)}, weight_name={_quoted(file)})"
+        f"pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place / 'scheduler')})",
+        f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
         if _loads_lora(info)
-        else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(folder)})",
+        else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})",
     ]
 
 
@@ -164,10 +226,31 @@ def _scheduler(info: StudentInfo) -> str:
     return f"`{info.scheduler}`"
 
 
-def _elsewhere(kind: str) -> list[str]:
-    if kind != "kohya":
+def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
+    """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
+    if kind == "onnx" or info.pipeline.startswith("PixArt"):
         return []
-    return ["In A1111 or ComfyUI: the teacher's checkpoint, this LoRA at strength 1, the LCM sampler and CFG 1."]
+    if info.lora_variant == "dora":
+        return ["## In ComfyUI and A1111", "They read DoRA each in its own way: this student is for diffusers."]
+    if info.scheduler == "FlowMatchLCMScheduler":
+        sigma = info.times["2"][1]
+        return [
+            "## In ComfyUI and A1111",
+            f"In ComfyUI: sampler lcm, CFG 1, scheduler simple, node ModelSamplingSD3 at shift {flow_shift(sigma):g}. "
+            f"In 2 steps this stops at σ 1, {sigma:g}, as the student needs; nothing there or in A1111 does in more.",
+        ]
+    rows = ["| steps | the student's times | " + " | ".join(PROGRAMS) + " |", "| --- " * (2 + len(PROGRAMS)) + "|"]
+    for steps, wanted in info.times.items():
+        found = (nearest(program, wanted) for program in PROGRAMS)
+        times = (f"{name}: {', '.join(map(str, stops))}" for name, stops in found)
+        rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
+    how = "sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
+    if info.train == "full":
+        how = f"They feed a network no ω, so this student's is lost there. As a checkpoint: {how}"
+    else:
+        file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
+        how = f"The teacher's checkpoint, {file} at strength 1, {how}"
+    return ["## In ComfyUI and A1111", how, "\n".join(rows)]
 
 
 def _conditions(results: Results) -> str:

@@ -1,18 +1,17 @@
-"""The student as a LoRA file for the original teacher, in the three forms that are read elsewhere.
+"""The student as a LoRA file for the original teacher, and back.
 
-    diffusers   pytorch_lora_weights.safetensors, keys `unet.<layer>.lora_A.weight`, α in the file's metadata:
-                `pipe.load_lora_weights`
+    kohya       U-Nets: keys and metadata of `kohya.py`, α as a tensor a layer: for diffusers, ComfyUI and A1111 alike
+    diffusers   SD3, and DoRA: keys `unet.<layer>.lora_A.weight`, for `pipe.load_lora_weights`
     peft        adapter_model.safetensors and adapter_config.json, for pipelines without `load_lora_weights`:
                 `PeftModel.from_pretrained`
-    kohya       keys `lora_unet_<layer>.lora_down.weight`, α as a tensor: A1111 and ComfyUI
 
-The tensors are the run's own; a DoRA has `lora_magnitude_vector` besides A and B. A file whose keys a reader does not
-know loads without an error and changes nothing, so what counts is what the reader's network then holds.
+A form without α as a tensor has s = α / r folded into B and α = r in its metadata, so that readers who skip the
+metadata draw the same. A DoRA has `lora_magnitude_vector` besides A and B. A file whose keys a reader does not know
+loads without an error and changes nothing, so what counts is what the reader's network then holds.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +21,23 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from scott.errors import UserError
-from scott.export.pipeline import check, stock_latents
-from scott.export.trained import StudentInfo, Trained, few_step_scheduler
+from scott.export.kohya import kohya_key, kohya_metadata
+from scott.export.pipeline import TOLERANCE, check, stock_latents
+from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
 METADATA = "scott"
 """Key of `StudentInfo` in a file's metadata."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a kind of LoRA file names a parameter, given the pipeline's part and peft's `<layer>.lora_A.weight`."""
-
-    file: str
-    key: Callable[[str, str], str]
-
-
-def _kohya_key(part: str, name: str) -> str:
-    layer, parameter = name.rsplit(".lora_", 1)
-    return f"{_kohya(part, layer)}.{ {'A.weight': 'lora_down.weight', 'B.weight': 'lora_up.weight'}[parameter] }"
-
-
-FORMS = {
-    "diffusers": Form("pytorch_lora_weights.safetensors", lambda part, name: f"{part}.{name}"),
-    "peft": Form("adapter_model.safetensors", lambda part, name: f"base_model.model.{name}"),
-    "kohya": Form("lora.safetensors", _kohya_key),
-}
+FILES = {"lora": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}
+"""Kind of export → its file; peft's is `PEFT`."""
+PEFT = "adapter_model.safetensors"
+_DORA = ".lora_magnitude_vector"
 
 
 def require_lora(config: DistillConfig) -> None:
@@ -61,121 +46,132 @@ def require_lora(config: DistillConfig) -> None:
         raise UserError("the run trained a full student, which no LoRA file can hold; use --to diffusers")
 
 
-def lora_form(trained: Trained, kohya: bool) -> str:
-    """The form a LoRA student's file has to have. Raises `UserError` where there is none."""
-    backbone = trained.backbone
-    if kohya and backbone.part != "unet":
-        raise UserError(
-            f"kohya's keys are known for U-Nets only, and {trained.info.pipeline} has a transformer; use --to lora"
-        )
-    if kohya and trained.config.lora_variant == "dora":
+def lora_form(backbone: LatentBackbone, variant: str, kind: str) -> str:
+    """The form of a LoRA student's file as `--to lora` or `--to kohya`. Raises `UserError` where there is none."""
+    name = type(backbone.pipeline).__name__
+    if kind == "kohya" and backbone.part != "unet":
+        raise UserError(f"kohya's keys are known for U-Nets only, and {name} has a transformer; use --to lora")
+    if kind == "kohya" and variant == "dora":
         raise UserError("kohya's programs read DoRA each in its own way; use --to lora or --to diffusers")
-    if kohya:
+    if backbone.part == "unet" and variant != "dora":
         return "kohya"
     return "diffusers" if hasattr(backbone.pipeline, "load_lora_weights") else "peft"
 
 
-def write_lora(trained: Trained, folder: Path, form: str) -> None:
-    """Write the EMA student's LoRA to `folder` and have its reader put it on a fresh copy of the original teacher.
-
-    Raises `UserError` when other layers are changed there than the student changes, or in another way, or when the
-    2-step latent is off.
-    """
-    save_lora(trained, folder, form)
-    pipeline = load_backbone(trained.teacher).pipeline
-    pipeline.scheduler = few_step_scheduler(trained.backbone, trained.grid)
-    network = _load_as_stock(pipeline, trained.backbone.part, folder, form)
-    _check_updates(network, trained.backbone, folder)
-    drawn = stock_latents(pipeline, trained.info.guidance_scale, trained.backbone.resolution)
-    check("the stock pipeline", folder, trained.latents(), drawn)
+def lora_file(kind: str, form: str) -> str:
+    """The name of the file."""
+    return PEFT if form == "peft" else FILES[kind]
 
 
-def save_lora(trained: Trained, folder: Path, form: str) -> None:
-    """Write the file, with α, and beside it the scheduler to draw with."""
-    backbone, part = trained.backbone, trained.backbone.part
-    tensors = _file_tensors(backbone, form)
-    if form == "kohya":
-        # its readers know α / r alone
-        alpha = torch.tensor(backbone.adapters.scaling("target") * trained.config.lora_rank)
-        tensors |= {f"{_kohya(part, layer)}.alpha": alpha.clone() for layer in _layers(backbone)}
-    adapter = lora_config(trained.config, _layers(backbone))
+def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> str:
+    """Write the EMA student's LoRA, and beside it the scheduler to draw with; its form."""
+    backbone, config = trained.backbone, trained.config
+    form = lora_form(backbone, config.lora_variant, kind)
+    scale, rank = backbone.adapters.scaling("target"), config.lora_rank
+    parameters = backbone.target_parameters()
     metadata = {"format": "pt", METADATA: trained.info.to_json()}
-    if form == "diffusers":
-        metadata["lora_adapter_metadata"] = json.dumps({f"{part}.{name}": value for name, value in adapter.items()})
-    if form == "peft":
-        LoraConfig(**adapter, base_model_name_or_path=trained.config.teacher).save_pretrained(folder)
-    save_file(tensors, folder / FORMS[form].file, metadata)
+    tensors = {key: parameters[name].detach() for key, name in _keys(backbone, form, config.lora_variant).items()}
+    if form == "kohya":
+        tensors |= {f"{kohya_key(backbone, layer)}.alpha": torch.tensor(scale * rank) for layer in _layers(backbone)}
+        metadata |= kohya_metadata(backbone, rank, scale * rank, f"{config.out.name} ({trained.info.updates} updates)")
+    else:
+        tensors |= {key: scale * value for key, value in tensors.items() if key.endswith("lora_B.weight")}
+        adapter = lora_config(rank, _layers(backbone), config.lora_variant == "dora")
+        if form == "peft":
+            LoraConfig(**adapter).save_pretrained(folder)
+        metadata["lora_adapter_metadata"] = json.dumps({f"{backbone.part}.{k}": v for k, v in adapter.items()})
+    rounded = {key: value.to(dtype).contiguous() for key, value in tensors.items()}
+    save_file(rounded, folder / lora_file(kind, form), metadata)
     few_step_scheduler(backbone, trained.grid).save_pretrained(folder / "scheduler")
+    return form
 
 
-def lora_config(config: DistillConfig, layers: list[str]) -> dict[str, Any]:
-    """peft's config of a student: what every version of peft and diffusers that reads a config knows."""
+def lora_config(rank: int, layers: list[str], dora: bool) -> dict[str, Any]:
+    """peft's config of a file with α folded in: all that any version of peft and diffusers asks for."""
     return {
-        "r": config.lora_rank,
-        "lora_alpha": config.alpha,
+        "r": rank,
+        "lora_alpha": rank,
         "target_modules": layers,
         "rank_pattern": {},
         "alpha_pattern": {},
         "lora_bias": False,
-        "use_rslora": config.lora_variant == "rslora",
-        "use_dora": config.lora_variant == "dora",
+        "use_rslora": False,
+        "use_dora": dora,
     }
 
 
-def apply_lora(backbone: LatentBackbone, path: Path) -> StudentInfo:
-    """Make a file that `save_lora` wrote, or a folder with one, the `target` of the teacher it was made for.
+def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: torch.dtype = torch.float32) -> None:
+    """Have the file's reader put it on a fresh copy of the original teacher.
 
-    Raises `UserError` when there is no such file, or it is not for this teacher.
+    Raises `UserError` when other layers are changed there than the student changes, or in another way, or when the
+    2-step latent is off.
+    """
+    pipeline = load_backbone(expected.teacher).pipeline
+    pipeline.scheduler = expected.scheduler
+    _load_as_stock(pipeline, expected.part, folder, kind, form)
+    _check_updates(getattr(pipeline, expected.part), expected.updates, folder, TOLERANCE[dtype])
+    got = stock_latents(pipeline, expected.info.guidance_scale, expected.resolution)
+    check("the stock pipeline", folder, expected.latents, got, TOLERANCE[dtype])
+
+
+def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None) -> StudentInfo:
+    """Make a file that `save_lora` wrote, or a folder with one, the `target` of a teacher.
+
+    A LoRA fits any network of its shapes, and people use it on fine-tunes of its base on purpose: another base than its
+    own is a warning. Raises `UserError` when there is no such file, or its layers are not this teacher's.
     """
     file = _lora_file(path)
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-        tensors = load_file(file)
+        tensors = {key: value.float() for key, value in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); expected a LoRA file of `scott export`") from None
     if METADATA not in metadata:
         raise UserError(f"{file} was not written by `scott export`, so its steps are unknown; draw it with diffusers")
     info = StudentInfo.from_json(metadata[METADATA], file)
-    if info.lora_rank is None or info.lora_alpha is None:
-        raise UserError(f"{file} does not say its rank and α; export it again")
-    backbone.add_student("lora", rank=info.lora_rank, alpha=info.lora_alpha, variant=info.lora_variant)
-    keys = max((_keys(backbone, form) for form in FORMS), key=lambda keys: len(tensors.keys() & keys))
+    if info.lora_rank is None or info.base is None:
+        raise UserError(f"{file} does not say its rank and its base; export it again")
+    if differing(info.base, here := network_fingerprint(backbone)):
+        warn(f"{file} was made for {label(info.base)}, not for {label(here)}; a LoRA draws best on its own base")
+    alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")} or {float(info.lora_rank)}
+    variant = "dora" if info.lora_variant == "dora" else "lora"
+    backbone.add_student("lora", rank=info.lora_rank, alpha=alphas.pop(), variant=variant)
+    named = [_keys(backbone, form, variant) for form in ("kohya", "diffusers", "peft")]
+    keys = max(named, key=lambda keys: len(keys.keys() & tensors))
     given = {key for key in tensors if not key.endswith(".alpha")}
-    if given != (expected := set(keys)):
+    if given != (wanted := set(keys)):
         raise UserError(
-            f"{file} is a LoRA of another kind of teacher: {len(expected - given)} keys are missing and "
-            f"{len(given - expected)} are unknown; give the --teacher it was made for"
+            f"{file} is a LoRA of another kind of teacher: {len(wanted - given)} keys are missing and "
+            f"{len(given - wanted)} are unknown; give the --teacher it was made for"
         )
     load_parameters(backbone.target_parameters(), {keys[key]: tensors[key] for key in given}, "LoRA")
     return info
 
 
-def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, form: str) -> nn.Module:
-    """Load the file the way its reader does, on the network of a stock pipeline; the network."""
+def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, kind: str, form: str) -> None:
+    """Load the file the way its reader does."""
     if form == "peft":
         setattr(pipeline, part, PeftModel.from_pretrained(getattr(pipeline, part), str(folder)).eval())
     else:
-        pipeline.load_lora_weights(str(folder), weight_name=FORMS[form].file)
-    return getattr(pipeline, part)
+        pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
 
 
-def _check_updates(network: nn.Module, backbone: LatentBackbone, folder: Path) -> None:
-    """Raise `UserError` unless peft's layers on `network` hold the student's update s B A, each and no other."""
+def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, tolerance: float) -> None:
+    """Raise `UserError` unless peft's layers on `network` hold the student's updates, each and no other."""
     loaded = {
         name.removeprefix("base_model.model."): module
         for name, module in network.named_modules()
         if isinstance(module, LoraLayer)
     }
-    ours = {name: backbone.adapters.layers[name] for name in _layers(backbone)}
     if loaded.keys() != ours.keys():
         raise UserError(
             f"the LoRA read back from {folder} changes {len(loaded)} layers, {len(loaded.keys() & ours.keys())} of the "
             f"student's {len(ours)}; nothing was exported"
         )
     for name, module in loaded.items():
-        expected, got = ours[name].get_delta_weight("target"), module.get_delta_weight(module.active_adapters[0])
-        if not (expected - got).abs().max() <= 1e-5 * expected.abs().max():
+        want, got = ours[name].product(), Factors.of(module, module.active_adapters[0]).product()
+        if not (want - got).abs().max() <= tolerance * want.abs().max():
             raise UserError(f"the LoRA read back from {folder} differs on layer {name}; nothing was exported")
 
 
@@ -184,22 +180,17 @@ def _layers(backbone: LatentBackbone) -> list[str]:
     return sorted(name.removesuffix(ending) for name in backbone.target_parameters() if name.endswith(ending))
 
 
-def _keys(backbone: LatentBackbone, form: str) -> dict[str, str]:
+def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
     """Key in the file → name of the target's parameter."""
-    names = backbone.target_parameters()
-    dora = ".lora_magnitude_vector"  # a module within the network, and a tensor in all files
     if form == "kohya":
-        names = {name: value for name, value in names.items() if dora not in name}
-    return {FORMS[form].key(backbone.part, name.replace(f"{dora}.weight", dora)): name for name in names}
-
-
-def _file_tensors(backbone: LatentBackbone, form: str) -> dict[str, Tensor]:
-    parameters = backbone.target_parameters()
-    return {key: parameters[name].detach().contiguous() for key, name in _keys(backbone, form).items()}
-
-
-def _kohya(part: str, layer: str) -> str:
-    return f"lora_{part}_{layer.replace('.', '_')}"
+        if backbone.part != "unet" or variant == "dora":
+            return {}
+        ends = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+        layers = _layers(backbone)
+        return {f"{kohya_key(backbone, layer)}.{k}": f"{layer}.{name}" for layer in layers for k, name in ends.items()}
+    prefix = backbone.part if form == "diffusers" else "base_model.model"
+    # a DoRA's norms are a module within the network, and a tensor in all files
+    return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in backbone.target_parameters()}
 
 
 def _lora_file(path: Path) -> Path:

@@ -1,204 +1,175 @@
-"""The student as ONNX: text encoders, backbone and VAE decoder, each `<part>/model.onnx` with its weights beside it.
+"""The student as ONNX: text encoders, network, VAE encoder and decoder, each `<part>/model.onnx`, weights beside it.
 
-An export is the stock pipeline's folder in which every network is an ONNX graph instead of weights. What is exported of
-a network is the call that drawing makes, so no family needs code of its own here: a graph's inputs are named after the
-call's arguments (`added_cond_kwargs.time_ids`), and `load_onnx` puts onnxruntime in the place of each module of the
-pipeline. The batch is dynamic; size and token count are the teacher's.
+An export is the stock pipeline's folder in which every network is an ONNX graph instead of weights, under the names
+that optimum's ORT pipelines expect. What is exported of a network is the call that drawing makes, so no family needs
+code of its own here: a graph's inputs are named after the call's arguments. Batch, height and width are free (a
+transformer's height and width are the teacher's), the number of tokens is the teacher's.
 """
 
 import contextlib
-import importlib
+import gc
 import inspect
-import json
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scott.diffusion import JumpGrid
 from scott.errors import UserError
+from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, require_onnx, run_session, tensors_of
 from scott.export.pipeline import check
-from scott.export.trained import PROMPT, StudentInfo, difference, draw_latents
-from scott.samplers import StudentSampler
-from scott.teachers import LatentBackbone
-from scott.teachers.load import family_of, model_index
+from scott.export.trained import PROMPT, StudentInfo, difference, draw_latents, student_grid
+from scott.teachers import LatentBackbone, load_backbone
 
 TOLERANCE = 1e-3
 """Largest difference of any part's output, and of the 2-step latent, over its standard deviation."""
-FILE = "model.onnx"
-VAE = "vae_decoder"
-Call = dict[str, Any]
-"""A call's arguments by name."""
 
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def require_onnx(packages: Sequence[str] = PACKAGES) -> None:
-    """Raise `UserError` unless the packages can be imported."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"ONNX needs {package}; pip install 'scott-diffusion[onnx]'") from None
-
-
-def write_onnx(student: Path, backbone: LatentBackbone, grid: JumpGrid, info: StudentInfo, folder: Path) -> None:
-    """Export the student whose stock pipeline is in the folder `student`, and as `backbone`, to `folder`.
+def write_onnx(student: Path, folder: Path) -> StudentInfo:
+    """Export the student whose stock pipeline is in the folder `student` to `folder`; what it was made for.
 
     Raises `UserError` when onnxruntime's output of a part, or the 2-step latent, is off by more than `TOLERANCE` of its
-    spread, for one picture or for two.
+    spread, for one picture, for two, or for two of another height.
     """
     require_onnx()
-    _copy_the_rest(student, folder)
-    for name, (module, call) in _record_calls(backbone, grid, info).items():
-        graph = _Graph(module, call).eval()
-        (folder / name).mkdir(exist_ok=True)
-        _export(graph, graph.names, folder / name / FILE)
-        _check_part(graph, folder / name / FILE, name)
-    expected, got = (draw_latents(either, grid, info.guidance) for either in (backbone, load_onnx(folder)))
-    check("onnxruntime", folder, expected, got, TOLERANCE)
-
-
-def load_onnx(folder: Path) -> LatentBackbone:
-    """The backbone of an export: it encodes prompts, decodes latents, and its `teacher` is the student.
-
-    Raises `UserError` when the folder holds no such export, a part cannot be loaded, or onnxruntime is missing.
-    """
-    require_onnx(["onnxruntime"])
-    index = model_index(folder)
-    pipeline_class, _, backbone = family_of(folder, index)
-    parts: dict[str, Any] = {}
-    for name, entry in index.items():
-        if not isinstance(entry, list):
-            continue
-        library, class_name = entry
-        kind = getattr(importlib.import_module(library), class_name) if library else None
-        try:
-            if kind is None:
-                parts[name] = None
-            elif issubclass(kind, nn.Module):
-                parts[name] = _Session(folder / (VAE if name == "vae" else name), kind)
-            else:
-                parts[name] = kind.from_pretrained(folder / name)
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise UserError(
-                f"{folder / name} cannot be loaded ({str(error).splitlines()[0]}); export it again"
-            ) from None
-    options = {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
-    return backbone(pipeline_class(**parts, **options))
+    info = StudentInfo.read(student)
+    assert info is not None
+    answers, latents = _write_parts(student, info, folder)  # torch's networks are gone when onnxruntime's come
+    gc.collect()
+    for name, pairs in answers.items():
+        _check_part(folder / name / FILE, pairs, name)
+    backbone = load_onnx(folder)
+    grid = student_grid(backbone.schedule, info.original_inference_steps)
+    check("onnxruntime", folder, latents, draw_latents(backbone, grid, info.guidance), TOLERANCE)
+    return info
 
 
 class _Graph(nn.Module):
     """One call of a module as a function of its tensors alone, which is what ONNX knows."""
 
-    def __init__(self, module: nn.Module, call: Call) -> None:
+    def __init__(self, module: Any, call: Call, outputs: Sequence[str], step: int = 0) -> None:
         super().__init__()
-        self.module = module
-        self.call = call
-        self.names = list(_tensors(call))
+        self.module, self.call, self.step = module, call, step
+        self.inputs, self.outputs = list(tensors_of(call)), list(outputs)
+        if call.get("output_hidden_states"):
+            self.outputs += [f"hidden_states.{index}" for index in range(module.config.num_hidden_layers)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         for tensor in tensors[1:]:
-            torch._check(tensor.shape[0] == tensors[0].shape[0])  # one batch, which the exporter has to be told
-        output = self.module(**_with_tensors(self.call, dict(zip(self.names, tensors, strict=True))))
+            if tensor.ndim:
+                torch._check(tensor.shape[0] == tensors[0].shape[0])  # one batch, which the exporter has to be told
+        output = self.module(**_with_tensors(self.call, dict(zip(self.inputs, tensors, strict=True))))
         if self.call.get("output_hidden_states"):
-            return output[0], output.hidden_states[-2]  # what SDXL and SD3 take of CLIP
-        return (output[0],)
+            return (
+                output[0],
+                *([output.last_hidden_state] if len(self.outputs) > len(output.hidden_states) else []),
+                *output.hidden_states[:-1],
+            )
+        return tuple(output[: len(self.outputs)])
 
+    def dimensions(self) -> tuple[dict[int, Any], ...]:
+        """The free ones of each input: the batch, and with `step` a picture's height and width in multiples of it."""
+        batch, *size = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
+        free = {2: self.step * size[0], 3: self.step * size[1]} if self.step else {}
+        shapes = (tensor.ndim for tensor in tensors_of(self.call).values())
+        return tuple({} if ndim == 0 else {0: batch, **(free if ndim == 4 else {})} for ndim in shapes)
 
-class _Session(nn.Module):
-    """An exported network in the place of the module it was made of: called alike, it answers alike."""
-
-    dtype = torch.float32
-    device = torch.device("cpu")
-
-    def __init__(self, folder: Path, kind: type[nn.Module]) -> None:
-        import onnxruntime
-
-        super().__init__()
-        self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)  # a network's dtype is its first parameter's
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
-        self.config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
-        self.signature = inspect.signature(kind.forward)
-        inputs = [entry.name for entry in self.session.get_inputs()]
-        self.use_additional_conditions = (
-            "added_cond_kwargs.resolution" in inputs
-        )  # PixArt's, of which its config is mute
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _Answer(*self.run(_tensors(_bind(self.signature, None, *args, **kwargs))))
-
-    def decode(self, z: Tensor) -> Any:
-        return _Answer(*self.run({"z": z}))
-
-    def run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        inputs = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        return [torch.from_numpy(output) for output in self.session.run(None, inputs)]
-
-
-@dataclass
-class _Answer:
-    """What pipelines take of a network's answer: `[0]`, `.sample` or the last hidden state but one."""
-
-    sample: Tensor
-    penultimate: Tensor | None = None
-
-    def __getitem__(self, index: int) -> Tensor:
-        return (self.sample,)[index]
-
-    @property
-    def hidden_states(self) -> tuple[Tensor | None, None]:
-        return self.penultimate, None
+    @torch.no_grad()
+    def answers(self) -> list[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
+        """Inputs and torch's outputs: of two pictures, one, and, where sizes are free, two of half the height."""
+        whole = tensors_of(self.call)
+        inputs = [whole, {name: tensor[:1] if tensor.ndim else tensor for name, tensor in whole.items()}]
+        if self.step:
+            inputs.append({name: t[:, :, : t.shape[2] // 2] if t.ndim == 4 else t for name, t in whole.items()})
+        return [(tensors, self(*tensors.values())) for tensors in inputs]
 
 
 class _Decoder(nn.Module):
-    vae: Any
+    """A VAE's decoder."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, z: Tensor) -> tuple[Tensor]:
-        return self.vae.decode(z, return_dict=False)
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor, ...]:
+        return self.vae.decode(latent_sample, return_dict=False)
 
 
-def _record_calls(backbone: LatentBackbone, grid: JumpGrid, info: StudentInfo) -> dict[str, tuple[nn.Module, Call]]:
-    """Part → its module, and the arguments of its first call when two pictures are drawn."""
-    calls: dict[str, tuple[nn.Module, Call]] = {}
+class _Encoder(nn.Module):
+    """A VAE's encoder: the mean (B, C, H, W), and the parameters (B, 2 C, H, W), mean and logarithm of the variance."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: Tensor) -> tuple[Tensor, ...]:
+        parameters = self.vae.encode(sample).latent_dist.parameters
+        return parameters.chunk(2, 1)[0], parameters
+
+
+def _write_parts(student: Path, info: StudentInfo, folder: Path) -> tuple[dict[str, Any], Tensor]:
+    """Export each part; part → inputs and outputs to check it by, and the 2-step latent."""
+    _copy_the_rest(student, folder)
+    backbone = load_backbone(student)
+    answers = {}
+    for name, graph in _record_calls(backbone, info).items():
+        answers[name] = graph.answers()
+        (folder / name).mkdir(exist_ok=True)
+        _export(graph, folder / name / FILE)
+    grid = student_grid(backbone.schedule, info.original_inference_steps)
+    return answers, draw_latents(backbone, grid, info.guidance)
+
+
+def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Graph]:
+    """Part → the graph of its first call when two pictures are drawn."""
+    parts = backbone.pipeline.components
+    calls: dict[str, tuple[Any, Call]] = {}
     handles = []
-    for name, module in backbone.pipeline.components.items():
+    for name, module in parts.items():
         if not (isinstance(module, nn.Module) and (name == backbone.part or name.startswith("text_encoder"))):
             continue
 
         def record(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            calls.setdefault(name, (module, _bind(inspect.signature(module.forward), *args, **kwargs)))
+            calls.setdefault(name, (module, bind(inspect.signature(module.forward), *args, **kwargs)))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
-    latents = StudentSampler(backbone, backbone.teacher, grid, 1, info.guidance).latents([PROMPT, ""], 0)
+    latents, cond = torch.randn(2, *backbone.latent_shape), backbone.encode_prompts([PROMPT, ""])
+    times = backbone.schedule.t_max * torch.ones(2, dtype=backbone.schedule.time_dtype)
+    with torch.no_grad():
+        backbone.teacher(latents, times, cond | {"guidance": torch.full((2,), info.guidance)})
     for handle in handles:
         handle.remove()
-    return calls | {VAE: (_Decoder(backbone.vae), {"z": latents})}
+    graphs = {}
+    for name, (module, call) in calls.items():
+        pooled = type(module).__name__.endswith("WithProjection")
+        outputs, step = (["text_embeds"] if pooled else []) + ["last_hidden_state"], 0
+        if name == backbone.part:
+            outputs = ["out_sample" if name == "unet" else "out_hidden_states"]
+        if name == "unet":  # optimum gives one time for all pictures
+            step, call["timestep"] = 2 ** (len(module.config.block_out_channels) - 1), call["timestep"][0]
+        graphs[name] = _Graph(module, call, outputs, step).eval()
+    factor = backbone.resolution // latents.shape[-1]
+    pixels = torch.rand(2, 3, backbone.resolution, backbone.resolution)
+    graphs["vae_encoder"] = _Graph(
+        _Encoder(backbone.vae), {"sample": pixels}, ["latent_sample", "latent_parameters"], factor
+    ).eval()
+    graphs["vae_decoder"] = _Graph(_Decoder(backbone.vae), {"latent_sample": latents}, ["sample"], 1).eval()
+    return graphs
 
 
-def _export(graph: _Graph, names: list[str], file: Path) -> None:
-    batch = torch.export.Dim("batch")
+def _export(graph: _Graph, file: Path) -> None:
     with _quiet():
         torch.onnx.export(
             graph,
-            tuple(_tensors(graph.call).values()),
+            tuple(tensors_of(graph.call).values()),
             file,
-            input_names=names,
-            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            input_names=graph.inputs,
+            output_names=graph.outputs,
+            dynamic_shapes=(graph.dimensions(),),
             dynamo=True,
             external_data=True,
             verbose=False,
@@ -217,51 +188,29 @@ def _squeeze() -> Any:
     return squeeze
 
 
-@torch.no_grad()
-def _check_part(graph: _Graph, file: Path, name: str) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for batch in (1, 2):
-        tensors = {key: tensor[:batch] for key, tensor in _tensors(graph.call).items()}
-        got = session.run(None, {key: tensor.numpy() for key, tensor in tensors.items()})
-        for mine, theirs in zip(graph(*tensors.values()), got, strict=True):
-            if not (off := difference(mine, torch.from_numpy(theirs))) <= TOLERANCE:
+def _check_part(file: Path, answers: Sequence[tuple[dict[str, Tensor], tuple[Tensor, ...]]], name: str) -> None:
+    session = open_session(file)
+    for tensors, outputs in answers:
+        for mine, theirs in zip(outputs, run_session(session, tensors), strict=True):
+            if not (off := difference(mine, theirs)) <= TOLERANCE:
                 raise UserError(f"{name} under onnxruntime is off by {off:.2g} of a spread; expected {TOLERANCE}")
 
 
 def _copy_the_rest(student: Path, folder: Path) -> None:
     """Everything of a stock pipeline's folder but the networks' weights."""
     for file in student.rglob("*"):
-        where = folder / (VAE if (part := file.relative_to(student)).parts[0] == "vae" else part.parts[0])
-        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", "card.md")):
-            target = where.joinpath(*part.parts[1:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-
-
-def _bind(signature: inspect.Signature, *args: Any, **kwargs: Any) -> Call:
-    """Arguments by name, those that fall under `**kwargs` among them."""
-    call = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            call |= call.pop(parameter.name, {})
-    return call
-
-
-def _tensors(call: Call) -> dict[str, Tensor]:
-    """The tensors of a call, those in a dictionary as `argument.key`."""
-    found: dict[str, Tensor] = {}
-    for name, value in call.items():
-        entries = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
-        found |= {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
-    return found
+        part = file.relative_to(student)
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", ".md")):
+            for top in ("vae_encoder", "vae_decoder") if part.parts[0] == "vae" else part.parts[:1]:
+                target = folder.joinpath(top, *part.parts[1:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
 
 
 def _with_tensors(call: Call, tensors: Mapping[str, Tensor]) -> Call:
     """The call with other tensors in their places."""
     return {
-        name: {key: tensors.get(f"{name}.{key}", entry) for key, entry in value.items()}
+        name: {key: tensors.get(key, entry) for key, entry in value.items()}
         if isinstance(value, dict)
         else tensors.get(name, value)
         for name, value in call.items()

@@ -1,54 +1,125 @@
-"""The student as a stock diffusers pipeline folder, reloaded and compared before it is called done."""
+"""The student as a stock diffusers pipeline folder that older libraries open too, and how what is read back is judged.
 
+Weights are written one tensor at a time, merged and rounded on the way, so that nothing is in memory twice.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.export.trained import PROMPT, SEED, Trained, difference, draw_latents, few_step_scheduler, student_grid
+from scott.export.trained import PROMPT, SEED, Expected, difference, draw_latents, few_step_scheduler, student_grid
 from scott.teachers import LatentBackbone, load_backbone
 
-TOLERANCE = 1e-4
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
-deviation; both drawn on the CPU in fp32, where the two differ only by rounding."""
-
-
-def write_student(trained: Trained, folder: Path) -> None:
-    """Write the EMA student to `folder` as a pipeline of the teacher's class, with its few-step scheduler.
-
-    Raises `UserError` when the 2-step latent of what is read back, drawn by the stock pipeline or by scott, is off by
-    more than `TOLERANCE` of its spread.
-    """
-    expected = trained.latents()
-    save_student(trained.backbone, folder, trained.grid)
-    there, info = load_backbone(folder), trained.info
-    check("the stock pipeline", folder, expected, stock_latents(there.pipeline, info.guidance_scale))
-    grid = student_grid(there.schedule, info.original_inference_steps)
-    check("scott", folder, expected, draw_latents(there, grid, info.guidance))
-
-
-def save_student(backbone: LatentBackbone, folder: Path, grid: JumpGrid) -> None:
-    """Write the EMA student as a folder of the teacher's own pipeline class with a few-step scheduler."""
-    changed = {backbone.part: _target_network(backbone), "scheduler": few_step_scheduler(backbone, grid)}
-    parts, config = {**backbone.pipeline.components, **changed}, backbone.pipeline.config
-    options = {name: config[name] for name in _PIPELINE_OPTIONS if name in config}
-    type(backbone.pipeline)(**parts, **options).save_pretrained(folder)
-
-
+deviation; both drawn on the CPU in fp32, where files in fp32 differ by rounding only. fp16 keeps 11 bits and bf16 8."""
+_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32"}
 _PIPELINE_OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
 
 
-def _target_network(backbone: LatentBackbone) -> ModelMixin:
-    if "target" in backbone.copies:
-        return backbone.copies["target"]
-    with torch.device("meta"):
-        network = type(backbone.network).from_config(backbone.network.config)
-    network.load_state_dict(backbone.adapters.merged_state("target"), assign=True)
-    return network
+def save_student(backbone: LatentBackbone, folder: Path, grid: JumpGrid, dtype: torch.dtype = torch.float32) -> None:
+    """Write the EMA student as a folder of the teacher's own pipeline class with a few-step scheduler."""
+    config = backbone.pipeline.config
+    options = {name: config[name] for name in _PIPELINE_OPTIONS if name in config}
+    parts = {**backbone.pipeline.components, "scheduler": few_step_scheduler(backbone, grid)}
+    type(backbone.pipeline)(**parts, **options).save_config(folder)
+    for name, part in parts.items():
+        if name == backbone.part and backbone.train_mode == "lora":
+            plain, merged = backbone.adapters.plain_state(), backbone.adapters.merged_state("target")
+            _save_model(part, folder / name, dtype, plain, merged)
+        elif isinstance(part, nn.Module):
+            model = backbone.copies.get("target", part) if name == backbone.part else part
+            _save_model(model, folder / name, dtype, model.state_dict())
+        elif part is not None:
+            part.save_pretrained(folder / name)
+            if name.startswith("tokenizer"):
+                _save_for_older(part, folder, name)
+
+
+def read_student(folder: Path, expected: Expected, dtype: torch.dtype = torch.float32) -> None:
+    """Raise `UserError` when the 2-step latent of what is in the folder, by the stock pipeline or by scott, is off."""
+    backbone, info = load_backbone(folder), expected.info
+    stock = stock_latents(backbone.pipeline, info.guidance_scale)
+    check("the stock pipeline", folder, expected.latents, stock, TOLERANCE[dtype])
+    grid = student_grid(backbone.schedule, info.original_inference_steps)
+    check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), TOLERANCE[dtype])
+
+
+def write_tensors(
+    file: Path, dtype: torch.dtype, plain: Mapping[str, Tensor], state: Iterable[tuple[str, Tensor]] | None = None
+) -> None:
+    """A safetensors file of tensors, floats in `dtype`; with `state`, of its values, shaped as those of `plain` are.
+
+    The format: the header's length in 8 bytes, a JSON header of dtypes, shapes and offsets, then the values.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in plain.items():
+        kept = _kept(tensor, dtype)
+        start, end = end, end + tensor.numel() * kept.itemsize
+        header[name] = {"dtype": _STORED[kept], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in state or plain.items():
+            values = tensor.detach().to("cpu", _kept(tensor, dtype)).contiguous()
+            out.write(values.flatten().view(torch.uint8).numpy().data)
+
+
+def _kept(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def _save_model(
+    model: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    plain: Mapping[str, Tensor],
+    state: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """Config and weights of a diffusers or transformers model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, PreTrainedModel):
+        model.save_config(folder)
+        write_tensors(folder / "diffusion_pytorch_model.safetensors", dtype, plain, state)
+        return
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    once = {
+        value.data_ptr(): name for name, value in reversed([*plain.items()])
+    }  # T5 has its embedding under two names
+    plain = {name: plain[name] for name in plain if name in once.values()}
+    if (
+        type(model).__name__ == "CLIPTextModel"
+    ):  # transformers 5 reads its names with this prefix and without, 4 only with
+        plain = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in plain.items()}
+    write_tensors(folder / "model.safetensors", dtype, plain)
+
+
+def _save_for_older(tokenizer: Any, folder: Path, name: str) -> None:
+    """What transformers 4 needs beside the `tokenizer.json` that 5 writes."""
+    if tokenizer.backend_tokenizer.model.__class__.__name__ == "BPE":
+        tokenizer.backend_tokenizer.model.save(str(folder / name))  # vocab.json and merges.txt
+    else:  # T5's there needs a sentencepiece file, its "fast" one, which is the only one in 5, does not
+        _edit_json(folder / "model_index.json", {name: ["transformers", "T5TokenizerFast"]})
+    config = json.loads((folder / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if config.get("extra_special_tokens") == []:  # a dictionary there
+        _edit_json(folder / name / "tokenizer_config.json", {"extra_special_tokens": {}})
+
+
+def _edit_json(file: Path, changes: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2), encoding="utf-8")
 
 
 def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int | None = None) -> Tensor:
@@ -72,7 +143,7 @@ def call_options(pipeline: str) -> dict[str, Any]:
     return {"use_resolution_binning": False, "clean_caption": False} if pipeline.startswith("PixArt") else {}
 
 
-def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = TOLERANCE) -> None:
+def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = 1e-4) -> None:
     """Raise `UserError` unless the latents differ by at most `tolerance` of their spread."""
     if not (off := difference(expected, got)) <= tolerance:
         raise UserError(

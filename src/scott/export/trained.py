@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchLCMScheduler, LCMScheduler
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
@@ -20,6 +21,7 @@ from scott.errors import UserError
 from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teachers import LatentBackbone
+from scott.teachers.fingerprint import network_fingerprint
 from scott.training.config import DistillConfig
 
 STUDENT_INFO = "scott.json"
@@ -53,6 +55,8 @@ class StudentInfo:
     """ω of its recipe."""
     resolution: int | None = None
     """Side of the pictures it was trained for, in pixels, where that is not its teacher's."""
+    base: dict[str, str] | None = None
+    """`network_fingerprint` of the teacher."""
 
     def check_steps(self, steps: int) -> None:
         """Raise `UserError` for a number of steps that stops at times it was not trained at."""
@@ -94,6 +98,8 @@ class Trained:
     backbone: LatentBackbone
     config: DistillConfig
     updates: int
+    teacher_network: dict[str, str] | None = None
+    """Fingerprint of the network that was distilled, where `backbone` has it no more."""
 
     @property
     def teacher(self) -> str | Path:
@@ -123,11 +129,54 @@ class Trained:
             only_these_steps=config.times == "needed",
             drawn_guidance=config.drawn_guidance,
             resolution=config.resolution,
+            base=self.teacher_network or network_fingerprint(self.backbone),
         )
 
     def latents(self) -> Tensor:
         """The student's own 2-step latent of `PROMPT`, which every export has to draw again."""
         return draw_latents(self.backbone, self.grid, self.info.guidance)
+
+    def expected(self) -> "Expected":
+        scheduler = few_step_scheduler(self.backbone, self.grid)
+        factors = {
+            name: Factors.of(layer, "target")
+            for name, layer in self.backbone.adapters.layers.items()
+            if "target" in layer.lora_A
+        }
+        backbone = self.backbone
+        return Expected(self.info, self.teacher, scheduler, backbone.part, backbone.resolution, self.latents(), factors)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an export is held against once it is read back, when the student itself is out of memory."""
+
+    info: StudentInfo
+    teacher: str | Path
+    scheduler: LCMScheduler | FlowMatchLCMScheduler
+    part: str
+    resolution: int
+    latents: Tensor
+    updates: "dict[str, Factors]"
+    """Of a LoRA student: adapted layer → its update."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """s B A, the update of a layer's weight: A (r, in, ...), B (out, r, ...)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, layer: LoraLayer, adapter: str) -> "Factors":
+        return cls(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+
+    @torch.no_grad()
+    def product(self) -> Tensor:
+        """(out, in · kernel)"""
+        return self.scale * (self.b.flatten(1) @ self.a.flatten(1))
 
 
 def teacher_source(config: DistillConfig) -> str | Path:

@@ -10,7 +10,7 @@ from scott.data.records import Source
 from scott.errors import UserError
 from scott.evaluation import ClipFeatures
 from scott.mini.glyphs import ASSETS
-from scott.mini.scenes import Scenes, SceneSource, Split
+from scott.mini.scenes import Scenes, SceneSource, Split, pictures
 from scott.teachers import LatentBackbone, load_backbone
 
 TEACHER = ASSETS / "teacher"
@@ -53,4 +53,4 @@ def load_features(folder: Path = CLIP) -> ClipFeatures:
 
 def real_features(features: ClipFeatures, count: int, *, seed: int = 0, split: Split = "held-out") -> Tensor:
     """Features (count, D) of the first real pictures of a split."""
-    return features.images([image for image, _ in (Scenes(count, split, seed)[i] for i in range(count))])
+    return features.images(pictures(Scenes(count, split, seed).scenes()))

@@ -7,7 +7,7 @@ uniformly, and half of the captions name it; the other half leave it open.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -138,14 +138,29 @@ def scene(index: int, *, split: Split, seed: int, shard: Path = glyphs.SHARD, na
     if len(styles) > 1:
         style, says = styles[rng.integers(len(styles))], bool(rng.integers(2))
         says = says if named is None else named
-    width, height = _fit(drawings[subject][style], pixels)
+    left, top = _corner(drawings[subject][style], pixels, place, rng)
+    caption = _caption(f"{style} {subject.lower()}" if says else subject.lower(), subject, background, size, place, rng)
+    return Scene(subject, style, says, background, size, place, pixels, left, top, caption)
+
+
+def variant(this: Scene, rng: np.random.Generator, shard: Path = glyphs.SHARD) -> Scene:
+    """Another scene of the same caption: what it leaves open is drawn again, as `scene` draws it."""
+    styles = glyphs.styles(shard)
+    style = this.style if this.named else styles[rng.integers(len(styles))]
+    low, high = SIZES[this.size]
+    pixels = int(rng.integers(low, high + 1))
+    left, top = _corner(glyphs.load(shard)[this.subject][style], pixels, this.place, rng)
+    return replace(this, style=style, pixels=pixels, left=left, top=top)
+
+
+def _corner(drawing: Image.Image, pixels: int, place: str, rng: np.random.Generator) -> tuple[int, int]:
+    """Left and top of a subject, within a pixel of its place."""
     right, down, _ = PLACES[place]
     left, top = (
         round(MARGIN + fraction * (RESOLUTION - 2 * MARGIN - extent)) + int(rng.integers(-JITTER, JITTER + 1))
-        for fraction, extent in ((right, width), (down, height))
+        for fraction, extent in zip((right, down), _fit(drawing, pixels), strict=True)
     )
-    caption = _caption(f"{style} {subject.lower()}" if says else subject.lower(), subject, background, size, place, rng)
-    return Scene(subject, style, says, background, size, place, pixels, left, top, caption)
+    return left, top
 
 
 def _fit(drawing: Image.Image, pixels: int) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """Which VAE and text encoders a teacher has, by their weights and not by the name they are loaded under."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scott.teachers.network import LatentBackbone
+from scott.teachers.quantize import FLAGS
 
 SAMPLED = 64
 """Values of each parameter that are read, so that 5 GB of T5 take a moment."""
@@ -36,13 +38,26 @@ def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
             tokenizer = components[name.replace("text_encoder", "tokenizer")]
             more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
         dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-        found[name] = {"class": type(module).__name__, "dtype": dtype, **_hashes(module, more)}
+        found[name] = {"class": type(module).__name__, "dtype": dtype, **_hashes(dict(module.named_parameters()), more)}
     return found
 
 
 def network_version(network: nn.Module) -> str:
     """The same for a network loaded in one precision from wherever: a folder or a hub id, by any path."""
-    return _hashes(network, type(network).__name__)["half"][:16]
+    return _hashes(dict(network.named_parameters()), type(network).__name__)["half"][:16]
+
+
+def identity(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
+    """`fingerprints`, and that of the network unless it is quantised."""
+    quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
+    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
+
+
+def network_fingerprint(backbone: LatentBackbone) -> dict[str, str]:
+    """Class, dtype and hashes of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
+    state = backbone.adapters.plain_state()
+    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    return {"class": type(backbone.network).__name__, "dtype": dtype, **_hashes(state, ())}
 
 
 def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
@@ -58,9 +73,9 @@ def label(fingerprint: dict[str, Any] | None) -> str:
     return f"{fingerprint['class']} {fingerprint['signs'][:8]}" if fingerprint else "none"
 
 
-def _hashes(module: nn.Module, more: object) -> dict[str, str]:
+def _hashes(parameters: Mapping[str, Tensor], more: object) -> dict[str, str]:
     values, half, signs = (hashlib.sha256(repr(more).encode()) for _ in range(3))
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
         for digest in (values, half, signs):

@@ -115,18 +115,18 @@ class Adapters:
         }
 
     @torch.no_grad()
-    def merged_state(self, name: str) -> dict[str, Tensor]:
+    def merged_state(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """The plain network's state with one adapter folded in, by peft's own merge. The network itself is unchanged.
 
-        What the adapter does not change is not copied.
+        One tensor at a time, and what the adapter does not change is not copied.
         """
-        state = self.plain_state()
-        for path, layer in self.layers.items():
-            if name in layer.lora_A:
+        for key, value in self.plain_state().items():
+            layer = self.layers.get(key.removesuffix(".weight"))
+            if layer is not None and name in layer.lora_A:
                 merged = copy.deepcopy(layer)
                 merged.merge(adapter_names=[name])
-                state[f"{path}.weight"] = merged.get_base_layer().weight
-        return state
+                value = merged.get_base_layer().weight
+            yield key, value
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """`function(*inputs)`, computed again in the backward pass, then under the adapter that is on now."""

@@ -11,6 +11,7 @@ four hooks: latents (`pack`, `unpack`, and `LatentNormaliser`), time (`network_t
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -138,9 +139,14 @@ class LatentBackbone(Encoders):
         """ω as a network that takes it is fed it, in the form in which its pipeline writes it; None for another."""
         return None
 
+    @property
+    def student_config(self) -> dict[str, Any]:
+        """What a full student's config has besides the teacher's."""
+        return {}
+
     def student_copy(self) -> ModelMixin:
         """A trainable fp32 copy of the network, which takes ω where the family can."""
-        return self.copy_network({})
+        return self.copy_network(self.student_config)
 
     # --- the four models -------------------------------------------------------------------------------------
 
@@ -228,6 +234,25 @@ class LatentBackbone(Encoders):
         if lacking or unexpected:
             raise RuntimeError(f"copy of the teacher lacks {lacking} and has {unexpected} too many")
         return made
+
+    def become(self, student: Mapping[str, Tensor]) -> None:
+        """Put a full student's weights in the place of the teacher's, so that no second network is held.
+
+        Raises `UserError` unless they are those of a full student of this teacher.
+        """
+        config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
+        with torch.device("meta"):
+            network = type(self.network).from_config({**config, **self.student_config}).eval()
+        shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+        if shapes != {name: value.shape for name, value in student.items()}:
+            raise UserError("the checkpoint's target does not fit this teacher and config; use those it was made with")
+        network.load_state_dict(student, strict=False, assign=True)
+        for name, buffer in self.network.named_buffers():
+            path, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(path), leaf, buffer)
+        self.network = network.requires_grad_(False)
+        setattr(self.pipeline, self.part, network)
+        self.adapters = Adapters(network)
 
     def parameters(self, model: str) -> dict[str, nn.Parameter]:
         """Those of the adapter or the copy of a model, by name."""

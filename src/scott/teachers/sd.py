@@ -5,6 +5,7 @@ The down and middle blocks are the encoder, the up blocks the decoder. A full st
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -62,10 +63,14 @@ class UNetBackbone(LatentBackbone):
         omega = self.guidance_input(network, cond)
         return network(x_t, timestep, cond["text"], timestep_cond=omega, added_cond_kwargs=self.added(cond)).sample
 
+    @property
+    def student_config(self) -> dict[str, Any]:
+        return {"time_cond_proj_dim": GUIDANCE_EMBEDDING}
+
     def student_copy(self) -> ModelMixin:
         """A copy that takes an ω embedding; its projection starts at zero, so ω changes nothing yet."""
         new = "time_embedding.cond_proj"
-        copy = self.copy_network({"time_cond_proj_dim": GUIDANCE_EMBEDDING}, new)
+        copy = self.copy_network(self.student_config, new)
         if self.network.config.time_cond_proj_dim is None:
             nn.init.zeros_(copy.time_embedding.cond_proj.weight)
         return copy

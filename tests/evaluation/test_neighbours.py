@@ -1,4 +1,4 @@
-"""Coverage on points small enough to check by hand, and against its expectation for equal distributions."""
+"""Neighbours on points small enough to check by hand, and against expectations for equal distributions."""
 
 import math
 
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from scott.evaluation import coverage
+from scott.evaluation.matrices import resamples
+from scott.evaluation.neighbours import NAMES, neighbours
 
 
 def column(*values: float) -> Tensor:
@@ -86,3 +88,45 @@ def test_refuses_features() -> None:
         coverage(torch.full((9, 3), torch.nan), torch.zeros(9, 3))
     with pytest.raises(ValueError, match="got 0 samples"):
         coverage(torch.zeros(9, 3), torch.zeros(0, 3))
+
+
+def test_the_four_by_hand() -> None:
+    real, fake = column(0, 1, 2, 3, 4, 5, 100), column(2.5, 2.6, 3, 3.4, 60)
+    found = {name: values.item() for name, values in neighbours(real, fake).items()}
+    # Radii to the third neighbour: of real points 3 2 2 2 2 3 97, of fakes 0.9 0.8 0.5 0.9 57.4.
+    # Of real points to the fifth: 5 4 3 3 4 5 99.
+    assert found["precision"] == 1.0  # 60 is in the ball of 100
+    assert found["recall"] == pytest.approx(5 / 7)  # 60 reaches 3, 4, 5 and 100; 2.5 and 2.6 reach 2 as well
+    # the first six balls hold the first four fakes each, the last all five
+    assert found["density"] == pytest.approx((4 * 6 + 5) / (5 * 5))
+    assert found["coverage"] == 1.0
+
+
+def test_equal_distributions_have_density_1_and_equal_precision_and_recall() -> None:
+    found = neighbours(normal(1500, 4, seed=0), normal(1500, 4, seed=1))
+    assert found["density"].item() == pytest.approx(1, abs=0.05)
+    assert found["precision"].item() == pytest.approx(found["recall"].item(), abs=0.03)
+
+
+def test_a_narrow_sampler_has_precision_and_a_wide_one_recall() -> None:
+    real = normal(500, 2, seed=0)
+    narrow, wide = (neighbours(real, factor * normal(500, 2, seed=1)) for factor in (0.3, 3.0))
+    assert narrow["precision"] > 0.95 > wide["precision"]
+    assert wide["recall"] > narrow["recall"] + 0.3
+
+
+def test_a_resample_keeps_the_balls_and_counts_its_samples() -> None:
+    real, fake = normal(60, 3, seed=0), normal(50, 3, seed=1)
+    weights = resamples(50, 4)
+    found = neighbours(real, fake, weights, chunk_size=13)
+    assert [values.shape for values in found.values()] == [(5,)] * 4
+    once = neighbours(real, fake)
+    for name in NAMES:
+        assert found[name][0] == once[name].item()
+    for index, row in enumerate(weights[1:], 1):
+        there = fake[row > 0]
+        assert found["coverage"][index] == coverage(real, there)
+        repeated = fake.repeat_interleave(row.long(), dim=0)
+        assert found["precision"][index] == pytest.approx(
+            neighbours(real, repeated, only=["precision"])["precision"].item()
+        )

@@ -4,12 +4,14 @@ The border's median is the background; what differs from it by more than `DIFFER
 and place. The style is that whose drawing of the subject, laid over the box, is nearest. No network is asked.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scott.mini import glyphs, scenes
@@ -56,7 +58,7 @@ def read(picture: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> Read:
         """Distance of the centre to where it is at a place, in pixels."""
         shares, extents = PLACES[place][:2], (width, height)
         there = (MARGIN + share * free + extent / 2 for share, free, extent in zip(shares, room, extents, strict=True))
-        return float(np.hypot(*(c - at for c, at in zip(centre, there, strict=True))))
+        return math.hypot(*(c - at for c, at in zip(centre, there, strict=True)))
 
     place = min(PLACES_OF_SIZE[asked.size], key=off)
     return Read(background, size, place, _style(pixels, behind, asked.subject, longer, centre, shard))
@@ -88,18 +90,19 @@ def _style(
     return found
 
 
-def shares_right(
-    pictures: Tensor, asked: Sequence[Scene], shard: Path = glyphs.SHARD
-) -> tuple[dict[str, float], list[str]]:
-    """Share of the pictures that show the scene's size, place, background and, where its caption names it, style; and
-    the
-    styles found."""
-    found = [read(picture, this, shard) for picture, this in zip(pictures, asked, strict=True)]
-    hits = [one.right(this) for one, this in zip(found, asked, strict=True)]
-    shares = {name: sum(hit[name] for hit in hits) / len(hits) for name in ("size", "place", "background")}
-    if named := [hit["style"] for hit, this in zip(hits, asked, strict=True) if this.named]:
-        shares["style_named"] = sum(named) / len(named)
-    for size in SIZES:
-        if of_size := [hit["place"] for hit, this in zip(hits, asked, strict=True) if this.size == size]:
-            shares[f"place_{size}"] = sum(of_size) / len(of_size)
-    return shares, [one.style or "none" for one in found]
+def styles(pictures: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> dict[str, Tensor]:
+    """Of a shard of several styles: "style NAME" → 1 where a picture (of B) is in it, (B,); NaN if it is named."""
+    names = glyphs.styles(shard)
+    if len(names) == 1:
+        return {}
+    found = [None if asked.named else read(picture, asked, shard).style for picture in pictures]
+    return {
+        f"style {name}": torch.tensor([torch.nan if style is None else float(style == name) for style in found])
+        for name in names
+    }
+
+
+def shown(pictures: Tensor, asked: Sequence[Scene], names: Sequence[str]) -> dict[str, Tensor]:
+    """Name ("place", "size", "background") → 1 where a picture (of B) shows what its scene has, else 0: (B,)."""
+    hits = [read(picture, this).right(this) for picture, this in zip(pictures, asked, strict=True)]
+    return {name: torch.tensor([float(hit[name]) for hit in hits]) for name in names}

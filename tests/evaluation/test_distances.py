@@ -1,4 +1,4 @@
-"""The Fréchet distance against closed forms for Gaussians, and against an independent implementation."""
+"""Fréchet distance and discrepancies against closed forms, and against independent implementations."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scott.evaluation import frechet_distance
-from scott.evaluation.fid import gaussian_distance
+from scott.evaluation.distances import cmmd, frechet_distances, kid
+from scott.evaluation.matrices import resamples
 
 
-def gaussian(mean: list[float], cov: list[list[float]]) -> tuple[Tensor, Tensor]:
-    return torch.tensor(mean).double(), torch.tensor(cov).double()
+def with_moments(mean: list[float], cov: Tensor, seed: int = 0) -> Tensor:
+    """Samples whose mean and covariance are exactly these."""
+    drawn = sample(len(mean) + 5, len(mean), seed)
+    white = torch.linalg.qr(drawn - drawn.mean(0)).Q * (len(drawn) - 1) ** 0.5
+    values, vectors = torch.linalg.eigh(cov.double())
+    return white @ ((vectors * values.clamp(min=0).sqrt()) @ vectors.T) + torch.tensor(mean).double()
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,9 +36,9 @@ def rotation(d: int) -> Tensor:
 
 def test_diagonal_gaussians() -> None:
     # Commuting covariances: d² = ‖Δμ‖² + Σ (√a − √b)² = (9 + 16) + (1 − 2)² + (3 − 5)².
-    a = gaussian([0, 0], [[1, 0], [0, 9]])
-    b = gaussian([3, 4], [[4, 0], [0, 25]])
-    assert gaussian_distance(*a, *b) == pytest.approx(30, rel=1e-12)
+    a = with_moments([0, 0], torch.diag(torch.tensor([1.0, 9])))
+    b = with_moments([3, 4], torch.diag(torch.tensor([4.0, 25])), seed=1)
+    assert frechet_distance(a, b) == pytest.approx(30, rel=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -44,8 +49,7 @@ def test_covariances_that_do_not_commute(seed: int) -> None:
     product = first @ second
     root = (product.trace() + 2 * product.det().clamp(min=0).sqrt()).sqrt()
     expected = (first.trace() + second.trace() - 2 * root).item()
-    mean = torch.zeros(2, dtype=torch.float64)
-    got = gaussian_distance(mean, first, mean, second)
+    got = frechet_distance(with_moments([0, 0], first), with_moments([0, 0], second, seed=1))
     assert got == pytest.approx(expected, abs=1e-6 * (first.trace() * second.trace()).sqrt().item())
 
 
@@ -103,3 +107,48 @@ def test_agrees_with_torchmetrics() -> None:
 def test_refuses(fake: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frechet_distance(torch.ones(5, 3), fake)
+
+
+def test_a_resample_is_the_distance_of_its_samples() -> None:
+    real, fake = sample(60, 5), sample(40, 5, seed=1) + 0.3
+    weights = resamples(40, 3)
+    chosen = [torch.arange(40).repeat_interleave(row.long()) for row in weights]
+    expected = [frechet_distance(real, fake[rows]) for rows in chosen]
+    assert frechet_distances(real, fake, weights).tolist() == pytest.approx(expected, rel=1e-6)
+    for metric in (kid, cmmd):
+        expected = [metric(real, fake[rows]).item() for rows in chosen]
+        assert metric(real, fake, weights).tolist() == pytest.approx(expected, rel=1e-9), metric.__name__
+
+
+def test_kid_by_hand_and_without_bias() -> None:
+    # k(x, y) = (x y + 1)³ in one dimension: k(1, 1) = 8, k(1, 0) = k(0, 0) = 1, k(2, 0) = 1, k(2, 1) = 27.
+    real, fake = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]])
+    # the pairs within: real 1, fake 1; across: (k(1, 2) + k(1, 0) + k(0, 2) + k(0, 0)) / 4 = (27 + 1 + 1 + 1) / 4
+    assert kid(real, fake).item() == pytest.approx(1 + 1 - 2 * 30 / 4)
+    values = [kid(sample(20, 3, seed=2 * i), sample(20, 3, seed=2 * i + 1)).item() for i in range(400)]
+    mean, deviation = np.mean(values), np.std(values) / 20
+    assert abs(mean) < 4 * deviation, "equal distributions have 0"
+
+
+def test_kid_agrees_with_torchmetrics() -> None:
+    reference = pytest.importorskip("torchmetrics.image.kid")
+    real, fake = sample(50, 16), sample(50, 16, seed=1) + 0.5
+    expected = reference.poly_mmd(real, fake).item()
+    assert kid(real, fake).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_cmmd_of_two_directions() -> None:
+    # unit vectors at an angle a: MMD² = 2 − 2 exp(−(1 − cos a) / σ²), a thousand times
+    angle, sigma = 1.0, 10.0
+    a = torch.tensor([[3.0, 0.0]] * 4)
+    b = 5 * torch.tensor([[np.cos(angle), np.sin(angle)]] * 6).float()
+    expected = 1000 * (2 - 2 * np.exp(-(1 - np.cos(angle)) / sigma**2))
+    assert cmmd(a, b).item() == pytest.approx(expected, rel=1e-6)
+    assert cmmd(a, a).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_kernels_in_pieces(monkeypatch) -> None:
+    real, fake = sample(50, 4), sample(30, 4, seed=1)
+    whole = kid(real, fake).item()
+    monkeypatch.setattr("scott.evaluation.distances.CHUNK", 7)
+    assert kid(real, fake).item() == pytest.approx(whole, rel=1e-12)

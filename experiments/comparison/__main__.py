@@ -1,0 +1,170 @@
+"""LCM, SCott as the paper has it, and ours on the embedded teacher, at equal time and at equal updates.
+
+Every row goes into results.jsonl as it ends, and a run that was stopped goes on: the same command makes the rest.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tyro
+from experiments.comparison.rows import Matched, Row, read_rows
+from experiments.results import append_line, insert, table
+from experiments.runs import QUIET, Report, Training, figures_of, measured
+from rich.console import Console
+
+from scott.commands.demo import GUIDANCE
+from scott.commands.distill import teacher_of
+from scott.commands.measure import MiniReference, measure_row, mini_reference
+from scott.errors import UserError
+from scott.progress import Bars
+from scott.recipes.configs import mini, mini_lcm
+from scott.samplers import TeacherSampler
+from scott.training.config import DistillConfig
+
+HERE = Path(__file__).parent
+PAPER: dict[str, Any] = {
+    "solver": "er-sde",
+    "phi": "5",
+    "order": 2,
+    "weighting": "uniform",
+    "adversarial_weight": 0.4,
+    "critic_input": "paper",
+}
+"""What the paper states, on the recipe's jumps and rates, which are of this teacher's scale."""
+METHODS: dict[str, Callable[..., DistillConfig]] = {
+    "ours": mini,
+    "lcm": mini_lcm,
+    "scott-paper": lambda **changes: mini(**(PAPER | changes)),
+}
+TEACHER_STEPS = (50, 25)
+CALIBRATION = 40
+"""Updates from which it is read how many fit into a budget."""
+
+
+@dataclass
+class Comparison:
+    """Train and measure what has no rows yet; then write the table into README.md."""
+
+    budgets: tuple[float, ...] = (20, 60, 240)
+    """Core-minutes of a training."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = ("ours", "lcm", "scott-paper")
+    at_equal_updates: tuple[str, ...] = ("lcm",)
+    """Those that are trained a second time, for as many updates as ours made in the budget."""
+    samples: int = 5000
+    folder: Path = HERE
+    runs: Path = Path("runs/comparison")
+
+    def run(self, report: Report) -> None:
+        if unknown := {*self.methods, *self.at_equal_updates} - METHODS.keys():
+            raise UserError(f"got methods {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}")
+        self.measure_references(report)
+        for budget in self.budgets:
+            for seed in self.seeds:
+                for method in self.methods:
+                    self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
+                for method in self.at_equal_updates:
+                    self.train(Row(**_blank(method, "updates", budget, seed, self.samples)), report)
+        insert(self.folder / "README.md", "comparison", markdown(self.rows()))
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    def rows(self) -> list[Row]:
+        return read_rows(self.file)
+
+    @cached_property
+    def reference(self) -> MiniReference:
+        return mini_reference(self.samples)
+
+    def measure_references(self, report: Report) -> None:
+        """The floor, and the teacher."""
+        there = {(row.method, row.steps) for row in self.rows()}
+        if ("real", 0) not in there:
+            row = Row(**_blank("real", "nothing", 0, 0, self.samples) | figures_of(self.reference.floor()))
+            append_line(self.file, asdict(row))
+        for steps in TEACHER_STEPS:
+            if ("teacher", steps) not in there:
+                sampler = TeacherSampler(teacher_of("mini"), steps, GUIDANCE)
+                made = measure_row(self.reference, f"teacher {steps}", sampler, lambda *tick: report(*tick, {}))
+                blank = _blank("teacher", "nothing", 0, 0, self.samples)
+                append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps})))
+
+    def train(self, blank: Row, report: Report) -> None:
+        """The rows of one student, unless they are there."""
+        if blank.run in {row.run for row in self.rows()}:
+            return
+        name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
+        updates = self.updates(blank, self.runs / name, report)
+        training, minutes = self.trained(blank.method, name, updates, blank.seed, report)
+        made = measured(training.backbone, training.config, self.reference, report)
+        trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2))
+        for steps, figures in made.items():
+            append_line(self.file, asdict(trained) | figures | {"steps": int(steps)})
+
+    def trained(self, method: str, name: str, updates: int, seed: int, report: Report) -> tuple[Training, float]:
+        settings = QUIET | {"checkpoint_every": 100, "log_every": 1}
+        config = METHODS[method](**settings, out=self.runs / name, seed=seed, max_steps=updates)
+        training = Training(config, data=self.runs / "data")
+        return training, training.train(report) / 60
+
+    def updates(self, blank: Row, out: Path, report: Report) -> int:
+        """Of a run that has begun, its own; else what its budget allows."""
+        if (out / "config.json").is_file():
+            return DistillConfig.load(out / "config.json").max_steps
+        if blank.matched == "updates":
+            ours = [row.updates for row in self.rows() if row.run == ("ours", "time", blank.budget, blank.seed)]
+            if not ours:
+                raise UserError(f"got {blank.method} at equal updates without ours; add ours to --methods")
+            return ours[0]
+        _, minutes = self.trained(blank.method, f"calibration-{blank.method}", CALIBRATION, 0, report)
+        return max(1, int(blank.budget * CALIBRATION / minutes))
+
+
+def _blank(method: str, matched: Matched, budget: float, seed: int, samples: int) -> dict[str, Any]:
+    """A row's fields before anything is measured."""
+    what = {"method": method, "matched": matched, "budget": budget, "seed": seed, "samples": samples}
+    return (
+        what
+        | {"updates": 0, "cpu_minutes": 0.0, "steps": 0, "fid": 0.0, "coverage": 0.0, "clip_score": None}
+        | {"spread": None}
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    header = ["method", "matched", "budget", "seed", "updates", "CPU min", "steps", "FID", "coverage", "spread"]
+    cells = [
+        [
+            r.method,
+            r.matched,
+            f"{r.budget:g}",
+            r.seed,
+            r.updates,
+            f"{r.cpu_minutes:.1f}",
+            r.steps,
+            r.fid,
+            r.coverage,
+            r.spread,
+        ]
+        for r in rows
+    ]
+    return table(header, cells)
+
+
+def main(comparison: Comparison) -> int:
+    try:
+        with Bars(Console(stderr=True)) as bars:
+            comparison.run(bars.report)
+    except UserError as error:
+        Console(stderr=True).print(str(error), markup=False)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Comparison, description=__doc__)))

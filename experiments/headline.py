@@ -1,0 +1,112 @@
+"""The comparison in six numbers, from its results in the tree: `python -m experiments.headline --json`.
+
+With FID and coverage in 2 steps at one budget of CPU time, seed by seed,
+
+    gap_closed_equal_…       = (LCM − ours) / (LCM − teacher)           of FID
+    coverage_closed_equal_…  = (ours − LCM) / (teacher − LCM)           of coverage
+    excess_ratio_n           = (ours in n steps − floor) / (teacher − floor)   of FID
+
+where the teacher makes 50 steps, and the floor is real pictures against real ones. A figure is the mean over the seeds
+that all three runs have, its interval Student's t of 95 %, and null of a single seed.
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import tyro
+from experiments.comparison.rows import Row, read_rows
+from rich.console import Console
+from scipy.stats import t as student_t
+
+from scott.errors import UserError
+
+RESULTS = Path(__file__).parent / "comparison" / "results.jsonl"
+Figures = dict[str, float | list[float] | None]
+
+
+def headline(rows: list[Row], budget: float | None = None) -> Figures:
+    """The six figures and their intervals, at `budget` or at the largest that has all runs of a seed.
+
+    Raises:
+        UserError: no seed has all three runs, or the teacher or the floor is not there.
+    """
+    floor, teacher = _one(rows, "real", 0), _one(rows, "teacher", 50)
+    by_run = {(row.run, row.steps): row for row in rows}
+    wanted = [("ours", "time"), ("lcm", "time"), ("lcm", "updates")]
+    runs = {row.run[2:] for row in rows if all(((*w, *row.run[2:]), 2) in by_run for w in wanted)}
+    budgets = [there for there, _ in runs if budget in (None, there)]
+    if not budgets:
+        raise UserError("no seed has ours, lcm and lcm at equal updates; run python -m experiments.comparison")
+    at = max(budgets)
+    seeds = sorted(seed for there, seed in runs if there == at)
+
+    def of(method: str, matched: str, seed: int, steps: int = 2) -> Row:
+        return by_run[(method, matched, at, seed), steps]
+
+    per_seed: dict[str, list[float]] = {}
+    for seed in seeds:
+        ours, timed, updated = of("ours", "time", seed), of("lcm", "time", seed), of("lcm", "updates", seed)
+        excess = teacher.fid - floor.fid
+        for name, value in {
+            "gap_closed_equal_updates": (updated.fid - ours.fid) / (updated.fid - teacher.fid),
+            "gap_closed_equal_time": (timed.fid - ours.fid) / (timed.fid - teacher.fid),
+            "coverage_closed_equal_updates": (ours.coverage - updated.coverage) / (teacher.coverage - updated.coverage),
+            "excess_ratio_2": (ours.fid - floor.fid) / excess,
+            "excess_ratio_4": (of("ours", "time", seed, 4).fid - floor.fid) / excess,
+        }.items():
+            per_seed.setdefault(name, []).append(value)
+    figures: Figures = {"budget": at, "seeds": len(seeds)}
+    for name, values in per_seed.items():
+        figures |= {name: mean(values), f"{name}_interval": interval(values)}
+    return figures
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """[low, high] of the mean, Student's t at 95 %; None of a single value."""
+    if len(values) < 2:
+        return None
+    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return [mean(values) - half, mean(values) + half]
+
+
+def _one(rows: list[Row], method: str, steps: int) -> Row:
+    found = [row for row in rows if (row.method, row.steps) == (method, steps)]
+    if not found:
+        raise UserError(f"the results have no {method}; run python -m experiments.comparison")
+    return found[0]
+
+
+@dataclass
+class Headline:
+    """Print the six figures."""
+
+    json: bool = False
+    """As JSON."""
+    budget: float | None = None
+    """Core-minutes; the largest there is, if left out."""
+    results: Path = RESULTS
+
+
+def main(options: Headline) -> int:
+    try:
+        if not options.results.is_file():
+            raise UserError(f"there are no results at {options.results}; run python -m experiments.comparison")
+        figures = headline(read_rows(options.results), options.budget)
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
+        return 2
+    console = Console(soft_wrap=True)
+    if options.json:
+        console.print_json(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            console.print(f"{name}: {value}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Headline, description=__doc__)))

@@ -1,0 +1,47 @@
+"""Results of experiments: rows as JSON lines, and the Markdown tables that a README has of them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scott.errors import UserError
+from scott.files import write_atomically
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Of a file of JSON lines, or none. Raises `UserError` where one is not JSON."""
+    if not file.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{file} is no file of JSON lines ({error}); restore it, or move it away") from None
+
+
+def append_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Add a row, the file whole at any time."""
+    lines = [json.dumps(one, ensure_ascii=False) for one in (*read_lines(file), row)]
+    write_atomically(file, "\n".join(lines) + "\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Text columns to the left; a number is shown to three decimals, None as a dash."""
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def insert(file: Path, name: str, text: str) -> None:
+    """Put `text` between `<!-- name -->` and `<!-- end of name -->`. Raises `UserError` where the file lacks them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    content = file.read_text(encoding="utf-8")
+    if content.count(begin) != 1 or end not in content:
+        raise UserError(f"{file} has no place for the table {name}; put {begin} and {end} where it belongs")
+    before, rest = content.split(begin)
+    write_atomically(file, f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

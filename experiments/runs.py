@@ -1,0 +1,172 @@
+"""A student trained by scott's own trainer and measured, with what it cost: what trials and comparisons are made of."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+from scott.choices import unknown
+from scott.commands.demo import STUDENT_GUIDANCE
+from scott.commands.distill import add_models, check, teacher_of
+from scott.commands.measure import BATCH, MiniReference, measure_row
+from scott.commands.prepare import open_data
+from scott.data.records import chunks
+from scott.errors import UserError
+from scott.evaluation import Row
+from scott.files import write_atomically
+from scott.mini.scenes import pictures
+from scott.samplers import StudentSampler, TeacherSampler
+from scott.teachers import LatentBackbone
+from scott.training.checkpoint import latest_checkpoint, load_checkpoint
+from scott.training.config import DistillConfig
+from scott.training.parallel import load_parameters
+from scott.training.trainer import Hooks, distill
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+STEPS = (1, 2, 4)
+QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpoints": 1}
+"""What a run is not asked for that is measured here."""
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those it started and that have ended, in user and system mode."""
+    return sum(os.times()[:4])
+
+
+def parsed(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` as values of `DistillConfig`. Raises `UserError` for a key it lacks, or a value of another type."""
+    types, values = get_type_hints(DistillConfig), dict[str, Any]()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"got --set {setting}; expected key=value")
+        if key not in types:
+            raise unknown("setting", key, types)
+        kind = types[key] if types[key] in (int, float, bool) else str
+        try:
+            values[key] = json.loads(text.lower()) if kind is bool else kind(text)
+        except ValueError:
+            raise UserError(f"got --set {setting}; expected a value of type {kind.__name__}") from None
+    return values
+
+
+@dataclass
+class Training:
+    """One run of the trainer in `config.out`: the same config goes on where it was stopped.
+
+    Args:
+        source: a checkpoint folder, or a run's, whose student, EMA and critic this run begins with.
+        data: the folder that prepared shards are kept in, for all runs on the same data.
+    """
+
+    config: DistillConfig
+    source: Path | None = None
+    data: Path = Path("runs/data")
+    backbone: LatentBackbone = field(init=False)
+
+    def train(self, report: Report) -> float:
+        """Make the updates that are left; CPU seconds of all that were made, without those a crash lost."""
+        config = self.config
+        self.backbone = teacher_of(config.teacher, config.dtype, config.quantize)
+        check(self.backbone, config)
+        data = open_data(config.sources, self.backbone, self.data, config.seed, report, reading=config)
+        add_models(self.backbone, config)
+        if self.source is not None:
+            load_models(self.backbone, self.source)
+        spent = _Spent(config.out)
+
+        def progress(done: int, terms: dict[str, float]) -> None:
+            spent.write(done)
+            report("distil", done, config.max_steps, terms)
+
+        distill(self.backbone, data, config, Hooks(progress=progress))
+        return spent.total(config.max_steps)
+
+
+class _Spent:
+    """CPU seconds by the step they had been spent at, kept beside a run."""
+
+    def __init__(self, out: Path) -> None:
+        self.file, self.out = out / "cpu_seconds.json", out
+        there = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        newest = latest_checkpoint(out / "checkpoints")
+        start = int(newest.name.removeprefix("step-")) if newest else 0
+        self.steps = {int(step): seconds for step, seconds in there.items() if int(step) <= start}
+        self.before = max(self.steps.values(), default=0.0)
+        self.began = cpu_seconds()
+
+    def write(self, done: int) -> None:
+        self.steps[done] = self.before + cpu_seconds() - self.began
+        write_atomically(self.file, json.dumps(self.steps))
+
+    def total(self, done: int) -> float:
+        return self.steps[done]
+
+
+def load_models(backbone: LatentBackbone, source: Path) -> None:
+    """Take student, EMA, and critic where both have one, of a checkpoint. Raises `UserError` where they differ."""
+    folder = latest_checkpoint(source / "checkpoints") if (source / "checkpoints").is_dir() else source
+    if folder is None:
+        raise UserError(f"{source} has no checkpoint yet; go on with the command that started it")
+    parts, _ = load_checkpoint(folder)
+    if "student" not in parts or "target" not in parts:
+        raise UserError(f"{folder} is no checkpoint of a run; expected a folder with student.safetensors")
+    load_parameters(backbone.student_parameters(), parts["student"], "student")
+    load_parameters(backbone.target_parameters(), parts["target"], "target")
+    if backbone.critic_model is not None and "critic" in parts:
+        load_parameters(backbone.critic_parameters(), parts["critic"], "critic")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sampler that keeps the latents it drew."""
+
+    sampler: StudentSampler | TeacherSampler
+    latents: list[Tensor] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return self.sampler.steps
+
+    @property
+    def network_calls(self) -> int:
+        return self.sampler.network_calls
+
+    @property
+    def guidance(self) -> float:
+        return self.sampler.guidance
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        self.latents.append(self.sampler.latents(prompts, seed))
+        return self.sampler.backbone.decode(self.latents[-1])
+
+
+def measured(
+    backbone: LatentBackbone, config: DistillConfig, reference: MiniReference, report: Report
+) -> dict[str, dict[str, float | None]]:
+    """Steps → FID, coverage, CLIP score of the student's EMA, and the spread of its latents over real ones'."""
+    figures, grid, real = {}, config.make_grid(backbone.schedule), real_latents(backbone, reference)
+    for steps in STEPS:
+        sampler = Kept(StudentSampler(backbone, backbone.target, grid, steps, STUDENT_GUIDANCE))
+        row = measure_row(reference, f"{steps} steps", sampler, lambda name, done, total: report(name, done, total, {}))
+        figures[str(steps)] = figures_of(row) | {"spread": spread(torch.cat(sampler.latents), real)}
+    return figures
+
+
+def real_latents(backbone: LatentBackbone, reference: MiniReference) -> Tensor:
+    """Of the pictures that the reference's captions were written for, (N, C, H, W)."""
+    return torch.cat([backbone.encode_images(pictures(some))[0] for some in chunks(iter(reference.scenes), BATCH)])
+
+
+def figures_of(row: Row) -> dict[str, float | None]:
+    return {"fid": row.fid, "coverage": row.coverage, "clip_score": row.clip_score}
+
+
+def spread(drawn: Tensor, real: Tensor) -> float:
+    """sqrt of the variance over samples of `drawn` over that of `real`, each (N, C, H, W): a mean over elements."""
+    return (drawn.var(0).mean() / real.var(0).mean()).sqrt().item()

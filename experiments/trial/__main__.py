@@ -1,0 +1,130 @@
+"""One variant of the recipe mini, trained and measured on the validation split: `python -m experiments.trial --help`.
+
+A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from experiments.results import append_line, insert, read_lines, table
+from experiments.runs import QUIET, Report, Training, measured, parsed
+from rich.console import Console
+
+from scott.commands.measure import mini_reference
+from scott.errors import UserError
+from scott.progress import Bars
+from scott.recipes.configs import mini
+from scott.training.config import DistillConfig
+
+HERE = Path(__file__).parent
+IDENTITY = ("method", "set", "from", "seed", "updates", "samples")
+
+
+@dataclass
+class Trial:
+    """Train a variant for some updates and add its line; one that has its line is not run again."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    set: tuple[str, ...] = ()
+    """key=value of a run's config, as `scott distill mini` has them (critic_rank=8)."""
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A run, or one of its checkpoints, whose student, EMA and critic it begins with; optimizers begin anew."""
+    method: Literal["scott", "lcm"] = "scott"
+    updates: int = 300
+    samples: int = 1000
+    seed: int = 0
+    table: bool = False
+    """Write the table of all lines into README.md, and run nothing."""
+    folder: Path = HERE
+    runs: Path = Path("runs/trials")
+
+    def run(self, report: Report) -> None:
+        file = self.folder / "results.jsonl"
+        if self.table:
+            insert(self.folder / "README.md", "trials", markdown(read_lines(file)))
+            return
+        if not self.name:
+            raise UserError("got no name for the trial; say one, or --table")
+        line = {"name": self.name, **self.identity()}
+        for there in read_lines(file):
+            same = [there[key] == line[key] for key in IDENTITY]
+            if there["name"] == self.name and there["seed"] == self.seed:
+                if all(same):
+                    return
+                raise UserError(
+                    f"{file} has a trial {self.name} of seed {self.seed} already, otherwise set; name another"
+                )
+        append_line(file, line | self.made(report))
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this trial."""
+        source = None if self.source is None else str(self.source)
+        values = (self.method, dict(parsed(self.set)), source, self.seed, self.updates, self.samples)
+        return dict(zip(IDENTITY, values, strict=True))
+
+    def made(self, report: Report) -> dict[str, Any]:
+        """Train and measure."""
+        reference = mini_reference(self.samples, "validation")  # raises before the training
+        config = self.config()
+        training = Training(config, self.source, self.runs / "data")
+        seconds = training.train(report)
+        figures = measured(training.backbone, config, reference, report)
+        return {"cpu_seconds": round(seconds, 1), "steps": figures}
+
+    def config(self) -> DistillConfig:
+        out = self.runs / f"{self.name}-{self.seed}"
+        settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | parsed(self.set)
+        return mini(**{"method": self.method} | settings, out=out, seed=self.seed, max_steps=self.updates)
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    rows = []
+    for line in lines:
+        settings = ", ".join(f"{key} {value}" for key, value in line["set"].items()) or "–"
+        cells = [_cell(line["steps"][n]) for n in ("1", "2", "4")]
+        rows.append(
+            [
+                line["name"],
+                line["method"],
+                settings,
+                line["from"],
+                line["seed"],
+                line["updates"],
+                f"{line['cpu_seconds']:,.0f}",
+                *cells,
+            ]
+        )
+    header = [
+        "trial",
+        "method",
+        "set",
+        "from",
+        "seed",
+        "updates",
+        "CPU s",
+        "1 step: FID, coverage, spread",
+        "2 steps",
+        "4 steps",
+    ]
+    return table(header, rows)
+
+
+def _cell(figures: dict[str, float]) -> str:
+    return f"{figures['fid']:.2f}, {figures['coverage']:.3f}, {figures['spread']:.3f}"
+
+
+def main(trial: Trial) -> int:
+    try:
+        with Bars(Console(stderr=True)) as bars:
+            trial.run(bars.report)
+    except UserError as error:
+        Console(stderr=True).print(str(error), markup=False)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Trial, description=__doc__)))

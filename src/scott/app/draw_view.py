@@ -1,0 +1,109 @@
+"""The view that draws one prompt and seed with students and their teachers beside one another."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from scott.app.drawing import SEEDS, Drawer, Order, Settings
+from scott.app.figures import figures, message
+from scott.app.handlers import AT_ONCE, EXPECTED, sentences
+from scott.app.models import Models, omega_range, usual_omega
+from scott.export.card import EXAMPLE
+
+HISTORY = 12
+"""Drawings that are remembered."""
+NO_STUDENT = (
+    "There is no student here yet, so the embedded teacher draws alone. `scott demo` makes a student in minutes; "
+    "then load this page again."
+)
+
+
+def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
+    """Controls at the left, pictures at the right; below them what was drawn before."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            prompt = gr.Textbox(EXAMPLE, label="Prompt", info="Enter draws", max_lines=1, autofocus=True)
+            seed = gr.Number(0, label="Seed", precision=0)
+            lock = gr.Checkbox(False, label="Lock the seed", info="Otherwise Draw takes another one; typing keeps it")
+            button = gr.Button("Draw", variant="primary")
+            students = gr.CheckboxGroup(models.students, value=models.students[:1], label="Students")
+            steps = gr.CheckboxGroup([1, 2, 4, 8], value=[1, 2, 4], label="Steps of the students")
+            teacher_steps = gr.CheckboxGroup([25, 50], value=[25, 50], label="Steps of their teachers")
+            omega = gr.Slider(label="Guidance ω", info="For students that take it, and their teachers", visible=False)
+        with gr.Column(scale=3):
+            gr.Markdown(NO_STUDENT, visible=not models.students)
+            pictures = gr.HTML(elem_id="pictures")
+            history = gr.Radio([], label="History", visible=False)
+    drawn = gr.State([])
+    controls = [prompt, seed, students, steps, teacher_steps, omega]
+
+    @sentences
+    def draw(request: gr.Request, *values: Any) -> Iterator[str]:
+        yield from _draw(drawer, request, *values)
+
+    def draw_while_typing(request: gr.Request, *values: Any) -> Iterator[str]:
+        try:
+            yield from _draw(drawer, request, *values, live=True)
+        except EXPECTED as error:
+            yield message(str(error))
+
+    inputs = [gr.Number(visible=False), *controls]
+    shown: dict[str, Any] = {"inputs": inputs, "outputs": pictures, "show_progress": "hidden", **AT_ONCE}
+    chosen = gr.on([button.click, prompt.submit], _next_seed, [seed, lock], seed, show_progress="hidden")
+    chosen.then(draw, **shown).then(_remember, [drawn, prompt, seed], [drawn, history], show_progress="hidden")
+    changes = [control.change for control in controls]
+    gr.on(changes, draw_while_typing, trigger_mode="multiple", **shown)
+    history.input(_recall, history, [prompt, seed, lock], show_progress="hidden").then(draw, **shown)
+    students.change(_omega_slider, students, omega, show_progress="hidden")
+    ready = page.load(lambda: usual_omega(models.students), None, omega, show_progress="hidden")
+    ready.then(_omega_slider, students, omega, show_progress="hidden").then(draw, **shown)
+    page.load(lambda: gr.CheckboxGroup(choices=models.students), None, students, show_progress="hidden")
+
+
+def _draw(
+    drawer: Drawer,
+    request: gr.Request,
+    time: float,
+    prompt: str,
+    seed: float,
+    students: list[str],
+    steps: list[int],
+    teacher_steps: list[int],
+    omega: float,
+    *,
+    live: bool = False,
+) -> Iterator[str]:
+    """The page's pictures, more each time."""
+    settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), omega), []
+    order = Order(time, prompt, [int(seed or 0)], settings)
+    for picture in drawer.draw(order, str(request.session_hash), live=live):
+        pictures.append(picture)
+        yield figures(pictures)
+    if not settings.student_steps and not settings.teacher_steps:
+        yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
+
+
+def _next_seed(seed: float, locked: bool) -> int:
+    return int(seed or 0) if locked else random.randrange(SEEDS)
+
+
+def _remember(drawn: list[str], prompt: str, seed: float) -> tuple[list[str], Any]:
+    """The newest first, each once."""
+    entry = f"{int(seed)}: {prompt}"
+    drawn = [entry, *(other for other in drawn if other != entry)][:HISTORY]
+    return drawn, gr.Radio(choices=drawn, value=entry, visible=True)
+
+
+def _recall(entry: str) -> tuple[str, int, bool]:
+    """Prompt and seed of a drawing, the seed locked."""
+    seed, _, prompt = entry.partition(": ")
+    return prompt, int(seed), True
+
+
+def _omega_slider(students: list[str]) -> Any:
+    """The slider for the students that are chosen; ω stays where its reader put it."""
+    if (found := omega_range(students)) is None:
+        return gr.Slider(visible=False)
+    return gr.Slider(minimum=found[0], maximum=found[1], step=0.1, visible=found[0] < found[1])

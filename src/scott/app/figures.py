@@ -1,0 +1,126 @@
+"""Pictures as HTML: a figure each, with a text for those who do not see it, what it cost, and a PNG to keep."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import groupby
+
+from PIL import Image
+
+from scott.app.drawing import Picture
+from scott.evaluation.pictures import png
+
+SMALL = 256
+"""Pictures of fewer pixels a side are shown larger, pixel by pixel."""
+CSS = """
+.figures { display: grid; gap: .8rem; margin: 0 0 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+.figures.many { grid-template-columns: repeat(8, minmax(3.2rem, 1fr)); gap: .4rem }
+.figures figure { margin: 0 }
+.figures figure:has(details[open]) { grid-column: 1 / -1 }
+.figures figure:has(details[open]) img { max-width: 16rem }
+.figures img { width: 100%; display: block; border-radius: 4px }
+.figures img.small { image-rendering: pixelated }
+.figures figcaption { font-size: .85rem; line-height: 1.5 }
+.figures a { margin: 0; padding: 0 }
+.figures .absent { aspect-ratio: 1; display: grid; place-content: center; text-align: center; padding: .6rem;
+  border: 1px dashed var(--border-color-primary); border-radius: 4px; font-size: .85rem }
+.figures pre { overflow-x: auto; padding: .6rem; font-size: .85rem; background: var(--background-fill-secondary) }
+.scott-table { font-size: .9rem; margin-bottom: 1rem }
+.scott-table caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
+.scott-table :is(tr, td, th) { border: 0 !important; text-align: left; font-weight: normal }
+.scott-table :is(td, th) { padding: .15rem .8rem .15rem 0 }
+.scott-table th[scope="rowgroup"] { font-weight: 600; padding-top: .6rem }
+p[role="alert"] { border-left: 4px solid var(--color-accent); padding: .3rem .8rem }
+.scott-wide img, .scott-wide svg { max-width: 100%; height: auto; background: white }
+@media (max-width: 640px) { .figures.many { grid-template-columns: repeat(4, 1fr) } }
+"""
+
+
+def figures(pictures: Iterable[Picture]) -> str:
+    """Pictures in a row for each student and teacher, under its name."""
+    rows = []
+    for who, row in groupby(pictures, key=lambda picture: picture.column.who):
+        cells = "".join(_figure(picture) for picture in row)
+        rows.append(f'<section aria-label="{escape(who)}"><h3>{escape(who)}</h3>{_grid(cells)}</section>')
+    return "".join(rows)
+
+
+def varieties(pictures: Sequence[Picture]) -> str:
+    """All seeds of each student and teacher, in a grid under its name and its number of steps."""
+    ordered = sorted(pictures, key=lambda picture: (picture.column.student is None, picture.column.key, picture.seed))
+    grids = []
+    for (who, steps), group in groupby(ordered, key=lambda picture: picture.column.key):
+        cells = list(group)
+        seconds = sum(picture.seconds for picture in cells)
+        title = f"{escape(who)}, {_steps(steps)}"
+        inner = "".join(f"<figure>{_image(cell)}<figcaption>seed {cell.seed}</figcaption></figure>" for cell in cells)
+        grids.append(
+            f'<section aria-label="{title}"><h3>{title}: {seconds:.2f} s for {len(cells)}</h3>'
+            f"{_grid(inner, 'many')}</section>"
+        )
+    return "".join(grids)
+
+
+def message(text: str) -> str:
+    """A sentence in a picture's place, read out as it appears."""
+    return f'<p role="alert">{escape(text)}</p>'
+
+
+def image(picture: Image.Image, text: str) -> str:
+    """A picture by itself."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return f'<div class="scott-wide"><img src="{_data(content.getvalue())}" alt="{escape(text)}"></div>'
+
+
+def table(rows: Iterable[tuple[str, str, str]], caption: str) -> str:
+    """Rows of a name, a figure and a remark; a name alone is the heading of those that follow."""
+    cells = ""
+    for name, *values in rows:
+        if any(values):
+            data = "".join(f"<td>{escape(value)}</td>" for value in values)
+            cells += f'<tr><th scope="row">{escape(name)}</th>{data}</tr>'
+        else:
+            cells += f'<tr><th scope="rowgroup" colspan="3">{escape(name)}</th></tr>'
+    return f'<table class="scott-table"><caption>{escape(caption)}</caption>{cells}</table>'
+
+
+def _figure(picture: Picture) -> str:
+    sampler = picture.column.sampler
+    caption = f"<b>{_steps(sampler.steps)}</b>, {_count(sampler.network_calls, 'call')}<br>"
+    if picture.image is None:
+        absent = f'<div class="absent">took {picture.seconds:.1f} s: not drawn while you type; press Draw</div>'
+        return f"<figure>{absent}<figcaption>{caption}</figcaption></figure>"
+    href = _data(png(picture.image, picture.made))
+    name = f"{picture.column.who}, {_steps(sampler.steps)}"
+    caption += f"{picture.seconds:.3f} s, ω {sampler.guidance:g}<br>"
+    file = escape(picture.file_name)
+    caption += f'<a href="{href}" download="{file}" aria-label="Download {escape(name)}">Download</a>'
+    if code := picture.column.code(picture.prompt, picture.seed):
+        caption += f"<details><summary>In diffusers</summary><pre><code>{escape(code)}</code></pre></details>"
+    return f"<figure>{_image(picture)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(picture: Picture) -> str:
+    assert picture.image is not None
+    text = f"{picture.prompt}, drawn by {picture.column.who} in {_steps(picture.column.sampler.steps)}"
+    small = ' class="small"' if picture.image.width < SMALL else ""
+    return f'<img{small} src="{_data(png(picture.image, picture.made))}" alt="{escape(text)}">'
+
+
+def _grid(cells: str, kind: str = "") -> str:
+    return f'<div class="figures {kind}">{cells}</div>'
+
+
+def _steps(count: int) -> str:
+    return _count(count, "step")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _data(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,46 @@
+"""The page: its views in tabs, its style, and how it is served."""
+
+import gradio as gr
+
+from scott.app.draw_view import draw_view
+from scott.app.drawing import Drawer
+from scott.app.figures import CSS
+from scott.app.models import Models
+from scott.app.plan_view import plan_view
+from scott.app.variety_view import variety_view
+from scott.app.watch_view import watch_view
+
+FONTS = ("system-ui", "sans-serif")
+"""The reader's own: nothing is fetched from elsewhere."""
+
+
+def build(models: Models) -> gr.Blocks:
+    """The page, not yet served."""
+    drawer = Drawer(models)
+    with gr.Blocks(title="SCott", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown("# SCott")
+        with gr.Tab("Draw"):
+            draw_view(models, drawer, page)
+        with gr.Tab("Variety"):
+            variety_view(models, drawer)
+        with gr.Tab("Watch"):
+            watch_view(models, page)
+        with gr.Tab("Plan"):
+            plan_view()
+    return page
+
+
+def serve(page: gr.Blocks, host: str, port: int | None) -> str:
+    """Serve the page from threads of its own, at the first free port from 7860 on if none is named; its address."""
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        footer_links=[],
+        prevent_thread_lock=True,
+        theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace")),
+        css=CSS,
+    )
+    return address

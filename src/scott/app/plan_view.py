@@ -1,0 +1,72 @@
+"""The view that plans a run: what a teacher and a recipe need on some cards, from `scott distill … --dry-run`."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+from rich.text import Text
+
+from scott.app.figures import table
+from scott.app.handlers import sentences
+from scott.commands.distill import config_of
+from scott.commands.options import has_data
+from scott.commands.plan import as_table, plan
+from scott.recipes.configs import RECIPES
+from scott.training.budget import Budget
+from scott.training.config import DistillConfig
+
+
+class Card(NamedTuple):
+    """A GPU by its maker's data sheet: bytes of memory, and the peak of dense fp16 with sums in fp32, FLOP/s."""
+
+    memory: float
+    peak: float
+
+
+CARDS = {
+    "RTX 3090": Card(24e9, 71e12),
+    "RTX 4090": Card(24e9, 165e12),
+    "L4": Card(24e9, 121e12),
+    "A100 80 GB": Card(80e9, 312e12),
+    "H100 SXM": Card(80e9, 989e12),
+}
+
+
+def plan_view() -> None:
+    """Choose a run; its budget is counted without reading weights."""
+    with gr.Row():
+        recipe = gr.Dropdown(list(RECIPES), value="mini", label="Recipe")
+        teacher = gr.Textbox(label="Teacher", info="A pipeline folder or a hub id; the recipe's own, if left empty")
+        train = gr.Radio(["lora", "full"], value="lora", label="What is trained")
+    with gr.Row():
+        batch = gr.Number(0, label="Batch", info="Of all cards; 0 is the recipe's", precision=0)
+        count = gr.Number(1, label="Cards", precision=0)
+        card = gr.Dropdown(list(CARDS), value="RTX 4090", label="Card")
+        reached = gr.Slider(5, 80, value=30, step=5, label="Of its peak, %", info="What a run reaches: an assumption")
+    button = gr.Button("Plan", variant="primary")
+    budget = gr.HTML(elem_id="budget")
+
+    @sentences
+    def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> Iterator:
+        given: dict[str, Any] = {"train": train}
+        given |= {} if has_data(recipe) else {"data": "pictures"}  # of which nothing is read
+        given |= {"teacher": teacher.strip()} if teacher.strip() else {}
+        given |= {"batch_size": int(batch)} if batch else {}
+        config = config_of(recipe, given)
+        yield _page(plan(config, int(count)), config, int(count), CARDS[card], reached / 100)
+
+    gr.on([button.click, teacher.submit], show, [recipe, teacher, train, batch, count, card, reached], budget)
+
+
+def _page(budget: Budget, config: DistillConfig, count: int, card: Card, reached: float) -> str:
+    """Memory and time in two sentences, then the table of `--dry-run`."""
+    fits = "fits" if budget.total < card.memory else "does not fit"
+    hours = budget.flops * config.max_steps / (count * card.peak * reached) / 3600
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+    said = (
+        f"<p>Each card holds <b>{budget.total / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "
+        f"takes: it {fits}. {config.max_steps:,} steps take <b>{time}</b> at {reached:.0%} of the peak.</p>"
+    )
+    shown = as_table(budget, config)
+    rows = zip(*([Text.from_markup(str(cell)).plain for cell in column.cells] for column in shown.columns), strict=True)
+    return said + table(rows, str(shown.title))

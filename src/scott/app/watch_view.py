@@ -1,0 +1,89 @@
+"""The view that follows a run: curves, warnings, the time left, and what it drew on its way."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from scott.app.figures import image, message, table
+from scott.app.handlers import sentences
+from scott.app.models import Models
+from scott.app.watching import RunState, validation_grids
+
+SECONDS = 10
+"""Between two readings of the run's files."""
+SHOWN = {
+    "consistency": "consistency loss",
+    "adversarial": "adversarial loss",
+    "adversarial_ratio": "adversarial ratio",
+    "critic_real_accuracy": "critic: data called real",
+    "critic_fake_accuracy": "critic: fakes called fake",
+    "student_change": "the student's change from its teacher",
+    "ema_distance": "distance of the EMA",
+    "fid": "FID",
+    "clip_score": "CLIP score",
+    "coverage": "coverage",
+    "seconds_per_step": "seconds a step",
+    "memory_gb": "memory, GB",
+}
+"""Metric → its name on the page."""
+
+
+def watch_view(models: Models, page: gr.Blocks) -> None:
+    """One run's state, read again every few seconds while the page is open."""
+    runs = models.runs
+    if not runs:
+        gr.Markdown("No run folder was given. `scott app RUN` follows one, also while it is being made.")
+        return
+    run = gr.Dropdown(runs, value=runs[0], label="Run")
+    summary = gr.HTML()
+    slider = gr.Slider(0, 1, value=0, step=1, label="Validation", info="Which of the run's grids", visible=False)
+    grid = gr.HTML()
+
+    @sentences
+    def show(run: str, number: float) -> Iterator[tuple[str, Any, str]]:
+        grids = validation_grids(Path(run))
+        last = max(len(grids) - 1, 0)
+        yield (
+            _summary(RunState.read(Path(run))),
+            gr.Slider(maximum=max(last, 1), visible=last > 0),
+            _grid(grids, min(int(number), last)),
+        )
+
+    @sentences
+    def newest(run: str) -> Iterator[Any]:
+        last = max(len(validation_grids(Path(run))) - 1, 0)
+        yield gr.Slider(value=last, maximum=max(last, 1), visible=last > 0)
+
+    parts: dict[str, Any] = {"inputs": [run, slider], "outputs": [summary, slider, grid], "show_progress": "hidden"}
+    gr.on([page.load, run.input], newest, run, slider, show_progress="hidden").then(show, **parts)
+    slider.input(show, trigger_mode="always_last", **parts)
+    gr.Timer(SECONDS).tick(show, **parts)
+
+
+def _summary(state: RunState) -> str:
+    left = "unknown" if state.seconds_left is None else str(timedelta(seconds=round(state.seconds_left)))
+    rows = [("step", f"{state.step:,}", f"of {state.max_steps:,}"), ("time left", left, "at the newest pace")]
+    if state.best:
+        best = state.best
+        rows.append(("best checkpoint", f"step {best.step:,}", f"{best.metric} {best.value:.4g}"))
+    rows += [(name, f"{state.latest[key]:.4g}", "") for key, name in SHOWN.items() if key in state.latest]
+    warnings = "".join(message(warning) for warning in state.warnings)
+    text = warnings + table(rows, "Where the run is")
+    if state.curves is None:
+        return text
+    _, svg, drawn = state.curves.decode().partition("<svg")
+    return f'{text}<div class="scott-wide" role="img" aria-label="Curves of the losses">{svg}{drawn}</div>'
+
+
+def _grid(grids: list[Path], number: int) -> str:
+    if not grids:
+        return "<p>The run has drawn no grid yet.</p>"
+    file = grids[number]
+    step = int(file.stem.removeprefix("step-"))
+    with Image.open(file) as picture:
+        text = f"The run's student in few steps over its teacher, after step {step}"
+        return f"<h3>After step {step:,}</h3>" + image(picture, text)

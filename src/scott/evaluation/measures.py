@@ -1,0 +1,172 @@
+"""Which metrics there are, which network each reads, and what is told of a figure: interval, floor, seeds."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scott.errors import UserError
+from scott.evaluation import neighbours
+from scott.evaluation.distances import cmmd, frechet_distances, kid
+from scott.evaluation.matrices import Matrix, feature_pair, resamples
+
+FEATURES = "features"
+"""The instrument of the metrics that take any network's features: `--features`."""
+FeatureSets = Mapping[str, Tensor]
+"""Instrument → its features (N, D) of the same N pictures or captions."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    instrument: str
+    values: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """(real, fake, weights (R, M)) → (R,); None of a metric of nearest neighbours, which are computed together."""
+    captions: bool = False
+    """Compares each picture with its caption, not with real pictures."""
+    higher_is_better: bool = False
+
+
+def clip_score(image_features: Matrix, text_features: Matrix) -> float:
+    """Mean cosine of image and caption features, each (N, D), in [−1, 1] (CLIPScore: Hessel et al. 2021).
+
+    The plain cosine, as in the paper's tables (0.318 for SD1.5): CLIPScore's max(·, 0) and its factor are
+    left out. Raises `ValueError` on different shapes or non-finite features.
+    """
+    return cosines(image_features, text_features).mean().item()
+
+
+def cosines(image_features: Matrix, text_features: Matrix) -> Tensor:
+    """Of each image and its own caption, (N,)."""
+    images, texts = feature_pair(("image", image_features), ("text", text_features))
+    if len(images) != len(texts):
+        raise ValueError(f"got {len(images)} image features and {len(texts)} text features, expected pairs")
+    return F.cosine_similarity(images, texts, dim=1)
+
+
+def _mean_cosine(texts: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
+    return weights @ cosines(fake, texts) / len(fake)
+
+
+def _mean_preference(texts: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
+    return 100 * _mean_cosine(texts, fake, weights)  # PickScore's exp(logit_scale) is at CLIP's bound, 100
+
+
+METRICS = {
+    "fid": Metric(FEATURES, frechet_distances),
+    "fid-clean": Metric("inception-clean", frechet_distances),
+    "kid": Metric(FEATURES, kid),
+    "precision": Metric(FEATURES, higher_is_better=True),
+    "recall": Metric(FEATURES, higher_is_better=True),
+    "density": Metric(FEATURES, higher_is_better=True),
+    "coverage": Metric(FEATURES, higher_is_better=True),
+    "fd-dinov2": Metric("dinov2", frechet_distances),
+    "fd-efficientnet": Metric("efficientnet", frechet_distances),
+    "clip-fid": Metric("clip-b", frechet_distances),
+    "cmmd": Metric("clip-l", cmmd),
+    "clip-score": Metric("clip", _mean_cosine, captions=True, higher_is_better=True),
+    "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True),
+}
+SHOWN = ("place", "size", "background")
+"""What is read off a picture itself, where the data allow it (`evaluating.Reference.reading`)."""
+USUAL = ("fid", "clip-score", "coverage")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one sampler."""
+
+    value: float
+    """Mean over seeds."""
+    interval: tuple[float, float] | None = None
+    """95 % over samples, of the first seed: value + the bootstrap's quantiles about its own mean, since a resample,
+    which repeats samples, is biased as a smaller sample is."""
+    floor: float | None = None
+    """The metric of as many real pictures as the sampler drew."""
+    seeds: tuple[float, ...] = ()
+    """The value of each seed, where there are several."""
+
+    @property
+    def excess(self) -> float | None:
+        """Over the floor: what is left of a distance when the bias of a finite sample is taken off."""
+        return None if self.floor is None else self.value - self.floor
+
+
+def check_metrics(names: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in (*METRICS, *SHOWN)]:
+        raise UserError(f"got the metric {unknown[0]}; expected some of {', '.join((*METRICS, *SHOWN))}")
+
+
+def instruments_of(metrics: Collection[str]) -> set[str]:
+    return {METRICS[name].instrument for name in metrics if name in METRICS}
+
+
+def figures(
+    metrics: Collection[str], real: FeatureSets, texts: FeatureSets, fake: FeatureSets, replicates: int = 0
+) -> dict[str, Figure]:
+    """The figures of one set of fakes, with intervals where there are `replicates`.
+
+    A metric is left out where it has nothing to compare with: real features, or captions'.
+    """
+    (count,) = {len(features) for features in fake.values()}
+    weights = resamples(count, replicates)
+    found: dict[str, Tensor] = {}
+    for name in metrics:
+        metric = METRICS[name]
+        against = (texts if metric.captions else real).get(metric.instrument)
+        if against is not None and metric.values is not None:
+            found[name] = metric.values(against, fake[metric.instrument], weights)
+    near = [name for name in neighbours.NAMES if name in metrics]
+    if near and FEATURES in real:
+        found |= neighbours.neighbours(real[FEATURES], fake[FEATURES], weights, only=near)
+    return {name: Figure(values[0].item(), _interval(values)) for name, values in found.items()}
+
+
+def _interval(values: Tensor) -> tuple[float, float] | None:
+    value, replicates = values[0], values[1:]
+    if len(replicates) < 2:
+        return None
+    low, high = (replicates - replicates.mean()).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))
+    return (value + low).item(), (value + high).item()
+
+
+def over_seeds(each: list[dict[str, Figure]], floor: Mapping[str, Figure]) -> dict[str, Figure]:
+    """One figure a metric of several seeds' figures, beside the floor's."""
+    return {
+        name: Figure(
+            fmean(one[name].value for one in each),
+            first.interval if len(each) == 1 else _moved(first, fmean(one[name].value for one in each)),
+            floor[name].value if name in floor else None,
+            tuple(one[name].value for one in each) if len(each) > 1 else (),
+        )
+        for name, first in each[0].items()
+    }
+
+
+def _moved(figure: Figure, value: float) -> tuple[float, float] | None:
+    """The interval about the seeds' mean instead of the first seed's value."""
+    shift = value - figure.value
+    return None if figure.interval is None else (figure.interval[0] + shift, figure.interval[1] + shift)
+
+
+def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict[str, Figure]:
+    """Name → mean of its values, in parts, over those that are not NaN; left out where all are."""
+    found = {}
+    for name, parts in shown.items():
+        values = torch.cat([part.reshape(-1) for part in parts]).double()
+        if (known := values.isfinite()).any():
+            weights = resamples(len(values), replicates)
+            means = weights @ values.where(known, 0) / (weights @ known.double())
+            found[name] = Figure(means[0].item(), _interval(means[means.isfinite()]))
+    return found
+
+
+def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None:
+    """Why a sample is too small for a metric of features (N, `width`); None where it is not."""
+    if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
+        return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; read its excess."
+    if name == "coverage" and figure.floor is not None and figure.value >= figure.floor:
+        return f"coverage: at its ceiling, as real pictures have {figure.floor:.3f} at {samples:,} samples."
+    return None

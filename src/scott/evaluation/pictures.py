@@ -1,0 +1,166 @@
+"""Pictures drawn a batch at a time from fixed seeds, and kept as PNGs that say how they were made."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from scott.errors import UserError
+from scott.evaluation.features import check_images
+from scott.evaluation.grids import to_pil
+from scott.files import write_atomically
+
+Generate = Callable[[Sequence[str], int], Tensor]
+"""(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with (images done, images in all)."""
+
+SECONDS = "seconds"
+POLL_SECONDS = 0.5
+
+
+def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
+    """A PNG that says in its metadata how it was made."""
+    metadata, content = PngInfo(), io.BytesIO()
+    metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
+    picture.save(content, "PNG", pnginfo=metadata)
+    return content.getvalue()
+
+
+def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
+    """Write the PNG of `png`."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(png(picture, made))
+    os.replace(temporary, file)
+
+
+def how_made(file: Path) -> Any:
+    """How a PNG of `save_picture` was made; None of any other file."""
+    try:
+        with Image.open(file) as picture:
+            return json.loads(picture.info["parameters"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all are there. Raises `UserError` for one that was made otherwise."""
+    for file, wanted in zip(files, made, strict=True):
+        if not file.exists():
+            return False
+        found = how_made(file)
+        if not isinstance(found, dict) or {k: v for k, v in found.items() if k != SECONDS} != dict(wanted):
+            raise UserError(f"{file} was made otherwise; choose another folder for the pictures, nothing was changed")
+    return True
+
+
+def keep(images: Tensor, files: Sequence[Path], made: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Write pictures (B, 3, H, W), each of which took `seconds`."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    for image, file, how in zip(images, files, made, strict=True):
+        save_picture(to_pil(image), file, {**how, SECONDS: seconds})
+
+
+def read(files: Sequence[Path], *, wait: bool = False) -> tuple[Tensor, float]:
+    """Pictures (B, 3, H, W) in [0, 1] and the seconds they took; `wait` for files that another process will write."""
+    while wait and not all(file.exists() for file in files):
+        time.sleep(POLL_SECONDS)
+    arrays, seconds = [], 0.0
+    for file in files:
+        with Image.open(file) as picture:
+            seconds += json.loads(picture.info["parameters"])[SECONDS]
+            arrays.append(np.array(picture.convert("RGB")))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
+
+
+def write_captions(folder: Path, prompts: Sequence[str]) -> None:
+    """metadata.jsonl beside kept pictures, so that the folder is a source of captioned pictures."""
+    rows = [{"file_name": f"{index:05d}.png", "text": prompt} for index, prompt in enumerate(prompts)]
+    write_atomically(folder / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """Seed of the `batch`-th batch, in [0, 2³²); neither batches nor runs of near seeds share noise.
+
+    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between
+    versions.
+    """
+    return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
+
+
+def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor, float]:
+    """`generate(prompts, seed)` and the seconds it took, its device's queue emptied."""
+    begin = time.perf_counter()
+    images = generate(prompts, seed)
+    if images.device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(images.device)
+    return images, time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The pictures of a sampler, a batch at a time, drawn or kept.
+
+    Batch i is `generate(prompts[i·size : (i+1)·size], batch_seed(seed, i))`, so samplers compared at one seed and one
+    size start from the same noise. Pictures have 8 bits, in files or not. With a folder they are kept there; those that
+    are there, made alike, are not drawn again. Of several processes, each draws every `count`-th batch and the first
+    waits for the others'.
+    """
+
+    generate: Generate
+    prompts: Sequence[str]
+    seed: int
+    size: int
+    folder: Path | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What else is told of a kept picture; one that was made otherwise is refused."""
+    process: tuple[int, int] = (0, 1)
+    """(rank, count)."""
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.size)
+
+    def draw_own(self, progress: Progress | None = None) -> None:
+        """Draw this process's share of what is not in the folder yet."""
+        rank, count = self.process
+        for index in range(rank, len(self), count):
+            files, made = self._files(index)
+            if not kept(files, made):
+                images, seconds = self._drawn(index)
+                keep(images, files, made, seconds / len(images))
+            if progress is not None:
+                progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
+
+    def read(self, index: int) -> tuple[Tensor, float]:
+        """Pictures (B, 3, H, W) of a batch, and the seconds they took."""
+        if self.folder is None:
+            return self._drawn(index)
+        files, _ = self._files(index)
+        return read(files, wait=self.process[1] > 1)
+
+    def _prompts(self, index: int) -> Sequence[str]:
+        return self.prompts[index * self.size : (index + 1) * self.size]
+
+    def _drawn(self, index: int) -> tuple[Tensor, float]:
+        prompts = self._prompts(index)
+        images, seconds = timed(self.generate, prompts, batch_seed(self.seed, index))
+        if len(check_images(images)) != len(prompts):
+            raise ValueError(f"got {len(images)} images for {len(prompts)} prompts")
+        return images.float().mul(255).round() / 255, seconds
+
+    def _files(self, index: int) -> tuple[list[Path], list[dict[str, Any]]]:
+        assert self.folder is not None
+        prompts, seed = self._prompts(index), batch_seed(self.seed, index)
+        files = [self.folder / f"{index * self.size + i:05d}.png" for i in range(len(prompts))]
+        return files, [{"prompt": prompt, "batch seed": seed} | dict(self.made) for prompt in prompts]

@@ -1,0 +1,108 @@
+"""Where A1111 and ComfyUI would call a student: the times of their schedulers, rebuilt from their spacing rules.
+
+Both turn a table of noise levels (their σ, λ_t = σ_t / α_t here) into n of them and then call the network at the time
+of the table that is nearest in log λ. ComfyUI's table has all N training times, A1111's LCM sampler every 20th
+from the last. On a table of N levels, at indices i = 0 .. N − 1 with levels between by linear interpolation of log σ:
+
+    simple          i_k = N − 1 − ⌊k N / n⌋
+    sgm_uniform     i_k = (N − 1) (1 − k / n)
+    normal          i_k = (N − 1) (1 − k / (n − 1));  A1111's "Automatic" and "Uniform" are this one
+    karras          σ_k^(1/7) evenly from σ_max to σ_min
+    exponential     log σ_k evenly
+    kl_optimal      arctan σ_k evenly
+    ddim_uniform    i = 1 + k ⌊N / n⌋ as far as the table goes, from the highest down
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scott.diffusion.schedule import DiscreteSchedule
+
+Rule = Callable[[Tensor, int], Tensor]
+"""(ascending table of levels (N,), number of steps) → levels, descending."""
+
+
+def simple(table: Tensor, steps: int) -> Tensor:
+    return table[[len(table) - 1 - k * len(table) // steps for k in range(steps)]]
+
+
+def sgm_uniform(table: Tensor, steps: int) -> Tensor:
+    return _levels(table, torch.linspace(len(table) - 1, 0, steps + 1, dtype=table.dtype)[:-1])
+
+
+def normal(table: Tensor, steps: int) -> Tensor:
+    return _levels(table, torch.linspace(len(table) - 1, 0, steps, dtype=table.dtype))
+
+
+def karras(table: Tensor, steps: int) -> Tensor:
+    return _evenly(table ** (1 / 7), steps) ** 7
+
+
+def exponential(table: Tensor, steps: int) -> Tensor:
+    return _evenly(table.log(), steps).exp()
+
+
+def kl_optimal(table: Tensor, steps: int) -> Tensor:
+    return _evenly(table.arctan(), steps).tan()
+
+
+def ddim_uniform(table: Tensor, steps: int) -> Tensor:
+    return table[1 :: max(len(table) // steps, 1)].flip(0)
+
+
+COMFYUI: dict[str, Rule] = {
+    rule.__name__: rule for rule in (simple, sgm_uniform, normal, karras, exponential, kl_optimal, ddim_uniform)
+}
+A1111: dict[str, Rule] = {
+    "SGM Uniform": sgm_uniform,
+    "Simple": simple,
+    "Automatic": normal,
+    "Karras": karras,
+    "Exponential": exponential,
+}
+PROGRAMS = {"ComfyUI": (COMFYUI, 1), "A1111": (A1111, 20)}
+"""Program → its rules by the names it shows, and every how many-th training time its table has."""
+
+
+def called_times(program: str, name: str, steps: int) -> list[int]:
+    """The times, descending, at which a program's LCM sampler calls an SD1.x, SD2.x or SDXL network."""
+    rules, every = PROGRAMS[program]
+    schedule = DiscreteSchedule.stable_diffusion()  # which both give every checkpoint of those kinds
+    times = torch.arange(schedule.training_steps - 1, -1, -every).flip(0)
+    table = schedule.lam(times)
+    levels = rules[name](table, steps)
+    return [int(times[(table.log() - level.log()).abs().argmin()]) for level in levels]
+
+
+def flow_shift(sigma: float) -> float:
+    """The shift s of ComfyUI's ModelSamplingSD3 at which "simple" calls the second of 2 steps at σ.
+
+    Its table is σ(t) = s t / (1 + (s − 1) t) of t = 1/1000 .. 1, and that step is at t = 1/2: σ = s / (1 + s).
+    """
+    return round(sigma / (1 - sigma), 2)
+
+
+def nearest(program: str, wanted: Sequence[float]) -> tuple[str, list[int]]:
+    """The scheduler of a program whose times are nearest to those wanted, by the largest difference, and its times."""
+    rules = PROGRAMS[program][0]
+    options = {name: called_times(program, name, len(wanted)) for name in rules}
+    fitting = [name for name, times in options.items() if len(times) == len(wanted)]
+
+    def off(name: str) -> float:
+        return max(abs(got - want) for got, want in zip(options[name], wanted, strict=True))
+
+    best = min(fitting, key=off)
+    return best, options[best]
+
+
+def _levels(table: Tensor, index: Tensor) -> Tensor:
+    """Levels at fractional indices."""
+    low, share = index.floor().long(), index.frac()
+    log = table.log()
+    return ((1 - share) * log[low] + share * log[(low + 1).clamp(max=len(table) - 1)]).exp()
+
+
+def _evenly(table: Tensor, steps: int) -> Tensor:
+    return torch.linspace(0, 1, steps, dtype=table.dtype) * (table[0] - table[-1]) + table[-1]

@@ -1,0 +1,172 @@
+"""The page as its reader meets it, in a real browser: what is typed, ticked and clicked, and what comes of it."""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.app.conftest import WARNING
+
+from scott.app import drawing
+
+PROMPT = "a small red apple on a blue background"
+
+
+@pytest.fixture(autouse=True)
+def everything_is_fast(monkeypatch):
+    """However slow the machine, what is drawn while typing does not depend on it."""
+    monkeypatch.setattr(drawing, "LIVE_SECONDS", math.inf)
+
+
+def shown(page, who, steps):
+    """The figure of a student or teacher."""
+    row = page.get_by_role("region", name=str(who), exact=True)
+    return row.locator("figure").filter(has_text=re.compile(rf"^{steps} step"))
+
+
+def opened(source):
+    """The picture of an `img`, and what it says of itself."""
+    picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    return np.asarray(picture.convert("RGB")).astype(int), json.loads(picture.info["parameters"])
+
+
+def drawn(page, who, steps):
+    return opened(shown(page, who, steps).locator("img").get_attribute("src"))
+
+
+def seed_of(page):
+    return int(page.get_by_label("Seed", exact=True).input_value())
+
+
+def test_the_page_draws_as_it_loads_and_asks_nobody_else(page, runs):
+    for who, counts in ((runs[0], {1: 1, 2: 2, 4: 4}), ("teacher mini", {25: 50, 50: 100})):
+        for steps, calls in counts.items():
+            assert re.search(rf"{calls} calls?.*\d\.\d+ s, ω 3", shown(page, who, steps).inner_text(), re.DOTALL)
+            pixels, made = drawn(page, who, steps)
+            assert made["prompt"] == PROMPT
+            assert (made["seed"], made["steps"], made["guidance_scale"]) == (0, steps, 3)
+            assert pixels.std() > 5
+    assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
+    assert not page.errors
+
+
+def test_it_redraws_while_one_types_what_is_fast(page, runs, monkeypatch):
+    prompt = page.get_by_label("Prompt").first
+    monkeypatch.setattr(drawing, "LIVE_SECONDS", 0.0)
+    prompt.press_sequentially(" now", delay=20)
+    page.get_by_text("not drawn while you type").first.wait_for()
+    monkeypatch.setattr(drawing, "LIVE_SECONDS", math.inf)
+    prompt.fill(PROMPT)
+    page.get_by_alt_text(f"{PROMPT}, drawn by teacher mini in 50 steps").wait_for()
+    assert drawn(page, runs[0], 4)[1]["prompt"] == PROMPT
+    assert seed_of(page) == 0
+
+
+def test_what_is_drawn_is_downloaded_and_drawn_alike_by_diffusers(page, runs):
+    figure = shown(page, runs[0], 2)
+    with page.expect_download() as download:
+        figure.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "demo-2-steps-seed-0.png"
+    with Image.open(download.value.path()) as picture:
+        made = json.loads(picture.info["parameters"])
+        kept = np.asarray(picture.convert("RGB")).astype(int)
+    assert made == {"prompt": PROMPT, "seed": 0, "steps": 2, "guidance_scale": 3, "student": str(runs[0])}
+    figure.get_by_text("In diffusers").click()
+    exec(compile(figure.locator("code").inner_text(), "snippet", "exec"), {})
+    with Image.open("picture.png") as picture:
+        assert np.abs(np.asarray(picture).astype(int) - kept).max() <= 1
+
+
+def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
+    button, first = page.get_by_role("button", name="Draw", exact=True), drawn(page, runs[0], 2)[0]
+    page.get_by_label("Lock the seed").check()
+    button.click()
+    page.get_by_role("radio", name=f"0: {PROMPT}").wait_for()
+    assert seed_of(page) == 0
+    page.get_by_label("Lock the seed").uncheck()
+    button.click()
+    page.get_by_role("radio", name=re.compile("^[1-9]")).wait_for()
+    assert seed_of(page) != 0
+    assert np.abs(drawn(page, runs[0], 2)[0] - first).max() > 1
+    page.get_by_role("radio", name=f"0: {PROMPT}").check()
+    page.get_by_role("link", name=re.compile("Download .*50 steps")).and_(
+        page.locator('[download$="seed-0.png"]')
+    ).wait_for()
+    assert np.array_equal(drawn(page, runs[0], 2)[0], first)
+
+
+def test_runs_stand_side_by_side_and_take_another_omega(page, runs):
+    page.get_by_label(str(runs[1])).first.check()
+    shown(page, runs[1], 4).wait_for()
+    shown(page, "teacher mini", 25).wait_for()
+    assert np.array_equal(drawn(page, runs[0], 2)[0], drawn(page, runs[1], 2)[0]), "one student under two names"
+    page.get_by_label("number input for Guidance ω").fill("2")
+    shown(page, runs[1], 4).get_by_text("ω 2").wait_for()
+    page.get_by_label(str(runs[1])).first.uncheck()
+    shown(page, runs[1], 4).wait_for(state="detached")
+
+
+def test_what_cannot_be_done_is_a_sentence(page):
+    prompt = page.get_by_label("Prompt").first
+    prompt.fill("apple " * 40)
+    page.get_by_role("alert").filter(has_text="40 tokens").wait_for()
+    prompt.press("Enter")
+    page.locator(".toast-body").filter(has_text="40 tokens").wait_for()
+    assert "Traceback" not in page.content()
+    prompt.fill(PROMPT)
+
+
+def test_sixteen_seeds_of_student_and_teacher(page, runs):
+    page.get_by_role("tab", name="Variety").click()
+    page.get_by_role("button", name="Draw 16 seeds").click()
+    for who in (f"{runs[0]}, 2 steps", "teacher mini, 25 steps"):
+        figures = page.get_by_role("region", name=who).locator("figure")
+        figures.filter(has_text="seed 15").wait_for()
+        seen = [opened(source)[0] for source in figures.locator("img").evaluate_all("all => all.map(one => one.src)")]
+        assert len(seen) == 16
+        assert min(np.abs(one - other).max() for one in seen for other in seen if one is not other) > 1
+
+
+def test_a_run_is_watched(page, runs):
+    page.get_by_role("tab", name="Watch").click()
+    page.get_by_role("row", name=re.compile("adversarial ratio")).wait_for()
+    assert page.get_by_role("row", name="time left").inner_text().split()[2] == "0:00:00"
+    assert page.get_by_role("img", name="Curves of the losses").locator("svg").count() == 1
+    grids = sorted((runs[0] / "samples").glob("step-*.png"))
+    page.get_by_role("heading", name=f"After step {int(grids[-1].stem[5:]):,}", exact=True).wait_for()
+    page.get_by_label("number input for Validation").fill("0")
+    page.get_by_role("heading", name=f"After step {int(grids[0].stem[5:])}", exact=True).wait_for()
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name=str(runs[1])).click()
+    page.get_by_role("alert").filter(has_text=WARNING).wait_for()
+
+
+def test_a_run_is_planned(page):
+    page.get_by_role("tab", name="Plan").click()
+    page.get_by_role("button", name="Plan").click()
+    page.get_by_text("it fits").wait_for()
+    assert page.get_by_role("row", name=re.compile("critic decoder")).count() == 1
+    page.get_by_label("Batch").fill("3")
+    page.get_by_label("Cards").fill("2")
+    page.get_by_role("button", name="Plan").click()
+    page.locator(".toast-body").filter(has_text="expected a multiple of 2").wait_for()
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_it_fits_its_window(page, width, tmp_path):
+    """Also makes docs/app.png, where SCOTT_APP_PICTURES names a folder."""
+    page.set_viewport_size({"width": width, "height": 900})
+    folder = Path(os.environ.get("SCOTT_APP_PICTURES", tmp_path))
+    for tab in ("Plan", "Watch", "Variety", "Draw"):
+        if tab == "Draw":
+            page.reload()
+            page.get_by_alt_text("in 50 steps").wait_for()
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        page.screenshot(path=folder / f"app-{tab.lower()}-{width}.png")

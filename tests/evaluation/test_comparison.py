@@ -1,0 +1,84 @@
+"""Results beside one another: the share of a gap, and tables that cannot drift from their results."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from scott.commands.compare import compare, update
+from scott.errors import UserError
+from scott.evaluation import Figure, Results, Row
+from scott.evaluation.comparison import combined, gap_closed, gaps, updated
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "experiments/recorded_run/README.md"]
+FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
+# the paper's figures on COCO-2017 5K
+TEACHER = Row("teacher-ddim-50", 50, 100, 2.0, 20.3, 0.318, 0.9130, 5000)
+LCM = Row("lcm-2", 2, 2, 0.1, 30.4, 0.293, 0.7882, 5000)
+SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000)
+
+
+def test_the_papers_shares() -> None:
+    assert gap_closed(SCOTT, LCM, TEACHER, "fid") == pytest.approx(0.84, abs=0.005)
+    assert gap_closed(SCOTT, LCM, TEACHER, "coverage") == pytest.approx(0.99, abs=0.005)
+    assert gaps(Results([FLOOR, TEACHER, LCM, SCOTT])) == [["scott-2", "84%", "99%"]]
+
+
+def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
+    for name, student in (("sd15-scott", SCOTT), ("sd15-lcm", LCM)):
+        (tmp_path / name).mkdir()
+        Results([FLOOR, TEACHER, replace(student, name="student-2")]).save(tmp_path / name / "evaluation.json")
+    results = combined([tmp_path / name / "evaluation.json" for name in ("sd15-scott", "sd15-lcm")])
+    assert gaps(results) == [["sd15-scott/student-2", "84%", "99%"]]
+    assert results.floor(results.rows[2], "fid") == FLOOR.fid
+
+
+def test_a_share_of_other_sample_sizes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scott-2 1,000, lcm-2 5,000"):
+        gap_closed(replace(SCOTT, samples=1000), LCM, TEACHER, "fid")
+    with pytest.raises(UserError, match="no gap in recall"):
+        gap_closed(SCOTT, LCM, TEACHER, "recall")
+
+
+def test_files_side_by_side(tmp_path) -> None:
+    """One sampler of two files is called after their folders; every form says the same."""
+    recall = {"precision": Figure(0.7), "recall": Figure(0.6, (0.55, 0.66), floor=0.8)}
+    for name, rows in (("a", [FLOOR, TEACHER, LCM]), ("b", [FLOOR, replace(SCOTT, metrics=recall)])):
+        (tmp_path / name).mkdir()
+        Results(rows).save(tmp_path / name / "evaluation.json")
+    files = [tmp_path / name / "evaluation.json" for name in "ab"]
+    assert [row.name for row in combined(files).rows][::3] == ["a/real-vs-real", "b/real-vs-real"]
+    results, text = compare(files, tmp_path / "out")
+    assert "| scott-2 | 84% | 99% |" in text
+    assert (tmp_path / "out" / "comparison.md").read_text() == text
+    lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert [line["name"] for line in lines] == [row.name for row in results.rows]
+    assert float(lines[-1]["recall excess"]) == pytest.approx(-0.2)
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["rows"][-1]["excess"]["recall"] == pytest.approx(-0.2)
+    assert ElementTree.parse(tmp_path / "out" / "comparison.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tables_of_this_repository_are_those_of_their_results(page: Path) -> None:
+    assert updated(page) == page.read_text(), f"run scott compare --update {page.relative_to(ROOT)}"
+
+
+def test_a_table_that_drifted_is_found_and_made_again(tmp_path) -> None:
+    Results([TEACHER, SCOTT]).save(tmp_path / "results.json")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- scott compare results.json -->\nold\n<!-- end -->\nafter\n")
+    with pytest.raises(UserError, match=r"are not those of their results; run scott compare --update"):
+        update([page], check=True)
+    assert "old" in page.read_text()
+    assert update([page], check=False) == [page]
+    assert re.fullmatch(r"before\n<!-- .* -->\n\| sampler.*<!-- end -->\nafter\n", page.read_text(), re.DOTALL)
+    assert update([page], check=True) == []
+    page.write_text("no table")
+    with pytest.raises(UserError, match="has no line"):
+        update([page], check=True)

@@ -1,0 +1,229 @@
+"""The protocol on a sampler and features small enough to know the answer."""
+
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from scott.errors import UserError
+from scott.evaluation import (
+    batch_seed,
+    coverage,
+    evaluate,
+    frechet_distance,
+)
+from scott.evaluation.evaluating import Reference, spread
+from scott.evaluation.measures import figures
+
+
+class MeanColour:
+    description = "mean colour"
+    """An image's feature is its mean colour, a caption's the colour it names."""
+
+    colours = {"red": [1.0, 0.0, 0.0], "green": [0.0, 1.0, 0.0], "blue": [0.0, 0.0, 1.0]}  # noqa: RUF012
+
+    def images(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([self.colours[text] for text in texts])
+
+
+def paint(prompts: Sequence[str], seed: int) -> Tensor:
+    noise = torch.rand(len(prompts), 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return 0.5 * MeanColour().texts(prompts)[:, :, None, None] + 0.5 * noise
+
+
+PROMPTS = ["red", "green", "blue", "red", "green", "blue", "blue"]
+REFERENCE = torch.rand(20, 3, generator=torch.Generator().manual_seed(5))
+
+
+class Painter:
+    steps, network_calls, guidance = 2, 2, 3.0
+
+    def __init__(self, generate=paint) -> None:
+        self.generate = generate
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        return self.generate(prompts, seed)
+
+
+def reference(**changed) -> Reference:
+    colour = MeanColour()
+    return Reference(PROMPTS, {"features": colour, "clip": colour}, {"features": REFERENCE}, **changed)
+
+
+def run(generate=paint, *, of=None, **changed):
+    options = {"seeds": (3,), "batch_size": 3, "name": "student"} | changed
+    return evaluate(Painter(generate), of or reference(), **options)
+
+
+def test_measures_are_those_of_the_images_the_seeds_give() -> None:
+    batches = [PROMPTS[:3], PROMPTS[3:6], PROMPTS[6:]]
+    images = torch.cat([paint(batch, batch_seed(3, i)) for i, batch in enumerate(batches)])
+    images = (255 * images).round() / 255
+    fakes, texts = images.mean(dim=(2, 3)), MeanColour().texts(PROMPTS)
+    row = run()
+    assert (row.name, row.steps, row.network_calls, row.samples) == ("student", 2, 2, 7)
+    assert (row.guidance, row.seeds) == (3.0, (3,))
+    assert row.fid == frechet_distance(REFERENCE, fakes)
+    assert row.coverage == coverage(REFERENCE, fakes)
+    assert row.clip_score == pytest.approx(torch.cosine_similarity(fakes, texts).mean().item())
+    assert not row.recorded
+
+
+def test_same_seed_same_row_other_seed_other_row() -> None:
+    assert run().fid == run().fid
+    assert run().fid != run(seeds=(4,)).fid
+
+
+def test_batch_seeds_are_fixed_and_distinct() -> None:
+    seeds = {batch_seed(seed, batch) for seed in range(50) for batch in range(50)}
+    assert len(seeds) == 2500
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert batch_seed(0, 0) == 2968811710  # results already published hang on this
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(3, (2.0 + 1.0) / 4), (7, 9.0 / 7)])
+def test_the_first_of_several_batches_is_warm_up(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, expected: float
+) -> None:
+    now, durations = [0.0], iter([9.0, 2.0, 1.0])
+
+    def slow(prompts: Sequence[str], seed: int) -> Tensor:
+        now[0] += next(durations)
+        return paint(prompts, seed)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert run(slow, batch_size=batch_size).seconds_per_image == expected
+
+
+def test_progress_counts_images() -> None:
+    seen = []
+    run(progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        (lambda prompts, seed: paint(prompts, seed) * 3, r"expected \[0, 1\]"),
+        (lambda prompts, seed: paint(prompts, seed)[:1], "got 1 images for 3 prompts"),
+        (lambda prompts, seed: paint(prompts, seed)[0], r"expected floats \(B, 3, H, W\)"),
+    ],
+)
+def test_refuses_what_is_not_an_image_for_each_prompt(generate, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(generate)
+
+
+def test_refuses_an_empty_batch() -> None:
+    with pytest.raises(ValueError, match="batch size 0"):
+        run(batch_size=0)
+
+
+OTHERS = torch.rand(7, 3, generator=torch.Generator().manual_seed(6))
+
+
+def test_the_floor_and_the_excess_over_it() -> None:
+    measured = reference(others={"features": OTHERS})
+    floor = measured.floor()
+    assert (floor.name, floor.samples, floor.network_calls) == ("real-vs-real", 7, 0)
+    assert floor.clip_score is floor.seconds_per_image is None
+    assert floor.fid == frechet_distance(REFERENCE, OTHERS)
+    assert floor.coverage == coverage(REFERENCE, OTHERS)
+    row = run(of=measured)
+    assert row.metrics["fid"].excess == row.fid - floor.fid
+    assert row.metrics["clip-score"].excess is None
+
+
+def test_seeds_are_averaged_and_shown() -> None:
+    apart = [run(seeds=(seed,)).fid for seed in (3, 4)]
+    row = run(seeds=(3, 4))
+    assert row.metrics["fid"].seeds == tuple(apart)
+    assert row.fid == pytest.approx(sum(apart) / 2)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """The mean cosine is a mean: of 200 samples, the 95 % intervals miss its expectation 2 to 9 % of the time."""
+    missed = 0
+    for index in range(200):
+        generator = torch.Generator().manual_seed(index)
+        angle = torch.rand(100, generator=generator)
+        images = torch.stack([angle.cos(), angle.sin()], dim=1)
+        texts = torch.tensor([[1.0, 0.0]]).expand(100, 2)
+        low, high = figures(["clip-score"], {}, {"clip": texts}, {"clip": images}, 100)["clip-score"].interval
+        missed += not low <= torch.tensor(1.0).sin().item() <= high
+    assert 4 <= missed <= 22
+
+
+def test_what_a_picture_shows_is_averaged_over_where_it_applies() -> None:
+    def reading(pictures: Tensor, start: int) -> dict[str, Tensor]:
+        numbers = torch.arange(start, start + len(pictures))
+        return {"even": (numbers % 2 == 0).float(), "style": torch.where(numbers < 4, numbers % 2, torch.nan)}
+
+    row = run(of=reference(reading=reading))
+    assert row.metrics["even"].value == pytest.approx(4 / 7)
+    assert row.metrics["style"].value == 0.5
+
+
+def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
+    drawn = run(images=tmp_path)
+    files = sorted(tmp_path.rglob("*.png"))
+    assert [file.name for file in files] == [f"{index:05d}.png" for index in range(7)]
+    files[4].unlink()  # of the second batch, which alone is drawn again
+    asked = []
+
+    def counted(prompts: Sequence[str], seed: int) -> Tensor:
+        asked.append(list(prompts))
+        return paint(prompts, seed)
+
+    again = run(counted, images=tmp_path)
+    assert asked == [PROMPTS[3:6]]
+    assert again.metrics == drawn.metrics == run().metrics
+    with pytest.raises(UserError, match="made otherwise"):
+        run(images=tmp_path, made={"guidance": 7.5})
+
+
+def test_two_processes_share_the_drawing(tmp_path) -> None:
+    other = run(images=tmp_path, process=(1, 2))
+    assert len(list(tmp_path.rglob("*.png"))) == 3, "the second of three batches"
+    assert not other.metrics
+    assert run(images=tmp_path, process=(0, 2)).metrics == run().metrics
+
+
+def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
+    def two(prompts: Sequence[str], seed: int) -> Tensor:
+        values = torch.linspace(0, 1, len(prompts)).view(-1, 1, 1, 1)
+        return values.expand(-1, 3, 4, 4)
+
+    figures = spread(two, ["red", "blue"], MeanColour(), 3, seed=1)
+    assert figures["diversity"].value == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
+
+    def black(prompts: Sequence[str], seed: int) -> Tensor:
+        return torch.zeros(len(prompts), 3, 4, 4)
+
+    def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
+        return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
+
+    figures = spread(black, ["red", "blue"], MeanColour(), 3, seed=1, reading=reading)
+    assert figures["diversity"].value == 0
+    assert figures["first"].value == 0.5, "over the pictures and captions where it applies"
+
+
+def test_a_sample_too_small_is_said() -> None:
+    few = torch.rand(7, 9, generator=torch.Generator().manual_seed(1))
+
+    class Wide(MeanColour):
+        def images(self, images: Tensor) -> Tensor:
+            return few[: len(images)]
+
+    wide = Wide()
+    measured = Reference(
+        PROMPTS, {"features": wide}, {"features": few}, metrics=("fid", "coverage"), others={"features": few}
+    )
+    remark = run(of=measured, batch_size=7).remark
+    assert "fid: 7 samples do not fill the covariance of 9 features" in remark
+    assert "coverage: at its ceiling" in remark

@@ -1,0 +1,61 @@
+"""Run with an older diffusers and transformers: open every export that a list names, as its user would, and draw.
+
+    PYTHONPATH=build/older python tests/export/older.py FOLDER
+
+FOLDER/exports.json is a list of {"name", "kind", "folder", "teacher", "guidance_scale", "options", "expected"}; each
+`expected` is a safetensors file with the 2-step latent that the new versions draw. Writes off.json: the versions, and
+{name: largest difference over the standard deviation}.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import diffusers
+import peft
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+
+def read(kind, folder, teacher):
+    """The pipeline with the student in it."""
+    if kind == "onnx":
+        from optimum.onnxruntime import ORTDiffusionPipeline
+
+        return ORTDiffusionPipeline.from_pretrained(folder, provider="CPUExecutionProvider")
+    if kind == "diffusers":
+        return DiffusionPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(teacher)
+    pipe.scheduler = type(pipe.scheduler).from_pretrained(folder, subfolder="scheduler")
+    if hasattr(pipe, "load_lora_weights"):
+        (file,) = Path(folder).glob("*.safetensors")
+        pipe.load_lora_weights(folder, weight_name=file.name)
+    else:
+        pipe.transformer = peft.PeftModel.from_pretrained(pipe.transformer, folder)
+    return pipe
+
+
+def main(folder):
+    diffusers.utils.logging.disable_progress_bar()
+    versions = {module.__name__: module.__version__ for module in (diffusers, transformers, peft)}
+    found = {}
+    for export in json.loads((folder / "exports.json").read_text()):
+        pipe = read(export["kind"], export["folder"], export["teacher"])
+        pipe.set_progress_bar_config(disable=True)
+        latents = pipe(
+            "a cat",
+            num_inference_steps=2,
+            guidance_scale=export["guidance_scale"],
+            generator=torch.manual_seed(0),
+            output_type="latent",
+            **export["options"],
+        ).images
+        expected = load_file(export["expected"])["latents"]
+        found[export["name"]] = ((torch.as_tensor(latents) - expected).abs().max() / expected.std()).item()
+    (folder / "off.json").write_text(json.dumps({"versions": versions, "off": found}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

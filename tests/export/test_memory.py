@@ -1,0 +1,55 @@
+"""An export holds one network: what it writes goes out one tensor at a time, and it is read back after that."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+from scott.commands.export import export_finished
+from scott.teachers import load_backbone
+from scott.teachers.fingerprint import identity
+from scott.training.checkpoint import save_checkpoint
+from scott.training.config import DistillConfig
+
+PROC = Path("/proc/self")
+
+
+def resident(field):
+    """Bytes: of now ("VmRSS"), or at most since the last reset ("VmHWM")."""
+    (line,) = (line for line in (PROC / "status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def big_teacher(teacher_folders, tmp_path_factory):
+    """(folder, bytes of the network): the tiny SD1 with a network of about 60 MB."""
+    pipe = DiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    config = {**pipe.unet.config, "block_out_channels": (192, 384), "attention_head_dim": 8}
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel.from_config(config)
+    folder = tmp_path_factory.mktemp("big")
+    pipe.save_pretrained(folder)
+    return folder, sum(p.numel() * p.element_size() for p in pipe.unet.parameters())
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_end_of_a_run_holds_about_one_network(big_teacher, tmp_path, train):
+    """A pipeline and, of a LoRA, its file too."""
+    teacher, size = big_teacher
+    assert 50e6 < size < 200e6
+    backbone = load_backbone(teacher)
+    backbone.add_student(train, rank=4, alpha=4.0)
+    config = DistillConfig(
+        teacher=str(teacher), data="mini", out=tmp_path, train=train, lora_rank=4, max_steps=1, guidance=3.0
+    )
+    save_checkpoint(tmp_path / "checkpoints", 1, {"target": backbone.target_parameters()}, {})
+    (tmp_path / "config.json").write_text(config.to_json())
+    teacher_is = identity(load_backbone(teacher))
+    del backbone
+    gc.collect()
+    before = resident("VmRSS")
+    (PROC / "clear_refs").write_text("5")  # the peak starts anew
+    export_finished(config, teacher_is)
+    assert resident("VmHWM") - before < 1.6 * size

@@ -1,0 +1,70 @@
+"""An older diffusers and transformers draw from every export what the new ones draw: `make older`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from tests.export.conftest import write
+
+from scott.export.onnx import write_onnx
+from scott.export.pipeline import call_options, save_student
+from scott.export.trained import draw_latents
+
+OLDER = os.environ.get("OLDER", "")
+"""Folder with the older packages, which `make older` installs; the rest is this environment's."""
+KINDS = {
+    "sd1": ("diffusers", "lora", "kohya"),
+    "sd2": ("diffusers", "lora", "kohya"),
+    "sdxl": ("diffusers", "lora", "kohya"),
+    "pixart": ("diffusers", "lora"),
+    "sd3": ("diffusers", "lora"),
+}
+
+
+@pytest.mark.skipif(not OLDER, reason="make older")
+@pytest.mark.timeout(900)
+def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_student, tmp_path):
+    exports = []
+
+    def add(family, kind, info, latents, teacher=None):
+        folder = tmp_path / family
+        expected = folder / f"{kind}.safetensors"
+        save_file({"latents": latents.contiguous()}, expected)
+        exports.append(
+            {
+                "name": f"{family} {kind}",
+                "kind": kind,
+                "folder": str(folder / kind),
+                "teacher": str(teacher),
+                "guidance_scale": info.guidance_scale,
+                "options": call_options(info.pipeline),
+                "expected": str(expected),
+            }
+        )
+
+    for family, kinds in KINDS.items():
+        trained = make_trained(family)
+        # the tiny teachers are new ones, of which older versions open none
+        teacher = tmp_path / family / "teacher"
+        save_student(make_backbone(family=family), teacher, trained.grid)
+        for kind in kinds:
+            write(trained, tmp_path / family / kind, kind)
+            add(family, kind, trained.info, trained.latents(), teacher)
+    student, backbone, grid, info = small_student("sd1", "lora")
+    write_onnx(student, tmp_path / "small" / "onnx")
+    add("small", "onnx", info, draw_latents(backbone, grid, info.guidance))
+    (tmp_path / "exports.json").write_text(json.dumps(exports))
+    script = Path(__file__).with_name("older.py")
+    environment = os.environ | {"PYTHONPATH": str(Path(OLDER).resolve()), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, script, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "off.json").read_text())
+    assert found["versions"]["diffusers"] == "0.35.2"
+    assert found["versions"]["transformers"].startswith("4.57")
+    assert found["off"].keys() == {export["name"] for export in exports}
+    assert max(found["off"].values()) < 1e-3, found["off"]

@@ -1,0 +1,99 @@
+"""The comparison's rows and its six numbers."""
+
+import json
+from dataclasses import asdict
+from typing import ClassVar
+
+import pytest
+from experiments.comparison import __main__ as comparison
+from experiments.comparison.rows import Row, read_rows
+from experiments.headline import Headline, headline, interval, main
+from experiments.results import append_line
+
+
+def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240):
+    values = {"method": method, "matched": matched, "budget": budget, "seed": seed, "steps": steps, "fid": fid}
+    return Row(**values, coverage=coverage, updates=10, cpu_minutes=1.0, clip_score=None, spread=None, samples=10)
+
+
+def results():
+    """Teacher .5 over a floor of .1; LCM 1.5 at equal updates and 1.0 at equal time; ours .7 and .9 by seed."""
+    rows = [row("real", steps=0, fid=0.1, coverage=0.97), row("teacher", steps=50, fid=0.5, coverage=0.7)]
+    for seed, fid in ((0, 0.7), (1, 0.9)):
+        rows += [
+            row("ours", "time", seed, 2, fid, 0.65),
+            row("ours", "time", seed, 4, fid - 0.2, 0.68),
+            row("lcm", "updates", seed, 2, 1.5, 0.6),
+            row("lcm", "time", seed, 2, 1.0, 0.62),
+        ]
+    return rows
+
+
+def test_the_six_numbers():
+    figures = headline([*results(), row("ours", "time", 2), row("ours", "time", 0, budget=20)])
+    assert (figures["seeds"], figures["budget"]) == (2, 240)
+    expected = {
+        "gap_closed_equal_updates": (0.8 + 0.6) / 2,
+        "gap_closed_equal_time": (0.6 + 0.2) / 2,
+        "coverage_closed_equal_updates": 0.5,
+        "excess_ratio_2": (1.5 + 2.0) / 2,
+        "excess_ratio_4": (1.0 + 1.5) / 2,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    # t of one degree of freedom at 97.5 % is tan(.475 π) = 12.706, and of two values the standard error half their gap
+    assert figures["gap_closed_equal_updates_interval"] == pytest.approx([0.7 - 12.706 * 0.1, 0.7 + 12.706 * 0.1], 1e-4)
+    assert interval([1.0]) is None
+
+
+def test_the_command(tmp_path, capsys):
+    file = tmp_path / "results.jsonl"
+    assert main(Headline(json=True, results=file)) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    for one in results()[:-1]:  # a run short of the second seed
+        append_line(file, asdict(one))
+    assert main(Headline(json=True, results=file)) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["seeds"], figures["excess_ratio_2_interval"]) == (1, None)
+    append_line(file, {"method": "ours"})
+    assert main(Headline(results=file)) == 2
+
+
+class FakeTraining:
+    """Takes .6 core-seconds an update as ours, .3 as another, and stops at the fifth run of the first call."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, config, data):
+        self.config, self.backbone = config, None
+
+    def train(self, report):
+        if len(self.made) == 5 and "stopped" not in self.made:
+            self.made.append("stopped")
+            raise KeyboardInterrupt
+        self.made.append((self.config.out.name, self.config.max_steps))
+        return self.config.max_steps * (0.6 if self.config.has_critic else 0.3)
+
+
+def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, monkeypatch):
+    figures = {str(n): {"fid": 1.0, "coverage": 0.5, "clip_score": 0.9, "spread": 1.0} for n in (1, 2, 4)}
+    monkeypatch.setattr(comparison, "Training", FakeTraining)
+    monkeypatch.setattr(comparison, "measured", lambda *arguments: figures)
+    monkeypatch.setattr(comparison.Comparison, "reference", None)
+    monkeypatch.setattr(FakeTraining, "made", [])
+    for reference in (row("real", steps=0), row("teacher", steps=50), row("teacher", steps=25)):
+        append_line(tmp_path / "results.jsonl", asdict(reference))
+    (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
+
+    def compare():
+        options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm")}
+        comparison.Comparison(**options, folder=tmp_path, runs=tmp_path / "runs").run(lambda *tick: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare()
+    compare()
+    trained = [made for made in FakeTraining.made if made != "stopped" and not made[0].startswith("calibration")]
+    runs = {"ours-time-1-{}": 100, "lcm-time-1-{}": 200, "lcm-updates-1-{}": 100}
+    assert trained == [(name.format(seed), updates) for seed in (0, 1) for name, updates in runs.items()]
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert [r.steps for r in rows if r.method == "lcm"] == [1, 2, 4] * 4
+    assert "lcm | updates" in (tmp_path / "README.md").read_text()

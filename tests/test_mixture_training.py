@@ -1,0 +1,57 @@
+"""What `experiments.mixture` trains: networks side by side, the energy score, and every method on a few updates."""
+
+import pytest
+import torch
+from experiments.mixture.methods import METHODS, Trial, trials
+from experiments.mixture.networks import Networks
+from experiments.mixture.trained import DATA, distances
+from experiments.mixture.training import BATCH, SD, Training, energy_score
+
+from scott.sampling import sample
+
+
+def test_networks_side_by_side_are_networks_of_their_own():
+    networks = Networks(torch.tensor([1e-3, 1e-2]), 3, 2, 8, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(networks.parameters(), lr=1.0)
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    networks(x).sum().backward()
+    optimizer.step()
+    moved = (networks.rates * networks.biases[-1].detach()).abs().mean((1, 2))
+    assert moved.tolist() == pytest.approx([1e-3, 1e-2], rel=1e-3)
+    other = torch.cat([x[:5], torch.zeros(5, 3)])
+    assert networks(x)[:5].equal(networks(other)[:5])
+    assert not networks(x)[5:].equal(networks(other)[5:])
+
+
+def test_the_energy_score_is_least_for_the_law_itself():
+    generator = torch.Generator().manual_seed(0)
+    first, second, target = torch.randn(3, 200_000, 2, generator=generator)
+    scores = {
+        (shift, spread): energy_score(shift + spread * first, shift + spread * second, target).item()
+        for shift in (0.0, 0.2)
+        for spread in (0.7, 1.0, 1.3)
+    }
+    assert min(scores, key=scores.get) == (0.0, 1.0)
+
+
+def test_every_method_has_as_many_trials():
+    assert {len(trials(method)) for method in METHODS.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    "name", ["lcm", "noise, critic of noised fakes", "noise, dmd of drawn fakes", "energy score, critic of drawn fakes"]
+)
+def test_a_student_comes_nearer_to_the_data_than_its_teacher_in_one_step(name):
+    data, _ = DATA["2-d"]
+    training = Training(METHODS[name], data, [Trial(1e-2, 0.03)], 32, seed=0)
+    reference = data.sample(4000, torch.Generator().manual_seed(1))
+    noise = torch.randn(1000, 2, generator=torch.Generator().manual_seed(2))
+
+    def w1():
+        assert len(training.strength) == BATCH
+        drawn = sample(training.target, SD, noise, None, times=training.grid.inference_times(1))
+        return distances(drawn.double(), reference)[0]
+
+    before = w1()
+    training.train(120, of=120)
+    assert w1() < 0.85 * before
