@@ -4,92 +4,40 @@ The teacher is the plain network. With `train="lora"` the student and its EMA ta
 `train="full"` copies of their own; the critic is an adapter or a copy with heads (`teachers.critic`), or heads on the
 plain network's first layers (`teachers.heads`).
 
-A family is a subclass: which layers are adapted, how its network is called, and, where they are not the usual ones,
-four hooks: latents (`pack`, `unpack`, and `LatentNormaliser`), time (`network_time`), guidance (`guided_teacher`,
-`guidance_input`), and text (`teachers.encoders`).
+A family of networks is a subclass (`teachers.family`).
 """
 
-import copy
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from scott.choices import unknown
-from scott.diffusion import Denoiser, JumpGrid, schedule_from_config, to_x0
+from scott.diffusion import Denoiser, to_x0
 from scott.errors import UserError
 from scott.guidance import GuidedDenoiser
 from scott.teachers import Cond
 from scott.teachers.critic import Critic
-from scott.teachers.encoders import Encoders
+from scott.teachers.family import Family
 from scott.teachers.heads import EncoderCritic
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.quantize import quantize
 
 
-class LatentBackbone(Encoders):
-    """A diffusers pipeline as scott sees it.
+class LatentBackbone(Family):
+    """A diffusers pipeline as scott sees it."""
 
-    Raises:
-        UserError: the network takes more than latents (as for inpainting), which is not supported.
-    """
-
-    part: ClassVar[str]
-    """The pipeline's component that is distilled: unet or transformer."""
-    student_layers: ClassVar[tuple[str, ...]]
-    """How the names of the layers end that a LoRA student adapts, and likewise a LoRA critic."""
-    critic_layers: ClassVar[tuple[str, ...]]
-    output_layer: ClassVar[str]
-    """The network's last layer, which turns features into its output."""
-    takes_guidance: ClassVar[bool] = False
-    """Whether a full student of this family takes ω; one that does not is trained for a single ω."""
     version: str = ""
     """Of the frozen network's weights, where it was loaded (`fingerprint.network_version`)."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
-        self.network: ModelMixin = getattr(pipeline, self.part)
-        channels, has = self.network.config.in_channels, self.vae.config.latent_channels * self.normaliser.patch**2
-        if channels != has:
-            raise UserError(f"the network takes {channels} channels and the VAE has {has}; inpainting is not supported")
         self.adapters = Adapters(self.network)
-        scheduler = pipeline.scheduler
-        self.schedule = schedule_from_config({"_class_name": type(scheduler).__name__, **scheduler.config})
-        self.prediction = self.schedule.prediction_type
-        size = self.network.config.sample_size
-        self.latent_shape = (channels, size, size)
-        self.resolution = size * 2 ** (len(self.vae.config.block_out_channels) - 1) * self.normaliser.patch
-        self.original_inference_steps: int | None = scheduler.config.get("original_inference_steps")
-        """Of a consistency student, how many steps its training grid has; None for a teacher."""
-        if isinstance(scheduler, FlowMatchLCMScheduler):  # its times depend on no grid
-            self.original_inference_steps = JumpGrid(self.schedule).original_inference_steps
         self.train_mode: str | None = None
         self.copies: dict[str, ModelMixin] = {}
         self.critic_model: Critic | EncoderCritic | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The parts of the network that hold nearly all of it."""
-        return list(self.network.transformer_blocks)
-
-    @property
-    def decoder_prefixes(self) -> tuple[str, ...]:
-        """How the names of the decoder's layers begin: of a transformer, those of the second half of its blocks."""
-        count = len(self.network.transformer_blocks)
-        return tuple(f"transformer_blocks.{index}." for index in range(count // 2, count))
-
-    @property
-    def feature_layers(self) -> dict[str, int]:
-        """The layers that a critic of heads alone reads, in the order in which they run → channels of their output."""
-        count = len(self.network.transformer_blocks)
-        return {f"transformer_blocks.{k * count // 4 - 1}": self.network.inner_dim for k in (1, 2, 3)}
 
     def to(self, device: torch.device | str) -> Self:
         self.pipeline.to(device)
@@ -98,51 +46,9 @@ class LatentBackbone(Encoders):
                 module.to(device)
         return self
 
-    def resize(self, resolution: int) -> None:
-        """Train and draw at another size, of squares of that many pixels a side; the student is saved with it.
-
-        Raises `UserError` for a size that the VAE or the network's positions do not allow.
-        """
-        factor = self.resolution // self.latent_shape[-1]
-        if resolution % factor:
-            raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
-        side, places = resolution // factor, self.network.config.get("pos_embed_max_size")
-        if places and side > places * self.network.config.patch_size:
-            most = places * self.network.config.patch_size * factor
-            raise UserError(f"got resolution {resolution}; this teacher has positions for {most} pixels at most")
-        self.latent_shape, self.resolution = (self.latent_shape[0], side, side), resolution
-        self.network.register_to_config(sample_size=side)
-
-    # --- what a family says of its network -------------------------------------------------------------------
-
-    @abstractmethod
-    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
-        """The network's own output for what `pack` made of the latents, in the network's dtype."""
-
-    def pack(self, x_t: Tensor) -> Tensor:
-        """Latents (B, C, H, W) as the network takes them."""
-        return x_t
-
-    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """The network's output as the schedule's prediction, in the shape and with the sign that it has of x_t."""
-        return output
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """The schedule's time (B,) as the network is fed it."""
-        return self.schedule.timestep(t)
-
     def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
         """The teacher under guidance ω, a number or (B,): classifier-free guidance."""
         return GuidedDenoiser(self.teacher, uncond, omega, low_memory)
-
-    def guidance_input(self, network: ModelMixin, cond: Cond) -> Tensor | None:
-        """ω as a network that takes it is fed it, in the form in which its pipeline writes it; None for another."""
-        return None
-
-    @property
-    def student_config(self) -> dict[str, Any]:
-        """What a full student's config has besides the teacher's."""
-        return {}
 
     def student_copy(self) -> ModelMixin:
         """A trainable fp32 copy of the network, which takes ω where the family can."""
@@ -179,11 +85,6 @@ class LatentBackbone(Encoders):
         """Run the plain network as far as the last of `feature_layers`, for the sake of who reads them."""
         with self.adapters.use(None):
             self._output(self._encoder(), x_t, t, cond)
-
-    def _encoder(self) -> ModelMixin:
-        """The network without the layers behind `feature_layers`."""
-        last = max(int(name.removeprefix("transformer_blocks.")) for name in self.feature_layers)
-        return shortened(self.network, transformer_blocks=self.network.transformer_blocks[: last + 1])
 
     def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
@@ -294,14 +195,6 @@ class LatentBackbone(Encoders):
         self.network.enable_gradient_checkpointing(self.adapters.checkpointed)
         for network in self.copies.values():
             network.enable_gradient_checkpointing(Adapters(network).checkpointed)
-
-
-def shortened(network: ModelMixin, **modules: nn.Module | None) -> ModelMixin:
-    """A shallow copy of a network with some modules replaced: all others are the network's own, hooks included."""
-    part = copy.copy(network)
-    part._modules = network._modules | modules
-    part._compiled_call_impl = None  # it would call the whole network
-    return part
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

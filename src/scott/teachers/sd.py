@@ -12,7 +12,8 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from scott.teachers import Cond, lora
-from scott.teachers.network import LatentBackbone, shortened
+from scott.teachers.family import shortened
+from scott.teachers.network import LatentBackbone
 
 GUIDANCE_EMBEDDING = 256  # width of the ω embedding, as in LCM
 
