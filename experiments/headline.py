@@ -1,4 +1,4 @@
-"""The comparison in six numbers, from its results in the tree: `python -m experiments.headline --json`.
+"""The comparison in five figures, from its results: `python -m experiments.headline --json`.
 
 With FID and coverage in 2 steps at one budget of CPU time, seed by seed,
 
@@ -29,7 +29,7 @@ Figures = dict[str, float | list[float] | None]
 
 
 def headline(rows: list[Row], budget: float | None = None) -> Figures:
-    """The six figures and their intervals, at `budget` or at the largest that has all runs of a seed.
+    """The five figures and their intervals, at `budget` or at the largest that has all runs of a seed.
 
     Raises:
         UserError: no seed has all three runs, or the teacher or the floor is not there.
@@ -82,7 +82,7 @@ def _one(rows: list[Row], method: str, steps: int) -> Row:
 
 @dataclass
 class Headline:
-    """Print the six figures."""
+    """Print the five figures."""
 
     json: bool = False
     """As JSON."""

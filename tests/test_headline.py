@@ -1,4 +1,4 @@
-"""The comparison's rows and its six numbers."""
+"""The comparison's rows and its five figures."""
 
 import json
 from dataclasses import asdict

@@ -264,9 +264,10 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which warns on every CPU
     try:
         command = _parse(sys.argv[1:])
-        from scott.teachers.load import hide_loading_bars
+        if not (isinstance(command, Compare) or (isinstance(command, Prepare) and command.check)):
+            from scott.teachers.load import hide_loading_bars  # all others load networks, which takes seconds
 
-        hide_loading_bars()
+            hide_loading_bars()
         command.run()
     except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
         _stop(f"[bold red]error[/] {escape(str(error))}", 2)

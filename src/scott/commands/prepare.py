@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
@@ -23,8 +23,10 @@ from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import differing, fingerprints, label
+
+if TYPE_CHECKING:
+    from scott.teachers import LatentBackbone
 
 MINI_SCENES = 8192
 USUAL = Reading()
@@ -68,7 +70,7 @@ def open_named(name: str, columns: Columns, split: str) -> Source:
 
 def prepare_source(
     name: str,
-    backbone: LatentBackbone,
+    backbone: "LatentBackbone",
     out: Path,
     settings: Settings,
     report: Report,
@@ -109,14 +111,14 @@ def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]
     return f"{score} >= 6" if where is None else f"({where}) and {score} >= 6"
 
 
-def _made_for(backbone: LatentBackbone) -> dict[str, Any]:
+def _made_for(backbone: "LatentBackbone") -> dict[str, Any]:
     name = str(backbone.pipeline.config.get("_name_or_path") or type(backbone.pipeline).__name__)
     return {"name": embedded.teacher_name(name), **fingerprints(backbone)}
 
 
 def open_data(
     names: Sequence[str],
-    backbone: LatentBackbone,
+    backbone: "LatentBackbone",
     cache: Path,
     seed: int,
     report: Report,
@@ -143,7 +145,7 @@ def open_data(
 
 
 def _open_one(
-    name: str, backbone: LatentBackbone, cache: Path, seed: int, report: Report, reading: Reading, warn: Warn
+    name: str, backbone: "LatentBackbone", cache: Path, seed: int, report: Report, reading: Reading, warn: Warn
 ) -> ShardSource:
     folder = Path(name)
     if _is_prepared(name):
@@ -165,7 +167,7 @@ def _open_one(
     return ShardSource(folder, seed)
 
 
-def resolution_of(names: Sequence[str], backbone: LatentBackbone, reading: Reading = USUAL) -> int:
+def resolution_of(names: Sequence[str], backbone: "LatentBackbone", reading: Reading = USUAL) -> int:
     """Side in pixels of the squares that a run on these data trains on: that of prepared shards, --resolution, or the
     teacher's own. Raises `UserError` where the sources differ."""
     own = reading.resolution or backbone.resolution
@@ -179,7 +181,7 @@ def resolution_of(names: Sequence[str], backbone: LatentBackbone, reading: Readi
     return sides[names[0]]
 
 
-def check_data(names: Sequence[str], backbone: LatentBackbone, reading: Reading = USUAL) -> None:
+def check_data(names: Sequence[str], backbone: "LatentBackbone", reading: Reading = USUAL) -> None:
     """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
     for name in names:
         if not _is_prepared(name):
@@ -205,7 +207,7 @@ def _values(reading: Reading) -> dict[str, Any]:
     return {field.name: getattr(reading, field.name) for field in fields(Reading)}
 
 
-def check_made_for(manifest: Manifest, backbone: LatentBackbone, name: str) -> None:
+def check_made_for(manifest: Manifest, backbone: "LatentBackbone", name: str) -> None:
     """Raise `UserError` when shards were made with another VAE or text encoder than this teacher's."""
     made_for: Any = manifest.settings.get("teacher")
     here = _made_for(backbone)

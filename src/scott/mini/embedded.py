@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from scott.errors import UserError
 from scott.evaluation import ClipFeatures
 from scott.mini.glyphs import ASSETS
 from scott.mini.scenes import Scenes, SceneSource, Split, pictures
-from scott.teachers import LatentBackbone, load_backbone
+
+if TYPE_CHECKING:
+    from scott.teachers import LatentBackbone
 
 TEACHER = ASSETS / "teacher"
 CLIP = ASSETS / "clip"
@@ -40,10 +43,12 @@ def clip_folder(name: str) -> str | Path:
     return FEATURES.get(name, name)
 
 
-def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> "LatentBackbone":
     """The teacher that ships with scott, or one that experiments.embedded_teacher made in `folder`."""
     if not folder.is_dir():
         raise UserError(f"no embedded teacher at {folder}; reinstall scott")
+    from scott.teachers import load_backbone  # which loads diffusers: data of this name need none
+
     return load_backbone(folder, dtype)
 
 

@@ -19,7 +19,6 @@ from scott.mini.scenes import BACKGROUNDS, MARGIN, PLACES, PLACES_OF_SIZE, RESOL
 
 DIFFERS = 26.0
 """Euclidean distance in 8-bit RGB; the two nearest backgrounds are more than 40 apart."""
-LONGEST = {size: high for size, (_, high) in SIZES.items()}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class LatentNormaliser:
 
     With `patch` p, z is folded first, p x p places into channels: (B, C p², H / p, W / p). The VAEs of
     the families here have one mean and scale; means by channel, and folded latents under a batch norm (FLUX.2), are
-    read as diffusers' pipelines read them, for a fine-tune's VAE and for families to come.
+    read as diffusers' pipelines read them, also for a fine-tune's VAE.
     """
 
     mean: float | Tensor

@@ -2,20 +2,22 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import FLAGS
+
+if TYPE_CHECKING:
+    from scott.teachers.network import LatentBackbone
 
 SAMPLED = 64
 """Values of each parameter that are read, so that 5 GB of T5 take a moment."""
 _PROBE = "A Café, 3x"
 
 
-def fingerprints(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
+def fingerprints(backbone: "LatentBackbone") -> dict[str, dict[str, Any]]:
     """`vae`, `text_encoder`, ... → class, dtype and hashes of each.
 
     `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16; `half`
@@ -47,13 +49,13 @@ def network_version(network: nn.Module) -> str:
     return _hashes(dict(network.named_parameters()), type(network).__name__)["half"][:16]
 
 
-def identity(backbone: LatentBackbone) -> dict[str, dict[str, Any]]:
+def identity(backbone: "LatentBackbone") -> dict[str, dict[str, Any]]:
     """`fingerprints`, and that of the network unless it is quantised."""
     quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
     return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
 
 
-def network_fingerprint(backbone: LatentBackbone) -> dict[str, str]:
+def network_fingerprint(backbone: "LatentBackbone") -> dict[str, str]:
     """Class, dtype and hashes of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
     state = backbone.adapters.plain_state()
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
