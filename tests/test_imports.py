@@ -85,6 +85,11 @@ def test_help_is_shown_without_torch():
     assert not loaded(*show, "try: main()", "except SystemExit: pass") & heavy
 
 
+@pytest.mark.parametrize("command", ["check", "compare"])
+def test_commands_that_need_no_network_load_no_models_library(command):
+    assert not loaded(f"import scott.commands.{command}") & {*MODELS}
+
+
 def test_evaluation_never_sees_the_trainer():
     for path in FILES:
         if room_of(path) == "evaluation":

@@ -31,7 +31,7 @@ from tyro.conf import (
 from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
-from scott.errors import Preempted, UserError, first_line
+from scott.errors import Preempted, UserError, first_line, one_line
 from scott.progress import Bars, console, warn
 
 
@@ -52,7 +52,7 @@ class Demo:
         with Bars(console) as bars:
             results = demo(self.out, max_steps=self.max_steps, samples=self.samples, seed=self.seed, report=bars.report)
         console.print(table(results))
-        console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}")
+        console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}", markup=False)
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Sample:
     seed: int = 0
     """Of the first picture; each further one takes the next."""
     guidance: float | None = None
-    """ω, in the form uncond + ω (cond − uncond); by default the middle of what the student was trained for."""
+    """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
     grid: bool = False
     """Write a contact sheet of all pictures too."""
     out: Path = Path("samples")
@@ -145,7 +145,7 @@ class Sample:
         from scott.commands.sample import draw
 
         files = draw(**vars(self), warn=warn)
-        console.print("\n".join(str(file) for file in files))
+        console.print("\n".join(str(file) for file in files), markup=False)
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Export:
 
         folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
-        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}")
+        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
 
 
 @dataclass
@@ -187,7 +187,7 @@ class Evaluate:
         with Bars(console) as bars:
             results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
         console.print(table(results))
-        console.print(f"results {file}")
+        console.print(f"results {file}", markup=False)
 
 
 @dataclass
@@ -211,7 +211,7 @@ class Compare:
         if self.results:
             console.print(compare(self.results, self.out)[1], markup=False, highlight=False)
         for page in update(self.update, check=self.check):
-            console.print(f"updated {page}")
+            console.print(f"updated {page}", markup=False)
 
 
 @dataclass
@@ -270,7 +270,7 @@ def main() -> None:
             hide_loading_bars()
         command.run()
     except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
-        _stop(f"[bold red]error[/] {escape(str(error))}", 2)
+        _stop(f"[bold red]error[/] {escape(one_line(str(error)))}", 2)
     except (MemoryError, RuntimeError) as error:
         if not re.search("out of memory|allocate", str(error)):
             raise

@@ -19,5 +19,10 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def one_line(text: str) -> str:
+    """A text with what ends a line, or steers a terminal, written as it is escaped: a name may hold any of it."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class Preempted(Exception):
     """SIGTERM came; the message says what was saved. The command line prints it and exits with code 143."""

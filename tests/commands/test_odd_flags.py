@@ -25,6 +25,7 @@ TEXTS = [
     "-",
     "--",
     "[",
+    "[/x]",
     "{",
     "{1,2}",
     "*",
@@ -64,11 +65,16 @@ class Elsewhere:
     out: str
 
 
+@dataclasses.dataclass
+class Page:
+    out: str
+
+
 COMMANDS = {
     **{f"distill {recipe} --data PICTURES": flags(DistillConfig, DryRun) for recipe in RECIPES},
     "distill --teacher TEACHER --data PICTURES --out new": flags(DistillConfig),
     "prepare PICTURES --teacher TEACHER --out new": flags(Settings, Elsewhere),
-    "prepare PICTURES --check": flags(Settings),
+    "prepare PICTURES --check": flags(Settings, Page),
     "sample RUN --guidance 3": flags(cli.Sample),
     "evaluate RUN": flags(cli.Evaluate, cli.Measured),
     "export RUN": flags(cli.Export),
@@ -122,7 +128,7 @@ def no_work(make_backbone, monkeypatch, tmp_path):
     monkeypatch.setattr(
         sample.StudentSampler, "__call__", lambda self, prompts, seed: torch.zeros(len(prompts), 3, 8, 8)
     )
-    monkeypatch.setattr(evaluate, "load_student", works)
+    monkeypatch.setattr(evaluate, "target_of", works)
     monkeypatch.setattr(demo, "run", works)
 
 

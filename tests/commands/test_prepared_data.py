@@ -331,20 +331,22 @@ def test_a_config_names_one_source_or_several(tmp_path):
     assert DistillConfig.load(tmp_path / "config.json") == config
     assert config.sources == ("a", "b")
     assert DistillConfig(data="a", **common).sources == ("a",)
-    for weights in ((1,), (1, 0), (1, float("inf"))):
+    for weights in ((1,), (1, 0), (1, 1e-4), (1, float("inf"))):
         with pytest.raises(UserError, match="got weights"):
             DistillConfig(data=("a", "b"), weights=weights, **common)
 
 
 def test_check_says_what_would_be_kept_and_shows_it(scott, pictures, tmp_path):
+    (tmp_path / "page[").mkdir()
     (pictures / "3.png").write_bytes(b"")
     (pictures / "4.txt").unlink()
     (pictures / "5.txt").write_text("a <b>cat</b> & ein Löwe")
-    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html", "--resolution", 32)
+    code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page[/x].html", "--resolution", 32)
     assert code == 0, said
+    assert "page[/x].html" in said
     for part in ("kept │ 4", "no-caption │ 1 │ 4.png no .txt", "empty-file │ 1 │ 3.png"):
         assert part in said, said
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page[" / "x].html").read_text()
     assert "a &lt;b&gt;cat&lt;/b&gt; &amp; ein Löwe" in page
     shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
     assert [image.size for image in shown] == [(32, 32)] * 4

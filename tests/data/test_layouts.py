@@ -148,6 +148,10 @@ LEFT_OUT = {
         {"b.png": b"version https://git-lfs.github.com/spec/v1\n", "b.txt": "b"},
         "git-lfs-pointer",
     ),
+    "a caption that is a pointer of Git LFS": (
+        {"b.png": PICTURE, "b.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
+        "git-lfs-pointer",
+    ),
     "a second text of a picture": ({"a.caption": "another"}, "other-file"),
     "a table beside texts": ({"list.csv": "path,caption\na.png,b"}, "other-file"),
     "the pictures of a test split": ({"test_images/b.png": PICTURE, "test_images/b.txt": "b"}, "other-split"),

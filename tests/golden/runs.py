@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent
 STEPS = 20
 TERMS = ("consistency", "student_gradient_norm", "adversarial", "critic", "critic_gradient_norm", "adversarial_ratio")
 FULL = {"train": "full", "guidance_min": 2.0, "guidance_max": 4.0, "learning_rate": 1e-4}
+DRAWN = {"critic_fakes": "drawn", "adversarial_weighting": "uniform"}
 RUNS = {
     "scott-lora": {},
     "scott-full": FULL,
@@ -31,6 +32,8 @@ RUNS = {
     "critic-unconditional": {"critic": "unconditional"},
     "critic-matched": {"critic_input": "matched"},
     "critic-renoised": FULL | {"critic_input": "renoised", "solver": "dpmpp-sde", "weighting": "snr+1"},
+    "critic-heads": DRAWN | {"critic": "heads", "critic_input": "clean", "critic_r1": 0.1},
+    "critic-drawn": FULL | DRAWN | {"critic_input": "matched", "adversarial_share": 0.3, "jump_reuse": 2},
     "fp16-lora": {"precision": "fp16"},
     "bf16-full": FULL | {"precision": "bf16"},
 }

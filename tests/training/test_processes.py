@@ -124,6 +124,8 @@ def assert_same_up_to_sums(one, other):
         assert theirs["critic"] == pytest.approx(mine["critic"], rel=1e-4)
         assert theirs["student_gradient_norm"] == pytest.approx(mine["student_gradient_norm"], rel=1e-3)
     (parts, state), (their_parts, their_state) = final(one), final(other)
+    spread, their_spread = (torch.tensor(s.pop("spread")) for s in (state, their_state))
+    assert torch.allclose(spread, their_spread, rtol=1e-3, atol=1e-4)
     assert state == their_state
     for part, tensors in parts.items():
         assert tensors.keys() == their_parts[part].keys()

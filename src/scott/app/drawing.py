@@ -143,7 +143,8 @@ class Drawer:
                     if column is None:
                         break
                     picture = self._picture(column, order.prompt, seed, live)
-                yield picture
+                if self.newest[reader] is order:
+                    yield picture
 
     def _picture(self, column: Column, prompt: str, seed: int, live: bool) -> Picture:
         if column.key not in self.seconds:

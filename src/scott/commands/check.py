@@ -33,7 +33,7 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
 
 def check_summary(check: Check, out: Path) -> Table:
     """What would be kept and what not, with the first record of each reason."""
-    table = Table("", "", "", title=str(out), title_justify="left", show_header=False)
+    table = Table("", "", "", title=escape(str(out)), title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     table.add_row("[bold]kept", f"[bold]{check.count:,}")
     for reason, count in check.skipped.most_common():

@@ -133,7 +133,7 @@ class DistillRecipe:
             return
         with Bars(console) as bars:
             run(config, bars.report, bars.warn)
-        console.print(f"student {config.out / 'student'}")
+        console.print(f"student {config.out / 'student'}", markup=False)
 
 
 def _distill_with(recipe: str | None) -> Any:

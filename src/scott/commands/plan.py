@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from rich.markup import escape
 from rich.table import Table
 
 from scott.commands.distill import add_models, check
@@ -40,7 +41,7 @@ def show(config: DistillConfig, processes: int, *, as_json: bool) -> None:
 
 def as_table(budget: Budget, config: DistillConfig) -> Table:
     """Parameters, calls and memory, in one table of 80 columns."""
-    table = Table("", "", "", title=f"{config.teacher}, {budget.teacher}", show_header=False)
+    table = Table("", "", "", title=escape(f"{config.teacher}, {budget.teacher}"), show_header=False)
     table.columns[1].justify = "right"
     student = f"lora, rank {config.lora_rank}" if config.train == "lora" else "full"
     critic = config.critic if config.critic in ("full", "heads") else f"{config.critic}, rank {config.critic_rank}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
@@ -237,7 +238,7 @@ def processes() -> tuple[int, int]:
 
 def summary(outcome: Outcome, out: Path) -> Table:
     """What was kept and what was left out, and the rate of this call."""
-    table = Table("", "", title=str(out), title_justify="left", show_header=False)
+    table = Table("", "", title=escape(str(out)), title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     if outcome.manifest is None:
         table.add_row("records of this process", f"{outcome.records:,}")

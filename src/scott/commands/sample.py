@@ -43,7 +43,7 @@ class Student:
     """What it was made for; None where a pipeline made elsewhere does not say."""
 
     def guidance(self, wanted: float | None) -> float:
-        """ω to draw with: what is wanted, or the middle of the range. Raises `UserError` outside the range."""
+        """ω to draw with: what is wanted, or what the student is drawn at. Raises `UserError` outside the range."""
         if self.info is None:
             if wanted is None:
                 raise UserError(f"{self.name} does not say which guidance it was trained for; give --guidance")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from scott.data.records import MAX_TEXT_BYTES, Skip
+from scott.data.records import LFS_POINTER, MAX_TEXT_BYTES, Skip
 
 MAX_CHARACTERS = 10_000
 """Several times what any text encoder here reads; a longer text is a page, not a caption."""
@@ -41,6 +41,8 @@ def _one(value: object) -> str:
         text.encode()  # a str may hold half a surrogate pair, which no tokenizer takes
     except UnicodeError:
         raise Skip("caption-not-utf8") from None
+    if text.startswith(LFS_POINTER.decode()):
+        raise Skip("git-lfs-pointer", "run git lfs pull")
     text = " ".join(text.replace("\0", " ").split())
     if len(text) > MAX_CHARACTERS:
         raise Skip("caption-too-long", f"{len(text)} characters")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from scott.data.records import MAX_PICTURE_BYTES, Skip
+from scott.data.records import LFS_POINTER, MAX_PICTURE_BYTES, Skip
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Others are not opened: some of Pillow's readers call programs."""
@@ -23,7 +23,6 @@ UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", 
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
 _UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"<?xml", b"\0\0\1\0")
-LFS_POINTER = b"version https://git-lfs"
 Size = tuple[int, int]
 """Height and width, in pixels."""
 MAX_ASPECT = 2

@@ -11,6 +11,8 @@ from PIL import Image
 T = TypeVar("T")
 
 MAX_PICTURE_BYTES = 64 << 20
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git-lfs has not fetched."""
 MAX_TEXT_BYTES = 1 << 20
 
 

@@ -246,7 +246,7 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
     how = "sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
     if info.train == "full":
-        how = f"They feed a network no ω, so this student's is lost there. As a checkpoint: {how}"
+        how = f"They feed a network no ω, so this student's is lost there; a checkpoint made of it takes {how}"
     else:
         file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
         how = f"The teacher's checkpoint, {file} at strength 1, {how}"

@@ -14,8 +14,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from scott.data.pictures import LFS_POINTER
-from scott.data.records import MAX_PICTURE_BYTES, Skip
+from scott.data.records import LFS_POINTER, MAX_PICTURE_BYTES, Skip
 from scott.errors import UserError, first_line
 
 TIMEOUT = 20.0
