@@ -243,6 +243,23 @@ def test_a_budget_is_never_exceeded_and_is_given_back():
         pass
 
 
+def test_what_is_made_larger_counts():
+    """Of 16 MiB, a picture of 4 x 4 pixels made 1,024 x 1,024 takes 9, and not many wait to be taken."""
+    begun, picture = [], saved(Image.new("RGB", (4, 4)))
+
+    def read(index):
+        begun.append(index)
+        return picture
+
+    records = [Record(str(i), lambda i=i: read(i), "a cat", held=0) for i in range(40)]
+    found = loaded(records, Settings(decode_memory=16), [(1024, 1024)])
+    assert next(found).pixels.shape == (3, 1024, 1024)
+    assert len(begun) <= 2
+    assert len([*found]) == 39
+    (reason,) = {entry.reason for entry in loaded(records[:2], Settings(decode_memory=8), [(1024, 1024)])}
+    assert reason == "beyond-decode-memory"
+
+
 def test_pictures_are_decoded_as_the_budget_allows(monkeypatch):
     """Of 4 million bytes, at 12 a pixel, one picture of 500 x 500 has room, and one of 600 x 600 never."""
     monkeypatch.setattr(loading, "THREADS", 8)

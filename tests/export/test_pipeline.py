@@ -1,18 +1,22 @@
 """A stock pipeline is done when what was read back draws the same, and not before."""
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from tests.export.conftest import write
 
 from scott.errors import UserError
 from scott.export.pipeline import call_options, read_student, save_student
 from scott.export.trained import Trained, difference, replacing
 from scott.samplers import StudentSampler
+from scott.teachers import load_backbone
 
 WITHOUT_SCOTT = """
 import sys, torch
@@ -86,3 +90,21 @@ def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
     with pytest.raises(UserError), replacing(folder) as partial:
         refuse(partial)
     assert (folder / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "lora"])
+def test_a_teacher_in_the_older_layout(teacher_folders, make_trained, tmp_path, kind):
+    """Names of its text encoder that begin with `text_model.`, and a tokenizer of vocabulary and merges alone."""
+    old = tmp_path / "old"
+    shutil.copytree(teacher_folders["sd1"], old)
+    encoder, tokenizer = old / "text_encoder" / "model.safetensors", old / "tokenizer"
+    names = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(encoder).items()}
+    save_file({name: value.clone() for name, value in names.items()}, encoder, {"format": "pt"})
+    backbone = load_backbone(old)
+    backbone.pipeline.tokenizer.backend_tokenizer.model.save(str(tokenizer))
+    (tokenizer / "tokenizer.json").unlink()
+    ours, new = load_backbone(old), load_backbone(teacher_folders["sd1"])
+    assert torch.equal(ours.encode_prompts(["a cat"])["text"], new.encode_prompts(["a cat"])["text"])
+    trained = make_trained(backbone=ours)
+    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, teacher=str(old)))
+    write(trained, tmp_path / "out", kind)  # which reads back what it wrote, and compares what it draws

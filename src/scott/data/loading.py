@@ -63,6 +63,10 @@ class Tally:
                 yield entry
 
 
+CROPPED_BYTES = 9
+"""A pixel of what is cropped: as Pillow resizes it, as an array, and as a tensor."""
+
+
 class Budget:
     """Bytes that decoding may hold at once, over all threads.
 
@@ -105,7 +109,8 @@ def loaded(
     """Records in their order, pictures cropped to the nearest of `sizes`, or why they are left out."""
     budget = Budget(settings.decode_memory << 20)
     load = partial(_load, settings=settings, sizes=sizes, where=where, budget=budget)
-    with quietly(), closing(_ahead(load, records, budget.limit // 4)) as found:
+    made = 3 * max(height * width for height, width in sizes)
+    with quietly(), closing(_ahead(load, records, budget.limit // 4, made)) as found:
         yield from found
 
 
@@ -125,7 +130,8 @@ def _load(
             raise Skip("where")
         captions = read_captions(entry.captions)
         with ExitStack() as held:
-            picture = _picture(entry, settings, lambda count: held.enter_context(budget.hold(count)))
+            crop = CROPPED_BYTES * max(height * width for height, width in sizes)
+            picture = _picture(entry, settings, lambda count: held.enter_context(budget.hold(count + crop)))
             info = {"key": entry.key, "captions": captions, "width": picture.width, "height": picture.height}
             pixels = cropped(picture, sizes)
             del picture  # before its room is given to another
@@ -156,15 +162,15 @@ def _plain(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ahead(
-    function: Callable[[Any], Any], entries: Iterable[Record | Rejected], limit: int
+    function: Callable[[Any], Any], entries: Iterable[Record | Rejected], limit: int, made: int
 ) -> Generator[Sample | Rejected]:
-    """`map` with threads that work ahead, in order, on entries that hold up to `limit` bytes."""
+    """`map` with threads that work ahead, in order, on entries that hold up to `limit` bytes and make `made` each."""
     waiting: deque[tuple[Future[Any], int]] = deque()
     pool = ThreadPoolExecutor(THREADS)
     held = 0
     try:
         for entry in entries:
-            size = entry.held if isinstance(entry, Record) else 0
+            size = entry.held + made if isinstance(entry, Record) else 0
             waiting.append((pool.submit(function, entry), size))
             held += size
             del entry  # its picture is held by the task alone

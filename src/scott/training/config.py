@@ -131,7 +131,12 @@ class DistillConfig(Reading, Adversary):
         Reading.__post_init__(self)
         require(len(self.sources) > 0, "data", self.data, "a source or more")
         fits = not self.weights or len(self.weights) == len(self.sources)
-        require(fits and all(0.001 <= weight < MOST for weight in self.weights), "weights", self.weights, "one a source, from .001")
+        require(
+            fits and all(0.001 <= weight < MOST for weight in self.weights),
+            "weights",
+            self.weights,
+            "one a source, from .001",
+        )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
