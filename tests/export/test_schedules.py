@@ -1,5 +1,8 @@
 """Where other programs call a student: the times that their own code was seen to stop at, from their spacing rules."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.stats import beta
@@ -9,6 +12,8 @@ from scott.export.schedules import PROGRAMS, called_times, flow_shift, nearest
 
 SEEN = {
     ("A1111", "Automatic"): [999, 19],
+    ("A1111", "Uniform"): [999, 19],
+    ("A1111", "Normal"): [999, 19],
     ("A1111", "Karras"): [999, 19],
     ("A1111", "Exponential"): [999, 19],
     ("A1111", "SGM Uniform"): [999, 499],
@@ -21,7 +26,8 @@ SEEN = {
     ("ComfyUI", "simple"): [999, 499],
     ("ComfyUI", "sgm_uniform"): [999, 500],
 }
-"""(program, scheduler) → times of 2 steps, watched in the programs themselves."""
+"""(program, scheduler) → times of 2 steps in the programs; A1111's Exponential by its rule alone."""
+PAGE = Path(__file__).parents[2] / "docs" / "using.md"
 
 
 def test_every_scheduler_was_seen():
@@ -31,6 +37,20 @@ def test_every_scheduler_was_seen():
 @pytest.mark.parametrize(("where", "times"), SEEN.items())
 def test_times_of_two_steps(where, times):
     assert called_times(*where, 2) == times
+
+
+def test_the_page_has_the_times_of_every_scheduler():
+    said = {}
+    for program, names, *cells in re.findall(
+        r"^\| (ComfyUI|A1111) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.read_text(), re.M
+    ):
+        for name in re.sub(r"\*\*| \(.*?\)", "", names).split(", "):
+            said[program, name] = [[int(number) for number in re.findall(r"\d+", cell)] for cell in cells]
+    assert said.keys() == SEEN.keys()
+    for where, (two, four) in said.items():
+        times = called_times(*where, 4)
+        assert two == called_times(*where, 2)
+        assert four in (times, times[-1:])
 
 
 def test_the_nearest_are_within_a_few_times_of_what_the_student_needs():

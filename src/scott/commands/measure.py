@@ -120,7 +120,7 @@ def source_reference(
 
 
 class _Reader:
-    """Reads samples on and on, and keeps of them what is told of a reference."""
+    """Reads samples on and on, and keeps of them what a reference states."""
 
     def __init__(self, size: int, instruments: Instruments) -> None:
         self.size, self.instruments = size, instruments

@@ -90,7 +90,7 @@ def teacher_rows(name: str, measured: Measured, guidance: float) -> dict[str, Sa
 
 
 def identity(sampler: Sampler, measured: Measured) -> dict[str, Any]:
-    """What pictures of a sampler are a function of, besides prompt and seed: told by weights, not by names."""
+    """What pictures of a sampler are a function of, besides prompt and seed: its weights, not their names."""
     made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
     if isinstance(sampler, PipelineSampler):
         scheduler = type(sampler.pipeline.scheduler).__name__

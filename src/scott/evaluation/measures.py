@@ -1,4 +1,4 @@
-"""Which metrics there are, which network each reads, and what is told of a figure: interval, floor, seeds."""
+"""Which metrics there are, which network each reads, and what comes with a figure: interval, floor, seeds."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -124,7 +124,7 @@ class Batches:
     size: int
     folder: Path | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
-    """What else is told of a kept picture; one that was made otherwise is refused."""
+    """What else is kept beside a picture; one that was made otherwise is refused."""
     process: tuple[int, int] = (0, 1)
     """(rank, count)."""
 

@@ -61,7 +61,7 @@ class _Graph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         for tensor in tensors[1:]:
             if tensor.ndim:
-                torch._check(tensor.shape[0] == tensors[0].shape[0])  # one batch, which the exporter has to be told
+                torch._check(tensor.shape[0] == tensors[0].shape[0])  # one batch, which the exporter cannot know
         output = self.module(**_with_tensors(self.call, dict(zip(self.inputs, tensors, strict=True))))
         if self.call.get("output_hidden_states"):
             return (

@@ -6,7 +6,7 @@ from the last. On a table of N levels, at indices i = 0 .. N − 1 with levels b
 
     simple          i_k = N − 1 − ⌊k N / n⌋
     sgm_uniform     i_k = (N − 1) (1 − k / n)
-    normal          i_k = (N − 1) (1 − k / (n − 1));  A1111's "Automatic" and "Uniform" are this one
+    normal          i_k = (N − 1) (1 − k / (n − 1));  A1111's "Automatic", "Uniform" and "Normal" are this one
     karras          σ_k^(1/7) evenly from σ_max to σ_min
     exponential     log σ_k evenly
     kl_optimal      arctan σ_k evenly
@@ -59,6 +59,8 @@ A1111: dict[str, Rule] = {
     "SGM Uniform": sgm_uniform,
     "Simple": simple,
     "Automatic": normal,
+    "Uniform": normal,
+    "Normal": normal,
     "Karras": karras,
     "Exponential": exponential,
 }

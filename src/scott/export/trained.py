@@ -42,7 +42,7 @@ class StudentInfo:
     guidance_min: float
     guidance_max: float
     takes_guidance: bool
-    """Whether the network is told ω; one that is not has its ω built in."""
+    """Whether the network takes ω as an input; one that does not has its ω built in."""
     original_inference_steps: int
     times: dict[str, list[float]]
     """Number of steps → the network's times (σ for a flow), descending."""
