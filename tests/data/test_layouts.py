@@ -131,6 +131,12 @@ REFUSED = {
     "what save_to_disk did not write": ({"x.arrow": "", "README.md": ""}, r"no pictures, but \.md 1, \.arrow 1"),
     "shards": ({"preparation.json": "{}"}, "holds what `scott prepare` made; give it to `scott distill`"),
     "a pointer of Git LFS": ({"a.parquet": "version https://git-lfs.github.com/spec/v1\n"}, "run git lfs pull"),
+    "a table that is a pointer of Git LFS": (
+        {"metadata.csv": "version https://git-lfs.github.com/spec/v1\n"},
+        "git lfs pull",
+    ),
+    "a table that breaks off": ({"metadata.jsonl": '{"file_name": "a.png",\n'}, "no row that is a JSON object"),
+    "a list that breaks off": ({"metadata.json": '[{"file_name": "a.png", "text": "a'}, "no row that is a JSON object"),
     "an empty parquet file": ({"a.parquet": ""}, "is no parquet file"),
 }
 

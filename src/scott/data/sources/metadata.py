@@ -9,7 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scott.data.captions import read_columns
-from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, attempt, units_of_rows
+from scott.data.records import (
+    LFS_POINTER,
+    MAX_TEXT_BYTES,
+    Columns,
+    Record,
+    Rejected,
+    Skip,
+    Unit,
+    attempt,
+    units_of_rows,
+)
 from scott.data.sources.files import digest_of, opened, read_local, read_picture, spellings
 from scott.data.sources.survey import folded
 from scott.data.sources.tables import IMAGES, caption_columns, captions_of, image_column
@@ -126,11 +136,15 @@ def _read_table(file: Path) -> tuple[list[str], list[dict[str, Any] | Skip]]:
     try:
         with opened(str(file), "gzip" if file.suffix.lower() == ".gz" else None) as stream:
             content = stream.read().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        if content.startswith(LFS_POINTER):
+            raise ValueError("it is a pointer of Git LFS: run git lfs pull")
         if name.endswith(_OF_TEXT):
             return _csv_rows(content.decode(), name)
         rows = list(_json_rows(content))
     except (ValueError, RecursionError, EOFError, csv.Error) as error:
         raise UserError(f"{file} cannot be read ({error}); expected UTF-8, one row a picture") from None
+    if rows and not any(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file} has no row that is a JSON object; expected one a line, or a list of them")
     return list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)), rows
 
 
