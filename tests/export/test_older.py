@@ -22,7 +22,12 @@ KINDS = {
     "sdxl": ("diffusers", "lora", "kohya"),
     "pixart": ("diffusers", "lora"),
     "sd3": ("diffusers", "lora"),
+    "sd1 full": ("diffusers",),
+    "sdxl full": ("diffusers",),
+    "sd3 full": ("diffusers",),
+    "sd1 dora": ("diffusers", "lora"),
 }
+"""Student → forms of its export: LoRA, if it does not say otherwise."""
 
 
 @pytest.mark.skipif(not OLDER, reason="make older")
@@ -30,13 +35,13 @@ KINDS = {
 def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_student, tmp_path):
     exports = []
 
-    def add(family, kind, info, latents, teacher=None):
-        folder = tmp_path / family
+    def add(student, kind, info, latents, teacher=None):
+        folder = tmp_path / student
         expected = folder / f"{kind}.safetensors"
         save_file({"latents": latents.contiguous()}, expected)
         exports.append(
             {
-                "name": f"{family} {kind}",
+                "name": f"{student} {kind}",
                 "kind": kind,
                 "folder": str(folder / kind),
                 "teacher": str(teacher),
@@ -46,16 +51,18 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
             }
         )
 
-    for family, kinds in KINDS.items():
-        trained = make_trained(family)
+    for student, kinds in KINDS.items():
+        family, _, how = student.partition(" ")
+        trained = make_trained(family, **{"full": {"train": "full"}, "dora": {"variant": "dora"}}.get(how, {}))
         # the tiny teachers are new ones, of which older versions open none
-        teacher = tmp_path / family / "teacher"
+        teacher = tmp_path / student / "teacher"
         save_student(make_backbone(family=family), teacher, trained.grid)
+        info, latents = trained.info, trained.latents()
         for kind in kinds:
-            write(trained, tmp_path / family / kind, kind)
-            add(family, kind, trained.info, trained.latents(), teacher)
-    student, backbone, grid, info = small_student("sd1", "lora")
-    write_onnx(student, tmp_path / "small" / "onnx")
+            write(trained, tmp_path / student / kind, kind)
+            add(student, kind, info, latents, teacher)
+    stock, backbone, grid, info = small_student("sd1", "lora")
+    write_onnx(stock, tmp_path / "small" / "onnx")
     add("small", "onnx", info, draw_latents(backbone, grid, info.guidance))
     (tmp_path / "exports.json").write_text(json.dumps(exports))
     script = Path(__file__).with_name("older.py")
