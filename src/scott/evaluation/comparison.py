@@ -10,16 +10,15 @@ from what was measured.
 """
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure as Drawing
 
 from scott.errors import UserError
+from scott.evaluation.curves import as_svg
 from scott.evaluation.measures import METRICS
 from scott.evaluation.results import FLOOR, Results, Row
 from scott.evaluation.tables import markdown, markdown_table
@@ -116,10 +115,7 @@ def drawn(results: Results) -> bytes:
                 axes.plot(*zip(*known, strict=True), marker="o", label=family)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", frameon=False)
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "scott"}):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
+    return as_svg(figure)
 
 
 def updated(file: Path) -> str:

@@ -44,8 +44,12 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
             axes.set_ylim(low, high)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", frameon=False)
+    return as_svg(figure)
+
+
+def as_svg(figure: Figure) -> bytes:
+    """An SVG file; without a date and with a fixed salt the same figure gives the same bytes."""
     content = io.BytesIO()
-    # without a date and with a fixed salt the same metrics give the same bytes
     with matplotlib.rc_context({"svg.hashsalt": "scott"}):
         figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
