@@ -92,7 +92,8 @@ def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) 
 
     A full student takes the teacher's place, so that one network is held. Raises `UserError` when there is no run, no
     checkpoint, or one that does not fit the run's config, or where the teacher's folder holds another than the one
-    whose identity is given: fp32 weights on a CPU are mapped from their file, and change in memory when that is rewritten.
+    whose identity is given: fp32 weights on a CPU are mapped from their file, and change in memory when that is
+    rewritten.
     """
     config = _config(run)
     newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
