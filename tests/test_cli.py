@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -267,3 +268,12 @@ def test_a_fault_of_ours_is_no_message(monkeypatch, tmp_path, scott):
     monkeypatch.setattr("scott.commands.demo.demo", faulty)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         scott("demo", "--out", tmp_path)
+
+
+def test_what_a_report_of_a_fault_needs(scott):
+    code, out = scott("env")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0
+    assert lines["torch"] == torch.__version__
+    assert "gradio" in lines["[app]"]
+    assert scott("--version") == (0, f"{lines['scott']}\n")

@@ -19,7 +19,7 @@ LEVELS = [
     {"training", "export", "mini"},
     {"recipes"},
     {"commands", "app"},
-    {"cli"},
+    {"arguments", "cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODELS = {"diffusers", "transformers", "peft"}
@@ -29,7 +29,7 @@ HOMES = {
     "gradio": {"app"},
     "jinja2": {"evaluation"},
     "matplotlib": {"evaluation"},
-    "tyro": {"cli", "commands"},
+    "tyro": {"arguments", "commands"},
 }
 """Library → the rooms that know it."""
 FILES = sorted(

@@ -1,257 +1,23 @@
-"""The command line: parses it, and hands each command to its file in `commands/`.
+"""Entry point of the command line: parses it, runs the command, and says what went wrong.
 
-Bad input is one line and exit code 2. A command imports torch, and what stands on it, when it runs.
+Bad input is one line and exit code 2.
 """
 
-import json
 import logging
 import os
 import re
 import signal
 import sys
-from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union
+from typing import NoReturn
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
-from tyro.conf import (
-    DisallowNone,
-    OmitArgPrefixes,
-    OmitSubcommandPrefixes,
-    Positional,
-    PositionalMetavarFromFieldName,
-    arg,
-    subcommand,
-)
 
-from scott.commands.measured import Measured
-from scott.commands.options import Recipes
-from scott.data.settings import Settings
+from scott import __version__
+from scott.arguments import Compare, Prepare, parse
 from scott.errors import Preempted, UserError, first_line, one_line
-from scott.progress import Bars, console, warn
-
-
-@dataclass
-class Demo:
-    """Distil the embedded teacher in minutes and show what came of it."""
-
-    out: Path = Path("runs/demo")
-    max_steps: int = 450
-    samples: int = 1000
-    """Images a row of the table is measured on."""
-    seed: int = 0
-
-    def run(self) -> None:
-        from scott.commands.demo import demo
-        from scott.evaluation import table
-
-        with Bars(console) as bars:
-            results = demo(self.out, max_steps=self.max_steps, samples=self.samples, seed=self.seed, report=bars.report)
-        console.print(table(results))
-        console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}", markup=False)
-
-
-@dataclass
-class Distill:
-    """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
-
-    recipe: Recipes
-
-    def run(self) -> None:
-        self.recipe.run()
-
-
-@dataclass
-class Prepare:
-    """Encode pictures and captions once, into shards that any run with the same VAE and text encoders trains on.
-
-    The same command goes on where it was stopped; under torchrun or `accelerate launch` processes share the work.
-    """
-
-    source: Positional[str | None] = None
-    """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
-    teacher: str | None = None
-    """Whose VAE and text encoders encode: a pipeline folder, a hub id or mini."""
-    out: Path | None = None
-    """A new folder; with --check, the page."""
-    check: bool = False
-    """Read the source without a teacher: say what would be kept, what not and why, and show 16 pictures in a page of
-    HTML (check.html, if --out is left out)."""
-    preset: Literal["coco2014", "coco2017", "laion-aesthetics-6plus"] | None = None
-    """Start from that data set's public metadata, with its columns and filter."""
-    settings: Annotated[Settings, arg(name="", help="What is kept of the source, and how.")] = field(
-        default_factory=Settings
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the text encoders; the VAE runs in fp32."""
-
-    def run(self) -> None:
-        from scott.commands import check
-        from scott.commands import prepare as recipe
-        from scott.commands.distill import teacher_of
-
-        preset = recipe.PRESETS[self.preset] if self.preset else None
-        if (name := self.source or (preset.source if preset else None)) is None:
-            raise UserError("got neither a source nor --preset; expected one of them")
-        if self.check:
-            page = self.out or Path("check.html")
-            with Bars(console) as bars:
-                found = check.check_named(name, self.settings, page, bars.report, preset)
-            console.print(check.check_summary(found, page))
-            return
-        if self.teacher is None or self.out is None:
-            raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
-        recipe.use_own_device()
-        backbone = teacher_of(self.teacher, recipe.PRECISIONS[self.precision])
-        with Bars(console) as bars:
-            outcome = recipe.prepare_source(
-                name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset
-            )
-            if recipe.processes()[0] == 0:  # who speaks, speaks for all
-                outcome = replace(outcome, manifest=recipe.wait_for_manifest(self.out))
-        console.print(recipe.summary(outcome, self.out))
-
-
-@dataclass
-class Sample:
-    """Draw with a student: a run folder, one of its exports, or a teacher and a LoRA file."""
-
-    student: Positional[str | None] = None
-    """A run folder, a student's pipeline folder or hub id, or (with --engine onnx) an ONNX export."""
-    prompts: tuple[str, ...] = tyro.MISSING
-    """Prompts, or one .txt file with a prompt a line."""
-    teacher: str | None = None
-    """With --lora: the teacher it was made for, a pipeline folder, a hub id or `mini`."""
-    lora: str | None = None
-    """A LoRA file (or its folder) that `scott export` wrote."""
-    engine: Literal["torch", "onnx"] = "torch"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network and the text encoders."""
-    steps: int = 2
-    """1 to 8."""
-    seed: int = 0
-    """Of the first picture; each further one takes the next."""
-    guidance: float | None = None
-    """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
-    grid: bool = False
-    """Write a contact sheet of all pictures too."""
-    out: Path = Path("samples")
-
-    def run(self) -> None:
-        from scott.commands.sample import draw
-
-        files = draw(**vars(self), warn=warn)
-        console.print("\n".join(str(file) for file in files), markup=False)
-
-
-@dataclass
-class Export:
-    """Write a run's student as others read it, and compare it with what is read back."""
-
-    run_folder: Positional[Path]
-    """What `scott distill` wrote."""
-    to: Literal["diffusers", "lora", "kohya", "onnx"]
-    """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; parts for onnxruntime."""
-    best: bool = False
-    """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
-    export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the weights on disk; ONNX has fp32 alone."""
-
-    def run(self) -> None:
-        from scott.commands.export import export
-
-        folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
-        updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
-        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
-
-
-@dataclass
-class Evaluate:
-    """How good pictures are: of a student, of any diffusers pipeline, or in a folder."""
-
-    target: Positional[str]
-    """A run, an export, any text-to-image pipeline of diffusers (folder or hub id), mini, or pictures with prompts."""
-    measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
-    steps: tuple[int, ...] = (1, 2, 4)
-    out: Path | None = None
-    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
-
-    def run(self) -> None:
-        from scott.commands.evaluate import evaluate_target
-        from scott.evaluation import table
-
-        with Bars(console) as bars:
-            results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
-        console.print(table(results))
-        console.print(f"results {file}", markup=False)
-
-
-@dataclass
-class Compare:
-    """Results beside one another: a table, figures of quality against cost, and the share of LCM's gap closed."""
-
-    results: Positional[tuple[Path, ...]] = ()
-    """Files that `scott evaluate` wrote."""
-    out: Path | None = None
-    """A folder for comparison.md, .csv, .json and .svg."""
-    update: tuple[Path, ...] = ()
-    """Markdown files whose tables, between `<!-- scott compare RESULTS -->` and `<!-- end -->`, are written again."""
-    check: bool = False
-    """With --update: change nothing, and fail where a table is not that of its results."""
-
-    def run(self) -> None:
-        from scott.commands.compare import compare, update
-
-        if not self.results and not self.update:
-            raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
-        if self.results:
-            console.print(compare(self.results, self.out)[1], markup=False, highlight=False)
-        for page in update(self.update, check=self.check):
-            console.print(f"updated {page}", markup=False)
-
-
-@dataclass
-class App:
-    """Draw with runs, watch them and plan them in the browser. Needs the extra `app`."""
-
-    runs: Positional[tuple[str, ...]] = ()
-    """Run folders, finished or not, and students' folders or hub ids; those in ./runs, if left out."""
-    host: str = "127.0.0.1"
-    """0.0.0.0 lets other machines in, with no password."""
-    port: int | None = None
-    """The first free one from 7860 on, if left out."""
-
-    def run(self) -> None:
-        from scott.commands.app import app
-
-        app(self.runs, self.host, self.port)
-
-
-COMMANDS = {
-    "demo": Demo,
-    "prepare": Prepare,
-    "distill": Distill,
-    "sample": Sample,
-    "export": Export,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "app": App,
-}
-
-
-def _parse(arguments: list[str]) -> Any:
-    choices: Any = Union[tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())]  # noqa: UP007
-    return tyro.cli(
-        choices,
-        prog="scott",
-        args=arguments,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone, PositionalMetavarFromFieldName),
-        description="Distil a text-to-image diffusion model into a student that draws in few steps.",
-    )
 
 
 def main() -> None:
@@ -262,8 +28,11 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an argument may be of bytes that are no text
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which warns on every CPU
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)  # noqa: T201
+        return
     try:
-        command = _parse(sys.argv[1:])
+        command = parse(sys.argv[1:])
         if not (isinstance(command, Compare) or (isinstance(command, Prepare) and command.check)):
             from scott.teachers.load import hide_loading_bars  # all others load networks, which takes seconds
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scott import cli
+from scott import arguments, cli
 from scott.commands import demo, distill, evaluate, plan, prepare, sample
 from scott.data.settings import Settings
 from scott.export.trained import student_grid
@@ -75,10 +75,10 @@ COMMANDS = {
     "distill --teacher TEACHER --data PICTURES --out new": flags(DistillConfig),
     "prepare PICTURES --teacher TEACHER --out new": flags(Settings, Elsewhere),
     "prepare PICTURES --check": flags(Settings, Page),
-    "sample RUN --guidance 3": flags(cli.Sample),
-    "evaluate RUN": flags(cli.Evaluate, cli.Measured),
-    "export RUN": flags(cli.Export),
-    "demo": flags(cli.Demo),
+    "sample RUN --guidance 3": flags(arguments.Sample),
+    "evaluate RUN": flags(arguments.Evaluate, arguments.Measured),
+    "export RUN": flags(arguments.Export),
+    "demo": flags(arguments.Demo),
 }
 
 
@@ -150,14 +150,14 @@ def command_lines(draw):
 @settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(line=command_lines())
 def test_any_flags_end_in_work_or_in_one_line(line, places, no_work, monkeypatch, capsys):
-    parse, parsed = cli._parse, []
-    monkeypatch.setattr(cli, "_parse", lambda arguments: parsed.append(parse(arguments)) or parsed[0])
+    parse, parsed = cli.parse, []
+    monkeypatch.setattr(cli, "parse", lambda arguments: parsed.append(parse(arguments)) or parsed[0])
     monkeypatch.setattr(sys, "argv", ["scott", *(places.get(word, word) for word in line)])
     try:
         with pytest.raises((SystemExit, Works)) as end:
             sys.exit(cli.main())
     finally:
-        monkeypatch.setattr(cli, "_parse", parse)
+        monkeypatch.setattr(cli, "parse", parse)
     if end.type is SystemExit:
         said = capsys.readouterr().err.strip()
         assert end.value.code == (2 if said else None), said

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scott.cli import _parse
+from scott.arguments import parse
 from scott.commands.distill import config_of
 from scott.recipes.configs import RECIPES, mini_lcm, sd15, sd15_lcm, sdxl
 from scott.training.config import DistillConfig
@@ -13,7 +13,7 @@ from scott.training.config import DistillConfig
 
 def parsed(*arguments):
     """The config of a `scott distill` command line."""
-    recipe = _parse(["distill", *arguments]).recipe
+    recipe = parse(["distill", *arguments]).recipe
     return config_of(recipe.recipe, {k: v for group in recipe.groups for k, v in getattr(recipe, group).items()})
 
 

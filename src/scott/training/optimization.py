@@ -148,5 +148,5 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     try:
         import bitsandbytes
     except ImportError:
-        raise UserError("got optimizer adamw8bit without bitsandbytes; pip install bitsandbytes") from None
+        raise UserError("adamw8bit needs bitsandbytes; pip install 'scott-diffusion[quantize]'") from None
     return bitsandbytes.optim.AdamW8bit
