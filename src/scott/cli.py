@@ -28,10 +28,10 @@ from tyro.conf import (
     subcommand,
 )
 
-from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import Preempted, UserError, first_line, one_line
+from scott.measured import Measured
 from scott.progress import Bars, console, warn
 
 
