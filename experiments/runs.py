@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor
 
 from scott.choices import unknown
-from scott.commands.demo import STUDENT_GUIDANCE
-from scott.commands.distill import add_models, check, teacher_of
-from scott.commands.measure import BATCH, MiniReference, measure_row
+from scott.commands.distill import add_models, check
 from scott.commands.prepare import open_data
 from scott.data.records import chunks
 from scott.errors import UserError
-from scott.evaluation import Row
+from scott.evaluation import Row, evaluate
+from scott.evaluation.references import BATCH
 from scott.files import write_atomically
+from scott.mini.embedded import STUDENT_GUIDANCE
+from scott.mini.protocol import MiniReference
 from scott.mini.scenes import pictures
 from scott.samplers import StudentSampler, TeacherSampler
+from scott.students import teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.checkpoint import latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
@@ -153,9 +156,14 @@ def measured(
     figures, grid, real = {}, config.make_grid(backbone.schedule), real_latents(backbone, reference)
     for steps in STEPS:
         sampler = Kept(StudentSampler(backbone, backbone.target, grid, steps, STUDENT_GUIDANCE))
-        row = measure_row(reference, f"{steps} steps", sampler, lambda name, done, total: report(name, done, total, {}))
+        name = f"{steps} steps"
+        row = evaluate(sampler, reference, name=name, progress=partial(progress, report, name))
         figures[str(steps)] = figures_of(row) | {"spread": spread(torch.cat(sampler.latents), real)}
     return figures
+
+
+def progress(report: Report, name: str, done: int, total: int) -> None:
+    report(name, done, total, {})
 
 
 def real_latents(backbone: LatentBackbone, reference: MiniReference) -> Tensor:

@@ -6,23 +6,24 @@ Every row goes into results.jsonl as it ends, and a run that was stopped goes on
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
-from experiments.runs import QUIET, Report, Training, figures_of, measured
+from experiments.runs import QUIET, Report, Training, figures_of, measured, progress
 from rich.console import Console
 
-from scott.commands.demo import GUIDANCE
-from scott.commands.distill import teacher_of
-from scott.commands.measure import MiniReference, measure_row, mini_reference
 from scott.errors import UserError
+from scott.evaluation import evaluate
+from scott.mini.embedded import GUIDANCE
+from scott.mini.protocol import MiniReference, mini_reference
 from scott.progress import Bars
 from scott.recipes.configs import mini, mini_lcm
 from scott.samplers import TeacherSampler
+from scott.students import teacher_of
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
@@ -91,7 +92,8 @@ class Comparison:
         for steps in TEACHER_STEPS:
             if ("teacher", steps) not in there:
                 sampler = TeacherSampler(teacher_of("mini"), steps, GUIDANCE)
-                made = measure_row(self.reference, f"teacher {steps}", sampler, lambda *tick: report(*tick, {}))
+                name = f"teacher {steps}"
+                made = evaluate(sampler, self.reference, name=name, progress=partial(progress, report, name))
                 blank = _blank("teacher", "nothing", 0, 0, self.samples)
                 append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps})))
 

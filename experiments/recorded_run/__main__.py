@@ -8,14 +8,15 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from scott.commands.demo import GUIDANCE, STUDENT_GUIDANCE, draw_grids
-from scott.commands.distill import teacher_of
-from scott.commands.measure import BATCH, SEED, measure_row, mini_reference
-from scott.commands.sample import load_student
-from scott.evaluation import Results, Row, markdown_table, table, timed
+from scott.commands.demo import SEED, draw_grids
+from scott.evaluation import Results, Row, evaluate, markdown_table, table, timed
+from scott.evaluation.references import BATCH
+from scott.mini.embedded import GUIDANCE, STUDENT_GUIDANCE
+from scott.mini.protocol import mini_reference
 from scott.mini.scenes import Scenes
 from scott.progress import Bars
 from scott.samplers import StudentSampler, TeacherSampler
+from scott.students import load_student, teacher_of
 
 HERE = Path(__file__).parent
 Sampler = TeacherSampler | StudentSampler
@@ -65,8 +66,8 @@ class Record:
         with Bars(console) as bars:
             for name, make in self.samplers().items():
                 if name not in there:
-                    tick = partial(_tick, bars)
-                    results.rows.append(measure_row(reference, name, make(), tick))
+                    progress = partial(_tick, bars, name)
+                    results.rows.append(evaluate(make(), reference, name=name, seeds=(SEED,), progress=progress))
                     results.save(self.out)
 
     def samplers(self) -> dict[str, Callable[[], Sampler]]:

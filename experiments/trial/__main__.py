@@ -13,8 +13,8 @@ from experiments.results import append_line, insert, read_lines, table
 from experiments.runs import QUIET, Report, Training, measured, parsed
 from rich.console import Console
 
-from scott.commands.measure import mini_reference
 from scott.errors import UserError
+from scott.mini.protocol import mini_reference
 from scott.progress import Bars
 from scott.recipes.configs import mini
 from scott.training.config import DistillConfig

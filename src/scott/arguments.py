@@ -20,10 +20,10 @@ from tyro.conf import (
     subcommand,
 )
 
-from scott.commands.measured import Measured
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import UserError
+from scott.measured import Measured
 from scott.progress import Bars, console, warn
 
 

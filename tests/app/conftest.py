@@ -10,8 +10,10 @@ from playwright.sync_api import sync_playwright
 from scott.app.models import Models
 from scott.app.page import build, serve
 from scott.commands import prepare
-from scott.commands.distill import WARNINGS, run
+from scott.commands.distill import run
+from scott.commands.plan import planned
 from scott.recipes.configs import mini
+from scott.training.metrics import WARNINGS
 
 WARNING = "step 2: the critic tells nothing"
 
@@ -36,7 +38,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(runs):
-    page = build(Models([str(run) for run in runs]))
+    page = build(Models([str(run) for run in runs]), planned)
     yield serve(page, "127.0.0.1", None)
     page.close()
 

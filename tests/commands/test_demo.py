@@ -10,9 +10,9 @@ from PIL import Image
 from scott.commands import demo as demo_module
 from scott.commands import prepare as prepare_module
 from scott.commands.demo import demo
-from scott.commands.measure import measure_row, mini_reference, recorded_teacher_row
-from scott.evaluation import Results, Row
+from scott.evaluation import Results, Row, evaluate
 from scott.mini.embedded import load_teacher
+from scott.mini.protocol import mini_reference, recorded_teacher_row
 from scott.samplers import TeacherSampler
 
 
@@ -68,7 +68,7 @@ def test_the_recorded_rows_are_of_the_weights_that_ship():
     """The cheap one of them, measured again as it was: results of other weights are far off."""
     recorded = recorded_teacher_row(2, 1000, demo_module.GUIDANCE)
     sampler = TeacherSampler(load_teacher(), 2, demo_module.GUIDANCE)
-    measured = measure_row(mini_reference(1000), recorded.name, sampler, lambda *_: None)
+    measured = evaluate(sampler, mini_reference(1000), name=recorded.name)
     assert measured.fid == pytest.approx(recorded.fid, rel=1e-3)
     assert measured.coverage == pytest.approx(recorded.coverage, abs=2e-3)
 

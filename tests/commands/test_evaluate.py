@@ -5,21 +5,21 @@ import json
 import pytest
 import torch
 
-from scott.commands import targets as module
+from scott import targets as module
 from scott.commands.evaluate import evaluate_target
-from scott.commands.measure import source_reference
-from scott.commands.measured import Measured
-from scott.commands.sample import Student
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
+from scott.evaluation.references import source_reference
 from scott.export.trained import student_grid
+from scott.measured import Measured
 from scott.mini import embedded
-from scott.mini.scenes import Scenes
+from scott.mini.scenes import Scenes, pictures
+from scott.students import Student
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def folder(tmp_path_factory):
     """Twelve held-out scenes, and two files that are none."""
     folder = tmp_path_factory.mktemp("pictures")
     scenes = Scenes(12, "held-out")
@@ -53,10 +53,12 @@ def ignore(*_):
     pass
 
 
-def test_the_first_pictures_that_can_be_read_are_the_reference(pictures, features):
-    reference = source_reference(open_source(str(pictures)), 11, 64, {"features": features}, ignore)
+def test_the_first_pictures_that_can_be_read_are_the_reference(folder, features):
+    reference = source_reference(open_source(str(folder)), 11, 64, {"features": features}, ignore)
     assert reference.prompts == Scenes(12, "held-out").captions()[:11]
-    assert torch.allclose(reference.real["features"], embedded.real_features(features, 11), atol=1e-4)
+    assert torch.allclose(
+        reference.real["features"], features.images(pictures(Scenes(11, "held-out").scenes())), atol=1e-4
+    )
 
 
 def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features):
@@ -67,7 +69,7 @@ def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features
         wide.save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(caption)
     reference = source_reference(open_source(str(tmp_path)), 10, 64, {"features": features}, ignore)
-    own = embedded.real_features(features, 10)
+    own = features.images(pictures(Scenes(10, "held-out").scenes()))
     similarity = torch.nn.functional.cosine_similarity(reference.real["features"], own)
     assert similarity.min() > 0.9
 
@@ -81,15 +83,15 @@ def test_too_few_pictures_are_refused(samples, tmp_path, features):
         source_reference(open_source(str(tmp_path)), samples, 64, {"features": features}, ignore)
 
 
-def test_what_cannot_be_read_is_counted(pictures, features):
-    reference = source_reference(open_source(str(pictures)), 100, 64, {"features": features}, ignore)
+def test_what_cannot_be_read_is_counted(folder, features):
+    reference = source_reference(open_source(str(folder)), 100, 64, {"features": features}, ignore)
     assert len(reference.prompts) == 12
     assert reference.skipped == {"not-a-picture": 1, "no-caption": 1}
 
 
-def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, pictures, tmp_path):
+def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, folder, tmp_path):
     measured = Measured(
-        data=str(pictures), features=str(embedded.CLIP), guidance=2.5, teacher="mini", teacher_steps=(4, 1)
+        data=str(folder), features=str(embedded.CLIP), guidance=2.5, teacher="mini", teacher_steps=(4, 1)
     )
     results, file = evaluate_target("s", (1,), measured, out=tmp_path / "results.json", report=ignore)
     rows = {row.name: row for row in results.rows}
@@ -134,11 +136,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_measured_is_one_line(case, untrained, pictures, tmp_path):
+def test_what_cannot_be_measured_is_one_line(case, untrained, folder, tmp_path):
     changes, said = BAD[case]
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "manifest.json").touch()
-    known = {"PICTURES": str(pictures), "CLIP": str(embedded.CLIP), "SHARDS": str(tmp_path / "shards")}
+    known = {"PICTURES": str(folder), "CLIP": str(embedded.CLIP), "SHARDS": str(tmp_path / "shards")}
     changes = {name: known.get(str(value), value) for name, value in changes.items()}
     with pytest.raises(UserError, match=said):
         evaluate_target("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)

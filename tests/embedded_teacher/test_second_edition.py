@@ -142,7 +142,7 @@ def test_it_loads_and_keeps_tokenizer_and_encoder(built):
 
 def test_both_folders_have_one_text_tower_in_half_precision(built):
     tower = CLIPTextModel.from_pretrained(built / "out" / "teacher" / "text_encoder", dtype=torch.float32)
-    theirs = embedded.load_features(built / "out" / "clip").model.text_model.state_dict()
+    theirs = embedded.load_features(built / "out" / "clip").network.text_model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in tower.state_dict().items())
     for file in (built / "out").rglob("*.safetensors"):
         assert {value.dtype for value in load_file(file).values() if value.is_floating_point()} == {torch.float16}

@@ -35,7 +35,7 @@ def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
         Results([FLOOR, TEACHER, replace(student, name="student-2")]).save(tmp_path / name / "evaluation.json")
     results = combined([tmp_path / name / "evaluation.json" for name in ("sd15-scott", "sd15-lcm")])
     assert gaps(results) == [["sd15-scott/student-2", "84%", "99%"]]
-    assert results.floor(results.rows[2], "fid") == FLOOR.fid
+    assert results.figure(results.rows[2], "fid").floor == FLOOR.fid
 
 
 def test_a_share_of_other_sample_sizes_is_refused() -> None:

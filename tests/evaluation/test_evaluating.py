@@ -14,7 +14,7 @@ from scott.evaluation import (
     evaluate,
     frechet_distance,
 )
-from scott.evaluation.evaluating import Reference, spread
+from scott.evaluation.evaluating import Diversity, Reference
 from scott.evaluation.measures import figures
 
 
@@ -199,8 +199,9 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
         values = torch.linspace(0, 1, len(prompts)).view(-1, 1, 1, 1)
         return values.expand(-1, 3, 4, 4)
 
-    figures = spread(two, ["red", "blue"], MeanColour(), 3, seed=1)
-    assert figures["diversity"].value == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
+    measured = Reference(["red", "blue"], {"features": MeanColour()}, {}, redrawn=two)
+    figure = Diversity(measured, 3, seed=1).of(two)["diversity"]
+    assert figure.value == figure.floor == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
 
     def black(prompts: Sequence[str], seed: int) -> Tensor:
         return torch.zeros(len(prompts), 3, 4, 4)
@@ -208,8 +209,9 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
     def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
         return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
 
-    figures = spread(black, ["red", "blue"], MeanColour(), 3, seed=1, reading=reading)
-    assert figures["diversity"].value == 0
+    measured.reading_variants, measured.redrawn = reading, None
+    figures = Diversity(measured, 3, seed=1).of(black)
+    assert (figures["diversity"].value, figures["diversity"].floor) == (0, None)
     assert figures["first"].value == 0.5, "over the pictures and captions where it applies"
 
 

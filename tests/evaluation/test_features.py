@@ -1,4 +1,4 @@
-"""ClipFeatures against the transformers model and image processor it stands for."""
+"""A CLIP's features against the transformers model and image processor they stand for."""
 
 import shutil
 from pathlib import Path
@@ -12,8 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from scott.errors import UserError
-from scott.evaluation import ClipFeatures
-from scott.evaluation.features import weights_digest
+from scott.evaluation import Features, networks
 
 SIZE = 16
 
@@ -51,8 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(folder: Path) -> ClipFeatures:
-    return ClipFeatures.from_pretrained(folder, batch_size=3)
+def clip(folder: Path) -> Features:
+    return networks.clip(folder, batch_size=3)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -68,7 +67,7 @@ def as_tensor(*images: Image.Image) -> torch.Tensor:
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
 
 
-def test_unnormalised_embeddings_of_the_model(clip: ClipFeatures, folder: Path) -> None:
+def test_unnormalised_embeddings_of_the_model(clip: Features, folder: Path) -> None:
     images = [photo(SIZE, SIZE, seed) for seed in range(4)]
     texts = ["a cat", "two dogs", "a", "the cat"]
     processor = CLIPImageProcessorPil.from_pretrained(folder)
@@ -84,29 +83,31 @@ def test_unnormalised_embeddings_of_the_model(clip: ClipFeatures, folder: Path) 
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (61, 40), (23, 57), (9, 12)])
-def test_preprocessing_is_that_of_the_image_processor(clip: ClipFeatures, folder: Path, shape: tuple[int, int]) -> None:
+def test_preprocessing_is_that_of_the_image_processor(clip: Features, folder: Path, shape: tuple[int, int]) -> None:
     image = photo(*shape)
     pixels = CLIPImageProcessorPil.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = clip.model.get_image_features(pixel_values=pixels).pooler_output
+        expected = clip.network.get_image_features(pixel_values=pixels).pooler_output
     # The processor rounds to 8 bits after resizing.
     torch.testing.assert_close(clip.images(as_tensor(image)), expected, rtol=0, atol=0.01)
 
 
-def test_the_batch_does_not_matter(clip: ClipFeatures) -> None:
+def test_the_batch_does_not_matter(clip: Features) -> None:
     tensors = as_tensor(*(photo(20, 24, seed) for seed in range(7)))
     torch.testing.assert_close(clip.images(tensors)[4:5], clip.images(tensors[4:5]), rtol=0, atol=1e-5)
 
 
-def test_the_description_tells_weights_apart(clip: ClipFeatures, folder: Path) -> None:
-    other = ClipFeatures.from_pretrained(folder)
-    assert other.description == clip.description
+def test_the_description_tells_weights_apart(clip: Features, folder: Path, tmp_path: Path) -> None:
+    assert networks.clip(folder).description == clip.description
+    shutil.copytree(folder, tmp_path / folder.name)
+    other = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
-        other.model.visual_projection.weight.add_(1e-4)
-    assert weights_digest(other.model) != weights_digest(clip.model)
+        other.visual_projection.weight.add_(1e-4)
+    other.save_pretrained(tmp_path / folder.name)
+    assert networks.clip(tmp_path / folder.name).description != clip.description
 
 
-def test_a_caption_does_not_depend_on_its_neighbours(clip: ClipFeatures) -> None:
+def test_a_caption_does_not_depend_on_its_neighbours(clip: Features) -> None:
     texts = ["a", "cat and dog", "a", "a much longer caption than the context holds"]
     together = clip.texts(texts)
     alone = torch.cat([clip.texts([text]) for text in texts])
@@ -124,7 +125,7 @@ def test_a_caption_does_not_depend_on_its_neighbours(clip: ClipFeatures) -> None
     ],
     ids=["above 1", "not a number", "grey", "no batch", "bytes"],
 )
-def test_refuses_images(clip: ClipFeatures, images: torch.Tensor) -> None:
+def test_refuses_images(clip: Features, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="images: got"):
         clip.images(images)
 
@@ -133,4 +134,4 @@ def test_refuses_images(clip: ClipFeatures, images: torch.Tensor) -> None:
 def test_an_incomplete_folder_is_a_user_error(folder: Path, tmp_path: Path, missing: str) -> None:
     shutil.copytree(folder, tmp_path / "clip", ignore=shutil.ignore_patterns(missing))
     with pytest.raises(UserError, match="is not a CLIP model"):
-        ClipFeatures.from_pretrained(tmp_path / "clip")
+        networks.clip(tmp_path / "clip")

@@ -6,12 +6,13 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from scott.commands.measured import Measured
+from scott.commands.evaluate import KNOWN
 from scott.data.records import Record
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
-from scott.evaluation.protocols import PROTOCOLS, Mjhq, by_category, by_digest, chosen
+from scott.evaluation.protocols import Mjhq, by_category, by_digest, chosen
+from scott.measured import Measured
 from scott.mini import embedded
 
 
@@ -116,4 +117,4 @@ def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:
 
 def test_every_protocol_of_the_command_line_is_known() -> None:
     names = get_args(get_args(get_type_hints(Measured)["protocol"])[0])
-    assert set(names) - {"mini"} == set(PROTOCOLS)
+    assert set(names) == set(KNOWN)

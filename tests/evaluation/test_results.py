@@ -66,7 +66,7 @@ def test_a_file_of_before_is_read(tmp_path) -> None:
     rows = [old | {"coverage": 0.9, "samples": 10, "recorded": False, "note": "as it was"}]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows, "meta": {}}))
     (row,) = Results.load(tmp_path / "results.json").rows
-    assert (row.remark, row.figure("fid")) == ("as it was", Figure(2.0))
+    assert (row.remark, row.metrics["fid"]) == ("as it was", Figure(2.0))
 
 
 def test_no_ratio_of_figures_with_different_sample_sizes() -> None:
@@ -76,6 +76,7 @@ def test_no_ratio_of_figures_with_different_sample_sizes() -> None:
 
 def test_the_floor_is_that_of_as_many_samples() -> None:
     results = Results([FLOOR, TEACHER, STUDENT])
-    assert results.floor(STUDENT, "fid") == 1.8
-    assert results.floor(replace(STUDENT, samples=1000), "fid") is None
-    assert results.floor(FLOOR, "fid") is None
+    assert results.figure(STUDENT, "fid") == Figure(21.6, floor=1.8)
+    assert results.figure(replace(STUDENT, samples=1000), "fid") == Figure(21.6)
+    assert results.figure(FLOOR, "fid") == Figure(1.8)
+    assert results.figure(STUDENT, "kid") is None

@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 
 from scott.app.models import Models, student_folder
-from scott.commands.demo import GUIDANCE
-from scott.commands.sample import Student
 from scott.errors import UserError
 from scott.evaluation import timed, to_pil
 from scott.export.card import stock_snippet
+from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
+from scott.students import Student
 
 LIVE_SECONDS = 0.5
 """A sampler that took longer is not run at every letter that is typed."""
@@ -113,7 +113,7 @@ class Drawer:
 
         Raises `UserError` for what cannot be loaded, or drawn in so many steps.
         """
-        teachers: dict[str, float] = {} if settings.students else {"mini": GUIDANCE}
+        teachers: dict[str, float] = {} if settings.students else {embedded.NAME: embedded.GUIDANCE}
         for name in settings.students:
             student = self.models.student(name)
             omega = _omega(student, settings.omega)

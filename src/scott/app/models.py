@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from scott.commands.distill import teacher_of
-from scott.commands.sample import is_run, load_student
 from scott.export.card import FOLDERS
 from scott.export.trained import StudentInfo
+from scott.students import is_run, load_student, teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 

@@ -6,7 +6,7 @@ from scott.app.draw_view import draw_view
 from scott.app.drawing import Drawer
 from scott.app.figures import CSS
 from scott.app.models import Models
-from scott.app.plan_view import plan_view
+from scott.app.plan_view import Planner, plan_view
 from scott.app.variety_view import variety_view
 from scott.app.watch_view import watch_view
 
@@ -14,7 +14,7 @@ FONTS = ("system-ui", "sans-serif")
 """The reader's own: nothing is fetched from elsewhere."""
 
 
-def build(models: Models) -> gr.Blocks:
+def build(models: Models, planned: Planner) -> gr.Blocks:
     """The page, not yet served."""
     drawer = Drawer(models)
     with gr.Blocks(title="SCott", analytics_enabled=False, fill_width=True) as page:
@@ -26,7 +26,7 @@ def build(models: Models) -> gr.Blocks:
         with gr.Tab("Watch"):
             watch_view(models, page)
         with gr.Tab("Plan"):
-            plan_view()
+            plan_view(planned)
     return page
 
 

@@ -1,19 +1,20 @@
 """The view that plans a run: what a teacher and a recipe need on some cards, from `scott distill … --dry-run`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gradio as gr
+from rich.table import Table
 from rich.text import Text
 
 from scott.app.figures import table
 from scott.app.handlers import sentences
-from scott.commands.distill import config_of
-from scott.commands.options import has_data
-from scott.commands.plan import as_table, plan
 from scott.recipes.configs import RECIPES
 from scott.training.budget import Budget
 from scott.training.config import DistillConfig
+
+Planner = Callable[[str, dict[str, Any], int], tuple[DistillConfig, Budget, Table]]
+"""(recipe, options, processes) → the config, what it needs, and that as a table."""
 
 
 class Card(NamedTuple):
@@ -32,10 +33,10 @@ CARDS = {
 }
 
 
-def plan_view() -> None:
+def plan_view(planned: Planner) -> None:
     """Choose a run; its budget is counted without reading weights."""
     with gr.Row():
-        recipe = gr.Dropdown(list(RECIPES), value="mini", label="Recipe")
+        recipe = gr.Dropdown(list(RECIPES), label="Recipe")
         teacher = gr.Textbox(label="Teacher", info="A pipeline folder or a hub id; the recipe's own, if left empty")
         train = gr.Radio(["lora", "full"], value="lora", label="What is trained")
     with gr.Row():
@@ -49,16 +50,14 @@ def plan_view() -> None:
     @sentences
     def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> Iterator:
         given: dict[str, Any] = {"train": train}
-        given |= {} if has_data(recipe) else {"data": "pictures"}  # of which nothing is read
         given |= {"teacher": teacher.strip()} if teacher.strip() else {}
         given |= {"batch_size": int(batch)} if batch else {}
-        config = config_of(recipe, given)
-        yield _page(plan(config, int(count)), config, int(count), CARDS[card], reached / 100)
+        yield _page(*planned(recipe, given, int(count)), int(count), CARDS[card], reached / 100)
 
     gr.on([button.click, teacher.submit], show, [recipe, teacher, train, batch, count, card, reached], budget)
 
 
-def _page(budget: Budget, config: DistillConfig, count: int, card: Card, reached: float) -> str:
+def _page(config: DistillConfig, budget: Budget, shown: Table, count: int, card: Card, reached: float) -> str:
     """Memory and time in two sentences, then the table of `--dry-run`."""
     fits = "fits" if budget.total < card.memory else "does not fit"
     hours = budget.flops * config.max_steps / (count * card.peak * reached) / 3600
@@ -67,6 +66,5 @@ def _page(budget: Budget, config: DistillConfig, count: int, card: Card, reached
         f"<p>Each card holds <b>{budget.total / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "
         f"takes: it {fits}. {config.max_steps:,} steps take <b>{time}</b> at {reached:.0%} of the peak.</p>"
     )
-    shown = as_table(budget, config)
     rows = zip(*([Text.from_markup(str(cell)).plain for cell in column.cells] for column in shown.columns), strict=True)
     return said + table(rows, str(shown.title))

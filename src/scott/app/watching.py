@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from scott.commands.distill import WARNINGS
 from scott.evaluation.curves import curves_svg
 from scott.training.checkpoint import Best
 from scott.training.config import DistillConfig
-from scott.training.metrics import read_metrics
+from scott.training.metrics import WARNINGS, read_metrics
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scott.commands.sample import is_run
+from scott.commands.plan import planned
 from scott.errors import UserError
 from scott.progress import console
+from scott.students import is_run
 
 RUNS = Path("runs")
 """Where runs are looked for if none is named."""
@@ -27,7 +28,7 @@ def app(names: Sequence[str], host: str, port: int | None) -> None:
     models = Models(names or found_runs())
     for name in set(names) & set(models.students):
         models.student(name)  # what cannot be loaded is known before the page is served
-    page = build(models)
+    page = build(models, planned)
     console.print(f"at {serve(page, host, port)}   Ctrl-C stops it", highlight=False)
     page.block_thread()
 

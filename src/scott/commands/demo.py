@@ -3,25 +3,28 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from scott.commands.distill import Report, run, teacher_of
-from scott.commands.measure import BATCH, SEED, Tick, check_samples, measure_row, mini_reference, recorded_teacher_row
-from scott.commands.sample import load_student
-from scott.evaluation import Generate, Progress, Reference, Results, Row, image_grid, timed
+from scott.commands.distill import run
+from scott.data.preparation import Report
+from scott.evaluation import Generate, Progress, Reference, Results, Row, evaluate, image_grid, timed
+from scott.evaluation.references import BATCH, Tick, check_samples
 from scott.evaluation.report import write_report
 from scott.export.card import write_cards
+from scott.mini.embedded import GUIDANCE, NAME, STUDENT_GUIDANCE
+from scott.mini.protocol import mini_reference, recorded_teacher_row
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 from scott.samplers import StudentSampler, TeacherSampler
+from scott.students import load_student, teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 
-GUIDANCE, STUDENT_GUIDANCE = 2.5, 3.0
-"""ω of teacher and student: each where its FID is lowest on the validation split, SCott's and LCM's students alike."""
+SEED = 1
 TEACHER_STEPS = (50, 2)
 STUDENT_STEPS = (1, 2, 4)
 GRIDS, COLUMNS = 2, 8
@@ -48,9 +51,10 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     tick("real pictures", 2, 2)
     rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
-        rows.append(measure_row(reference, f"scott-{n}", student.sampler(n, STUDENT_GUIDANCE), tick))
+        name, sampler = f"scott-{n}", student.sampler(n, STUDENT_GUIDANCE)
+        rows.append(evaluate(sampler, reference, name=name, progress=partial(tick, name)))
     meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": STUDENT_GUIDANCE, "seed": seed}
-    results = Results(rows, meta | {"teacher": "mini", "updates": max_steps})
+    results = Results(rows, meta | {"teacher": NAME, "updates": max_steps})
     results.save(out / "results.json")
     write_cards(out, config)
     _write_report(out, config, results, grids)
@@ -82,7 +86,8 @@ def _teacher_row(reference: Reference, backbone: LatentBackbone, steps: int, tic
     sampler = TeacherSampler(backbone, steps, GUIDANCE)
     recorded = recorded_teacher_row(steps, len(reference.prompts), GUIDANCE)
     if recorded is None:
-        return measure_row(reference, f"teacher-ddim-{steps}", sampler, tick)
+        name = f"teacher-ddim-{steps}"
+        return evaluate(sampler, reference, name=name, progress=partial(tick, name))
     few = reference.prompts[:BATCH]
     tick(recorded.name, 0, len(few))
     sampler(few[:2], SEED)  # warm-up

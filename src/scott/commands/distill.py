@@ -15,16 +15,15 @@ from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
-from scott.teachers import LatentBackbone, load_backbone
+from scott.students import teacher_of
+from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.load import model_index
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
+from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
-
-WARNINGS = "warnings.txt"
-"""A run's warnings, a line each, in its folder."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
@@ -47,11 +46,6 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
     return RECIPES[recipe](**given)
-
-
-def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
-    """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
-    return load_backbone(embedded.teacher_folder(name), dtype, quantize).to(best_device())
 
 
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:
@@ -77,13 +71,6 @@ def add_models(backbone: LatentBackbone, config: DistillConfig) -> None:
         backbone.checkpoint_activations()
     if config.compile:
         backbone.compile()
-
-
-def best_device() -> torch.device:
-    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None) -> None:

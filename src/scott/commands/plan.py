@@ -1,11 +1,14 @@
 """`scott distill … --dry-run`: what a run would train, call and hold. Nothing is written, and no weights are read."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from scott.commands.distill import add_models, check
+from scott.commands.distill import add_models, check, config_of
+from scott.commands.options import has_data
 from scott.commands.prepare import resolution_of
 from scott.errors import UserError
 from scott.mini import embedded
@@ -27,6 +30,13 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
     return budget_of(backbone, config, processes)
+
+
+def planned(recipe: str, given: Mapping[str, Any], processes: int) -> tuple[DistillConfig, Budget, Table]:
+    """Of a recipe with what is given, on data of its own or on pictures that nothing is read of."""
+    config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given))
+    budget = plan(config, processes)
+    return config, budget, as_table(budget, config)
 
 
 def show(config: DistillConfig, processes: int, *, as_json: bool) -> None:

@@ -12,7 +12,8 @@ from scott.data.mixture import Mixture
 from scott.data.shard_source import ShardSource
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.evaluation import ClipFeatures, Reference, evaluate, image_grid
+from scott.evaluation import Features, Reference, evaluate, image_grid
+from scott.evaluation.networks import clip
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
@@ -99,9 +100,8 @@ class Validation:
         return untrained.latents(self.prompts, self.config.seed)
 
     @cached_property
-    def _features(self) -> ClipFeatures:
-        folder = embedded.clip_folder(self.config.validation_features)
-        return ClipFeatures.from_pretrained(folder, device=self.backbone.device)
+    def _features(self) -> Features:
+        return clip(embedded.clip_folder(self.config.validation_features), self.backbone.device)
 
     @cached_property
     def _real(self) -> tuple[Tensor, list[str]]:

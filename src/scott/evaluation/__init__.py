@@ -3,13 +3,13 @@
 Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how
 a model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
 `measures` turn features into figures; `pictures` draws and keeps; `evaluating` runs a sampler through all of them,
-against what `protocols` names; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and `report` show
-them.
+against the `references` that `protocols` name; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and
+`report` show them.
 """
 
 from scott.evaluation.distances import frechet_distance
-from scott.evaluation.evaluating import Reference, Sampler, evaluate
-from scott.evaluation.features import ClipFeatures, Features
+from scott.evaluation.evaluating import Diversity, Reference, Sampler, evaluate
+from scott.evaluation.features import Features, Instruments
 from scott.evaluation.grids import image_grid, to_pil
 from scott.evaluation.measures import Figure, clip_score
 from scott.evaluation.neighbours import coverage
@@ -18,10 +18,11 @@ from scott.evaluation.results import Results, Row
 from scott.evaluation.tables import markdown_table, table
 
 __all__ = [
-    "ClipFeatures",
+    "Diversity",
     "Features",
     "Figure",
     "Generate",
+    "Instruments",
     "Progress",
     "Reference",
     "Results",

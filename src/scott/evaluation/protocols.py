@@ -18,23 +18,81 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from scott.data.records import Record, Rejected, Skip, Unit, slices
+from scott.data.manifest import MANIFEST
+from scott.data.records import Columns, Record, Skip, Source, Unit, slices
+from scott.data.sources import open_source
 from scott.errors import UserError
+from scott.evaluation.evaluating import Reference
+from scott.evaluation.features import Instruments
+from scott.evaluation.measures import SHOWN, check_metrics
+from scott.evaluation.networks import CLIPS, NETWORKS
+from scott.evaluation.references import Entries, Tick, check_samples, reasons, source_reference
 from scott.files import write_atomically
+from scott.measured import Measured
 
-Entries = list[Record | Rejected]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
-    samples: int
-    size: int | None
-    """Pixels a side that pictures are measured at; None takes what the sampler draws."""
-    order: Callable[[Entries], Entries] | None
-    """Of all that the source has; None keeps its order."""
+    """A source of captioned pictures: what is taken of it, and how it is measured."""
+
+    name: str
     data: str
     """What `--data` names."""
+    samples: int
+    size: int | None = None
+    """Pixels a side that pictures are measured at; None takes what the sampler draws."""
+    order: Callable[[Entries], Entries] | None = None
+    """Of all that the source has; None keeps its order."""
+    open: Callable[[str, Columns, str], Source] = open_source
+    features: str = "inception"
+    """`--features`, where it is left out."""
+    clip: str | None = None
+    """The CLIP of the CLIP score then; None takes that of `networks.CLIPS`."""
+    shown: tuple[str, ...] = ()
+    """What can be read off its pictures themselves, of `measures.SHOWN`."""
+    embedded: tuple[str, ...] = ()
+    """Names of `--data` that it alone is for."""
+
+    def check(self, measured: Measured) -> None:
+        """Raise `UserError` for what can be known to be wrong before anything is loaded."""
+        check_samples(self.samples_of(measured))
+        check_metrics(measured.metrics)
+        if hidden := [name for name in measured.metrics if name in SHOWN and name not in self.shown]:
+            raise UserError(f"got the metric {hidden[0]}, which is read off pictures of mini alone; leave it out")
+        if measured.batch_size < 1 or measured.diversity == 1:
+            raise UserError(
+                "got a batch of none, or --diversity 1; expected 1 or more, and 2 or more pictures a caption"
+            )
+        if unknown := set(measured.models) - {*NETWORKS, *CLIPS}:
+            raise UserError(f"got --models {' '.join(sorted(unknown))}; expected {', '.join([*NETWORKS, *CLIPS])}")
+        if (Path(measured.data) / MANIFEST).is_file():
+            raise UserError(f"{measured.data} holds encoded pictures; name the pictures that they were made of")
+
+    def samples_of(self, measured: Measured) -> int:
+        return self.samples if measured.samples is None else measured.samples
+
+    def reference(
+        self, measured: Measured, samples: int, drawn: int | None, instruments: Instruments, tick: Tick
+    ) -> Reference:
+        """Of the data that are measured on, for samplers that draw `drawn` pixels a side, where that is known."""
+        if (size := measured.size or self.size or drawn) is None:
+            raise UserError(
+                "got pictures of no known size; say with --size at how many pixels a side they are measured"
+            )
+        columns = Columns(measured.image_column, measured.caption_column)
+        source = self.open(measured.data, columns, measured.data_split)
+        floor = self.open(measured.floor_data, columns, measured.data_split) if measured.floor_data else None
+        names = names_in(measured.names) if measured.names else None
+        choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
+        key = [self.name, names]
+        return source_reference(source, samples, size, instruments, tick, choose=choose, floor=floor, key=key)
+
+    def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
+        """What else figures were measured under."""
+        left_out = {"left out": reasons(reference.skipped)} if reference.skipped else {}
+        return {"data": measured.data, "size": reference.size} | left_out
 
 
 def by_digest(entries: Entries) -> Entries:
@@ -48,14 +106,6 @@ def by_category(entries: Entries) -> Entries:
         groups[entry.key.partition("/")[0]].append(entry)
     ranked = [(rank, name, entry) for name, group in groups.items() for rank, entry in enumerate(group)]
     return [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    "coco2017-5k": Protocol(5000, None, None, "COCO's annotations/captions_val2017.json"),
-    "coco2014-30k": Protocol(30_000, 256, by_digest, "COCO's annotations/captions_val2014.json"),
-    "mjhq-5k": Protocol(5000, None, by_category, "MJHQ-30K's meta_data.json"),
-    "custom": Protocol(1000, None, None, "captioned pictures"),
-}
 
 
 def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
@@ -72,7 +122,7 @@ class Mjhq:
     kind = "mjhq"
     columns = ("category",)
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, *_: object) -> None:
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
             self.rows = [(f"{row['category']}/{name}.jpg", str(row["prompt"])) for name, row in content.items()]
@@ -111,3 +161,20 @@ def write_list(file: Path, names: Sequence[str], prompts: Sequence[str]) -> None
     content = io.StringIO()
     csv.writer(content, lineterminator="\n").writerows([("name", "prompt"), *zip(names, prompts, strict=False)])
     write_atomically(file, content.getvalue())
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(name="coco2017-5k", data="COCO's annotations/captions_val2017.json", samples=5000),
+        Protocol(
+            name="coco2014-30k",
+            data="COCO's annotations/captions_val2014.json",
+            samples=30_000,
+            size=256,
+            order=by_digest,
+        ),
+        Protocol(name="mjhq-5k", data="MJHQ-30K's meta_data.json", samples=5000, order=by_category, open=Mjhq),
+        Protocol(name="custom", data="captioned pictures", samples=1000),
+    )
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +37,27 @@ class Row:
     """ω, in the form uncond + ω (cond − uncond)."""
     seeds: tuple[int, ...] = ()
     metrics: dict[str, Figure] = field(default_factory=dict)
-    """Every figure by its metric, with interval, floor and seeds; one that has a field of its own above fills it."""
+    """Every figure by its metric, with interval, floor and seeds. The three that have fields of their own above stand
+    in both, whichever was given."""
 
     def __post_init__(self) -> None:
-        for measure in ("fid", "clip_score", "coverage"):
-            if (figure := self.metrics.get(measure.replace("_", "-"))) is not None:
-                object.__setattr__(self, measure, figure.value)
-        values = {measure: getattr(self, measure) for measure in ("seconds_per_image", "fid", "clip_score", "coverage")}
-        for measure, value in (values | {name: figure.value for name, figure in self.metrics.items()}).items():
+        metrics = dict(self.metrics)
+        for name in USUAL:
+            own = name.replace("-", "_")
+            if name in metrics:
+                object.__setattr__(self, own, metrics[name].value)
+            elif (value := getattr(self, own)) is not None:
+                metrics[name] = Figure(value)
+        object.__setattr__(self, "metrics", metrics)
+        taken = {name: figure.value for name, figure in metrics.items()}
+        for name, value in (taken | {"seconds_per_image": self.seconds_per_image}).items():
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"row {self.name!r}: {measure} is {value}; a measure not taken is None")
+                raise ValueError(f"row {self.name!r}: {name} is {value}; a measure not taken is None")
 
     @property
     def label(self) -> str:
         """The name without the folder that `comparison.combined` puts in front."""
         return self.name.rpartition("/")[2]
-
-    def figure(self, metric: str) -> Figure | None:
-        """Its figure; of a file that has only the value, that alone."""
-        if metric in self.metrics:
-            return self.metrics[metric]
-        value = getattr(self, metric.replace("-", "_")) if metric in USUAL else None
-        return None if value is None else Figure(value)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
@@ -95,13 +94,14 @@ class Results:
             return None
         return row.fid / baseline.fid
 
-    def floor(self, row: Row, metric: str) -> float | None:
-        """The metric of as many real pictures as the row has samples, where that was measured."""
-        if (figure := row.figure(metric)) is not None and figure.floor is not None:
-            return figure.floor
-        floors = [one for one in self.rows if one.label == FLOOR and one.samples == row.samples]
-        figure = floors[0].figure(metric) if floors and row.label != FLOOR else None
-        return None if figure is None else figure.value
+    def figure(self, row: Row, metric: str) -> Figure | None:
+        """A row's, beside the floor: its own, or that of a row of as many real pictures."""
+        figure = row.metrics.get(metric)
+        if figure is None or figure.floor is not None or row.label == FLOOR:
+            return figure
+        rows = (one.metrics for one in self.rows if one.label == FLOOR and one.samples == row.samples)
+        floor = next(rows, {}).get(metric)
+        return replace(figure, floor=floor.value) if floor else figure
 
     def save(self, path: str | Path) -> None:
         """Write `{"rows": [...], "meta": {...}}`, whole or not at all; `ValueError` on a non-finite meta."""

@@ -28,11 +28,10 @@ def cells(results: Results, row: Row) -> list[str]:
     """One row as text; "–" for what was not measured, "†" after the name where the measures are recorded."""
     measures: list[str] = []
     for name in metrics_of(results):
-        figure = row.figure(name)
+        figure = results.figure(row, name)
         measures.append(_figure(figure, FORMATS.get(name, "#.3g")))
         if name == "fid":
-            floor = results.floor(row, name)
-            measures.append("–" if figure is None or floor is None else format(figure.value - floor, "#.3g"))
+            measures.append(_number(figure.excess if figure else None, "#.3g"))
             measures.append(_number(results.fid_ratio(row), ".2f"))
     guidance = [_number(row.guidance, "g")] if "ω" in columns(results) else []
     return [
@@ -50,7 +49,7 @@ def footnotes(results: Results) -> list[str]:
     lines = [f"{row.name}: {row.remark}" for row in results.rows if row.remark]
     if baseline := results.baseline():
         lines.append(f"FID ratio: to {baseline.name}.")
-    if any(results.floor(row, "fid") is not None for row in results.rows):
+    if any(figure and figure.floor is not None for figure in (results.figure(row, "fid") for row in results.rows)):
         lines.append("Excess: FID over that of as many real pictures.")
     figures = [figure for row in results.rows for figure in row.metrics.values()]
     if any(figure.seeds for figure in figures):
@@ -106,10 +105,9 @@ def csv_table(results: Results) -> str:
         values: list[object] = [getattr(row, name) for name in plain]
         values.append(" ".join(map(str, row.seeds)))
         for name in names:
-            figure, floor = row.figure(name), results.floor(row, name)
-            low, high = (figure.interval if figure else None) or (None, None)
-            value = figure.value if figure else None
-            values += [value, low, high, floor, None if value is None or floor is None else value - floor]
+            figure = results.figure(row, name)
+            low, high = (figure and figure.interval) or (None, None)
+            values += [figure.value, low, high, figure.floor, figure.excess] if figure else [None] * len(parts)
         writer.writerow(values)
     return content.getvalue()
 

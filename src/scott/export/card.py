@@ -88,7 +88,7 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
     if kind == "onnx":
         lines = [
             "from scott.evaluation import to_pil",
-            "from scott.commands.sample import load_student",
+            "from scott.students import load_student",
             "",
             f'student = load_student({_quoted(_shown(folder))}, engine="onnx")',
             f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from scott.data.records import Source
 from scott.errors import UserError
-from scott.evaluation import ClipFeatures
+from scott.evaluation import Features
+from scott.evaluation.networks import clip
 from scott.mini.glyphs import ASSETS
-from scott.mini.scenes import Scenes, SceneSource, Split, pictures
+from scott.mini.scenes import SceneSource
 
 if TYPE_CHECKING:
     from scott.teachers import LatentBackbone
@@ -22,9 +22,12 @@ RECORDED = ASSETS / "recorded.json"
 """The teacher's rows on 1,000 held-out captions, which the demo shows: written by `python -m experiments.recorded_run
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
 
-TEACHERS: dict[str, Path] = {"mini": TEACHER}
-FEATURES: dict[str, Path] = {"mini": CLIP}
-SOURCES: dict[str, Callable[[int], Source]] = {"mini": SceneSource}
+GUIDANCE, STUDENT_GUIDANCE = 2.5, 3.0
+"""ω of teacher and student: each where its FID is lowest on the validation split, SCott's and LCM's students alike."""
+NAME = "mini"
+TEACHERS: dict[str, Path] = {NAME: TEACHER}
+FEATURES: dict[str, Path] = {NAME: CLIP}
+SOURCES: dict[str, Callable[[int], Source]] = {NAME: SceneSource}
 """What a name on the command line stands for: a teacher's folder, a CLIP's, so many captioned pictures."""
 
 
@@ -39,7 +42,7 @@ def teacher_name(folder: str) -> str:
 
 
 def clip_folder(name: str) -> str | Path:
-    """What `ClipFeatures.from_pretrained` takes: the folder of the embedded CLIP, or the name itself."""
+    """What `evaluation.networks.clip` takes: the folder of the embedded CLIP, or the name itself."""
     return FEATURES.get(name, name)
 
 
@@ -52,10 +55,5 @@ def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> 
     return load_backbone(folder, dtype)
 
 
-def load_features(folder: Path = CLIP) -> ClipFeatures:
-    return ClipFeatures.from_pretrained(folder)
-
-
-def real_features(features: ClipFeatures, count: int, *, seed: int = 0, split: Split = "held-out") -> Tensor:
-    """Features (count, D) of the first real pictures of a split."""
-    return features.images(pictures(Scenes(count, split, seed).scenes()))
+def load_features(folder: Path = CLIP) -> Features:
+    return clip(folder)

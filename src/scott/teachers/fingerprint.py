@@ -1,4 +1,4 @@
-"""Which VAE and text encoders a teacher has, by their weights and not by the name they are loaded under."""
+"""What a network is by its weights, and not by the name it is loaded under."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,49 +17,62 @@ SAMPLED = 64
 _PROBE = "A Café, 3x"
 
 
-def fingerprints(backbone: "LatentBackbone") -> dict[str, dict[str, Any]]:
-    """`vae`, `text_encoder`, ... → class, dtype and hashes of each.
+def fingerprint(network: nn.Module, parameters: Mapping[str, Tensor], more: object = ()) -> dict[str, str]:
+    """Class, dtype and hashes of weights by their names; `more` is hashed too.
 
     `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16; `half`
     is over those rounded to fp16, the same for fp32 and for what was stored as fp16; `signs`, over their signs, is the
-    same for all three. A tokenizer counts by the ids it makes of a text, the VAE's scaling by its factors.
+    same for all three.
     """
-    components = backbone.pipeline.components
-    found: dict[str, dict[str, Any]] = {}
-    for name, module in components.items():
-        if module is None or not (name == "vae" or name.startswith("text_encoder")):
-            continue
-        if name == "vae":
-            by_channel = [module.config[key] for key in ("latents_mean", "latents_std") if module.config.get(key)]
-            more: tuple[Any, ...] = (
-                module.config.get("scaling_factor"),
-                module.config.get("shift_factor"),
-                *by_channel,
-            )
-        else:
-            tokenizer = components[name.replace("text_encoder", "tokenizer")]
-            more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
-        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-        found[name] = {"class": type(module).__name__, "dtype": dtype, **_hashes(dict(module.named_parameters()), more)}
-    return found
+    dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+    values, half, signs = (hashlib.sha256(repr(more).encode()) for _ in range(3))
+    for name, parameter in parameters.items():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
+        for digest in (values, half, signs):
+            digest.update(repr((name, tuple(parameter.shape))).encode())
+        values.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        half.update(sample.to(torch.float16).view(torch.int16).numpy().tobytes())
+        signs.update(sample.signbit().numpy().tobytes())
+    hashes = {"sha256": values.hexdigest(), "half": half.hexdigest(), "signs": signs.hexdigest()}
+    return {"class": type(network).__name__, "dtype": dtype, **hashes}
 
 
 def network_version(network: nn.Module) -> str:
     """The same for a network loaded in one precision from wherever: a folder or a hub id, by any path."""
-    return _hashes(dict(network.named_parameters()), type(network).__name__)["half"][:16]
-
-
-def identity(backbone: "LatentBackbone") -> dict[str, dict[str, Any]]:
-    """`fingerprints`, and that of the network unless it is quantised."""
-    quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
-    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
+    return fingerprint(network, dict(network.named_parameters()), type(network).__name__)["half"][:16]
 
 
 def network_fingerprint(backbone: "LatentBackbone") -> dict[str, str]:
-    """Class, dtype and hashes of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
-    state = backbone.adapters.plain_state()
-    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    return {"class": type(backbone.network).__name__, "dtype": dtype, **_hashes(state, ())}
+    """Of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
+    return fingerprint(backbone.network, backbone.adapters.plain_state())
+
+
+def fingerprints(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
+    """Of `vae`, `text_encoder`, ...
+
+    A tokenizer counts by the ids it makes of a text, the VAE's scaling by its factors.
+    """
+    components = backbone.pipeline.components
+    found = {}
+    for name, module in components.items():
+        if module is None or not (name == "vae" or name.startswith("text_encoder")):
+            continue
+        if name == "vae":
+            config = module.config
+            by_channel = [config[key] for key in ("latents_mean", "latents_std") if config.get(key)]
+            more: tuple[Any, ...] = (config.get("scaling_factor"), config.get("shift_factor"), *by_channel)
+        else:
+            tokenizer = components[name.replace("text_encoder", "tokenizer")]
+            more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
+        found[name] = fingerprint(module, dict(module.named_parameters()), more)
+    return found
+
+
+def identity(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
+    """`fingerprints`, and that of the network unless it is quantised."""
+    quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
+    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
 
 
 def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
@@ -73,16 +86,3 @@ def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
 def label(fingerprint: dict[str, Any] | None) -> str:
     """How a message names it."""
     return f"{fingerprint['class']} {fingerprint['signs'][:8]}" if fingerprint else "none"
-
-
-def _hashes(parameters: Mapping[str, Tensor], more: object) -> dict[str, str]:
-    values, half, signs = (hashlib.sha256(repr(more).encode()) for _ in range(3))
-    for name, parameter in parameters.items():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
-        for digest in (values, half, signs):
-            digest.update(repr((name, tuple(parameter.shape))).encode())
-        values.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-        half.update(sample.to(torch.float16).view(torch.int16).numpy().tobytes())
-        signs.update(sample.signbit().numpy().tobytes())
-    return {"sha256": values.hexdigest(), "half": half.hexdigest(), "signs": signs.hexdigest()}

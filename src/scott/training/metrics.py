@@ -18,6 +18,9 @@ from scott.errors import UserError
 from scott.files import write_atomically
 from scott.training.config import DistillConfig
 
+WARNINGS = "warnings.txt"
+"""A run's warnings, a line each, in its folder."""
+
 
 class MetricsLog:
     """Appends records; on opening, drops what a run that resumes at `start` will write again: the records of later

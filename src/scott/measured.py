@@ -1,4 +1,4 @@
-"""What `scott evaluate` measures, and on what, as data."""
+"""What `scott evaluate` measures, and on what, as data that are parsed without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

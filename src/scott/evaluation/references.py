@@ -1,0 +1,161 @@
+"""What samplers are measured on, of any source of captioned pictures; and pictures that are there already."""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scott.data.captions import read_captions
+from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded, read_samples
+from scott.data.records import Record, Rejected, Source, chunks
+from scott.data.settings import Settings
+from scott.errors import UserError
+from scott.evaluation.evaluating import Reference
+from scott.evaluation.features import Instruments, features_of
+
+BATCH = 64
+SMALLEST = 10
+"""Samples that a row is measured on at least."""
+Tick = Callable[[str, int, int], None]
+Entries = list[Record | Rejected]
+
+
+def source_reference(
+    source: Source,
+    samples: int,
+    size: int,
+    instruments: Instruments,
+    tick: Tick,
+    *,
+    choose: Callable[[Entries], Entries] | None = None,
+    floor: Source | None = None,
+    key: Sequence[Any] | None = None,
+) -> Reference:
+    """The first pictures that can be read, of those that `choose` makes of all, each with its first caption.
+
+    A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
+    `floor`, or of this source those that follow, where there are as many. `key`, what the choice depends on, keeps
+    features for the next time; without it nothing is kept.
+
+    Raises:
+        UserError: fewer than 10 can be read; see `open_source`.
+    """
+    check_samples(samples)
+    file = None
+    if key is not None and instruments:
+        networks = {name: one.description for name, one in sorted(instruments.items())}
+        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, networks]
+        file = cache_folder() / f"{sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+        if file.is_file():
+            with safe_open(file, "pt") as content:
+                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
+                return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
+    entries: Iterable[Record | Rejected] = entries_of(source)
+    with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
+        real, described = _read(found, samples, instruments, lambda done: tick("the real pictures", done, samples))
+        count = len(described["prompts"])
+        if count < SMALLEST:
+            skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
+            raise UserError(f"got {count} readable pictures with captions{skips}; expected {SMALLEST} or more")
+        with closing(read_samples(floor, size) if floor else found) as following:
+            others, _ = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
+    tensors = {f"real/{name}": value for name, value in real.items()}
+    if all(len(features) == count for features in others.values()):
+        tensors |= {f"others/{name}": value for name, value in others.items()}
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, partial, {"described": json.dumps(described)})
+        os.replace(partial, file)
+    return _reference(instruments, size, tensors, **described)
+
+
+def _read(
+    found: Iterator[Sample | Rejected], count: int, instruments: Instruments, tick: Callable[[int], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Features of the next `count` that can be read; their prompts, their names, and what was skipped before them."""
+    parts, prompts, names, tally = defaultdict(list), list[str](), list[str](), Tally()
+    for chunk in chunks(islice(tally.kept(found, lambda _: None), count), BATCH):
+        pixels = torch.stack([sample.pixels for sample in chunk]).float() / 255
+        for name, features in features_of(instruments, pixels).items():
+            parts[name].append(features)
+        prompts += [sample.captions[0] for sample in chunk]
+        names += [sample.info["key"] for sample in chunk]
+        tick(len(names))
+    described = {"prompts": prompts, "names": names, "skipped": tally.skipped}
+    return {name: torch.cat(part) for name, part in parts.items()}, described
+
+
+def _reference(
+    instruments: Instruments,
+    size: int,
+    tensors: dict[str, Tensor],
+    prompts: list[str],
+    names: list[str],
+    skipped: dict[str, int],
+) -> Reference:
+    real, others = (
+        {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+        for kind in ("real/", "others/")
+    )
+    counts = Counter(skipped)
+    return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=counts)
+
+
+def entries_of(source: Source) -> Iterator[Record | Rejected]:
+    return (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott" / "references"
+
+
+def reasons(skipped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
+
+
+def check_samples(samples: int) -> None:
+    if samples < SMALLEST:
+        raise UserError(f"got {samples} samples; expected {SMALLEST} or more, 1,000 for a figure worth reading")
+
+
+class StoredPictures:
+    """A sampler of pictures that were drawn elsewhere, given out in their order, cropped to `size` pixels a side."""
+
+    steps = network_calls = 0
+    guidance = None
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.size: int | None = None
+        self._pictures: Iterator[Tensor] | None = None
+
+    def prompts(self) -> list[str]:
+        """The first caption of each; no picture is decoded. Raises `UserError` for one without."""
+        captions = []
+        for entry in entries_of(self.source):
+            if isinstance(entry, Rejected):
+                raise UserError(f"{entry.key} of the pictures to measure cannot be used: {entry.reason}")
+            captions.append(read_captions(entry.captions)[0])
+        return captions
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        self._pictures = self._pictures or self._read()
+        return torch.stack([next(self._pictures) for _ in prompts])
+
+    def _read(self) -> Iterator[Tensor]:
+        assert self.size is not None
+        for found in read_samples(self.source, self.size):
+            if isinstance(found, Rejected):
+                raise UserError(f"{found.key} of the pictures to measure cannot be read: {found.reason}")
+            yield found.pixels.float() / 255

@@ -1,0 +1,113 @@
+"""How samplers are measured on the embedded data: `scott evaluate --protocol mini`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scott.errors import UserError
+from scott.evaluation import Instruments, Reference, Results, Row
+from scott.evaluation.measures import SHOWN
+from scott.evaluation.protocols import Protocol
+from scott.evaluation.references import BATCH, Tick, check_samples
+from scott.measured import EvaluationSplit, Measured
+from scott.mini import embedded, reading
+from scott.mini.embedded import NAME
+from scott.mini.scenes import RESOLUTION, Scene, Scenes, Split, pictures, variant
+
+VALIDATION_SEED = 100
+
+
+@dataclass
+class MiniReference(Reference):
+    """A reference of the embedded data."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    """What its captions ask for."""
+
+
+class MiniProtocol(Protocol):
+    """Its pictures are drawn here, at one size."""
+
+    def reference(
+        self, measured: Measured, samples: int, drawn: int | None, instruments: Instruments, tick: Tick
+    ) -> Reference:
+        if drawn not in (None, RESOLUTION):
+            raise UserError(
+                f"the target draws {drawn} px pictures and the embedded data has {RESOLUTION}; "
+                "name pictures to measure it on with --data"
+            )
+        reference = mini_reference(samples, measured.split, instruments)
+        if wanted := [name for name in measured.metrics if name in SHOWN]:
+            asked = reference.scenes
+
+            def read(images: Tensor, start: int) -> dict[str, Tensor]:
+                return reading.shown(images, asked[start : start + len(images)], wanted)
+
+            reference.reading = read
+        return reference
+
+    def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
+        return {"split": measured.split}
+
+
+MINI = MiniProtocol(
+    name=NAME, data=f"--data {NAME}", samples=1000, features=NAME, clip=NAME, shown=SHOWN, embedded=(NAME,)
+)
+
+
+def mini_reference(
+    samples: int, split: EvaluationSplit = "held-out", instruments: Instruments | None = None
+) -> MiniReference:
+    """Captions of a split of the embedded data, and the features of as many real pictures that rows are measured on.
+
+    The pictures are of other draws of the split than the captions, so that the floor, the captions' own real pictures
+    against the reference, is what a perfect sampler would get.
+
+    "held-out" holds the (subject, background) pairs that training never shows. Whatever is chosen by its figures is
+    chosen on "validation": pairs of the training split, in pictures of a seed that training does not use.
+    """
+    check_samples(samples)
+    if instruments is None:
+        clip = embedded.load_features()
+        instruments = {"features": clip, "clip": clip}
+    of: Split = "held-out" if split == "held-out" else "train"
+    seed = 0 if split == "held-out" else VALIDATION_SEED
+    real, asked = (Scenes(samples, of, seed + draw).scenes() for draw in (0, 1))
+    captions = [this.caption for this in asked]
+    by_caption = dict(zip(captions, asked, strict=True))
+
+    def redrawn(prompts: Sequence[str], seed: int) -> Tensor:
+        rng = np.random.default_rng(seed)
+        return pictures([variant(by_caption[prompt], rng) for prompt in prompts])
+
+    reference = MiniReference(
+        captions,
+        instruments,
+        {},
+        size=RESOLUTION,
+        redrawn=redrawn,
+        reading_variants=lambda images, index: reading.styles(images, asked[index]),
+        scenes=asked,
+    )
+
+    def features(drawn: list[Scene]) -> dict[str, Tensor]:
+        parts = [reference.features(pictures(drawn[start : start + BATCH])) for start in range(0, samples, BATCH)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return replace(reference, real=features(real), others=features(asked))
+
+
+def recorded_teacher_row(steps: int, samples: int, guidance: float, file: Path = embedded.RECORDED) -> Row | None:
+    """The recorded row of the teacher at these steps, sample size and ω, marked as recorded; None if there is none."""
+    if not file.is_file():
+        return None
+    results = Results.load(file)
+    if results.meta["guidance"] != guidance:
+        return None
+    rows = [row for row in results.rows if row.name == f"teacher-ddim-{steps}" and row.samples == samples]
+    return replace(rows[0], recorded=True) if rows else None

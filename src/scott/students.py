@@ -1,0 +1,91 @@
+"""What draws: students that were saved and teachers, found by their names and loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from scott.diffusion import Denoiser, JumpGrid
+from scott.errors import UserError
+from scott.export.card import FOLDERS
+from scott.export.onnx_runtime import FILE as ONNX_FILE
+from scott.export.onnx_runtime import load_onnx
+from scott.export.trained import StudentInfo, student_grid
+from scott.mini import embedded
+from scott.samplers import StudentSampler
+from scott.teachers import LatentBackbone, load_backbone
+
+Engine = Literal["torch", "onnx"]
+
+
+def best_device() -> torch.device:
+    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
+    """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
+    return load_backbone(embedded.teacher_folder(name), dtype, quantize).to(best_device())
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+@dataclass(frozen=True)
+class Student:
+    """A saved student, ready to draw."""
+
+    name: str
+    backbone: LatentBackbone
+    network: Denoiser
+    grid: JumpGrid
+    info: StudentInfo | None
+    """What it was made for; None where a pipeline made elsewhere does not say."""
+
+    def guidance(self, wanted: float | None) -> float:
+        """ω to draw with: what is wanted, or what the student is drawn at. Raises `UserError` outside the range."""
+        if self.info is None:
+            if wanted is None:
+                raise UserError(f"{self.name} does not say which guidance it was trained for; give --guidance")
+            return wanted
+        if wanted is None:
+            return self.info.guidance
+        low, high = self.info.guidance_min, self.info.guidance_max
+        if not low <= wanted <= high:
+            raise UserError(f"got guidance {wanted}; {self.name} was trained for {low} to {high}")
+        return wanted
+
+    def sampler(self, steps: int, guidance: float) -> StudentSampler:
+        """Raises `UserError` for steps the student cannot make."""
+        self.grid.inference_times(steps)
+        if self.info:
+            self.info.check_steps(steps)
+        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance)
+
+
+def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch.float32) -> Student:
+    """A run folder's student, or that of an export's folder (or hub id), with the grid it was trained on.
+
+    Raises `UserError` when there is none for this engine, or when the pipeline is no consistency student.
+    """
+    folder = Path(name)
+    if is_run(folder):
+        folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
+        if engine == "torch" and not folder.is_dir():
+            raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
+    if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
+        raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
+    is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))
+    if is_onnx and engine == "torch":
+        raise UserError(f"{name} is an ONNX export; add --engine onnx")
+    if engine == "onnx" and not is_onnx:
+        raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
+    backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
+    if backbone.original_inference_steps is None:
+        raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
+    grid = student_grid(backbone.schedule, backbone.original_inference_steps)
+    return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))

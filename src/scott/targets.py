@@ -1,0 +1,86 @@
+"""What `scott evaluate` can be pointed at: a student, any pipeline of diffusers, or pictures that are there already."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scott.data.sources import open_source
+from scott.errors import UserError
+from scott.evaluation import Sampler
+from scott.evaluation.references import StoredPictures
+from scott.evaluation.stock import PipelineSampler, load_pipeline
+from scott.measured import Measured
+from scott.mini import embedded
+from scott.samplers import StudentSampler, TeacherSampler
+from scott.students import best_device, is_run, load_student, teacher_of
+from scott.teachers.fingerprint import network_version
+from scott.teachers.load import model_index
+from scott.training.config import DistillConfig
+
+FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
+
+
+@dataclass
+class Target:
+    """What draws: a sampler for each row by its name, and the pixels a side that it draws."""
+
+    samplers: Mapping[str, Sampler]
+    size: int | None = None
+    stored: StoredPictures | None = None
+    """Pictures that are there already."""
+
+
+def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
+    """Raises `UserError` as `load_student` and `load_pipeline` do, and where options do not go with what is there."""
+    folder = Path(embedded.teacher_folder(name))
+    pipeline = (folder / "model_index.json").is_file() or not folder.exists()
+    if folder.exists() and not pipeline and not is_run(folder) and not any(folder.glob("*.safetensors")):
+        stored = StoredPictures(open_source(name))
+        return Target({folder.stem or "pictures": stored}, stored=stored)
+    stock = measured.scheduler is not None or measured.lora is not None
+    if not is_run(folder) and pipeline:
+        stock = stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP
+        if stock:
+            return _stock_target(name, str(folder), steps, measured, dtype)
+    if stock:
+        raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
+    student = load_student(name, dtype=dtype)
+    scale = student.guidance(measured.guidance)
+    samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
+    return Target(_teacher_rows(name, measured, dtype, scale) | samplers, student.backbone.resolution)
+
+
+def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
+    if measured.teacher_steps:
+        raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
+    pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
+    label = f"{Path(name).name}-{type(pipeline.scheduler).__name__.removesuffix('Scheduler').lower()}"
+    samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, measured.guidance) for n in steps}
+    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)
+
+
+def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: float) -> dict[str, Sampler]:
+    """Of the student's teacher under DDIM, in the steps asked for. Raises `UserError` where it is not known."""
+    if not measured.teacher_steps:
+        return {}
+    teacher = measured.teacher
+    if teacher is None:
+        if not is_run(Path(name)):
+            raise UserError(f"{name} is no run that would name its teacher; give --teacher beside --teacher-steps")
+        teacher = DistillConfig.load(Path(name) / "config.json").teacher
+    backbone = teacher_of(teacher, dtype)
+    return {f"teacher-ddim-{n}": TeacherSampler(backbone, n, guidance, truncate=True) for n in measured.teacher_steps}
+
+
+def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
+    """What pictures of a sampler are a function of, besides prompt and seed: its weights, not their names."""
+    made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
+    if isinstance(sampler, PipelineSampler):
+        scheduler = type(sampler.pipeline.scheduler).__name__
+        return made | {"weights": network_version(sampler.network)[:8], "scheduler": scheduler}
+    if isinstance(sampler, TeacherSampler | StudentSampler):
+        made["weights"] = network_version(sampler.backbone.network)[:8]
+    return made | {"sampler": type(sampler).__name__}
