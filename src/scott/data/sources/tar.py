@@ -17,6 +17,7 @@ from scott.data.sources.files import unsafe
 from scott.data.sources.survey import hidden
 
 TEXTS = (".txt", ".caption", ".text")
+_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, the oldest is given as it is."""
 _LARGEST = 1 << 36
@@ -63,6 +64,8 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
                     yield Rejected(member.name[:200], "unsafe-name")
                 elif member.isdir() or not path.name or any(map(hidden, path.parts)):
                     continue
+                elif path.name.lower().endswith(_TABLES):
+                    yield Rejected(member.name[:200], "table-in-tar", "unpack the tar, and name the folder")
                 elif not member.isfile():
                     yield Rejected(member.name[:200], "not-a-file", "a link or a device")
                 else:
