@@ -9,7 +9,7 @@ class UserError(ValueError):
     """
 
 
-LONGEST = 4000
+LONGEST = 2000
 """Characters of a message; one that repeats what was given may be of any length."""
 
 

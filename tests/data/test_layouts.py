@@ -13,10 +13,9 @@ from contextlib import nullcontext
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tests.data.making import add, noise, saved, write_tar
+from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data.captions import read_captions
-from scott.data.loading import read_samples
 from scott.data.records import Columns, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
@@ -120,6 +119,10 @@ LAYOUTS = {
     "kohya's meta_lat.json": {
         "x/a.png": PICTURE,
         "meta_lat.json": json.dumps({"x/a": {"caption": "a cat", "tags": "cat", "train_resolution": [512, 512]}}),
+    },
+    "MJHQ-30K": {
+        "mjhq30k_imgs/people/a1.jpg": PICTURE,
+        "meta_data.json": json.dumps({"a1": {"category": "people", "prompt": "a cat"}}),
     },
     "captions of names in JSON": {"a.png": PICTURE, "captions.json": json.dumps({"a.png": "a cat"})},
     "lines of JSON in a .json": {
@@ -229,9 +232,7 @@ def test_what_is_left_out_has_its_reason(tmp_path, files, reason):
     tree(tmp_path, CAPTIONED | files)
     if not files:
         (tmp_path / "b.png").symlink_to("b.png")
-    found = [
-        entry.reason if isinstance(entry, Rejected) else "kept" for entry in read_samples(open_source(str(tmp_path)), 8)
-    ]
+    found = [entry.reason if isinstance(entry, Rejected) else "kept" for entry in samples(open_source(str(tmp_path)))]
     assert sorted(found) == sorted(["kept", reason])
 
 

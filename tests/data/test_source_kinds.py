@@ -535,8 +535,8 @@ def test_records_have_keys_that_say_where_they_are(tmp_path):
 
 def test_reading_data_loads_no_models(tmp_path):
     read = (
-        "import sys; from scott.data.loading import read_samples; from scott.data.sources import open_source\n"
-        "for name in sys.argv[1:]: assert len(list(read_samples(open_source(name), 64))) == 5\n"
+        "import sys; from tests.data.making import samples; from scott.data.sources import open_source\n"
+        "for name in sys.argv[1:]: assert len(list(samples(open_source(name)))) == 5\n"
         "print({'diffusers', 'transformers', 'peft'} & sys.modules.keys())"
     )
     names = [str(write_bytes_table(tmp_path / "table")), str(write_folder(tmp_path / "folder"))]
