@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import OutOfMemoryError
 
-from scott.errors import UserError
+from scott.errors import UserError, one_line
 from scott.mini.scenes import Scenes
 from scott.training import checkpoint
 from scott.training.metrics import read_metrics
@@ -277,3 +277,10 @@ def test_what_a_report_of_a_fault_needs(scott):
     assert lines["torch"] == torch.__version__
     assert "gradio" in lines["[app]"]
     assert scott("--version") == (0, f"{lines['scott']}\n")
+
+
+def test_a_message_repeats_no_more_than_a_screen_of_what_was_given():
+    text = one_line("got " + "x" * 200_000 + "\n; expected less")
+    assert len(text) < 5000
+    assert text.startswith("got x")
+    assert text.endswith("\\n; expected less")

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+LONGEST = 2000
+"""Characters of a message; one that repeats what was given may be of any length."""
+
+
 def first_line(error: Exception) -> str:
     """What an error says, without what follows it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -20,7 +24,10 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text with what ends a line, or steers a terminal, written as it is escaped: a name may hold any of it."""
+    """A text with what ends a line, or steers a terminal, written as it is escaped: a name may hold any of it. Of a
+    very long one, its beginning and its end."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 

@@ -9,7 +9,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from scott.data.loading import loaded
 from scott.data.records import Record, Rejected, Unit, slices
+from scott.data.settings import Settings
 
 
 def noise(seed, width=40, height=30):
@@ -68,6 +70,11 @@ def write_tar(file, count, start=0):
             add(archive, f"{i}.txt", f"picture {i}".encode())
             add(archive, f"{i}.json", json.dumps({"score": i}).encode())
     return file
+
+
+def samples(source, size=8):
+    """Those of a source, its pictures cropped to size x size, and what is left out of it."""
+    return loaded((entry for unit in source.units(256) for entry in unit.entries()), Settings(), [(size, size)])
 
 
 class Pictures:

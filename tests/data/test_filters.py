@@ -59,6 +59,13 @@ def test_no_more_of_python_gets_in(expression):
         Where(expression, list(ROW))
 
 
+@pytest.mark.parametrize("expression", ["x" * 200_000, "(" + "x" * 200_000, "x" * 200_000 + "()"])
+def test_a_long_expression_is_not_repeated_whole(expression):
+    with pytest.raises(UserError) as error:
+        Where(expression, list(ROW))
+    assert len(str(error.value)) < 500
+
+
 def test_an_unknown_column_is_named_with_those_there_are():
     with pytest.raises(UserError, match="column 'scoer'; the source has score, WIDTH"):
         Where("scoer > 6", ["score", "WIDTH"])

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
-from tests.data.making import add, noise, saved, write_tar
+from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data import loading
-from scott.data.loading import Budget, loaded, read_samples
+from scott.data.loading import Budget, loaded
 from scott.data.records import Record, Rejected, Skip
 from scott.data.settings import Settings
 from scott.data.sources import files, open_source
@@ -32,7 +32,7 @@ FUZZ = settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCh
 
 
 def reasons(source):
-    return [entry.reason if isinstance(entry, Rejected) else "kept" for entry in read_samples(source, 8)]
+    return [entry.reason if isinstance(entry, Rejected) else "kept" for entry in samples(source)]
 
 
 # --- places ------------------------------------------------------------------------------------------------------
@@ -424,5 +424,6 @@ def test_of_any_tar_every_member_is_in_one_record(members):
         for stem, ending in members:
             add(archive, stem + ending, PICTURE if ending in ("", ".png", ".PNG", ".jfif") else b"{}")
     entries = list(grouped(io.BytesIO(file.getvalue()), "x.tar"))
-    found = [key + suffix for key, parts in entries for suffix in parts]
+    parts = [(entry[0], entry[1]) if isinstance(entry, tuple) else (entry.key, [""]) for entry in entries]
+    found = [key + suffix for key, suffixes in parts for suffix in suffixes]
     assert sorted(found) == sorted((stem + ending.lower()) for stem, ending in members)

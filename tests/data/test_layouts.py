@@ -1,5 +1,6 @@
 """The layouts that people have their captioned pictures in: what is read of each, and what is counted or refused."""
 
+import base64
 import bz2
 import gzip
 import json
@@ -12,10 +13,9 @@ from contextlib import nullcontext
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tests.data.making import add, noise, saved, write_tar
+from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data.captions import read_captions
-from scott.data.loading import read_samples
 from scott.data.records import Columns, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
@@ -50,6 +50,7 @@ def read(source):
     return kept, dict(reasons)
 
 
+CAPTIONED = {"a.png": PICTURE, "a.txt": "a cat"}
 ROW = {"file_name": "a.png", "text": "a cat"}
 LAYOUTS = {
     "metadata one folder down": {"train/a.png": PICTURE, "train/metadata.jsonl": [ROW]},
@@ -105,6 +106,58 @@ LAYOUTS = {
     "a folder named as a picture": {"a.png/b.png": PICTURE, "a.png/b.txt": "a cat"},
     "colons": {"C:a.png": PICTURE, "C:a.txt": "a cat"},
     "kohya's folders, deeper": {"img/10_a cat/a.png": PICTURE, "img/5_a cat/b.png": PICTURE},
+    "texts in a tree of their own": {"images/x/a.png": PICTURE, "captions/x/a.txt": "a cat"},
+    "texts in a tree of each split": {"train/img/a.png": PICTURE, "train/labels/a.txt": "a cat"},
+    "texts in a folder below": {"a.png": PICTURE, "texts/a.txt": "a cat"},
+    "Flickr8k": {"Images/a.jpg": PICTURE, "captions.txt": "image,caption\na.jpg,a cat\n"},
+    "Flickr8k's first edition": {"Images/a.jpg": PICTURE, "Flickr8k.token.txt": "a.jpg#0\ta cat\n"},
+    "Flickr30k": {
+        "flickr30k/img/a.jpg": PICTURE,
+        "flickr30k/results.csv": "image_name| comment_number| comment\na.jpg| 0| a cat\n",
+    },
+    "kohya's meta_cap.json": {"a.png": PICTURE, "meta_cap.json": json.dumps({"a.png": {"caption": "a cat"}})},
+    "kohya's meta_lat.json": {
+        "x/a.png": PICTURE,
+        "meta_lat.json": json.dumps({"x/a": {"caption": "a cat", "tags": "cat", "train_resolution": [512, 512]}}),
+    },
+    "MJHQ-30K": {
+        "mjhq30k_imgs/people/a1.jpg": PICTURE,
+        "meta_data.json": json.dumps({"a1": {"category": "people", "prompt": "a cat"}}),
+    },
+    "captions of names in JSON": {"a.png": PICTURE, "captions.json": json.dumps({"a.png": "a cat"})},
+    "lines of JSON in a .json": {
+        "a.png": PICTURE,
+        "b.png": PICTURE,
+        "captions.json": [ROW, ROW | {"file_name": "b.png"}],
+    },
+    "COCO's form under another name": {
+        "a.png": PICTURE,
+        "annotations.json": json.dumps(
+            {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+        ),
+    },
+    "pictures as lists": {"a.png": PICTURE, "metadata.jsonl": [{"images": ["a.png"], "text": "a cat"}]},
+    "no header": {"a.png": PICTURE, "captions.csv": "a.png,a cat\n"},
+    "no header, captions first": {"a.png": PICTURE, "list.tsv": "a cat\ta.png\n"},
+    "columns in other spellings": {"a.png": PICTURE, "metadata.csv": "Image Name,Caption\na.png,a cat\n"},
+    "rows of several columns": {
+        "a.png": PICTURE,
+        "b.png": PICTURE,
+        "metadata.jsonl": [ROW, {"file_name": "b.png", "caption": "a cat"}],
+    },
+    "lines that end with commas": {"a.png": PICTURE, "metadata.jsonl": json.dumps(ROW) + ",\n"},
+    "a text in UTF-16": {"a.png": PICTURE, "a.txt": "a cat\r\n".encode("utf-16")},
+    "a table in UTF-16": {"a.png": PICTURE, "metadata.csv": "file_name,text\r\na.png,a cat".encode("utf-16")},
+    "rows that end at carriage returns": {"a.png": PICTURE, "metadata.csv": "file_name,text\ra.png,a cat\r"},
+    "a row with a URL's escapes": {"a b.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "a%20b.png"}]},
+    "a row with spaces around": {"a.png": PICTURE, "metadata.csv": "file_name,text\na.png ,a cat"},
+    "an absolute path from elsewhere": {
+        "x/a.png": PICTURE,
+        "metadata.jsonl": [ROW | {"file_name": "/home/me/data/x/a.png"}],
+    },
+    "an absolute path of Windows": {"a.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "C:\\me\\data\\a.png"}]},
+    "file://": {"a.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "file:///home/me/data/a.png"}]},
+    "what systems leave behind": CAPTIONED | dict.fromkeys(["._a.png", "thumbs.db", "Icon\r", "__MACOSX/a.png"], ""),
     "kohya's folders": {"10_a cat/a.png": PICTURE, "2_dogs/b.png": PICTURE, "2_dogs/b.txt": "a cat"},
 }
 
@@ -137,6 +190,12 @@ REFUSED = {
     ),
     "a table that breaks off": ({"metadata.jsonl": '{"file_name": "a.png",\n'}, "no row that is a JSON object"),
     "a list that breaks off": ({"metadata.json": '[{"file_name": "a.png", "text": "a'}, "no row that is a JSON object"),
+    "a row of three columns for a header": ({"list.csv": "1,a.png,a cat\n"}, "begins with a row, not with the names"),
+    "COCO's boxes": (
+        {"x.json": json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1}]})},
+        r"x\.json is no COCO caption file \(KeyError\('caption'\)\)",
+    ),
+    "tags alone": ({"meta_cap.json": '{"a.png": {"tags": "cat"}}'}, "name one with --caption-column"),
     "an empty parquet file": ({"a.parquet": ""}, "is no parquet file"),
 }
 
@@ -160,6 +219,10 @@ LEFT_OUT = {
     ),
     "a second text of a picture": ({"a.caption": "another"}, "other-file"),
     "a table beside texts": ({"list.csv": "path,caption\na.png,b"}, "other-file"),
+    "kohya's pictures of the class": ({"reg/1_cat/b.png": PICTURE, "reg/1_cat/b.txt": "cat"}, "regularisation"),
+    "DreamBooth's pictures of the class": ({"class_images/b.png": PICTURE}, "regularisation"),
+    "a .json of no picture": ({"b.json": "{}"}, "other-file"),
+    "labels of YOLO": ({"images/b.png": PICTURE, "labels/b.txt": "0 0.5 0.5 0.25 0.25\n"}, "caption-not-text"),
     "the pictures of a test split": ({"test_images/b.png": PICTURE, "test_images/b.txt": "b"}, "other-split"),
 }
 
@@ -169,10 +232,44 @@ def test_what_is_left_out_has_its_reason(tmp_path, files, reason):
     tree(tmp_path, CAPTIONED | files)
     if not files:
         (tmp_path / "b.png").symlink_to("b.png")
-    found = [
-        entry.reason if isinstance(entry, Rejected) else "kept" for entry in read_samples(open_source(str(tmp_path)), 8)
-    ]
+    found = [entry.reason if isinstance(entry, Rejected) else "kept" for entry in samples(open_source(str(tmp_path)))]
     assert sorted(found) == sorted(["kept", reason])
+
+
+def test_of_an_absolute_path_the_folders_own_name_counts(tmp_path):
+    """Another folder's pictures may have the same names."""
+    tree(tmp_path / "b", {"a.png": PICTURE, "metadata.jsonl": [ROW | {"file_name": "/home/me/other/a.png"}]})
+    assert read(open_source(str(tmp_path / "b"))) == ({}, {"not-in-metadata": 1, "unsafe-name": 1})
+
+
+PICTURE_64 = base64.b64encode(PICTURE).decode()
+CELLS = {
+    "base64": ("image", PICTURE_64, "kept"),
+    "base64 as a data: URL": ("image", f"data:image/png;base64,{PICTURE_64}", "kept"),
+    "a list of one": ("images", [PICTURE], "kept"),
+    "a list of one {bytes, path}": ("images", [{"bytes": PICTURE, "path": None}], "kept"),
+    "a list of several": ("images", [PICTURE, PICTURE], "several-pictures"),
+    "an empty list": ("images", [], "no-picture"),
+    "numbers": ("image", [137, 80], "no-picture"),
+    "base64 that breaks off": ("image", PICTURE_64[:-3], "unreadable-file"),
+}
+
+
+@pytest.mark.parametrize(("column", "cell", "reason"), CELLS.values(), ids=CELLS.keys())
+def test_cells_of_pictures(tmp_path, column, cell, reason):
+    parquet.write_table(pyarrow.table({column: [cell], "caption": ["a cat"]}), tmp_path / "a.parquet")
+    kept, reasons = read(open_source(str(tmp_path)))
+    assert ([*kept.values()], reasons) == ((["a cat"], {}) if reason == "kept" else ([], {reason: 1}))
+    if isinstance(cell, str):
+        tree(tmp_path, {"a.jsonl": [{column: cell, "caption": "a cat"}]})
+        assert list(read(open_source(str(tmp_path / "a.jsonl")))[0].values()) == [*kept.values()]
+
+
+def test_bytes_that_are_no_utf8_count_in_their_row(tmp_path):
+    tree(
+        tmp_path, {"a.png": PICTURE, "b.png": PICTURE, "metadata.csv": b"file_name,text\na.png,a cat\nb.png,caf\xe9\n"}
+    )
+    assert read(open_source(str(tmp_path))) == ({"a.png": "a cat"}, {"caption-not-utf8": 1})
 
 
 def test_a_name_alone_is_no_picture_of_another_tables_folder(tmp_path):
@@ -276,9 +373,8 @@ def test_captions_in_a_csv_are_text_and_other_cells_may_be_numbers(tmp_path):
 def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
     rows = ["file_name,text", 'a.png,"a "cat"', "a.png,a cat", f'a.png,"{"x" * 2_000_000}"', "a.png,a dog", 'a.png,"a']
     tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
-    (unit,) = open_source(str(tmp_path)).units(9)
-    found = [getattr(record, "reason", None) or record.captions for record in unit.records()]
-    assert found == ["broken-row", "a cat", "broken-row", "a dog", "broken-row"]
+    kept, reasons = read(open_source(str(tmp_path)))
+    assert (kept, reasons) == ({"a.png": "a dog"}, {"broken-row": 2, "caption-too-long": 1})
     lines = [json.dumps(ROW).encode(), b'{"file_name": "a.png", "text": "caf\xe9"}', bytes(9), json.dumps(ROW).encode()]
     tree(tmp_path / "json", {"a.png": PICTURE, "metadata.jsonl": b"\n".join(lines)})
     assert read(open_source(str(tmp_path / "json"))) == ({"a.png": "a cat"}, {"metadata-not-json": 2})
@@ -294,7 +390,6 @@ def test_a_row_of_more_cells_than_columns_is_not_cut(tmp_path):
 
 # --- several kinds, splits, gaps ---------------------------------------------------------------------------------
 
-CAPTIONED = {"a.png": PICTURE, "a.txt": "a cat"}
 TABLE = pyarrow.table({"image": [PICTURE], "caption": ["a cat"]})
 
 
@@ -517,6 +612,7 @@ TARS = {
         {"no-picture": 1},
     ),
     "another composition": (["e\u0301.png", "\u00e9.txt"], ["\u00e9"], {}),
+    "a table in a tar": (["a.png", "a.txt", "metadata.jsonl"], ["a"], {"table-in-tar": 1}),
     "macOS": (["._a.png", "a.png", "a.txt", "__MACOSX/a.png"], ["a"], {}),
 }
 

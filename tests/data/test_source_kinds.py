@@ -312,7 +312,7 @@ def test_pictures_are_read_from_their_folder_alone(tmp_path):
 def test_a_picture_without_a_text_is_left_out(tmp_path):
     folder = write_folder(tmp_path / "data")
     (folder / "1.txt").unlink()
-    (folder / "2.txt").write_bytes(b"\xff\xfe")
+    (folder / "2.txt").write_bytes(b"\xff\xff")
     assert reasons(open_source(str(folder))) == ["no-caption", "caption-not-utf8"]
 
 
@@ -433,8 +433,16 @@ def test_a_server_that_breaks_off_stops_the_unit(tmp_path, server, monkeypatch):
 
 
 def test_a_file_the_server_does_not_have_stops_with_its_name(server):
-    with pytest.raises(UserError, match=r"none\.tar cannot be read: .*the same command goes on later"):
+    with pytest.raises(
+        UserError, match=r"none\.tar cannot be read: 404, message='File not found'.*the same command goes on later"
+    ):
         read(open_source(f"{server}/none.tar"))
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/a.tar", "http://127.0.0.1:9/a.parquet"])
+def test_a_server_that_is_not_there_is_called_that(name):
+    with pytest.raises(UserError, match=r"cannot be read: .*(Connect call failed|Connection refused)"):
+        read(open_source(name))
 
 
 def test_pictures_by_url(tmp_path, server):
@@ -527,8 +535,8 @@ def test_records_have_keys_that_say_where_they_are(tmp_path):
 
 def test_reading_data_loads_no_models(tmp_path):
     read = (
-        "import sys; from scott.data.loading import read_samples; from scott.data.sources import open_source\n"
-        "for name in sys.argv[1:]: assert len(list(read_samples(open_source(name), 64))) == 5\n"
+        "import sys; from tests.data.making import samples; from scott.data.sources import open_source\n"
+        "for name in sys.argv[1:]: assert len(list(samples(open_source(name)))) == 5\n"
         "print({'diffusers', 'transformers', 'peft'} & sys.modules.keys())"
     )
     names = [str(write_bytes_table(tmp_path / "table")), str(write_folder(tmp_path / "folder"))]

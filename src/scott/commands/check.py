@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from scott.commands.prepare import Preset, open_with
 from scott.data.checking import Check, check_source, contact_sheet
@@ -33,8 +33,7 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
 
 def check_summary(check: Check, out: Path) -> Table:
     """What would be kept and what not, with the first record of each reason."""
-    table = Table("", "", "", title=escape(str(out)), title_justify="left", show_header=False)
-    table.columns[1].justify = "right"
+    table = Table("", Column(justify="right"), "", title=escape(str(out)), title_justify="left", show_header=False)
     table.add_row("[bold]kept", f"[bold]{check.count:,}")
     for reason, count in check.skipped.most_common():
         first = check.first[reason]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MINI_SCENES = 8192
 USUAL = Reading()
-_USUAL = {field.name: field.default for field in fields(Reading)}
 Warn = Callable[[str], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,10 +79,7 @@ def prepare_source(
     preset: Preset | None = None,
 ) -> Outcome:
     """Shards of a source in `out`, those of this process out of `world`; a preset fills in what settings leave open.
-
-    Raises:
-        UserError: see `open_source`, `prepare_shards`.
-    """
+    Raises `UserError` as `open_source` and `prepare_shards` do."""
     source, settings = open_with(name, settings, preset)
     full = full_settings(name, source, settings, backbone, _made_for(backbone))
     return prepare_shards(source, backbone, settings, full, out, report, rank, world)
@@ -96,7 +92,9 @@ def open_with(name: str, settings: Settings, preset: Preset | None) -> tuple[Sou
         settings = replace(settings, **unnamed)
     source = open_named(name, settings.columns, settings.split)
     if preset is not None and preset.scores:
-        settings = replace(settings, where=_with_score(settings.where, preset.scores, source.columns))
+        score = next((column for column in preset.scores if column in source.columns), preset.scores[0])
+        where = f"({settings.where}) and {score} >= 6" if settings.where else f"{score} >= 6"
+        settings = replace(settings, where=where)
     return source, settings
 
 
@@ -105,11 +103,6 @@ def wait_for_manifest(folder: Path) -> Manifest:
     while not (folder / MANIFEST).is_file():
         time.sleep(0.5)
     return Manifest.load(folder)
-
-
-def _with_score(where: str | None, scores: Sequence[str], columns: Sequence[str]) -> str:
-    score = next((column for column in scores if column in columns), scores[0])
-    return f"{score} >= 6" if where is None else f"({where}) and {score} >= 6"
 
 
 def _made_for(backbone: "LatentBackbone") -> dict[str, Any]:
@@ -153,7 +146,7 @@ def _open_one(
         source = ShardSource(folder, seed)
         check_made_for(source.manifest, backbone, name)
         return source
-    settings, (rank, world) = Settings(**_values(reading)), processes()
+    settings, (rank, world) = Settings(**_given(reading)), processes()
     opened = open_named(name, settings.columns, settings.split)
     full = full_settings(name, opened, settings, backbone, _made_for(backbone))
     made_from = {key: value for key, value in full["source"].items() if key != "name"}
@@ -162,9 +155,9 @@ def _open_one(
     if not (folder / MANIFEST).is_file():
         prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
     manifest = wait_for_manifest(folder)
-    if manifest.skipped:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(manifest.skipped).most_common())
-        warn(f"{name}: kept {manifest.samples:,}, left out {sum(manifest.skipped.values()):,} ({reasons})")
+    if skipped := Counter(manifest.skipped):
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
+        warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons})")
     return ShardSource(folder, seed)
 
 
@@ -187,11 +180,11 @@ def check_data(names: Sequence[str], backbone: "LatentBackbone", reading: Readin
     for name in names:
         if not _is_prepared(name):
             source = open_named(name, reading.columns, reading.split)
-            full_settings(name, source, Settings(**_values(reading)), backbone, {})
+            full_settings(name, source, Settings(**_given(reading)), backbone, {})
             continue
         manifest = Manifest.load(Path(name))
         check_made_for(manifest, backbone, name)
-        if given := [f"--{key.replace('_', '-')}" for key, value in _values(reading).items() if value != _USUAL[key]]:
+        if given := [f"--{name.replace('_', '-')}" for name in _given(reading)]:
             raise UserError(f"got {', '.join(given)} for {name}, which is prepared; give it to `scott prepare`")
 
 
@@ -204,8 +197,9 @@ def _is_prepared(name: str) -> bool:
     return False
 
 
-def _values(reading: Reading) -> dict[str, Any]:
-    return {field.name: getattr(reading, field.name) for field in fields(Reading)}
+def _given(reading: Reading) -> dict[str, Any]:
+    """What is not left at its default."""
+    return {field.name: value for field in fields(Reading) if (value := getattr(reading, field.name)) != field.default}
 
 
 def check_made_for(manifest: Manifest, backbone: "LatentBackbone", name: str) -> None:
@@ -238,8 +232,7 @@ def processes() -> tuple[int, int]:
 
 def summary(outcome: Outcome, out: Path) -> Table:
     """What was kept and what was left out, and the rate of this call."""
-    table = Table("", "", title=escape(str(out)), title_justify="left", show_header=False)
-    table.columns[1].justify = "right"
+    table = Table("", Column(justify="right"), title=escape(str(out)), title_justify="left", show_header=False)
     if outcome.manifest is None:
         table.add_row("records of this process", f"{outcome.records:,}")
         return table

@@ -1,5 +1,6 @@
 """Captions as data sets have them: a text, bytes, or a list of either, of any size and encoding."""
 
+import codecs
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -37,7 +38,7 @@ def _one(value: object) -> str:
     if len(value) > MAX_TEXT_BYTES:
         raise Skip("caption-too-long", f"{len(value)} characters")
     try:
-        text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
+        text = utf8(value).decode() if isinstance(value, bytes) else value
         text.encode()  # a str may hold half a surrogate pair, which no tokenizer takes
     except UnicodeError:
         raise Skip("caption-not-utf8") from None
@@ -47,6 +48,13 @@ def _one(value: object) -> str:
     if len(text) > MAX_CHARACTERS:
         raise Skip("caption-too-long", f"{len(text)} characters")
     return text
+
+
+def utf8(data: bytes) -> bytes:
+    """Without the mark in front; of what has UTF-16's, which editors of Windows write, the same text in UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def read_columns(data: bytes) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Where:
         try:
             self._tree = ast.parse(expression.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise UserError(f"got --where {expression!r}; expected e.g. 'WIDTH >= 512 and score > 6'") from None
+            raise UserError(f"got --where {expression[:200]!r}; expected e.g. 'WIDTH >= 512 and score > 6'") from None
         for node in ast.walk(self._tree):
             constant = not isinstance(node, ast.Constant) or isinstance(node.value, str | int | float | None)
             if not isinstance(node, _OFFERED) or not constant:
@@ -55,7 +55,9 @@ class Where:
                     "constants, comparisons, and, or, not, in, + - * /"
                 )
             if isinstance(node, ast.Name) and node.id not in columns:
-                raise UserError(f"got --where with a column {node.id!r}; the source has {', '.join(columns) or 'none'}")
+                raise UserError(
+                    f"got --where with a column {node.id[:200]!r}; the source has {', '.join(columns) or 'none'}"
+                )
 
     def __call__(self, columns: Mapping[str, Any]) -> bool:
         """Whether a record is wanted. One that lacks a value, or has one of another kind, is not."""

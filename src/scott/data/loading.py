@@ -17,7 +17,7 @@ from torch import Tensor
 from scott.data.captions import read_captions
 from scott.data.filters import Where, check_size
 from scott.data.pictures import Size, cropped, decode, quietly, to_rgb
-from scott.data.records import Record, Rejected, Skip, Source
+from scott.data.records import Record, Rejected, Skip
 from scott.data.settings import Settings
 
 LISTED = 1000
@@ -112,12 +112,6 @@ def loaded(
     made = 3 * max(height * width for height, width in sizes)
     with quietly(), closing(_ahead(load, records, budget.limit // 4, made)) as found:
         yield from found
-
-
-def read_samples(source: Source, size: int) -> Generator[Sample | Rejected]:
-    """A source's records in their order, pictures cropped to size x size, or why one cannot be read."""
-    entries = (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
-    return loaded(entries, Settings(), [(size, size)])
 
 
 def _load(

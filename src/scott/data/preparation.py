@@ -17,7 +17,7 @@ from scott.data.filters import Where
 from scott.data.loading import loaded
 from scott.data.locks import locked
 from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
-from scott.data.pictures import Size, aspect_buckets
+from scott.data.pictures import aspect_buckets
 from scott.data.records import Record, Rejected, Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
@@ -74,7 +74,9 @@ def prepare_shards(
     """
     where = Where(settings.where, source.columns) if settings.where else None
     units = limited(source.units(settings.shard_size), settings.limit)
-    load = partial(loaded, settings=settings, sizes=_sizes(full["resolution"], settings, encoders), where=where)
+    resolution = full["resolution"]
+    sizes = aspect_buckets(resolution, _factor(encoders)) if settings.aspect_buckets else [(resolution, resolution)]
+    load = partial(loaded, settings=settings, sizes=sizes, where=where)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
@@ -83,23 +85,15 @@ def prepare_shards(
         begin(out, full)
         progress = _Progress(report, [units[i] for i in mine])
         for i in mine:
-            if is_intact(out, names[i]):
-                progress.skip(units[i])
-            else:
+            if not (intact := is_intact(out, names[i])):
                 write_shard(out, names[i], units[i], load, encoders, **how, count=progress.add)
-                progress.unit_done()
+            progress.end(units[i], intact)
         return Outcome(assemble(out, full, names), progress.records, progress.seconds)
 
 
 def _factor(encoders: Encoders) -> int:
     """A latent's side in pixels."""
     return encoders.resolution // encoders.latent_shape[-1]
-
-
-def _sizes(resolution: int, settings: Settings, encoders: Encoders) -> list[Size]:
-    if settings.aspect_buckets:
-        return aspect_buckets(resolution, _factor(encoders))
-    return [(resolution, resolution)]
 
 
 def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
@@ -110,7 +104,13 @@ def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
     for unit in units:
         count = limit if unit.count is None else min(limit, unit.count)
         if count:
-            kept.append(replace(unit, count=unit.count and count, records=partial(_first, unit, count)))
+            kept.append(
+                replace(
+                    unit,
+                    count=unit.count and count,
+                    records=partial(_first, unit, count),
+                )
+            )
         limit -= count
     return kept
 
@@ -138,11 +138,8 @@ class _Progress:
         self.records += records
         self._advance(records if self._by_record else 0)
 
-    def unit_done(self) -> None:
-        self._advance(0 if self._by_record else 1)
-
-    def skip(self, unit: Unit) -> None:
-        self._advance(self._size(unit))
+    def end(self, unit: Unit, was_there: bool) -> None:
+        self._advance(self._size(unit) if was_there or not self._by_record else 0)
 
     def _advance(self, by: int) -> None:
         self._done += by

@@ -1,7 +1,7 @@
 """What `scott prepare` keeps of a source, and how: with the source and the teacher, all that the shards depend on."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from scott.data.records import Columns
@@ -47,12 +47,10 @@ class Reading:
 
     def as_json(self) -> dict[str, Any]:
         """All that shards depend on: `decode_memory` where it is not the default, as few pictures need so much."""
-        usual = {field.name: field.default for field in fields(self)}
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name != "decode_memory" or value != usual["decode_memory"]
-        }
+        return {name: value for name, value in asdict(self).items() if (name, value) != _USUAL_MEMORY}
+
+
+_USUAL_MEMORY = ("decode_memory", Reading.decode_memory)
 
 
 @dataclass(frozen=True, kw_only=True)

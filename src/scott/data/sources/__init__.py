@@ -14,9 +14,10 @@ from scott.data.sources.coco import Coco
 from scott.data.sources.files import read_local
 from scott.data.sources.folder import Folder, is_page, texts_beside
 from scott.data.sources.hub import HubDataset, is_saved
-from scott.data.sources.metadata import METADATA, MetadataFolder, is_table
+from scott.data.sources.metadata import METADATA, MetadataFolder
 from scott.data.sources.parquet import Parquet
 from scott.data.sources.patterns import expanded
+from scott.data.sources.rows import is_coco, is_table, names_of
 from scott.data.sources.survey import Survey, gaps, of_split, split_of, survey
 from scott.data.sources.webdataset import ARCHIVES, TARS, WebDataset
 from scott.errors import UserError, first_line
@@ -28,6 +29,8 @@ KINDS = (
 )
 USUAL = Columns()
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REGULARISATION = {"reg", "reg_images", "regularization", "regularisation", "class_images"}
+"""Folders of pictures that keep a class as it is, for kohya's sd-scripts and DreamBooth, beside those to be learnt."""
 _CAPTIONS = re.compile(r"(.*/)?captions_[^/]*\.json", re.DOTALL)
 
 
@@ -112,16 +115,30 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
         return _of_data_files(found, tars or tables, pictures if tars else [], columns, split)
     if metadata:
         return _listed(found, metadata, pictures, columns, split)
-    if captions := [name for name in found.files if _CAPTIONS.fullmatch(name)]:
-        kept, others = of_split(captions, split, folder)
-        return Coco([str(folder / name) for name in kept], [*found.left_out, *others])
-    lists = [name for name in found.files if "/" not in name and is_table(folder / name)] if not texts else []
-    if lists:
-        if len(lists) > 1 and len({split_of(name) for name in lists}) == 1:
-            raise UserError(f"{folder} holds several tables; name one: {', '.join(lists)}")
-        return _listed(found, lists, pictures, columns, split)
+    if not texts:
+        annotations = [name for name in found.files if _CAPTIONS.fullmatch(name)]
+        if not annotations and (lists := _tables(found, pictures)):
+            return _listed(found, lists, pictures, columns, split)
+        if annotations := annotations or [n for n in found.files if n.endswith(".json") and is_coco(folder / n)]:
+            kept, others = of_split(annotations, split, folder)
+            unread = _unread(found, {*annotations})
+            return Coco([str(folder / name) for name in kept], [*found.left_out, *others, *unread])
     kept, others = of_split(pictures, split, folder, folders_alone=True)
+    learnt = [name for name in kept if _REGULARISATION.isdisjoint(name.lower().split("/")[:-1])]
+    if learnt:
+        others += [Rejected(name, "regularisation") for name in sorted({*kept} - {*learnt})]
+        kept = learnt
     return Folder(found, kept, texts, columns, [*found.left_out, *others])
+
+
+def _tables(found: Survey, pictures: Sequence[str]) -> list[str]:
+    """The tables of text that are nearest to the top, where they, or folders below theirs, have pictures."""
+    named = names_of(pictures)
+    folders = {str(folder) for name in pictures for folder in PurePosixPath(name).parents} | {"."}
+    there = [name for name in found.files if not is_page(name) and str(PurePosixPath(name).parent) in folders]
+    tables = [name for name in there if is_table(found.root / name, named)]
+    depth = min((name.count("/") for name in tables), default=0)
+    return [name for name in tables if name.count("/") == depth]
 
 
 def _of_data_files(
@@ -148,7 +165,7 @@ def _of_data_files(
 def _listed(found: Survey, tables: list[str], pictures: list[str], columns: Columns, split: str) -> Source:
     kept, others = of_split(tables, split, found.root)
     folders = [_folder_of(name) for name in kept]
-    if METADATA.fullmatch(kept[0]) and (twice := {folder for folder in folders if folders.count(folder) > 1}):
+    if twice := {folder for folder in folders if folders.count(folder) > 1}:
         names = ", ".join(name for name in kept if _folder_of(name) in twice)
         raise UserError(f"{found.root} holds several tables of the same pictures ({names}); name one")
     elsewhere = {_folder_of(entry.key) for entry in others} - set(folders)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 import time
 import urllib.error
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -35,16 +37,17 @@ def unsafe(name: str) -> bool:
 
 
 def spellings(name: str, folder: Path) -> Iterator[str]:
-    """What a table in `folder` may mean by a path: that, with slashes for backslashes, and without the folder's own
-    name (and those above it) in front."""
-    yield name
-    path = PurePosixPath(name.replace("\\", "/"))
-    if "\\" in name:
-        yield str(path)
-    above = folder.resolve().parts
-    for count in range(1, len(path.parts)):
-        if above[-count:] == path.parts[:count]:
-            yield str(PurePosixPath(*path.parts[count:]))
+    """What a table in `folder` may mean by a path: that; without spaces around it, and with slashes for backslashes;
+    without a URL's escapes, or Flickr8k's number of a caption; and of each what follows the folder's own name, behind
+    names that are above the folder too, or behind any in an absolute path."""
+    plain = name.removeprefix("file://").strip().replace("\\", "/")
+    own = folder.resolve().parts
+    for way in dict.fromkeys((name.removeprefix("file://"), plain, unquote(plain), re.sub(r"#\d+$", "", plain))):
+        yield way
+        parts, absolute = PurePosixPath(way).parts, PureWindowsPath(way).anchor
+        for count in range(1, len(parts)):
+            if own[-1:] == parts[count - 1 : count] and (absolute or own[-count:] == parts[:count]):
+                yield str(PurePosixPath(*parts[count:]))
 
 
 def read_picture(name: object, folder: Path | None, absolute: bool = False) -> bytes:
@@ -62,11 +65,12 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
         return _fetch(name)
     if name.startswith(_BUCKETS) and "::" not in name:
         return _from_bucket(name)
-    if folder is None or "://" in name or unsafe(name.lstrip("/") if absolute else name):
+    inside = folder is not None and "://" not in name.removeprefix("file://")
+    ways = [way for way in spellings(name, folder or Path()) if not unsafe(way.lstrip("/") if absolute else way)]
+    if folder is None or not inside or not ways:
         raise Skip("unsafe-name", name[:200])
     try:
-        places = (folder / spelling for spelling in spellings(name, folder))
-        place = next(filter(Path.exists, places), folder / name)
+        place = next((folder / way for way in ways if (folder / way).exists()), folder / ways[0])
     except (OSError, ValueError) as error:
         raise Skip("unreadable-file", first_line(error)) from None
     return read_local(place)
@@ -93,7 +97,14 @@ def _from_bucket(name: str) -> bytes:
     except ImportError as error:
         raise UserError(f"{name} needs a package: {first_line(error)}") from None
     except Exception as error:  # of files, credentials, servers: each protocol has its own
-        raise Skip("unreachable", f"{name}: {first_line(error)}") from None
+        raise Skip("unreachable", f"{name}: {cause(error)}") from None
+
+
+def cause(error: Exception) -> str:
+    """What led to an error: fsspec's own say no more than the name that was asked for."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return first_line(error)
 
 
 def _fetch(url: str) -> bytes:
@@ -131,15 +142,17 @@ def opened(name: str, compression: str | None = None) -> Iterator[BinaryIO]:
         else:
             file = LocalFileSystem().open(name, "rb", compression=compression)
     except ImportError as error:
-        raise UserError(f"{name} needs a package ({first_line(error)}); pip install 'scott-diffusion[data]'") from None
+        raise UserError(
+            f"{name} needs a package: {first_line(error)} (http: pip install 'scott-diffusion[data]')"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be read: {first_line(error)}; expected a file, http://, s3://, ...") from None
+        raise UserError(f"{name} cannot be read: {cause(error)}; expected a file, http://, s3://, ...") from None
     try:
         with file as stream:
             yield stream
     except Exception as error:  # every protocol has its own
         if isinstance(error, OSError) or type(error).__module__.startswith(_REMOTE_ERRORS):
-            raise UserError(f"{name} cannot be read: {first_line(error)}; the same command goes on later") from None
+            raise UserError(f"{name} cannot be read: {cause(error)}; the same command goes on later") from None
         raise
 
 

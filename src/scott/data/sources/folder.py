@@ -1,7 +1,7 @@
 """A folder of pictures, each with its caption in a file beside it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,7 @@ from scott.data.captions import read_columns
 from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, attempt, slices, with_left_out
 from scott.data.sources.files import digest_of, read_local
 from scott.data.sources.survey import Survey, endings_of, folded
-from scott.data.sources.tables import captions_among
+from scott.data.sources.tables import caption_names, captions_of
 from scott.errors import UserError
 
 TEXTS = (".txt", ".caption", ".text", ".json")
@@ -18,11 +18,19 @@ TEXTS = (".txt", ".caption", ".text", ".json")
 _REPEATED = re.compile(r"([1-9]\d{0,2})_(.+)")
 """A folder's name in which each picture is visited up to 999 times an epoch; longer numbers are dates."""
 _PAGES = ("readme", "license", "licence", "citation")
+_ABOUT = re.compile(r"\d+\.parquet|\d+_stats\.json|dataset_infos?\.json")
+"""What img2dataset and `datasets` write of pictures that are there themselves."""
+_TREES = {"images", "image", "imgs", "img", "pictures", "photos", "data", "jpg", "png"}
+_TEXT_TREES = {"captions", "caption", "texts", "text", "txt", "prompts", "labels", "annotations", "tags"}
+"""Names of folders: `images/x/a.png` has its text beside it or in `captions/x/a.txt`."""
+_BOX = re.compile(rb"\d+(?: [\d.e-]+){4,}")
+"""A line of YOLO's labels: a class, and a box in four numbers or a polygon in more."""
 
 
 def texts_beside(pictures: Sequence[str], files: Sequence[str], prefer_json: bool = False) -> dict[str, str]:
     """Picture → the file with its caption: `a.b.txt` of `a.b.png`, or else `a.b.png.txt`, or else, of texts that are no
-    other picture's, one whose name differs in upper and lower case or in Unicode's composition alone."""
+    other picture's, one whose name differs in upper and lower case or in Unicode's composition alone; or else that of a
+    tree of texts beside the tree of pictures."""
     named: dict[str, str] = {}
     for ending in reversed((".json", *TEXTS) if prefer_json else TEXTS):
         named |= {name[: -len(ending)]: name for name in files if name.lower().endswith(ending)}
@@ -30,7 +38,19 @@ def texts_beside(pictures: Sequence[str], files: Sequence[str], prefer_json: boo
     found = {name: text for name, stem in stems.items() if (text := named.get(stem) or named.get(name))}
     taken = set(found.values())
     alike = {folded(stem): text for stem, text in named.items() if text not in taken}
-    return found | {n: alike[folded(s)] for n, s in stems.items() if n not in found and folded(s) in alike}
+    mirrored = {within: text for stem, text in alike.items() if (within := _within(stem, _TEXT_TREES))}
+    for name, stem in stems.items():
+        own, within = folded(stem), _within(folded(stem), _TREES)
+        if name not in found and (text := alike.get(own) or mirrored.get(within) or mirrored.get(own)):
+            found[name] = text
+    return found
+
+
+def _within(path: str, trees: Collection[str]) -> str:
+    """A path without the innermost of its folders that is called like a tree, or "" where none is."""
+    parts = path.split("/")
+    depth = next((i for i in reversed(range(len(parts) - 1)) if parts[i] in trees), None)
+    return "" if depth is None else "/".join(parts[:depth] + parts[depth + 1 :])
 
 
 class Folder:
@@ -49,7 +69,7 @@ class Folder:
     ) -> None:
         self.folder, self.names, self.texts, self.wanted = found.root, names, texts, wanted
         if not names:
-            raise UserError(f"{found.root} holds no pictures, but {endings_of(found.files) or 'nothing'}")
+            raise UserError(f"{found.root} holds no pictures, but {endings_of(found.files) or 'nothing else'}")
         if wanted.image or (wanted.captions and not any(text.lower().endswith(".json") for text in texts.values())):
             named = ", ".join((wanted.image or "", *wanted.captions)).strip(", ")
             raise UserError(f"{found.root} holds pictures with texts beside them, and no columns; got {named}")
@@ -57,8 +77,8 @@ class Folder:
         self.repeats = repeated if all(repeated) else [None] * len(names)
         read = {*names, *texts.values(), *(entry.key for entry in left_out)}
         stems = {folded(str(PurePosixPath(name).with_suffix(""))) for name in texts}
-        rest = (name for name in found.files if name not in read and not is_page(name))
-        self.left_out = left_out + [_unread(name, stems) for name in rest]
+        rest = (_unread(name, stems) for name in found.files if name not in read)
+        self.left_out = left_out + list(filter(None, rest))
 
     @cached_property
     def columns(self) -> Sequence[str]:
@@ -102,9 +122,12 @@ class Folder:
         except Skip as skip:
             raise Skip("unreadable-caption", skip.detail) from None
         if not text.lower().endswith(".json"):
+            lines = [*filter(None, map(bytes.strip, content.split(b"\n")))]
+            if lines and all(map(_BOX.fullmatch, lines)):
+                raise Skip("caption-not-text", "boxes, as YOLO labels pictures")
             return Record(name, image, content)
         columns = read_columns(content)
-        captions = captions_among(columns, self.wanted.captions)
+        captions = captions_of(columns, caption_names(columns, self.wanted.captions))
         return Record(name, image, captions, columns)
 
 
@@ -119,12 +142,13 @@ def _repeated(name: str) -> tuple[int, str] | None:
 def is_page(name: str) -> bool:
     """Whether a file is there for people, or to say of a data set what is not of one picture."""
     path = PurePosixPath(name.lower())
-    return path.name.startswith(_PAGES) or path.suffix in (".md", ".json", ".parquet", ".py")
+    return path.name.startswith(_PAGES) or path.suffix in (".md", ".py") or _ABOUT.fullmatch(path.name) is not None
 
 
-def _unread(name: str, stems: set[str]) -> Rejected:
-    if not name.lower().endswith(TEXTS):
-        return Rejected(name, "other-file")
-    if folded(name.rpartition(".")[0]) in stems:
+def _unread(name: str, stems: set[str]) -> Rejected | None:
+    of_picture, ending = folded(name.rpartition(".")[0]) in stems, name[name.rfind(".") :].lower()
+    if is_page(name) or (of_picture and ending == ".json"):  # img2dataset writes one beside each text
+        return None
+    if of_picture and ending in TEXTS:
         return Rejected(name, "other-file", "its picture has another text")
-    return Rejected(name, "no-picture")
+    return Rejected(name, "no-picture" if ending in TEXTS[:-1] else "other-file")

@@ -20,7 +20,7 @@ SPLITS = {
 _SPELLED = {word: split for split, words in SPLITS.items() for word in words}
 _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
 _FOLDER = re.compile(rf"({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE)
-_LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN"}
+_LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found", "@eadir", "$recycle.bin"}
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
@@ -70,7 +70,7 @@ def survey(root: Path) -> Survey:
 
 def hidden(name: str) -> bool:
     """Whether a name is one that file managers and operating systems leave behind, or a dot file."""
-    return name.startswith(".") or name in _LEFT_BEHIND
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
 def folded(name: str) -> str:

@@ -1,24 +1,44 @@
 """Which columns of a table hold the picture and its captions; and the records of Arrow's tables."""
 
+import re
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from scott.data.captions import read_captions
+from scott.data.pictures import starts_as_picture
 from scott.data.records import Record, Skip
 from scott.data.sources.files import read_picture
 from scott.errors import UserError
 
 IMAGES = (
-    *("image", "img", "jpg", "png", "picture", "url", "image_url", "file_name", "filename", "file", "path"),
-    *("image_path", "filepath", "file_path", "image_file"),
+    *("image", "img", "jpg", "png", "picture", "url", "image_url", "img_url", "file_name", "file", "path"),
+    *("image_path", "img_path", "file_path", "image_file", "image_name", "images"),
 )
-CAPTIONS = ("caption", "captions", "text", "texts", "txt", "prompt", "prompts", "sentences", "description")
+CAPTIONS = (
+    *("caption", "captions", "text", "texts", "txt", "prompt", "prompts", "sentences", "description", "comment"),
+)
+_BASE64 = 256
+"""Characters, from which on a text may be a picture in base64."""
+
+
+@cache
+def _folded(column: str) -> str:
+    """Of "Image Name", "imageName" and "image_name" the same."""
+    return re.sub(r"[\W_]", "", column.lower())
+
+
+def usual_column(columns: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The column with the first of the usual names that is there, however that is spelled."""
+    there = {_folded(column): column for column in reversed(columns)}
+    return next((there[_folded(name)] for name in usual if _folded(name) in there), None)
 
 
 def image_column(table: str, columns: Sequence[str], wanted: str | None, usual: Sequence[str] = IMAGES) -> str:
-    """The column of the picture: the one named, or the first with a usual name, in upper or lower case.
+    """The column of the picture: the one named, or the first with a usual name.
 
     Raises:
         UserError: there is none, or two of that name; the columns are listed.
@@ -32,27 +52,43 @@ def caption_columns(table: str, columns: Sequence[str], wanted: Sequence[str]) -
 
 
 def _column(table: str, columns: Sequence[str], wanted: str | None, usual: Sequence[str], flag: str) -> str:
-    for name in [wanted] if wanted else [spelled for one in usual for spelled in (one, one.upper(), one.title())]:
-        if columns.count(name) > 1:
-            raise UserError(f"{table} has several columns {name!r}; give each a name of its own")
-        if name in columns:
-            return name
-    expected = f"{wanted!r}" if wanted else f"one of {', '.join(usual)}"
-    listed = ", ".join(map(str, columns))[:1000] or "none"
-    raise UserError(f"{table} has the columns {listed}, and not {expected}; name one with {flag}")
+    name = wanted or usual_column(columns, usual)
+    if name is None or name not in columns:
+        expected = repr(wanted) if wanted else f"one of {', '.join(usual)}"
+        listed = ", ".join(map(str, columns))[:1000] or "none"
+        raise UserError(f"{table} has the columns {listed}, and not {expected}; name one with {flag}")
+    if columns.count(name) > 1:
+        raise UserError(f"{table} has several columns {name!r}; give each a name of its own")
+    return name
 
 
-def captions_among(columns: Mapping[str, Any], wanted: Sequence[str]) -> object:
-    """The captions of a record's own columns: those named, or the one with the first usual name that is there.
+def caption_names(columns: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
+    """Those of a record's own columns that hold captions: those named, or the one with the first usual name there is.
 
     Raises:
         Skip: there is none.
     """
-    usual = (name for one in CAPTIONS for name in (one, one.upper()) if name in columns)
-    names = [name for name in wanted or [next(usual, "")] if name in columns]
+    names = [name for name in wanted or [usual_column([*columns], CAPTIONS) or ""] if name in columns]
     if not names:
         raise Skip("no-caption", ", ".join(columns))
-    return captions_of(columns, names)
+    return names
+
+
+def picture_in(cell: object) -> object:
+    """What a cell says of its picture, a path, a URL or bytes; also as the one entry of a list, as {bytes, path}, as
+    Hugging Face has it, or in base64. Raises `Skip` for several."""
+    if isinstance(cell, list) and all(isinstance(entry, str | bytes | dict) for entry in cell):
+        if len(cell) > 1:
+            raise Skip("several-pictures", f"{len(cell)} in one row")
+        cell = cell[0] if cell else None
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, str) and len(cell) > _BASE64:
+        content = cell.partition(";base64,")[2] if cell.startswith("data:") else cell
+        with suppress(ValueError):
+            if starts_as_picture(b64decode(content[:24], validate=True)):
+                return b64decode("".join(content.split()), validate=True)
+    return cell
 
 
 def captions_of(columns: Mapping[str, Any], names: Sequence[str]) -> object:
@@ -95,9 +131,7 @@ def table_record(key: str, rows: Any, index: int, image: str, captions: Sequence
                 raise Skip("caption-not-utf8" if isinstance(error, UnicodeError) else "caption-not-text") from None
             if name == image:
                 raise Skip("no-picture", "its cell cannot be decoded") from None
-    picture = row.get(image)
-    if isinstance(picture, dict):
-        picture = picture.get("bytes") if picture.get("bytes") is not None else picture.get("path")
+    picture = picture_in(row.get(image))
     rest = {name: value for name, value in row.items() if name not in (image, *captions)}
     if isinstance(picture, str):
         rest[image] = picture

@@ -17,6 +17,7 @@ from scott.data.sources.files import unsafe
 from scott.data.sources.survey import hidden
 
 TEXTS = (".txt", ".caption", ".text")
+_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, the oldest is given as it is."""
 _LARGEST = 1 << 36
@@ -63,6 +64,8 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
                     yield Rejected(member.name[:200], "unsafe-name")
                 elif member.isdir() or not path.name or any(map(hidden, path.parts)):
                     continue
+                elif path.name.lower().endswith(_TABLES):
+                    yield Rejected(member.name[:200], "table-in-tar", "unpack the tar, and name the folder")
                 elif not member.isfile():
                     yield Rejected(member.name[:200], "not-a-file", "a link or a device")
                 else:
@@ -92,24 +95,9 @@ def grouped(file: BinaryIO, tar: str) -> Iterator[tuple[str, Parts] | Rejected]:
         yield from _settled(waiting, stem, at_end=True)
 
 
-class _Rejoined(io.RawIOBase):
-    """A stream of which the first bytes were read already."""
-
-    def __init__(self, start: bytes, rest: BinaryIO) -> None:
-        self._start, self._rest = start, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data, self._start = self._start or self._rest.read(len(buffer)), b""
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _unpacked(file: BinaryIO) -> Any:
-    start = file.read(6)
-    whole = io.BufferedReader(_Rejoined(start, file), 1 << 16)
+def _unpacked(file: Any) -> Any:
+    whole = io.BufferedReader(file, 1 << 16)
+    start = whole.peek(6)
     reader = next((reader for magic, reader in _READERS.items() if start.startswith(magic)), None)
     return reader(whole) if reader else whole
 

@@ -7,7 +7,7 @@ from typing import Any
 from scott.data.captions import read_columns
 from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, with_left_out
 from scott.data.sources.files import digest_of, kind_of, opened
-from scott.data.sources.tables import captions_among
+from scott.data.sources.tables import caption_names, captions_of
 from scott.data.sources.tar import TEXTS, Parts, grouped, is_picture
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -60,7 +60,7 @@ class WebDataset:
         columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
         texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in parts if suffix in TEXTS}
         beside = next(((suffix[1:],) for suffix in TEXTS if suffix in parts), ())
-        captions = captions_among(texts, self.wanted.captions or beside)
+        captions = captions_of(texts, caption_names(texts, self.wanted.captions or beside))
         return Record(key, lambda: picture, captions, columns, len(picture))
 
 
