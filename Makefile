@@ -10,7 +10,7 @@ OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 hugg
 	optimum==2.1.0 optimum-onnx==0.1.0
 REFERENCE := build/reference
 
-.PHONY: demo setup test lint package older site
+.PHONY: demo setup test lint package older site notebooks
 
 demo: setup
 	$(BIN)/scott demo
@@ -46,6 +46,11 @@ test: lint $(REFERENCE)/.installed
 site: $(VENV)/.installed
 	$(INSTALL) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What the notebooks show, from their scripts.
+notebooks: $(VENV)/.installed-dev
+	$(INSTALL) --editable '.[notebooks]'
+	cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb --execute *.py
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
 # its student draws.
