@@ -21,7 +21,6 @@ from torch import Tensor
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.teachers import Cond, LatentBackbone
-from scott.teachers.heads import EncoderCritic
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.draws import sampling_times
@@ -96,8 +95,8 @@ class _Run:
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
-        elif isinstance(critic := backbone.critic_model, EncoderCritic):
-            critic.standardise(self.whole_batch())
+        elif backbone.critic_statistics() and backbone.critic_model:
+            backbone.critic_model.standardise(self.whole_batch())
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         self.jumps = Jumps(config)
         numbers = [jump for jump, _ in self.jumps.of_steps[start:]]
