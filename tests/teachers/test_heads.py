@@ -107,13 +107,3 @@ def test_gradients_reach_the_fake_and_the_heads_alone(backbone, inputs):
     backbone.checkpoint_activations()
     for mine, theirs in zip(gradients(), made, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-
-
-def test_a_compiled_network_is_cut_all_the_same(make_backbone, inputs):
-    backbone = make_backbone("lora", critic_rank=1, critic="heads")
-    x, t, cond = inputs(backbone)
-    with torch.no_grad():
-        before = backbone.critic(x, t, cond)
-        backbone.network.compile(backend=lambda graph, example: graph.forward)
-        assert seen_by(backbone, lambda: backbone.critic(x, t, cond))[1] == 0
-        assert torch.equal(backbone.critic(x, t, cond), before)

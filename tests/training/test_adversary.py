@@ -79,7 +79,7 @@ def test_an_adaptive_weight_is_a_share_of_the_gradients_norms(make_backbone, per
     consistency, adversarial = (student_gradients(step, loss) for loss in losses[:2])
     norms = [torch.cat([g.flatten() for g in grads]).norm() for grads in (consistency, adversarial)]
     parameters = step.backbone.student_parameters()
-    balance = Balance(parameters.values(), share=0.3)
+    balance = Balance(parameters.values(), ratio=0.3)
     for _ in range(2):
         step.add(scale=lambda loss: 2 * loss, apart=balance.apart(), adversarial_weight=1.0)
     values = balance.combine(scale=4.0, factor=0.5)
@@ -93,7 +93,7 @@ def test_an_adaptive_weight_is_a_share_of_the_gradients_norms(make_backbone, per
 
 def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_finite():
     parameter = torch.nn.Parameter(torch.zeros(2))
-    balance = Balance([parameter], share=1.0)
+    balance = Balance([parameter], ratio=1.0)
 
     def update(consistency, adversarial):
         parameter.grad = torch.tensor([consistency, 0.0])
@@ -108,7 +108,7 @@ def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_fini
     update(1.0, float("inf"))
     assert not parameter.grad.isfinite().all()
     assert balance.means == pytest.approx([2.2, 1.1])
-    other = Balance([parameter], share=1.0)
+    other = Balance([parameter], ratio=1.0)
     other.load(balance.state())
     assert other.means == balance.means
 

@@ -114,15 +114,14 @@ class Family(Encoders):
         """What a full student's config has besides the teacher's."""
         return {}
 
-    def _encoder(self) -> ModelMixin:
-        """The network without the layers behind `feature_layers`."""
+    def cut_network(self) -> ModelMixin:
+        """The network without the layers behind `feature_layers`: a network of its own, with the same layers."""
         last = max(int(name.removeprefix("transformer_blocks.")) for name in self.feature_layers)
         return shortened(self.network, transformer_blocks=self.network.transformer_blocks[: last + 1])
 
 
 def shortened(network: ModelMixin, **modules: nn.Module | None) -> ModelMixin:
     """A shallow copy of a network with some modules replaced: all others are the network's own, hooks included."""
-    part = copy.copy(network)
+    part = copy.copy(network)  # and not as it is compiled, which would call the whole network
     part._modules = network._modules | modules
-    part._compiled_call_impl = None  # it would call the whole network
     return part

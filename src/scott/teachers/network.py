@@ -1,8 +1,8 @@
 """One frozen network of a diffusers pipeline, and the four models that stand on it.
 
 The teacher is the plain network. With `train="lora"` the student and its EMA target are adapters on it, with
-`train="full"` copies of their own; the critic is an adapter or a copy with heads (`teachers.critic`), or heads on the
-plain network's first layers (`teachers.heads`).
+`train="full"` copies of their own; the critic is an adapter, a copy or the plain network's first layers, with heads
+(`teachers.critic`).
 
 A family of networks is a subclass (`teachers.family`).
 """
@@ -21,7 +21,6 @@ from scott.guidance import GuidedDenoiser
 from scott.teachers import Cond
 from scott.teachers.critic import Critic
 from scott.teachers.family import Family
-from scott.teachers.heads import EncoderCritic
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.quantize import quantize
 
@@ -37,7 +36,9 @@ class LatentBackbone(Family):
         self.adapters = Adapters(self.network)
         self.train_mode: str | None = None
         self.copies: dict[str, ModelMixin] = {}
-        self.critic_model: Critic | EncoderCritic | None = None
+        self.cut: dict[str, ModelMixin] = {}
+        """Of models that need the plain network's first layers alone: those, as a network."""
+        self.critic_model: Critic | None = None
 
     def to(self, device: torch.device | str) -> Self:
         self.pipeline.to(device)
@@ -79,12 +80,7 @@ class LatentBackbone(Family):
             with self._autocast():
                 return self._output(self.copies[model], x_t, t, cond)
         with self.adapters.use(model):
-            return self._output(self.network, x_t, t, cond)
-
-    def encode(self, x_t: Tensor, t: Tensor, cond: Cond) -> None:
-        """Run the plain network as far as the last of `feature_layers`, for the sake of who reads them."""
-        with self.adapters.use(None):
-            self._output(self._encoder(), x_t, t, cond)
+            return self._output(self.cut.get(model or "", self.network), x_t, t, cond)
 
     def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
@@ -121,8 +117,8 @@ class LatentBackbone(Family):
         self.train_mode = train
 
     def add_critic(self, rank: int, kind: str = "lora") -> None:
-        """Make the critic, whose heads start at zero (see `Critic`), or the one that is heads alone ("heads")."""
-        self.critic_model = EncoderCritic(self) if kind == "heads" else Critic(self, rank, kind)
+        """Make the critic (see `Critic`)."""
+        self.critic_model = Critic(self, rank, kind)
 
     def copy_network(self, changes: dict[str, Any], new: str = "") -> ModelMixin:
         """A trainable fp32 copy with changes to its config; parameters whose name starts with `new` keep their init."""
@@ -186,13 +182,14 @@ class LatentBackbone(Family):
         quantize(self.network, self.blocks, kind)
 
     def compile(self) -> None:
-        """torch.compile the forward pass of the network and of its copies, in which all four models run."""
-        for network in (self.network, *self.copies.values()):
+        """torch.compile the forward passes in which all four models run."""
+        for network in (self.network, *self.copies.values(), *self.cut.values()):
             network.compile()
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
-        self.network.enable_gradient_checkpointing(self.adapters.checkpointed)
+        for network in (self.network, *self.cut.values()):
+            network.enable_gradient_checkpointing(self.adapters.checkpointed)
         for network in self.copies.values():
             network.enable_gradient_checkpointing(Adapters(network).checkpointed)
 

@@ -42,7 +42,7 @@ class UNetBackbone(LatentBackbone):
             layers[f"down_blocks.{index}.{kind}.{len(block.resnets) - 1}"] = channels[index]
         return layers | {"mid_block": channels[-1]}
 
-    def _encoder(self) -> ModelMixin:
+    def cut_network(self) -> ModelMixin:
         """The down blocks and the middle one, whose output it returns."""
         return shortened(self.network, up_blocks=nn.ModuleList(), conv_norm_out=None, conv_out=nn.Identity())
 

@@ -1,14 +1,12 @@
 """The options of the game against the critic: what it is, what it compares, how it learns, and what it counts."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from scott.errors import UserError
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """The defaults are the paper's, as far as it says. Raises `UserError` when a value is out of range."""
+    """The defaults are the paper's, as far as it says."""
 
     adversarial_weight: float = 0.4
     """λ_adv; 0 trains no critic."""
@@ -42,21 +40,6 @@ class Adversary:
     critic_r1: float = 0.0
     """γ of the penalty γ/2 ‖∂D/∂x0‖² on the data (R1)."""
 
-    def __post_init__(self) -> None:
-        for name in ("critic_learning_rate", "critic_rank"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("adversarial_weight", "adversarial_share", "critic_warmup", "adversarial_ramp", "critic_r1"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(self.head_rate > 0, "critic_head_rate", self.critic_head_rate, "a positive number")
-        require(0 < self.drawn_fraction <= 1, "drawn_fraction", self.drawn_fraction, "more than 0, and 1 at most")
-        betas = self.critic_betas
-        require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "critic_betas", betas, "two from 0 to below 1")
-        if (self.critic, self.critic_input) == ("heads", "paper") and self.has_critic:
-            raise UserError(
-                "got critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
-                "use critic_input clean"
-            )
-
     @property
     def has_critic(self) -> bool:
         return self.adversarial_weight > 0 and self.critic != "none"
@@ -78,9 +61,3 @@ class Adversary:
     def adversarial_factor(self, step: int) -> float:
         """Of λ_adv at step n = 0, 1, ...: 0 in the critic's warm-up, then (n + 1 − warm-up) / ramp, at most 1."""
         return min(1.0, max(0.0, (step + 1 - self.critic_warmup) / max(1, self.adversarial_ramp)))
-
-
-def require(condition: bool, name: str, value: Any, expected: str) -> None:
-    """Raise `UserError` unless a value fits."""
-    if not condition:
-        raise UserError(f"got {name} {value}; expected {expected}")

@@ -19,13 +19,13 @@ class Balance:
 
     Args:
         parameters: θ, whose `grad` holds ∂L_CD/∂θ.
-        share: s.
+        ratio: s.
     """
 
     DECAY = 0.9
 
-    def __init__(self, parameters: Iterable[nn.Parameter], share: float) -> None:
-        self.parameters, self.share = [*parameters], share
+    def __init__(self, parameters: Iterable[nn.Parameter], ratio: float) -> None:
+        self.parameters, self.ratio = [*parameters], ratio
         self.means: list[float] = []
         """Running means of both norms; none before the first update."""
         self._other: list[Tensor | None] = [None] * len(self.parameters)
@@ -55,7 +55,7 @@ class Balance:
             before = self.means or norms
             self.means = [self.DECAY * mean + (1 - self.DECAY) * norm for mean, norm in zip(before, norms, strict=True)]
         consistency, adversarial = self.means or (0.0, 0.0)
-        weight = factor * self.share * consistency / adversarial if adversarial else 0.0
+        weight = factor * self.ratio * consistency / adversarial if adversarial else 0.0
         torch._foreach_add_(mine, theirs, alpha=weight)
         self._other = [None] * len(self.parameters)
         values = {"consistency_norm": norms[0], "adversarial_norm": norms[1], "adversarial_weight": weight}

@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal
 
-from scott.choices import unknown
 from scott.data.settings import Reading
 from scott.errors import UserError
-from scott.training.adversary import Adversary, require
+from scott.training.adversary import Adversary
+from scott.training.checks import check_together, check_values
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
     import torch
@@ -129,64 +128,8 @@ class DistillConfig(Reading, Adversary):
 
     def __post_init__(self) -> None:
         Reading.__post_init__(self)
-        require(len(self.sources) > 0, "data", self.data, "a source or more")
-        fits = not self.weights or len(self.weights) == len(self.sources)
-        require(
-            fits and all(0.001 <= weight < MOST for weight in self.weights),
-            "weights",
-            self.weights,
-            "one a source, from .001",
-        )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-            if choices and value not in choices:
-                raise unknown(field.name, value, choices)
-            if isinstance(value, float):
-                require(math.isfinite(value), field.name, value, "a finite number")
-        Adversary.__post_init__(self)
-        positive = ("max_steps", "batch_size", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
-        counts = ("gradient_accumulation", "validation_samples")
-        rates = ("learning_rate", "clip_norm", "lora_rank", "jump_reuse", "jump_store")
-        for name in (*positive, *counts, *rates, "jump", "substeps"):
-            require(0 < getattr(self, name) < MOST, name, getattr(self, name), "a positive number below 2**31")
-        for name in ("weight_decay", "warmup_steps", "loader_workers", "validate_every"):
-            require(0 <= getattr(self, name) < MOST, name, getattr(self, name), "0 or more, below 2**31")
-        require(0 <= self.seed < 2**64, "seed", self.seed, "0 to 2**64 - 1")
-        require(self.alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
-        require(0 <= self.decay <= 1, "decay", self.decay, "a fraction from 0 to 1")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and less than 1")
-        require(self.guidance_min >= 1, "guidance_min", self.guidance_min, "1 or more (1 is no guidance)")
-        require(self.guidance_max >= self.guidance_min, "guidance_max", self.guidance_max, "at least guidance_min")
-        require(
-            self.guidance_min <= self.drawn_guidance <= self.guidance_max,
-            "guidance",
-            self.guidance,
-            f"one the student is trained for, {self.guidance_min:g} to {self.guidance_max:g}",
-        )
-        if self.quantize != "none" and self.shard != "none":
-            raise UserError(
-                f"got quantize {self.quantize} with shard {self.shard}, which splits whole weights; use one"
-            )
-        if self.best_metric != "none" and not self.validate_every:
-            raise UserError(f"got best_metric {self.best_metric} without validate_every; say how often to validate")
-        for name in _WITHOUT_EFFECT[self.solver]:
-            if getattr(self, name) not in (_DEFAULTS[name], LCM_SETTINGS.get(name)):
-                raise UserError(
-                    f"got {name} {getattr(self, name)}, which the solver {self.solver} does not have; leave it out"
-                )
-        if self.quantize != "none" and "full" in (self.train, self.critic):
-            raise UserError(
-                f"got quantize {self.quantize} with train {self.train} and critic {self.critic}; a copy cannot be made "
-                "of quantised weights: train and critic have to be lora"
-            )
-        if (self.quantize, self.lora_variant) == ("int8", "dora"):
-            raise UserError("got lora_variant dora with quantize int8, which bitsandbytes cannot compute; use nf4")
-        if self.train == "lora" and self.guidance_min != self.guidance_max:
-            raise UserError(
-                f"got guidance from {self.guidance_min} to {self.guidance_max} for a LoRA student, which takes no ω; "
-                "set guidance_min = guidance_max, or train full"
-            )
+        check_values(self)
+        check_together(self, LCM_SETTINGS)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -271,13 +214,9 @@ LCM_SETTINGS: dict[str, Any] = {
 """Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
 step a jump, and no critic."""
 
-
-MOST = 2**31
-"""What no count of a run comes near."""
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
 
-_WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 _OF_THE_TEACHER = ("critic_learning_rate", "critic_rank")
 _METHOD = {field.name for field in dataclasses.fields(Adversary)} - {*_OF_THE_TEACHER}

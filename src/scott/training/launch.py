@@ -1,8 +1,14 @@
-"""Before the first step: the processes that were launched, and the run's folder."""
+"""Around the steps: the processes that were launched, the run's folder, its tracker, and the signal to stop."""
 
 import importlib.util
+import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from hashlib import sha256
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -62,3 +68,26 @@ def open_run(config: DistillConfig, teacher: str, *, write: bool = True) -> int:
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_atomically(file, config.to_json())
     return start
+
+
+def init_tracker(accelerator: Accelerator, config: DistillConfig) -> None:
+    """Open the run of `config.tracker`; the same folder is the same run, also when it is resumed."""
+    name = config.tracker
+    if name == "tensorboard":
+        accelerator.init_trackers("tensorboard")
+    elif name != "none":
+        options: dict[str, Any] = {"name": config.out.name, "resume": "allow"}
+        if name == "wandb":
+            options["id"] = sha256(str(config.out.resolve()).encode()).hexdigest()[:16]
+        accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs={name: options})
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[list[int]]:
+    """Collects SIGTERM instead of dying of it, so that the step it interrupts can be finished and saved."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -49,8 +49,8 @@ class Optimization:
             groups, betas = _groups(name, model, config)
             self.rates[name] = [group["lr"] for group in groups]
             self.optimizers[name] = make(groups, betas=betas, weight_decay=config.weight_decay)
-        share = config.adversarial_share if config.has_critic else 0.0
-        self.balance = Balance(self.models["student"].parameters(), share) if share else None
+        ratio = config.adversarial_share if config.has_critic else 0.0
+        self.balance = Balance(self.models["student"].parameters(), ratio) if ratio else None
         """Where λ_adv is not fixed."""
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=config.precision == "fp16")
 

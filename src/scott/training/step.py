@@ -121,7 +121,7 @@ def distillation_step(
         f_n.backward(towards_target)
         with apart or nullcontext():
             if config.draws_fakes:
-                shown = _drawn(f, shown, grid)
+                shown = _drawn(f, shown, grid, each=config.compile)
                 terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
             else:
                 shown = shown._replace(fakes=f(x_n, t_n, cond))
@@ -149,18 +149,21 @@ def _noised(schedule: NoiseSchedule, batch: Batch, draws: Draws) -> tuple[Tensor
     return x0, schedule.add_noise(x0, draws.noise, draws.t_n)
 
 
-def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid) -> _Shown:
+def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid, *, each: bool) -> _Shown:
     """f_θ(x, t) as sampling makes it of the draws' noises, with the data of the same rows.
 
-    The first step is made for all rows, also those that end there: so a step has one form, whatever it drew.
+    The first step is made for the rows that go on from it, and for one at least: over several processes each calls a
+    split network as often. With `each` it is made for all, so that a compiled network meets one size of batch.
     """
     rows = shown.draws.drawn.nonzero().squeeze(1)
     cond, draws = {name: value[rows] for name, value in shown.cond.items()}, shown.draws[rows]
     (noise, again), t, t_max = draws.drawn_noise, draws.drawn_t, max(sampling_times(grid))
+    later, x = t < t_max, noise.clone()
+    some = (later | each).nonzero().squeeze(1) if each or later.any() else slice(0, 1)
     with torch.no_grad():
-        first = f(noise, torch.full_like(t, t_max), cond)
-    later = (t < t_max).to(noise.device).view(-1, 1, 1, 1)
-    x = torch.where(later, f.schedule.add_noise(first, again, t), noise)
+        first = f(noise[some], torch.full_like(t[some], t_max), {name: value[some] for name, value in cond.items()})
+    goes_on = later[some].to(noise.device).view(-1, 1, 1, 1)
+    x[some] = torch.where(goes_on, f.schedule.add_noise(first, again[some], t[some]), noise[some])
     return _Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
 
 

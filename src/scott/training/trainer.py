@@ -5,13 +5,10 @@ The batch of a step is one for all processes: each takes its rows of it, in as m
 same run comes out however it is spread, up to the order of sums in fp32.
 """
 
-import json
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 
 import torch
 from accelerate import Accelerator
@@ -21,12 +18,11 @@ from torch import Tensor
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.teachers import Cond, LatentBackbone
-from scott.teachers.heads import EncoderCritic
 from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.draws import sampling_times
 from scott.training.jumps import Jumps
-from scott.training.launch import open_run, start_processes
+from scott.training.launch import init_tracker, open_run, sigterm_kept, start_processes
 from scott.training.loader import batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
@@ -96,8 +92,8 @@ class _Run:
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
-        elif isinstance(critic := backbone.critic_model, EncoderCritic):
-            critic.standardise(self.whole_batch())
+        elif backbone.critic_statistics() and backbone.critic_model:
+            backbone.critic_model.standardise(self.whole_batch())
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         self.jumps = Jumps(config)
         numbers = [jump for jump, _ in self.jumps.of_steps[start:]]
@@ -111,11 +107,11 @@ class _Run:
             return 0
         if self.accelerator.is_main_process:
             self.log = MetricsLog(config.out / "metrics.jsonl", self.start, "consistency")
-        self.init_tracker()
+        init_tracker(self.accelerator, config)
         try:
             if self.start:
                 self.sample_and_validate(self.start)  # which may be what the run was stopped in
-            with _sigterm() as signals:
+            with sigterm_kept() as signals:
                 for done, batch in enumerate(self.batches, self.start + 1):
                     self.timer.mark("data")
                     values, stop = self.step(done - 1, batch, stop=bool(signals))
@@ -142,16 +138,6 @@ class _Run:
         """Whether the last step, if it is made, was sampled and validated too: that is logged apart from training."""
         records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
         return any("consistency" not in record for record in records)
-
-    def init_tracker(self) -> None:
-        config, name = self.config, self.config.tracker
-        if name == "tensorboard":
-            self.accelerator.init_trackers("tensorboard")
-        elif name != "none":
-            # the same folder is the same run, also when it is resumed
-            run = {"id": sha256(str(config.out.resolve()).encode()).hexdigest()[:16]} if name == "wandb" else {}
-            options = {name: {"name": config.out.name, "resume": "allow", **run}}
-            self.accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs=options)
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
@@ -248,14 +234,3 @@ class _Run:
             if candidate:
                 candidate.write(self.checkpoints)
             prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
-
-
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """Collects SIGTERM instead of dying of it, so that the step it interrupts can be finished and saved."""
-    signals: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
-    try:
-        yield signals
-    finally:
-        signal.signal(signal.SIGTERM, before)

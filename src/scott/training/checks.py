@@ -1,0 +1,93 @@
+"""What a run's config may hold: the range of each value, and which values contradict each other."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from scott.choices import unknown
+from scott.errors import UserError
+
+if TYPE_CHECKING:
+    from scott.training.config import DistillConfig
+
+Range = tuple[Callable[[Any], bool], str]
+
+MOST = 2**31
+"""What no count of a run comes near."""
+_POSITIVE: Range = lambda value: 0 < value < MOST, "a positive number below 2**31"
+_COUNT: Range = lambda value: 0 <= value < MOST, "0 or more, below 2**31"
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("max_steps", "batch_size", "learning_rate", "clip_norm", "gradient_accumulation"), _POSITIVE),
+    **dict.fromkeys(("jump", "substeps", "jump_reuse", "jump_store", "lora_rank", "lora_alpha"), _POSITIVE),
+    **dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"), _POSITIVE),
+    **dict.fromkeys(("validation_samples", "critic_rank", "critic_learning_rate", "critic_head_rate"), _POSITIVE),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "loader_workers", "validate_every", "critic_warmup"), _COUNT),
+    **dict.fromkeys(("adversarial_weight", "adversarial_share", "adversarial_ramp", "critic_r1"), _COUNT),
+    "seed": (lambda value: 0 <= value < 2**64, "0 to 2**64 - 1"),
+    "decay": (lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
+    "ema_decay": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    "drawn_fraction": (lambda value: 0 < value <= 1, "more than 0, and 1 at most"),
+    "critic_betas": (lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two from 0 to below 1"),
+    "guidance_min": (lambda value: value >= 1, "1 or more (1 is no guidance)"),
+}
+"""Field → whether a value is in its range, and the range in words; None, where a field takes it, is a default."""
+
+_WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
+
+
+def check_values(config: "DistillConfig") -> None:
+    """Raise `UserError` for a value that is no choice of its field, not finite, or out of range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+        if choices and value not in choices:
+            raise unknown(field.name, value, choices)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"got {field.name} {value}; expected a finite number")
+        fits, expected = RANGES.get(field.name, (lambda value: True, ""))
+        if value is not None and not fits(value):
+            raise UserError(f"got {field.name} {value}; expected {expected}")
+
+
+def check_together(config: "DistillConfig", also: dict[str, Any]) -> None:
+    """Raise `UserError` for values that contradict each other; `also` may be given where it has no effect."""
+    for problem in _contradictions(config, also):
+        raise UserError(f"got {problem}")
+
+
+def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[str]:
+    low, high, weights = config.guidance_min, config.guidance_max, config.weights
+    if not config.sources:
+        yield f"data {config.data}; expected a source or more"
+    if weights and (len(weights) != len(config.sources) or not all(0.001 <= weight < MOST for weight in weights)):
+        yield f"weights {weights}; expected one a source, from .001"
+    if high < low:
+        yield f"guidance_max {high}; expected at least guidance_min"
+    if not low <= config.drawn_guidance <= high:
+        yield f"guidance {config.guidance}; expected one the student is trained for, {low:g} to {high:g}"
+    if config.train == "lora" and low != high:
+        yield (
+            f"guidance from {low} to {high} for a LoRA student, which takes no ω; set guidance_min = guidance_max, "
+            "or train full"
+        )
+    if (config.critic, config.critic_input) == ("heads", "paper") and config.has_critic:
+        yield (
+            "critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
+            "use critic_input clean"
+        )
+    if config.quantize != "none" and config.shard != "none":
+        yield f"quantize {config.quantize} with shard {config.shard}, which splits whole weights; use one"
+    if config.quantize != "none" and "full" in (config.train, config.critic):
+        yield (
+            f"quantize {config.quantize} with train {config.train} and critic {config.critic}; a copy cannot be made "
+            "of quantised weights: train and critic have to be lora"
+        )
+    if (config.quantize, config.lora_variant) == ("int8", "dora"):
+        yield "lora_variant dora with quantize int8, which bitsandbytes cannot compute; use nf4"
+    if config.best_metric != "none" and not config.validate_every:
+        yield f"best_metric {config.best_metric} without validate_every; say how often to validate"
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _WITHOUT_EFFECT[config.solver]:
+        if (value := getattr(config, name)) not in (defaults[name], also.get(name)):
+            yield f"{name} {value}, which the solver {config.solver} does not have; leave it out"
