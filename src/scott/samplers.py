@@ -24,8 +24,8 @@ class TeacherSampler:
 
     @property
     def network_calls(self) -> int:
-        """Conditional and, where there is guidance, unconditional, each step."""
-        return self.steps if self.guidance == 1 else 2 * self.steps
+        """One a step, or where there is guidance as many as the family's takes."""
+        return self.steps if self.guidance == 1 else self.backbone.teacher_calls * self.steps
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         return self.backbone.decode(self.latents(prompts, seed))
@@ -69,7 +69,7 @@ class StudentSampler:
         cond = backbone.encode_prompts(prompts, truncate=self.truncate) | {"guidance": omega}
         student = ConsistencyFunction(self.network, backbone.schedule)
         times = self.grid.inference_times(self.steps)
-        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)
+        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times, backbone.noise_like)
 
 
 def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:

@@ -88,7 +88,7 @@ class LatentBackbone(Family):
 
     def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
-        output = self.predict(network, self.pack(x_t.to(dtype)), timestep, _cast(cond, dtype))
+        output = self.predict(network, x_t.to(dtype), timestep, _cast(cond, dtype))
         return self.unpack(output, x_t).to(x_t.dtype)
 
     def _x0(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

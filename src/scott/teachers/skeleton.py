@@ -23,7 +23,7 @@ from scott.teachers.network import LatentBackbone
 class ShapeOnlyT5(T5EncoderModel):
     """T5 looks into its attention mask, which no meta tensor can answer: this one says the shape of its output."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> BaseModelOutput:
         shape = (*input_ids.shape, self.config.d_model)
         return BaseModelOutput(torch.empty(shape, dtype=self.dtype, device=input_ids.device))
 
