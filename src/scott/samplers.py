@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
+from scott.diffusion import ConsistencyFunction, Denoiser, FlowSchedule, JumpGrid, normal_like
 from scott.sampling import sample, walk
 from scott.solvers import make
 from scott.teachers import LatentBackbone
@@ -73,12 +73,19 @@ class StudentSampler:
 
 
 def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
-    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words)."""
+    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words).
+
+    Where the pipeline's scheduler has a `shift_terminal`, 1 − σ is stretched to put the last σ before clean data there.
+    """
     schedule = backbone.schedule
     fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = schedule.t_data + fraction * (schedule.t_max - schedule.t_data)
     if not schedule.time_dtype.is_floating_point:
         times = times.round()
+    terminal = backbone.pipeline.scheduler.config.get("shift_terminal")
+    if terminal and steps > 1 and isinstance(schedule, FlowSchedule):
+        alpha = schedule.alpha(times[:-1])
+        times = torch.cat([schedule.time_of(1 - alpha * (1 - terminal) / alpha[-1]), times[-1:]])
     return times.tolist()
 
 

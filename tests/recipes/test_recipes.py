@@ -20,9 +20,7 @@ from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 
-PUBLISHED = {"sd15": "sd15", "realistic-vision": "sd15"} | {
-    name: name for name in ("sdxl", "pixart", "sd3", "sd35-medium", "sd35-large", "flux")
-}
+PUBLISHED = {name: name for name in RECIPES if name != "mini"} | {"realistic-vision": "sd15"}
 """Recipe → the config files in tests/teachers/configs; Realistic Vision is a fine-tune of SD1.5."""
 
 COUNTED = {
@@ -38,10 +36,17 @@ COUNTED = {
     ("sd35-medium", "sd35-medium"): (2_243_171_520, 93_978_624, 337, 42_075_649, 145),
     ("sd35-large", "sd35-large"): (8_056_627_520, 211_058_688, 453, 104_597_889, 225),
     ("flux", "flux"): (11_901_408_320, 261_488_640, 418, 96_930_817, 145),
+    ("chroma", "chroma"): (8_899_983_424, 261_488_640, 418, 96_930_817, 145),
+    ("flux2-klein", "flux2-klein"): (3_875_544_576, 96_337_920, 100, 38_341_633, 26),
+    ("qwen-image", "qwen-image"): (20_430_401_088, 424_673_280, 720, 212_339_713, 360),
+    ("z-image", "z-image"): (6_154_908_736, 158_760_960, 238, 70_045_441, 105),
+    ("sana", "sana"): (1_604_462_752, 73_113_600, 200, 36_559_041, 100),
 }
 
 EMBEDDINGS = (
     r"time_emb_proj|time_embedding|add_embedding|adaln_single|caption_projection|time_text_embed|pos_embed|x_embedder"
+    r"|img_in|txt_in|img_mod|txt_mod|all_x_embedder|t_embedder|cap_embedder|adaLN_modulation|all_final_layer"
+    r"|patch_embed|time_embed|conv_depth|time_guidance_embed|distilled_guidance_layer|\w+_stream_modulation(_\w+)?"
 )
 NOT_ADAPTED = re.compile(
     rf"conv_in|conv_out|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d?\b|\.norm\d_|^norm_out"

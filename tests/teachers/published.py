@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 NAMES = ("sd15", "sd21", "sdxl", "pixart", "pixart-1024", "sd3", "sd35-medium", "sd35-large", "flux")
+NAMES += ("chroma", "flux2-klein", "qwen-image", "z-image", "sana")
 
 
 def write_configs(name, folder):

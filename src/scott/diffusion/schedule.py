@@ -233,8 +233,11 @@ class FlowSchedule(NoiseSchedule):
         if self.evenly:
             return (1 - torch.arange(steps, dtype=torch.float64) / steps).to(self.time_dtype).tolist()
         last = _shifted(_shifted(torch.tensor(0.001, dtype=torch.float64), FEW_STEP_SHIFT), FEW_STEP_SHIFT)
-        sigma = last ** torch.linspace(0, 1, steps, dtype=torch.float64)
-        return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype).tolist()
+        return self.time_of(last ** torch.linspace(0, 1, steps, dtype=torch.float64)).tolist()
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """t of σ_t, float64 → `time_dtype`."""
+        return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype)
 
     def _checked(self, t: Tensor) -> Tensor:
         t = t.detach().cpu().to(torch.float64)

@@ -164,7 +164,7 @@ def _stock_call(
     options |= {"height": size, "width": size} if size else {}
     return [
         "image = pipe(",
-        f"    {_quoted(prompt)},",
+        f"    prompt={_quoted(prompt)},",
         *(f"    {name}={value}," for name, value in (options | call_options(info.pipeline)).items()),
         # torch's own generator, because SD3's pipeline hands no other to its scheduler
         f"    generator=torch.manual_seed({seed}),",

@@ -140,7 +140,7 @@ def stock_latents(backbone: LatentBackbone, guidance_scale: float, side: int | N
     pipeline.set_progress_bar_config(disable=True)
     with torch.random.fork_rng(devices=[]):
         latents = pipeline(
-            PROMPT,
+            prompt=PROMPT,
             num_inference_steps=2,
             height=side,
             width=side,
@@ -151,9 +151,20 @@ def stock_latents(backbone: LatentBackbone, guidance_scale: float, side: int | N
     return backbone.from_pipeline(latents)
 
 
+_UNCHANGED = {"use_resolution_binning": False, "clean_caption": False}
+_CALLS: dict[str, dict[str, Any]] = {
+    "PixArtAlphaPipeline": _UNCHANGED,
+    "PixArtSigmaPipeline": _UNCHANGED,
+    "SanaPipeline": _UNCHANGED,
+    "QwenImagePipeline": {"guidance_scale": None, "true_cfg_scale": 1.0},
+    "ZImagePipeline": {"guidance_scale": 0.0},  # written cond + s (cond − uncond), where ω = 1 + s
+}
+
+
 def call_options(pipeline: str) -> dict[str, Any]:
-    """What the call of a stock pipeline class has to say besides so as to draw the prompt and the size it is given."""
-    return {"use_resolution_binning": False, "clean_caption": False} if pipeline.startswith("PixArt") else {}
+    """What the call of a stock pipeline class has to say besides so as to draw the prompt and the size it is given; and
+    without guidance, where another word than `guidance_scale=1` stands for that."""
+    return _CALLS.get(pipeline, {})
 
 
 def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = 1e-4) -> None:

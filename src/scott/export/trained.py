@@ -180,9 +180,12 @@ class Factors:
         return self.scale * (self.b.flatten(1) @ self.a.flatten(1))
 
 
+_SIZELESS = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
+
+
 def needs_size(pipeline: str) -> bool:
-    """Whether a stock pipeline class draws at a size of its own unless given one: its network's config has none."""
-    return pipeline in ("FluxPipeline",)
+    """Whether a stock pipeline class draws at a size of its own unless given one, whatever its network was made for."""
+    return pipeline.startswith(_SIZELESS)
 
 
 def teacher_source(config: DistillConfig) -> str | Path:

@@ -37,6 +37,11 @@ _TABLE = {
     "sd35-medium":      _Row("stabilityai/stable-diffusion-3.5-medium",          4.5, (4.5, 4.5),    16, "bf16"),
     "sd35-large":       _Row("stabilityai/stable-diffusion-3.5-large",           3.5, (3.5, 3.5),    16, "bf16"),
     "flux":             _Row("black-forest-labs/FLUX.1-dev",                     3.5, (1.5, 5.0),    16, "bf16"),
+    "chroma":           _Row("lodestones/Chroma1-HD",                            3.0, (3.0, 3.0),    16, "bf16"),
+    "flux2-klein":      _Row("black-forest-labs/FLUX.2-klein-base-4B",           4.0, (4.0, 4.0),    16, "bf16"),
+    "qwen-image":       _Row("Qwen/Qwen-Image",                                  4.0, (4.0, 4.0),    16, "bf16"),
+    "z-image":          _Row("Tongyi-MAI/Z-Image",                               5.0, (5.0, 5.0),    16, "bf16"),
+    "sana":             _Row("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 4.5, (4.5, 4.5), 16, "bf16"),
 }
 """40 is the paper's batch, for four cards; 16 is for one."""
 _RATE = {"full": 8e-6, "lora": 1e-4}
@@ -134,6 +139,40 @@ def flux(**changes: Any) -> DistillConfig:
     return _from_table("flux", changes)
 
 
+def chroma(**changes: Any) -> DistillConfig:
+    """Chroma1-HD (8.9 B), a rectified flow on FLUX's latents, with its model card's guidance of 3."""
+    return _from_table("chroma", changes)
+
+
+def flux2_klein(**changes: Any) -> DistillConfig:
+    """FLUX.2 [klein] base 4B, a rectified flow, with its model card's guidance of 4.
+
+    Its pipeline shifts times by e^μ, μ a function of the size and of the number of steps; here it is that of the model
+    card's 50, 2.02 at 1024 px.
+    """
+    return _from_table("flux2-klein", changes)
+
+
+def qwen_image(**changes: Any) -> DistillConfig:
+    """Qwen-Image (20.4 B), a rectified flow, with its model card's `true_cfg_scale` of 4.
+
+    Guidance keeps the length of the conditional output at each token, as its pipeline does, which shifts times by e^μ,
+    μ from .5 at 256 tokens to .9 at 8,192: .69 at 1024 px.
+    """
+    return _from_table("qwen-image", changes)
+
+
+def z_image(**changes: Any) -> DistillConfig:
+    """Z-Image (6.2 B; not its few-step edition, Turbo), a rectified flow, with ω = 5: its model card's `guidance_scale`
+    of 4 in the form cond + s (cond − uncond)."""
+    return _from_table("z-image", changes)
+
+
+def sana(**changes: Any) -> DistillConfig:
+    """Sana 1.6 B at 1024 px, a rectified flow of shift 3, with its model card's guidance of 4.5."""
+    return _from_table("sana", changes)
+
+
 def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
     """fp16 and checkpointed activations: SD1.5 at batch 40 holds 25 GB a step instead of 190 (`--dry-run`).
 
@@ -173,6 +212,11 @@ sd3_lcm: Recipe = partial(sd3, method="lcm")
 sd35_medium_lcm: Recipe = partial(sd35_medium, method="lcm")
 sd35_large_lcm: Recipe = partial(sd35_large, method="lcm")
 flux_lcm: Recipe = partial(flux, method="lcm")
+chroma_lcm: Recipe = partial(chroma, method="lcm")
+flux2_klein_lcm: Recipe = partial(flux2_klein, method="lcm")
+qwen_image_lcm: Recipe = partial(qwen_image, method="lcm")
+z_image_lcm: Recipe = partial(z_image, method="lcm")
+sana_lcm: Recipe = partial(sana, method="lcm")
 
 RECIPES: dict[str, Recipe] = {
     "mini": mini,
@@ -184,6 +228,11 @@ RECIPES: dict[str, Recipe] = {
     "sd35-medium": sd35_medium,
     "sd35-large": sd35_large,
     "flux": flux,
+    "chroma": chroma,
+    "flux2-klein": flux2_klein,
+    "qwen-image": qwen_image,
+    "z-image": z_image,
+    "sana": sana,
 }
 FAMILIES = {
     "StableDiffusionPipeline": ("sd15", "realistic-vision", "mini"),
@@ -192,6 +241,11 @@ FAMILIES = {
     "PixArtSigmaPipeline": ("pixart",),
     "StableDiffusion3Pipeline": ("sd3", "sd35-medium", "sd35-large"),
     "FluxPipeline": ("flux",),
+    "ChromaPipeline": ("chroma",),
+    "Flux2KleinPipeline": ("flux2-klein",),
+    "QwenImagePipeline": ("qwen-image",),
+    "ZImagePipeline": ("z-image",),
+    "SanaPipeline": ("sana",),
 }
 """Class of a teacher's pipeline → the recipes that suit it, first the one to take where none is named."""
 

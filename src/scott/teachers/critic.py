@@ -72,7 +72,8 @@ class Critic(nn.Module):
             self.backbone.output("critic", x0, t, cond)
         finally:
             self._features = None
-        f = features[0].permute(0, 2, 3, 1) if features[0].ndim == 4 else features[0]  # channels last
+        f = self.backbone.image_part(features[0], x0)
+        f = f.permute(0, 2, 3, 1) if f.ndim == 4 else f  # channels last
         return self.heads[0](f.float()).flatten(1)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -87,6 +87,11 @@ class Encoders(ABC):
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
 
+    def blank(self, batch: int, **shapes: tuple[int, ...]) -> Cond:
+        """Conditions of these shapes and no content, for a backbone on the meta device."""
+        dtype = self.pipeline.text_encoder.dtype
+        return {name: torch.empty(batch, *shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+
     def unconditional(self) -> Cond:
         """The condition guidance pushes away from, with batch 1: the empty prompt."""
         return self.encode_prompts([""])
@@ -138,6 +143,12 @@ class Encoders(ABC):
                     f"got a prompt of {len(ids) - special} tokens, expected at most {limit - special}; "
                     f"shorten it: {prompt[:80]!r}"
                 )
+
+
+def chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
+    """A prompt in a language model's own template, as pipelines put it."""
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)
 
 
 def _like(value: float | Tensor, x: Tensor) -> float | Tensor:

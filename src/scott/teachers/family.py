@@ -21,6 +21,9 @@ from scott.errors import UserError
 from scott.teachers import Cond
 from scott.teachers.encoders import Encoders
 
+DEFAULT_SIZE = 128
+"""Places a side of the VAE's latents, where a network's config has no size: what its pipeline draws (1024 pixels)."""
+
 
 class Family(Encoders):
     """A diffusers pipeline and the network of it that is distilled.
@@ -42,8 +45,10 @@ class Family(Encoders):
     """How often the guided teacher calls the network for a sample: twice for classifier-free guidance."""
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     """The network's lists of blocks, in the order in which they run."""
-    packing: ClassVar[int] = 1
-    """A token that the network takes holds this many places of the latents a side, in its channels."""
+    token_side: ClassVar[int] = 1
+    """Places of the latents a side that one token of the network holds, where the size of pictures has to fit it."""
+    packed: ClassVar[bool] = False
+    """Whether the pipeline makes tokens of the latents, (B, N, C), before the network and its scheduler see them."""
     shifts_evenly: ClassVar[bool] = False
     """Whether its pipeline hands the scheduler σ = 1, 1 − 1/n, .., to be shifted; others let it space them."""
 
@@ -51,10 +56,9 @@ class Family(Encoders):
         super().__init__(pipeline)
         self.network: ModelMixin = getattr(pipeline, self.part)
         channels, own = self.network.config.in_channels, self.latent_channels * self.normaliser.patch**2
-        if channels != own * self.packing**2:
-            has = own * self.packing**2
+        if channels != (has := own * (self.token_side**2 if self.packed else 1)):
             raise UserError(f"the network takes {channels} channels and the VAE has {has}; inpainting is not supported")
-        size = self.network.config.get("sample_size") or pipeline.default_sample_size // self.normaliser.patch
+        size = self.network.config.get("sample_size") or DEFAULT_SIZE // self.normaliser.patch
         self.latent_shape = (own, size, size)
         self.resolution = size * self.factor
         self.schedule = self._schedule()
@@ -70,7 +74,7 @@ class Family(Encoders):
         scheduler = self.pipeline.scheduler
         config = {"_class_name": type(scheduler).__name__, **scheduler.config}
         if config.get("use_dynamic_shifting"):
-            mu = self.size_shift((self.latent_shape[-1] // self.packing) ** 2)
+            mu = self.size_shift((self.latent_shape[-1] // self.token_side) ** 2)
             exponential = config.get("time_shift_type", "exponential") == "exponential"
             config |= {"use_dynamic_shifting": False, "shift": math.exp(mu) if exponential else mu}
         schedule = schedule_from_config(config)
@@ -95,7 +99,7 @@ class Family(Encoders):
     @property
     def width(self) -> int:
         """Channels of what a transformer's blocks give out."""
-        return self.network.inner_dim
+        return self.network.config.num_attention_heads * self.network.config.attention_head_dim
 
     @property
     def block_names(self) -> list[str]:
@@ -122,7 +126,7 @@ class Family(Encoders):
 
         Raises `UserError` for a size that the VAE or the network's positions do not allow.
         """
-        factor, least = self.factor, self.factor * self.packing
+        factor, least = self.factor, self.factor * self.token_side
         if resolution % least:
             raise UserError(f"got resolution {resolution}, expected a multiple of {least}, as the VAE needs")
         side, places = resolution // factor, self.network.config.get("pos_embed_max_size")
@@ -139,28 +143,31 @@ class Family(Encoders):
         """The network's own output for latents x_t (B, C, H, W), which it takes as `pack` makes them, in its dtype."""
 
     def pack(self, x_t: Tensor) -> Tensor:
-        """Latents (B, C, H, W) as the network takes them: with p = `packing` above 1, (B, H/p · W/p, C p²)."""
-        if self.packing == 1:
-            return x_t
-        return F.pixel_unshuffle(x_t, self.packing).flatten(2).transpose(1, 2)
+        """Latents (B, C, H, W) as the network takes them: where they are `packed`, with p = `token_side`,
+        (B, H/p · W/p, C p²)."""
+        return F.pixel_unshuffle(x_t, self.token_side).flatten(2).transpose(1, 2) if self.packed else x_t
 
     def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
         """The network's output as the schedule's prediction, in the shape and with the sign that it has of x_t."""
-        if self.packing == 1:
+        if not self.packed:
             return output
-        rows = x_t.shape[-2] // self.packing
-        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (rows, -1)), self.packing)
+        rows = x_t.shape[-2] // self.token_side
+        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (rows, -1)), self.token_side)
 
     def noise_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """N(0, I) like x, each place's draw the one that it has in the pipeline's scheduler, which sees packed ones."""
-        return normal_like(x, generator) if self.packing == 1 else self.unpack(normal_like(self.pack(x), generator), x)
+        return self.unpack(normal_like(self.pack(x), generator), x) if self.packed else normal_like(x, generator)
 
     def from_pipeline(self, latents: Tensor) -> Tensor:
         """What the pipeline returns as `output_type="latent"`, as (B, C, H, W) in the scale that the network sees."""
-        if self.packing == 1:
+        if not self.packed:
             return latents
-        side = round(latents.shape[1] ** 0.5) * self.packing
+        side = round(latents.shape[1] ** 0.5) * self.token_side
         return self.unpack(latents, latents.new_empty(1, 1, side, side))
+
+    def image_part(self, features: Tensor, x_t: Tensor) -> Tensor:
+        """What a layer gives out or is fed, without tokens that are not those of the latents x_t."""
+        return features
 
     def network_time(self, t: Tensor) -> Tensor:
         """The schedule's time (B,) as the network is fed it."""

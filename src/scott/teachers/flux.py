@@ -27,7 +27,7 @@ class FluxBackbone(LatentBackbone):
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     student_layers = (*lora.ATTENTION, *lora.FEED_FORWARD, "proj_mlp", *TEXT_ATTENTION, *TEXT_FEED_FORWARD)
     critic_layers = student_layers
-    packing = 2
+    token_side, packed = 2, True
     shifts_evenly = True
     takes_guidance = True
     teacher_calls = 1
@@ -72,11 +72,11 @@ class FluxBackbone(LatentBackbone):
             timestep=timestep,
             guidance=self.guidance_input(network, cond).to(x_t.device),
             txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
-            img_ids=image_ids(x_t, self.packing),
+            img_ids=image_ids(x_t, self.token_side),
         ).sample
 
 
-def image_ids(x_t: Tensor, packing: int) -> Tensor:
+def image_ids(x_t: Tensor, token_side: int) -> Tensor:
     """(N, 3): 0, row and column of each token of packed latents (B, C, H, W)."""
-    rows, columns = (torch.arange(side // packing, device=x_t.device) for side in x_t.shape[-2:])
+    rows, columns = (torch.arange(side // token_side, device=x_t.device) for side in x_t.shape[-2:])
     return torch.cartesian_prod(rows.new_zeros(1), rows, columns).to(x_t.dtype)

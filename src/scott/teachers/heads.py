@@ -80,7 +80,8 @@ class EncoderCritic(nn.Module):
             self.backbone.encode(x0, t, cond)
         finally:
             self._features = None
-        return [_as_map(f, x0.shape[-2] / x0.shape[-1]).float() for f in features]
+        read = (self.backbone.image_part(f, x0) for f in features)
+        return [_as_map(f, x0.shape[-2] / x0.shape[-1]).float() for f in read]
 
     @torch.no_grad()
     def standardise(self, batches: Iterable[tuple[Tensor, "Cond"]]) -> None:

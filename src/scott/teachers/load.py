@@ -29,6 +29,11 @@ FAMILIES = {
     "PixArtSigmaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
     "StableDiffusion3Pipeline": ("SD3Transformer2DModel", "sd3", "SD3Backbone"),
     "FluxPipeline": ("FluxTransformer2DModel", "flux", "FluxBackbone"),
+    "ChromaPipeline": ("ChromaTransformer2DModel", "chroma", "ChromaBackbone"),
+    "Flux2KleinPipeline": ("Flux2Transformer2DModel", "flux2", "Flux2KleinBackbone"),
+    "QwenImagePipeline": ("QwenImageTransformer2DModel", "qwen_image", "QwenImageBackbone"),
+    "ZImagePipeline": ("ZImageTransformer2DModel", "z_image", "ZImageBackbone"),
+    "SanaPipeline": ("SanaTransformer2DModel", "sana", "SanaBackbone"),
 }
 """Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)

@@ -7,7 +7,7 @@ plain network's first layers (`teachers.heads`).
 A family of networks is a subclass (`teachers.family`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -192,9 +192,13 @@ class LatentBackbone(Family):
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
-        self.network.enable_gradient_checkpointing(self.adapters.checkpointed)
+        self.network.enable_gradient_checkpointing(self._checkpointing(self.adapters.checkpointed))
         for network in self.copies.values():
-            network.enable_gradient_checkpointing(Adapters(network).checkpointed)
+            network.enable_gradient_checkpointing(self._checkpointing(Adapters(network).checkpointed))
+
+    def _checkpointing(self, checkpointed: Callable[..., Any]) -> Callable[..., Any]:
+        """What the network calls instead of a block, as (block, *inputs)."""
+        return checkpointed
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
