@@ -251,6 +251,11 @@ class FlowSchedule(NoiseSchedule):
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a diffusers scheduler's config."""
+    if config.get("_class_name", "").startswith("EDM"):
+        raise UserError(
+            f"got the scheduler {config['_class_name']}: a teacher preconditioned as in EDM (Playground v2.5) is not "
+            "supported; expected one of epsilon, v, x0 or flow"
+        )
     # A scheduler object's config has no class name, a file's has one; only flow schedulers have a shift.
     if "Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"):
         return FlowSchedule.from_config(config)

@@ -230,7 +230,7 @@ def _scheduler(info: StudentInfo) -> str:
 
 def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
     """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
-    if kind == "onnx" or info.pipeline.startswith("PixArt"):
+    if kind == "onnx" or not info.pipeline.startswith("StableDiffusion"):  # how they call others is not known here
         return []
     if info.lora_variant == "dora":
         return ["## In ComfyUI and A1111", "They read DoRA each in its own way: this student is for diffusers."]

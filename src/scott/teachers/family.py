@@ -1,8 +1,8 @@
 """What a family of networks is: which layers are adapted and read, and how the network is called.
 
 A family is a subclass of `LatentBackbone`. Where they are not the usual ones it fills four hooks: latents (`pack`,
-`unpack`, and `LatentNormaliser`), time (`network_time`), guidance (`LatentBackbone.guided_teacher`, `guidance_input`),
-and text (`teachers.encoders`).
+`unpack`, `from_pipeline`, and `LatentNormaliser`), time (`network_time`, `size_shift`), guidance (`teacher_calls`,
+`LatentBackbone.guided_teacher`, `guidance_input`), and text (`teachers.encoders`).
 """
 
 import copy
@@ -63,6 +63,9 @@ class Family(Encoders):
         self.resolution = size * self.factor
         self.schedule = self._schedule()
         self.prediction = self.schedule.prediction_type
+        last = torch.tensor([self.schedule.t_max], dtype=self.schedule.time_dtype)
+        if self.prediction == "epsilon" and self.schedule.alpha(last) == 0:
+            raise UserError("the teacher predicts ε and has zero terminal SNR, where ε fixes no x0; expected one of v")
         scheduler = pipeline.scheduler
         self.original_inference_steps: int | None = scheduler.config.get("original_inference_steps")
         """Of a consistency student, how many steps its training grid has; None for a teacher."""

@@ -51,7 +51,7 @@ class ZImageBackbone(LatentBackbone):
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         text, mask = cond["text"], cond["mask"]
-        lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).long().tolist()
+        lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.bool().sum(1).tolist()
         states = [state[:length] for state, length in zip(text, lengths, strict=True)]
         return torch.stack(network([*x_t[:, :, None]], timestep, states).sample)
 
