@@ -49,7 +49,7 @@ EMBEDDINGS = (
     r"|patch_embed|time_embed|conv_depth|time_guidance_embed|distilled_guidance_layer|\w+_stream_modulation(_\w+)?"
 )
 NOT_ADAPTED = re.compile(
-    rf"conv_in|conv_out|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d?\b|\.norm\d_|^norm_out"
+    rf"conv_in\b|conv_out\b|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d?\b|\.norm\d_|^norm_out"
 )
 """All that a student's LoRA leaves out: input and output layers, and what embeds times, sizes and text."""
 FEED_FORWARD = re.compile(r"\.ff(_context)?\.|\.proj_(in|out)$")
