@@ -6,7 +6,7 @@ At one state and time x0 and ε are affine in each other, so guiding x0 and guid
 off. The other common form, cond + ω (cond − uncond), has ω = scale − 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,14 @@ class GuidedDenoiser:
         scale: a number, or (B,) for one per sample. Where it is 1 throughout, predict is called with cond
             alone.
         low_memory: two calls of batch B instead of one of 2B.
+        rescale: what is made of the guided and the conditional one, each like x_t; the guided one as it is by default.
     """
 
     predict: Denoiser
     uncond: Any
     scale: float | Tensor
     low_memory: bool = False
+    rescale: Callable[[Tensor, Tensor], Tensor] = lambda guided, conditional: guided
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         scale = torch.as_tensor(self.scale).detach().cpu().double()
@@ -44,7 +46,7 @@ class GuidedDenoiser:
         else:
             both = cat_cond(expand_cond(self.uncond, len(x_t)), cond)
             x0_uncond, x0_cond = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond)
+        return self.rescale(x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond), x0_cond)
 
 
 def cat_cond(first: Any, second: Any) -> Any:

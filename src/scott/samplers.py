@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction, Denoiser, JumpGrid, normal_like
+from scott.diffusion import ConsistencyFunction, Denoiser, FlowSchedule, JumpGrid, normal_like
 from scott.sampling import sample, walk
 from scott.solvers import make
 from scott.teachers import LatentBackbone
@@ -24,8 +24,8 @@ class TeacherSampler:
 
     @property
     def network_calls(self) -> int:
-        """Conditional and, where there is guidance, unconditional, each step."""
-        return self.steps if self.guidance == 1 else 2 * self.steps
+        """One a step, or where there is guidance as many as the family's takes."""
+        return self.steps if self.guidance == 1 else self.backbone.teacher_calls * self.steps
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         return self.backbone.decode(self.latents(prompts, seed))
@@ -69,16 +69,23 @@ class StudentSampler:
         cond = backbone.encode_prompts(prompts, truncate=self.truncate) | {"guidance": omega}
         student = ConsistencyFunction(self.network, backbone.schedule)
         times = self.grid.inference_times(self.steps)
-        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times)
+        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times, backbone.noise_like)
 
 
 def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
-    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words)."""
+    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words).
+
+    Where the pipeline's scheduler has a `shift_terminal`, 1 − σ is stretched to put the last σ before clean data there.
+    """
     schedule = backbone.schedule
     fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = schedule.t_data + fraction * (schedule.t_max - schedule.t_data)
     if not schedule.time_dtype.is_floating_point:
         times = times.round()
+    terminal = backbone.pipeline.scheduler.config.get("shift_terminal")
+    if terminal and steps > 1 and isinstance(schedule, FlowSchedule):
+        alpha = schedule.alpha(times[:-1])
+        times = torch.cat([schedule.time_of(1 - alpha * (1 - terminal) / alpha[-1]), times[-1:]])
     return times.tolist()
 
 

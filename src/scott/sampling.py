@@ -1,6 +1,6 @@
 """Few-step sampling: predict clean data, add fresh noise to the next time, repeat; no noise at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ def sample(
     steps: int | None = None,
     generator: torch.Generator | None = None,
     times: Sequence[float] | None = None,
+    draw: Callable[[Tensor, torch.Generator | None], Tensor] = normal_like,
 ) -> Tensor:
     """Consistency multistep sampling (Song et al. 2023, algorithm 1), as diffusers' LCMScheduler does it.
 
@@ -32,6 +33,7 @@ def sample(
         steps: the number of steps; their times are those of the default `JumpGrid`.
         generator: draws the noise between steps.
         times: descending times to use instead, such as another grid's `inference_times(steps)`.
+        draw: N(0, I) like a tensor, from a generator.
 
     Returns:
         x0 like noise.
@@ -51,7 +53,7 @@ def sample(
     first, *rest = (torch.full((len(noise),), time, dtype=schedule.time_dtype) for time in times)
     x0 = student(noise, time_like(first, noise), cond)
     for t in rest:
-        x_t = schedule.add_noise(x0, normal_like(x0, generator), t)
+        x_t = schedule.add_noise(x0, draw(x0, generator), t)
         x0 = student(x_t, time_like(t, x_t), cond)
     return x0
 

@@ -87,5 +87,8 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
+    info = StudentInfo.read(folder)
+    if info and info.resolution and not is_onnx:
+        backbone.resize(info.resolution)  # which not every network's config says
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
-    return Student(name, backbone, backbone.teacher, grid, StudentInfo.read(folder))
+    return Student(name, backbone, backbone.teacher, grid, info)

@@ -20,7 +20,7 @@ from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 
-PUBLISHED = {"sd15": "sd15", "realistic-vision": "sd15", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
+PUBLISHED = {name: name for name in RECIPES if name != "mini"} | {"realistic-vision": "sd15"}
 """Recipe → the config files in tests/teachers/configs; Realistic Vision is a fine-tune of SD1.5."""
 
 COUNTED = {
@@ -33,10 +33,24 @@ COUNTED = {
     ("pixart", "pixart"): (610_856_096, 53_673_984, 280, 26_838_145, 140),
     ("pixart", "pixart-1024"): (611_349_152, 53_673_984, 280, 26_838_145, 140),
     ("sd3", "sd3"): (2_028_328_000, 83_755_008, 285, 41_289_217, 141),
+    ("sd35-medium", "sd35-medium"): (2_243_171_520, 93_978_624, 337, 42_075_649, 145),
+    ("sd35-large", "sd35-large"): (8_056_627_520, 211_058_688, 453, 104_597_889, 225),
+    ("flux", "flux"): (11_901_408_320, 261_488_640, 418, 96_930_817, 145),
+    ("chroma", "chroma"): (8_899_983_424, 261_488_640, 418, 96_930_817, 145),
+    ("flux2-klein", "flux2-klein"): (3_875_544_576, 96_337_920, 100, 38_341_633, 26),
+    ("qwen-image", "qwen-image"): (20_430_401_088, 424_673_280, 720, 212_339_713, 360),
+    ("z-image", "z-image"): (6_154_908_736, 158_760_960, 238, 70_045_441, 105),
+    ("sana", "sana"): (1_604_462_752, 73_113_600, 200, 36_559_041, 100),
 }
 
-EMBEDDINGS = r"time_emb_proj|time_embedding|add_embedding|adaln_single|caption_projection|time_text_embed|pos_embed"
-NOT_ADAPTED = re.compile(rf"conv_in|conv_out|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d|^norm_out")
+EMBEDDINGS = (
+    r"time_emb_proj|time_embedding|add_embedding|adaln_single|caption_projection|time_text_embed|pos_embed|x_embedder"
+    r"|img_in|txt_in|img_mod|txt_mod|all_x_embedder|t_embedder|cap_embedder|adaLN_modulation|all_final_layer"
+    r"|patch_embed|time_embed|conv_depth|time_guidance_embed|distilled_guidance_layer|\w+_stream_modulation(_\w+)?"
+)
+NOT_ADAPTED = re.compile(
+    rf"conv_in\b|conv_out\b|(^|\.)({EMBEDDINGS})|^proj_out|context_embedder|\.norm\d?\b|\.norm\d_|^norm_out"
+)
 """All that a student's LoRA leaves out: input and output layers, and what embeds times, sizes and text."""
 FEED_FORWARD = re.compile(r"\.ff(_context)?\.|\.proj_(in|out)$")
 
@@ -103,8 +117,8 @@ def test_a_full_student_is_the_whole_network_and_a_unets_takes_omega(recipe, tmp
     folder = write_configs(PUBLISHED[recipe], tmp_path)
     _, backbone = equipped(recipe, folder, train="full")
     # ω is embedded in 256 numbers, which join those of the time in the width of the first block
-    extra = 256 * backbone.network.config.block_out_channels[0] if backbone.takes_guidance else 0
-    assert backbone.takes_guidance == (backbone.part == "unet")
+    extra = 256 * backbone.network.config.block_out_channels[0] if backbone.part == "unet" else 0
+    assert backbone.takes_guidance == (backbone.part == "unet" or backbone.teacher_calls == 1)
     assert size(backbone.student_parameters()) == COUNTED[recipe, PUBLISHED[recipe]][0] + extra
     assert size(backbone.target_parameters()) == size(backbone.student_parameters())
 

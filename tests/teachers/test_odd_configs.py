@@ -24,12 +24,12 @@ def edited(teacher_folders, tmp_path):
     return make
 
 
-def refused(folder, said):
+def refused(folder, said, named=True):
     for read in (load_backbone, skeleton):
         with pytest.raises(UserError, match=said) as caught:
             read(folder)
         assert "\n" not in str(caught.value)
-        assert str(folder) in str(caught.value)
+        assert str(folder) in str(caught.value) or not named
 
 
 @pytest.mark.parametrize("size", [None, [8, 8], 0, -1, 2**31, 8.0, True, "8", "absent"])
@@ -65,6 +65,20 @@ def test_a_unet_without_a_middle(tiny_sd, tmp_path):
     cond = backbone.encode_prompts(["a cat"])
     assert torch.equal(backbone.student(x, t, cond), backbone.teacher(x, t, cond))
     assert bool(backbone.critic(x, t, cond).isfinite().all())
+    backbone.add_critic(2, "heads")
+    assert bool(backbone.critic(x, t, cond).isfinite().all())
+
+
+def test_a_teacher_preconditioned_as_in_edm_is_refused(edited):
+    """Playground v2.5's scheduler."""
+    folder = edited("model_index.json", {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]})
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"sigma_max": 80.0, "sigma_data": 0.5}))
+    refused(folder, "got the scheduler EDMDPMSolverMultistepScheduler: .* is not supported", named=False)
+
+
+def test_noise_prediction_without_signal_at_the_last_time_is_refused(edited):
+    folder = edited("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True})
+    refused(folder, "predicts ε and has zero terminal SNR", named=False)
 
 
 @pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])

@@ -23,7 +23,7 @@ from scott.diffusion.tensors import expand_like
 from scott.errors import UserError
 
 FEW_STEP_SHIFT = 38.71
-"""Shift of the stock scheduler of a flow student (`FlowSchedule.inference_times`)."""
+"""Shift of the stock scheduler of a student of a flow whose pipeline hands it no σ (`FlowSchedule.inference_times`)."""
 
 
 class NoiseSchedule(ABC):
@@ -172,11 +172,14 @@ class DiscreteSchedule(NoiseSchedule):
 class FlowSchedule(NoiseSchedule):
     """Rectified flow: σ_t = k t / (1 + (k − 1) t), α_t = 1 − σ_t, t in [0, 1], k the shift (SD3, eq. 23).
 
+    `evenly` says how few-step sampling spaces its times (`inference_times`).
+
     Raises:
         UserError: the shift is not positive and finite.
     """
 
     shift: float = 1.0
+    evenly: bool = False
 
     prediction_type = "flow"
     t_data = 0.0
@@ -217,16 +220,24 @@ class FlowSchedule(NoiseSchedule):
         return (1000 * self.sigma(t)).float().to(t.device)
 
     def inference_times(self, steps: int) -> list[float]:
-        """Descending times of few-step sampling: those of diffusers' `FlowMatchLCMScheduler`, made with
-        `shift=FEW_STEP_SHIFT, use_exponential_sigmas=True`.
+        """Descending times of few-step sampling: those of diffusers' `FlowMatchLCMScheduler`.
+
+        `evenly`, t = 1, 1 − 1/n, .., 1/n: what a pipeline that hands it these as σ (FLUX's) makes of `shift=k`.
+        Otherwise what a pipeline that hands it none (SD3's) makes of `shift=FEW_STEP_SHIFT` and
+        `use_exponential_sigmas=True`:
 
         With K = FEW_STEP_SHIFT and S_K(x) = K x / (1 + (K − 1) x), it takes σ from 1 down to S_K(S_K(1/1000)), each by
         the same factor below the one before; K is chosen to make that last σ .6. In σ, which is all that the network
         is fed, they do not depend on this schedule's shift.
         """
+        if self.evenly:
+            return (1 - torch.arange(steps, dtype=torch.float64) / steps).to(self.time_dtype).tolist()
         last = _shifted(_shifted(torch.tensor(0.001, dtype=torch.float64), FEW_STEP_SHIFT), FEW_STEP_SHIFT)
-        sigma = last ** torch.linspace(0, 1, steps, dtype=torch.float64)
-        return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype).tolist()
+        return self.time_of(last ** torch.linspace(0, 1, steps, dtype=torch.float64)).tolist()
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """t of σ_t, float64 → `time_dtype`."""
+        return (sigma / (self.shift - (self.shift - 1) * sigma)).to(self.time_dtype)
 
     def _checked(self, t: Tensor) -> Tensor:
         t = t.detach().cpu().to(torch.float64)
@@ -240,6 +251,11 @@ class FlowSchedule(NoiseSchedule):
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a diffusers scheduler's config."""
+    if config.get("_class_name", "").startswith("EDM"):
+        raise UserError(
+            f"got the scheduler {config['_class_name']}: a teacher preconditioned as in EDM (Playground v2.5) is not "
+            "supported; expected one of epsilon, v, x0 or flow"
+        )
     # A scheduler object's config has no class name, a file's has one; only flow schedulers have a shift.
     if "Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"):
         return FlowSchedule.from_config(config)

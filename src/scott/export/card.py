@@ -14,7 +14,7 @@ from scott.evaluation import Results, markdown_table
 from scott.export.lora import lora_file
 from scott.export.pipeline import call_options
 from scott.export.schedules import PROGRAMS, flow_shift, nearest
-from scott.export.trained import StudentInfo
+from scott.export.trained import StudentInfo, needs_size
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.training.config import DistillConfig
@@ -102,7 +102,8 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
         imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
         imports += [] if _loads_lora(info) else ["from peft import PeftModel"]
         load = _load_lora(config, info, kind, folder)
-    size = info.resolution if kind != "diffusers" else None  # the teacher's own pipeline would draw at its size
+    # the teacher's own pipeline would draw at its size
+    size = info.resolution if kind != "diffusers" or needs_size(info.pipeline) else None
     return "\n".join([*imports, "", *load, *_stock_call(info, size=size)])
 
 
@@ -113,7 +114,8 @@ def stock_snippet(
     scale = guidance if info.takes_guidance and guidance is not None else info.guidance_scale
     lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
     lines += [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
-    return "\n".join([*lines, *_stock_call(info, prompt, steps, seed, scale)])
+    size = info.resolution if needs_size(info.pipeline) else None
+    return "\n".join([*lines, *_stock_call(info, prompt, steps, seed, scale, size)])
 
 
 def teacher_licence(teacher: str) -> str:
@@ -162,7 +164,7 @@ def _stock_call(
     options |= {"height": size, "width": size} if size else {}
     return [
         "image = pipe(",
-        f"    {_quoted(prompt)},",
+        f"    prompt={_quoted(prompt)},",
         *(f"    {name}={value}," for name, value in (options | call_options(info.pipeline)).items()),
         # torch's own generator, because SD3's pipeline hands no other to its scheduler
         f"    generator=torch.manual_seed({seed}),",
@@ -228,7 +230,7 @@ def _scheduler(info: StudentInfo) -> str:
 
 def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
     """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
-    if kind == "onnx" or info.pipeline.startswith("PixArt"):
+    if kind == "onnx" or not info.pipeline.startswith("StableDiffusion"):  # how they call others is not known here
         return []
     if info.lora_variant == "dora":
         return ["## In ComfyUI and A1111", "They read DoRA each in its own way: this student is for diffusers."]

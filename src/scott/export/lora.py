@@ -106,11 +106,12 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
     Raises `UserError` when other layers are changed there than the student changes, or in another way, or when the
     2-step latent is off.
     """
-    pipeline = load_backbone(expected.teacher).pipeline
+    backbone = load_backbone(expected.teacher)
+    pipeline = backbone.pipeline
     pipeline.scheduler = expected.scheduler
     _load_as_stock(pipeline, expected.part, folder, kind, form)
     _check_updates(getattr(pipeline, expected.part), expected.updates, folder, TOLERANCE[dtype])
-    got = stock_latents(pipeline, expected.info.guidance_scale, expected.resolution)
+    got = stock_latents(backbone, expected.info.guidance_scale, expected.resolution)
     check("the stock pipeline", folder, expected.latents, got, TOLERANCE[dtype])
 
 

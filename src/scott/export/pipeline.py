@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.export.trained import PROMPT, SEED, Expected, difference, draw_latents, few_step_scheduler, student_grid
+from scott.export.trained import (
+    PROMPT,
+    SEED,
+    Expected,
+    difference,
+    draw_latents,
+    few_step_scheduler,
+    needs_size,
+    student_grid,
+)
 from scott.teachers import LatentBackbone, load_backbone
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,7 +57,10 @@ def save_student(backbone: LatentBackbone, folder: Path, grid: JumpGrid, dtype: 
 def read_student(folder: Path, expected: Expected, dtype: torch.dtype = torch.float32) -> None:
     """Raise `UserError` when the 2-step latent of what is in the folder, by the stock pipeline or by scott, is off."""
     backbone, info = load_backbone(folder), expected.info
-    stock = stock_latents(backbone.pipeline, info.guidance_scale)
+    side = expected.resolution if needs_size(info.pipeline) else None
+    if side:
+        backbone.resize(side)
+    stock = stock_latents(backbone, info.guidance_scale, side)
     check("the stock pipeline", folder, expected.latents, stock, TOLERANCE[dtype])
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), TOLERANCE[dtype])
@@ -122,25 +133,38 @@ def _edit_json(file: Path, changes: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2), encoding="utf-8")
 
 
-def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int | None = None) -> Tensor:
-    """The 2-step latent of `PROMPT` as anyone draws it, without scott; of a square of `side` pixels, or as it comes."""
+def stock_latents(backbone: LatentBackbone, guidance_scale: float, side: int | None = None) -> Tensor:
+    """The 2-step latent of `PROMPT` as anyone draws it with the backbone's pipeline, without scott; of a square of
+    `side` pixels, or as it comes."""
+    pipeline = backbone.pipeline
     pipeline.set_progress_bar_config(disable=True)
     with torch.random.fork_rng(devices=[]):
-        return pipeline(
-            PROMPT,
+        latents = pipeline(
+            prompt=PROMPT,
             num_inference_steps=2,
-            guidance_scale=guidance_scale,
             height=side,
             width=side,
             generator=torch.manual_seed(SEED),  # torch's own: SD3's pipeline hands no other to its scheduler
             output_type="latent",
-            **call_options(type(pipeline).__name__),
+            **{"guidance_scale": guidance_scale} | call_options(type(pipeline).__name__),
         ).images
+    return backbone.from_pipeline(latents)
+
+
+_UNCHANGED = {"use_resolution_binning": False, "clean_caption": False}
+_CALLS: dict[str, dict[str, Any]] = {
+    "PixArtAlphaPipeline": _UNCHANGED,
+    "PixArtSigmaPipeline": _UNCHANGED,
+    "SanaPipeline": _UNCHANGED,
+    "QwenImagePipeline": {"guidance_scale": None, "true_cfg_scale": 1.0},
+    "ZImagePipeline": {"guidance_scale": 0.0},  # written cond + s (cond − uncond), where ω = 1 + s
+}
 
 
 def call_options(pipeline: str) -> dict[str, Any]:
-    """What the call of a stock pipeline class has to say so as to draw the prompt and the size it is given."""
-    return {"use_resolution_binning": False, "clean_caption": False} if pipeline.startswith("PixArt") else {}
+    """What the call of a stock pipeline class has to say besides so as to draw the prompt and the size it is given; and
+    without guidance, where another word than `guidance_scale=1` stands for that."""
+    return _CALLS.get(pipeline, {})
 
 
 def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = 1e-4) -> None:

@@ -54,7 +54,7 @@ class StudentInfo:
     drawn_guidance: float | None = None
     """ω of its recipe."""
     resolution: int | None = None
-    """Side of the pictures it was trained for, in pixels, where that is not its teacher's."""
+    """Side of the pictures it was trained for, in pixels, where that is not its teacher's or the pipeline has none."""
     base: dict[str, str] | None = None
     """`network_fingerprint` of the teacher."""
 
@@ -112,15 +112,16 @@ class Trained:
     @cached_property
     def info(self) -> StudentInfo:
         config, count = self.config, self.grid.original_inference_steps
+        backbone, name = self.backbone, type(self.backbone.pipeline).__name__
         is_lora = config.train == "lora"
         return StudentInfo(
-            pipeline=type(self.backbone.pipeline).__name__,
+            pipeline=name,
             scheduler=type(few_step_scheduler(self.backbone, self.grid)).__name__,
             train=config.train,
             updates=self.updates,
             guidance_min=config.guidance_min,
             guidance_max=config.guidance_max,
-            takes_guidance=self.backbone.takes_guidance and not is_lora,
+            takes_guidance=backbone.takes_guidance and (backbone.teacher_calls == 1 or not is_lora),
             original_inference_steps=count,
             times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
@@ -128,7 +129,7 @@ class Trained:
             lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
             drawn_guidance=config.drawn_guidance,
-            resolution=config.resolution,
+            resolution=backbone.resolution if needs_size(name) else config.resolution,
             base=self.teacher_network or network_fingerprint(self.backbone),
         )
 
@@ -179,6 +180,14 @@ class Factors:
         return self.scale * (self.b.flatten(1) @ self.a.flatten(1))
 
 
+_SIZELESS = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
+
+
+def needs_size(pipeline: str) -> bool:
+    """Whether a stock pipeline class draws at a size of its own unless given one, whatever its network was made for."""
+    return pipeline.startswith(_SIZELESS)
+
+
 def teacher_source(config: DistillConfig) -> str | Path:
     """What `load_backbone` makes a run's teacher of."""
     return embedded.teacher_folder(config.teacher)
@@ -186,7 +195,9 @@ def teacher_source(config: DistillConfig) -> str | Path:
 
 def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:
     """The stock scheduler whose times are those the student of this grid is drawn at."""
-    if isinstance(backbone.schedule, FlowSchedule):
+    if isinstance(schedule := backbone.schedule, FlowSchedule):
+        if schedule.evenly:
+            return FlowMatchLCMScheduler(shift=schedule.shift)
         return FlowMatchLCMScheduler(shift=FEW_STEP_SHIFT, use_exponential_sigmas=True)
     config: dict[str, Any] = dict(backbone.pipeline.scheduler.config)
     shared = {key: config[key] for key in LCMScheduler().config if key in config and not key.startswith("_")}

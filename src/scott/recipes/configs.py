@@ -19,10 +19,11 @@ METHODS = {"paper": PAPER_SETTINGS, "lcm": LCM_SETTINGS}
 class _Row(NamedTuple):
     teacher: str
     omega: float
-    """ω of a LoRA student, and of any student of a transformer."""
+    """ω of a LoRA student, and of any student of a network that takes no ω."""
     omega_full: tuple[float, float]
     """Range of ω of a full student."""
     batch_size: int
+    precision: str = "fp16"
 
 
 # fmt: off
@@ -33,6 +34,14 @@ _TABLE = {
     "sdxl":             _Row("stabilityai/stable-diffusion-xl-base-1.0",         8.0, (3.0, 15.0),   16),  # not run
     "pixart":           _Row("PixArt-alpha/PixArt-XL-2-512x512",                 4.5, (4.5, 4.5),    16),  # not run
     "sd3":              _Row("stabilityai/stable-diffusion-3-medium-diffusers",  7.0, (7.0, 7.0),    16),  # not run
+    "sd35-medium":      _Row("stabilityai/stable-diffusion-3.5-medium",          4.5, (4.5, 4.5),    16, "bf16"),
+    "sd35-large":       _Row("stabilityai/stable-diffusion-3.5-large",           3.5, (3.5, 3.5),    16, "bf16"),
+    "flux":             _Row("black-forest-labs/FLUX.1-dev",                     3.5, (1.5, 5.0),    16, "bf16"),
+    "chroma":           _Row("lodestones/Chroma1-HD",                            3.0, (3.0, 3.0),    16, "bf16"),
+    "flux2-klein":      _Row("black-forest-labs/FLUX.2-klein-base-4B",           4.0, (4.0, 4.0),    16, "bf16"),
+    "qwen-image":       _Row("Qwen/Qwen-Image",                                  4.0, (4.0, 4.0),    16, "bf16"),
+    "z-image":          _Row("Tongyi-MAI/Z-Image",                               5.0, (5.0, 5.0),    16, "bf16"),
+    "sana":             _Row("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 4.5, (4.5, 4.5), 16, "bf16"),
 }
 """40 is the paper's batch, for four cards; 16 is for one."""
 _RATE = {"full": 8e-6, "lora": 1e-4}
@@ -111,6 +120,59 @@ def sd3(**changes: Any) -> DistillConfig:
     return _from_table("sd3", changes)
 
 
+def sd35_medium(**changes: Any) -> DistillConfig:
+    """Stable Diffusion 3.5 medium (2.2 B), a rectified flow of shift 3, with its model card's guidance of 4.5."""
+    return _from_table("sd35-medium", changes)
+
+
+def sd35_large(**changes: Any) -> DistillConfig:
+    """Stable Diffusion 3.5 large (8.1 B), a rectified flow of shift 3, with its model card's guidance of 3.5."""
+    return _from_table("sd35-large", changes)
+
+
+def flux(**changes: Any) -> DistillConfig:
+    """FLUX.1-dev (11.9 B), a rectified flow distilled to take ω as an input, with its model card's ω of 3.5.
+
+    A guided teacher costs one call. Its pipeline shifts times by e^μ, μ from .5 at 256 tokens to 1.15 at 4,096, those
+    of 1024 px. A full student is trained for ω from 1.5 to 5, a LoRA student for 3.5 alone.
+    """
+    return _from_table("flux", changes)
+
+
+def chroma(**changes: Any) -> DistillConfig:
+    """Chroma1-HD (8.9 B), a rectified flow on FLUX's latents, with its model card's guidance of 3."""
+    return _from_table("chroma", changes)
+
+
+def flux2_klein(**changes: Any) -> DistillConfig:
+    """FLUX.2 [klein] base 4B, a rectified flow, with its model card's guidance of 4.
+
+    Its pipeline shifts times by e^μ, μ a function of the size and of the number of steps; here it is that of the model
+    card's 50, 2.02 at 1024 px.
+    """
+    return _from_table("flux2-klein", changes)
+
+
+def qwen_image(**changes: Any) -> DistillConfig:
+    """Qwen-Image (20.4 B), a rectified flow, with its model card's `true_cfg_scale` of 4.
+
+    Guidance keeps the length of the conditional output at each token, as its pipeline does, which shifts times by e^μ,
+    μ from .5 at 256 tokens to .9 at 8,192: .69 at 1024 px.
+    """
+    return _from_table("qwen-image", changes)
+
+
+def z_image(**changes: Any) -> DistillConfig:
+    """Z-Image (6.2 B; not its few-step edition, Turbo), a rectified flow, with ω = 5: its model card's `guidance_scale`
+    of 4 in the form cond + s (cond − uncond)."""
+    return _from_table("z-image", changes)
+
+
+def sana(**changes: Any) -> DistillConfig:
+    """Sana 1.6 B at 1024 px, a rectified flow of shift 3, with its model card's guidance of 4.5."""
+    return _from_table("sana", changes)
+
+
 def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
     """fp16 and checkpointed activations: SD1.5 at batch 40 holds 25 GB a step instead of 190 (`--dry-run`).
 
@@ -128,7 +190,7 @@ def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
         "guidance_max": high,
         "guidance": min(max(row.omega, changes.get("guidance_min", low)), changes.get("guidance_max", high)),
         "learning_rate": _RATE.get(train, _RATE["lora"]),
-        "precision": "fp16",
+        "precision": row.precision,
         "gradient_checkpointing": True,
     }
     return _made(settings, changes)
@@ -147,6 +209,14 @@ realistic_vision_lcm: Recipe = partial(realistic_vision, method="lcm")
 sdxl_lcm: Recipe = partial(sdxl, method="lcm")
 pixart_lcm: Recipe = partial(pixart, method="lcm")
 sd3_lcm: Recipe = partial(sd3, method="lcm")
+sd35_medium_lcm: Recipe = partial(sd35_medium, method="lcm")
+sd35_large_lcm: Recipe = partial(sd35_large, method="lcm")
+flux_lcm: Recipe = partial(flux, method="lcm")
+chroma_lcm: Recipe = partial(chroma, method="lcm")
+flux2_klein_lcm: Recipe = partial(flux2_klein, method="lcm")
+qwen_image_lcm: Recipe = partial(qwen_image, method="lcm")
+z_image_lcm: Recipe = partial(z_image, method="lcm")
+sana_lcm: Recipe = partial(sana, method="lcm")
 
 RECIPES: dict[str, Recipe] = {
     "mini": mini,
@@ -155,13 +225,27 @@ RECIPES: dict[str, Recipe] = {
     "sdxl": sdxl,
     "pixart": pixart,
     "sd3": sd3,
+    "sd35-medium": sd35_medium,
+    "sd35-large": sd35_large,
+    "flux": flux,
+    "chroma": chroma,
+    "flux2-klein": flux2_klein,
+    "qwen-image": qwen_image,
+    "z-image": z_image,
+    "sana": sana,
 }
 FAMILIES = {
     "StableDiffusionPipeline": ("sd15", "realistic-vision", "mini"),
     "StableDiffusionXLPipeline": ("sdxl",),
     "PixArtAlphaPipeline": ("pixart",),
     "PixArtSigmaPipeline": ("pixart",),
-    "StableDiffusion3Pipeline": ("sd3",),
+    "StableDiffusion3Pipeline": ("sd3", "sd35-medium", "sd35-large"),
+    "FluxPipeline": ("flux",),
+    "ChromaPipeline": ("chroma",),
+    "Flux2KleinPipeline": ("flux2-klein",),
+    "QwenImagePipeline": ("qwen-image",),
+    "ZImagePipeline": ("z-image",),
+    "SanaPipeline": ("sana",),
 }
 """Class of a teacher's pipeline → the recipes that suit it, first the one to take where none is named."""
 

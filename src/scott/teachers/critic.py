@@ -116,8 +116,9 @@ class Critic(nn.Module):
             self.backbone.output("critic", x0, t, cond)
         finally:
             self._features = None
-        rows = [round((f.shape[1] * x0.shape[-2] / x0.shape[-1]) ** 0.5) for f in features]
-        maps = [f if f.ndim == 4 else f.mT.unflatten(2, (n, -1)) for f, n in zip(features, rows, strict=True)]
+        read = [self.backbone.image_part(f, x0) for f in features]
+        rows = [round((f.shape[1] * x0.shape[-2] / x0.shape[-1]) ** 0.5) for f in read]
+        maps = [f if f.ndim == 4 else f.mT.unflatten(2, (n, -1)) for f, n in zip(read, rows, strict=True)]
         return [f.float() for f in maps]
 
     def _keep(self, layer: nn.Module, given: tuple[Any, ...], output: Any = None) -> None:

@@ -87,6 +87,11 @@ class Encoders(ABC):
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
 
+    def blank(self, batch: int, **shapes: tuple[int, ...]) -> Cond:
+        """Conditions of these shapes and no content, for a backbone on the meta device."""
+        dtype = self.pipeline.text_encoder.dtype
+        return {name: torch.empty(batch, *shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+
     def unconditional(self) -> Cond:
         """The condition guidance pushes away from, with batch 1: the empty prompt."""
         return self.encode_prompts([""])
@@ -94,6 +99,10 @@ class Encoders(ABC):
     def size_cond(self, height: int, width: int) -> Cond:
         """The values of `size_names` for an uncropped picture of that many pixels, with batch 1."""
         return {}
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
 
     def park_encoders(self) -> None:
         """Move text encoders and VAE to the CPU: training on cached latents needs none.
@@ -108,15 +117,24 @@ class Encoders(ABC):
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normalised latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
-        posterior = self.vae.encode((2 * pixels - 1).to(self.vae.device, self.vae.dtype)).latent_dist
-        return self.normaliser.normalise(posterior.mean), self.normaliser.deviation(posterior.std)
+        mean, std = self._encode((2 * pixels - 1).to(self.vae.device, self.vae.dtype))
+        return self.normaliser.normalise(mean), self.normaliser.deviation(std)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H', W') in [0, 1] of normalised latents."""
         with _lent(self.vae, latents.device):
-            pixels = self.vae.decode(self.normaliser.restore(latents.to(self.vae.dtype))).sample
+            pixels = self._decode(self.normaliser.restore(latents.to(self.vae.dtype)))
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's own latents of pixels in [-1, 1]."""
+        posterior = self.vae.encode(pixels).latent_dist
+        return posterior.mean, posterior.std
+
+    def _decode(self, z: Tensor) -> Tensor:
+        """Pixels in [-1, 1] of the VAE's own latents."""
+        return self.vae.decode(z).sample
 
     def _check_length(self, prompts: Sequence[str], tokenizer: Any, limit: int, *, special: int) -> None:
         for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
@@ -125,6 +143,12 @@ class Encoders(ABC):
                     f"got a prompt of {len(ids) - special} tokens, expected at most {limit - special}; "
                     f"shorten it: {prompt[:80]!r}"
                 )
+
+
+def chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
+    """A prompt in a language model's own template, as pipelines put it."""
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)
 
 
 def _like(value: float | Tensor, x: Tensor) -> float | Tensor:

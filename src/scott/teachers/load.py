@@ -28,6 +28,12 @@ FAMILIES = {
     "PixArtAlphaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
     "PixArtSigmaPipeline": ("PixArtTransformer2DModel", "pixart", "PixArtBackbone"),
     "StableDiffusion3Pipeline": ("SD3Transformer2DModel", "sd3", "SD3Backbone"),
+    "FluxPipeline": ("FluxTransformer2DModel", "flux", "FluxBackbone"),
+    "ChromaPipeline": ("ChromaTransformer2DModel", "chroma", "ChromaBackbone"),
+    "Flux2KleinPipeline": ("Flux2Transformer2DModel", "flux2", "Flux2KleinBackbone"),
+    "QwenImagePipeline": ("QwenImageTransformer2DModel", "qwen_image", "QwenImageBackbone"),
+    "ZImagePipeline": ("ZImageTransformer2DModel", "z_image", "ZImageBackbone"),
+    "SanaPipeline": ("SanaTransformer2DModel", "sana", "SanaBackbone"),
 }
 """Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
@@ -101,8 +107,11 @@ def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any
 
 
 def check_sample_size(teacher: str | Path, part: str, network: type, config: dict[str, Any]) -> None:
-    """Raise `UserError` where a network's config does not say what side its latents have, before it is built."""
-    size = config.get("sample_size", inspect.signature(network).parameters["sample_size"].default)
+    """Raise `UserError` where a network's config does not say what side its latents have, before it is built; some
+    classes have no such entry."""
+    if (known := inspect.signature(network).parameters.get("sample_size")) is None:
+        return
+    size = config.get("sample_size", known.default)
     if type(size) is not int or not 1 <= size <= LARGEST:
         raise UserError(
             f"{teacher} has sample_size {size!r:.40} in {part}/config.json; expected the side of its latents, a number "

@@ -7,7 +7,7 @@ The teacher is the plain network. With `train="lora"` the student and its EMA ta
 A family of networks is a subclass (`teachers.family`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -84,7 +84,7 @@ class LatentBackbone(Family):
 
     def _output(self, network: ModelMixin, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype, timestep = _dtype(network), self.network_time(t).to(x_t.device)
-        output = self.predict(network, self.pack(x_t.to(dtype)), timestep, _cast(cond, dtype))
+        output = self.predict(network, x_t.to(dtype), timestep, _cast(cond, dtype))
         return self.unpack(output, x_t).to(x_t.dtype)
 
     def _x0(self, model: str | None, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -189,9 +189,13 @@ class LatentBackbone(Family):
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
         for network in (self.network, *self.cut.values()):
-            network.enable_gradient_checkpointing(self.adapters.checkpointed)
+            network.enable_gradient_checkpointing(self._checkpointing(self.adapters.checkpointed))
         for network in self.copies.values():
-            network.enable_gradient_checkpointing(Adapters(network).checkpointed)
+            network.enable_gradient_checkpointing(self._checkpointing(Adapters(network).checkpointed))
+
+    def _checkpointing(self, checkpointed: Callable[..., Any]) -> Callable[..., Any]:
+        """What the network calls instead of a block, as (block, *inputs)."""
+        return checkpointed
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -35,12 +35,12 @@ class UNetBackbone(LatentBackbone):
 
     @property
     def feature_layers(self) -> dict[str, int]:
-        """The last layer of each of the first two down blocks before it goes down, and the middle block."""
+        """The last layer of each of the first two down blocks before it goes down, and any middle block."""
         channels, layers = self.network.config.block_out_channels, {}
         for index, block in enumerate(self.network.down_blocks[:2]):
             kind = "attentions" if getattr(block, "attentions", None) else "resnets"
             layers[f"down_blocks.{index}.{kind}.{len(block.resnets) - 1}"] = channels[index]
-        return layers | {"mid_block": channels[-1]}
+        return layers if self.network.mid_block is None else layers | {"mid_block": channels[-1]}
 
     def cut_network(self) -> ModelMixin:
         """The down blocks and the middle one, whose output it returns."""

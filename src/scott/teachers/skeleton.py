@@ -12,7 +12,14 @@ import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedModel, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from scott.errors import UserError, first_line
@@ -23,7 +30,7 @@ from scott.teachers.network import LatentBackbone
 class ShapeOnlyT5(T5EncoderModel):
     """T5 looks into its attention mask, which no meta tensor can answer: this one says the shape of its output."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> BaseModelOutput:
         shape = (*input_ids.shape, self.config.d_model)
         return BaseModelOutput(torch.empty(shape, dtype=self.dtype, device=input_ids.device))
 
@@ -66,9 +73,12 @@ def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:
     return encoder(encoder.config_class.from_dict(config))
 
 
-def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer:
+def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer | None:
+    """None for a language model: its family makes conditions of the right shape without (`Encoders.blank`)."""
     if isinstance(encoder, T5EncoderModel):
         return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
+    if not isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
+        return None
     vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=encoder.config.max_position_embeddings)
 

@@ -72,7 +72,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     a_pass = replace(config, batch_size=rows.stop - rows.start)
     base = _base(backbone.network)
     parts = processes if config.shard == "full" else 1
-    calls = calls_of(a_pass, config.gradient_accumulation)
+    calls = calls_of(a_pass, config.gradient_accumulation, backbone.teacher_calls)
     student, target, critic = (
         tuple(parameters.values())
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
@@ -113,14 +113,14 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     )
 
 
-def calls_of(config: DistillConfig, passes: int = 1) -> tuple[Calls, ...]:
+def calls_of(config: DistillConfig, passes: int = 1, teacher_calls: int = 2) -> tuple[Calls, ...]:
     """Network calls of one step that walks its jumps, by model; backward passes are counted where they arrive, each
     time they do.
 
-    `config.batch_size` is that of a pass.
+    `config.batch_size` is that of a pass; `teacher_calls` the guided teacher's for a sample.
     """
     batch = config.batch_size
-    guided = config.guidance_max > 1
+    guided = config.guidance_max > 1 and teacher_calls > 1
     apart = 2 if guided and config.low_memory else 1
     calls = [
         Calls("teacher", apart * config.substeps, 0, batch * (2 if guided else 1) // apart),

@@ -1,0 +1,79 @@
+"""Chroma: FLUX's packed latents and blocks under classifier-free guidance, with text of one encoder that is masked."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
+
+from scott.teachers import Cond, lora
+from scott.teachers.flux import T5_TOKENS, image_ids
+from scott.teachers.network import LatentBackbone
+from scott.teachers.sd3 import TEXT_ATTENTION, TEXT_FEED_FORWARD
+
+
+class ChromaBackbone(LatentBackbone):
+    """A `ChromaPipeline`."""
+
+    part = "transformer"
+    output_layer = "proj_out"
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    student_layers = (*lora.ATTENTION, *lora.FEED_FORWARD, "proj_mlp", *TEXT_ATTENTION, *TEXT_FEED_FORWARD)
+    critic_layers = student_layers
+    token_side, packed = 2, True
+    shifts_evenly = True
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        self._mask: Tensor | None = None  # of the call that runs
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the prompt's tokens and the first of padding; L = 512."""
+        pipeline = self.pipeline
+        if not truncate:
+            self._check_length(prompts, pipeline.tokenizer, T5_TOKENS, special=1)
+        text, _, mask, *_ = pipeline.encode_prompt(
+            list(prompts),
+            device=pipeline.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )
+        return {"text": text.to(self.device), "mask": mask.to(self.device)}
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """σ_t, which the network itself multiplies by 1000."""
+        return self.schedule.timestep(t) / 1000
+
+    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        tokens = self.pack(x_t)
+        self._mask = torch.cat([cond["mask"], cond["mask"].new_ones(tokens.shape[:2])], dim=1)
+        return network(
+            tokens,
+            encoder_hidden_states=cond["text"],
+            timestep=timestep,
+            attention_mask=self._mask,
+            txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
+            img_ids=image_ids(x_t, self.token_side),
+        ).sample
+
+    def image_part(self, features: Tensor, x_t: Tensor) -> Tensor:
+        """The last tokens: in the single blocks those of the text come before them."""
+        return features[:, -x_t.shape[-2] * x_t.shape[-1] // self.token_side**2 :]
+
+    def cut_network(self) -> ModelMixin:
+        """The whole network, which finds a block's modulation by how many blocks there are."""
+        return self.network
+
+    def _checkpointing(self, checkpointed: Callable[..., Any]) -> Callable[..., Any]:
+        """With the mask, which diffusers leaves out where it recomputes a single block."""
+        single = {*self.network.single_transformer_blocks}
+        for copy in self.copies.values():
+            single |= {*copy.single_transformer_blocks}
+
+        def masked(block: Any, *inputs: Any) -> Any:
+            return checkpointed(partial(block, attention_mask=self._mask) if block in single else block, *inputs)
+
+        return masked

@@ -1,0 +1,82 @@
+"""FLUX.1: a rectified flow over packed latents, whose network was distilled to take the guidance scale as an input."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
+
+from scott.diffusion import Denoiser
+from scott.errors import UserError
+from scott.teachers import Cond, lora
+from scott.teachers.network import LatentBackbone
+from scott.teachers.sd3 import TEXT_ATTENTION, TEXT_FEED_FORWARD
+
+T5_TOKENS = 512  # the stock pipeline's default
+
+
+class FluxBackbone(LatentBackbone):
+    """A `FluxPipeline` whose network embeds ω (FLUX.1-dev), so that a guided teacher costs one call.
+
+    Raises:
+        UserError: the network embeds no ω: FLUX.1-schnell, a few-step student already, and editions without guidance.
+    """
+
+    part = "transformer"
+    output_layer = "proj_out"
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    student_layers = (*lora.ATTENTION, *lora.FEED_FORWARD, "proj_mlp", *TEXT_ATTENTION, *TEXT_FEED_FORWARD)
+    critic_layers = student_layers
+    token_side, packed = 2, True
+    shifts_evenly = True
+    takes_guidance = True
+    teacher_calls = 1
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        if not self.network.config.guidance_embeds:
+            raise UserError("a FLUX without guidance_embeds (schnell) is not supported; distil FLUX.1-dev")
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """{"text": (B, L, D), "pooled": (B, D2)}: T5's states of 512 tokens, padding too, and CLIP's pooled one."""
+        pipeline = self.pipeline
+        if not truncate:
+            self._check_length(prompts, pipeline.tokenizer_2, T5_TOKENS, special=1)
+        device = pipeline.text_encoder_2.device
+        text, pooled, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=T5_TOKENS)
+        return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
+
+    def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
+        """The teacher fed ω: one call, and no unconditional one."""
+
+        def guided(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            scale = torch.as_tensor(omega, dtype=torch.float32, device=x_t.device)
+            return self.teacher(x_t, t, cond | {"guidance": scale.expand(len(x_t))})
+
+        return guided
+
+    def guidance_input(self, network: ModelMixin, cond: Cond) -> Tensor:
+        """ω itself; 1 where a condition has none, as that of a critic may."""
+        return cond.get("guidance", cond["text"].new_ones(len(cond["text"]), dtype=torch.float32))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """σ_t, which the network itself multiplies by 1000."""
+        return self.schedule.timestep(t) / 1000
+
+    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        return network(
+            self.pack(x_t),
+            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"],
+            timestep=timestep,
+            guidance=self.guidance_input(network, cond).to(x_t.device),
+            txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
+            img_ids=image_ids(x_t, self.token_side),
+        ).sample
+
+
+def image_ids(x_t: Tensor, token_side: int) -> Tensor:
+    """(N, 3): 0, row and column of each token of packed latents (B, C, H, W)."""
+    rows, columns = (torch.arange(side // token_side, device=x_t.device) for side in x_t.shape[-2:])
+    return torch.cartesian_prod(rows.new_zeros(1), rows, columns).to(x_t.dtype)

@@ -1,0 +1,83 @@
+"""Qwen-Image: a rectified flow over packed latents, under guidance that keeps the length of the conditional output."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+from torch.nn import functional as F
+
+from scott.diffusion import Denoiser, to_x0
+from scott.guidance import GuidedDenoiser
+from scott.teachers import Cond, lora
+from scott.teachers.network import LatentBackbone
+from scott.teachers.sd3 import TEXT_ATTENTION
+
+TOKENS = 512  # of a prompt in its template, the stock pipeline's default
+
+
+class QwenImageBackbone(LatentBackbone):
+    """A `QwenImagePipeline`. Its VAE is one of videos, to which a picture is a frame."""
+
+    part = "transformer"
+    output_layer = "proj_out"
+    student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "net.0.proj", "net.2")
+    critic_layers = student_layers
+    token_side, packed = 2, True
+    shifts_evenly = True
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.z_dim
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(pixels[:, :, None]).latent_dist
+        return posterior.mean[:, :, 0], posterior.std[:, :, 0]
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z[:, :, None]).sample[:, :, 0]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the tokens behind the template's first 34; L = 512."""
+        pipeline = self.pipeline
+        if self.device.type == "meta":
+            return self.blank(len(prompts), text=(TOKENS, self.network.config.joint_attention_dim), mask=(TOKENS,))
+        if not truncate:
+            written = [pipeline.prompt_template_encode.format(prompt) for prompt in prompts]
+            start = pipeline.prompt_template_encode_start_idx
+            self._check_length(written, pipeline.tokenizer, TOKENS + start, special=start)
+        device = pipeline.text_encoder.device
+        text, mask = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=TOKENS)
+        mask = torch.ones(text.shape[:2]) if mask is None else mask  # which it leaves out where it would be all ones
+        short = TOKENS - text.shape[1]
+        text, mask = F.pad(text, (0, 0, 0, short)), F.pad(mask, (0, short))
+        return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
+
+    def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
+        """v̂ = g ‖v̂(cond)‖ / ‖g‖ at each token, g = v̂(uncond) + ω (v̂(cond) − v̂(uncond))."""
+        guided = GuidedDenoiser(partial(self.output, None), uncond, omega, low_memory, self._lengthened)
+
+        def denoiser(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            return to_x0(self.prediction, guided(x_t, t, cond), x_t, self.schedule.alpha(t), self.schedule.sigma(t))
+
+        return denoiser
+
+    def _lengthened(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        tokens, wanted = self.pack(guided), self.pack(conditional).norm(dim=-1, keepdim=True)
+        return self.unpack(tokens * (wanted / tokens.norm(dim=-1, keepdim=True)), guided)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """σ_t, which the network itself multiplies by 1000."""
+        return self.schedule.timestep(t) / 1000
+
+    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        rows, columns = (side // self.token_side for side in x_t.shape[-2:])
+        return network(
+            self.pack(x_t),
+            encoder_hidden_states=cond["text"],
+            encoder_hidden_states_mask=cond["mask"].bool(),
+            timestep=timestep,
+            img_shapes=[[(1, rows, columns)]] * len(x_t),
+        ).sample

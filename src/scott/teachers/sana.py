@@ -1,0 +1,62 @@
+"""Sana: a rectified flow with linear attention, over latents of 32 pixels a place of a deterministic VAE (DC-AE)."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from diffusers import ModelMixin, SanaPipeline
+from torch import Tensor
+
+from scott.teachers import Cond, lora
+from scott.teachers.network import LatentBackbone
+
+TOKENS = 300  # of a prompt, the stock pipeline's default
+INSTRUCTION: list[str] = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+"""What the stock pipeline writes before a prompt."""
+
+
+class SanaBackbone(LatentBackbone):
+    """A `SanaPipeline`."""
+
+    part = "transformer"
+    output_layer = "proj_out"
+    student_layers = (*lora.ATTENTION, "conv_inverted", "conv_point")
+    critic_layers = student_layers
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.vae.encode(pixels).latent
+        return z, torch.zeros_like(z)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+        """{"text": (B, L, D), "mask": (B, L)}: states of the prompt's own tokens, behind the instruction; L = 300."""
+        if not truncate and self.device.type != "meta":
+            self._check_length(prompts, self.pipeline.tokenizer, TOKENS - 1, special=1)
+        return self._states(prompts, INSTRUCTION)
+
+    def unconditional(self) -> Cond:
+        """The empty prompt, without the instruction."""
+        return self._states([""], None)
+
+    @torch.no_grad()
+    def _states(self, prompts: Sequence[str], instruction: list[str] | None) -> Cond:
+        if self.device.type == "meta":
+            return self.blank(len(prompts), text=(TOKENS, self.network.config.caption_channels), mask=(TOKENS,))
+        text, mask, _, _ = self.pipeline.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            device=self.pipeline.text_encoder.device,
+            max_sequence_length=TOKENS,
+            complex_human_instruction=instruction,
+        )
+        return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.schedule.timestep(t) * self.network.config.timestep_scale
+
+    def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        return network(x_t, cond["text"], timestep, encoder_attention_mask=cond["mask"]).sample
+
+    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Without a learned variance, which some editions have."""
+        return output[:, : x_t.shape[1]]
