@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scott.data.captions import read_captions
-from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded, read_samples
+from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded
 from scott.data.records import Record, Rejected, Source, chunks
 from scott.data.settings import Settings
 from scott.errors import UserError
@@ -67,7 +67,7 @@ def source_reference(
         if count < SMALLEST:
             skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
             raise UserError(f"got {count} readable pictures with captions{skips}; expected {SMALLEST} or more")
-        with closing(read_samples(floor, size) if floor else found) as following:
+        with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
             others, _ = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
     tensors = {f"real/{name}": value for name, value in real.items()}
     if all(len(features) == count for features in others.values()):
@@ -155,7 +155,7 @@ class StoredPictures:
 
     def _read(self) -> Iterator[Tensor]:
         assert self.size is not None
-        for found in read_samples(self.source, self.size):
+        for found in loaded(entries_of(self.source), Settings(), [(self.size, self.size)]):
             if isinstance(found, Rejected):
                 raise UserError(f"{found.key} of the pictures to measure cannot be read: {found.reason}")
             yield found.pixels.float() / 255
