@@ -209,14 +209,6 @@ realistic_vision_lcm: Recipe = partial(realistic_vision, method="lcm")
 sdxl_lcm: Recipe = partial(sdxl, method="lcm")
 pixart_lcm: Recipe = partial(pixart, method="lcm")
 sd3_lcm: Recipe = partial(sd3, method="lcm")
-sd35_medium_lcm: Recipe = partial(sd35_medium, method="lcm")
-sd35_large_lcm: Recipe = partial(sd35_large, method="lcm")
-flux_lcm: Recipe = partial(flux, method="lcm")
-chroma_lcm: Recipe = partial(chroma, method="lcm")
-flux2_klein_lcm: Recipe = partial(flux2_klein, method="lcm")
-qwen_image_lcm: Recipe = partial(qwen_image, method="lcm")
-z_image_lcm: Recipe = partial(z_image, method="lcm")
-sana_lcm: Recipe = partial(sana, method="lcm")
 
 RECIPES: dict[str, Recipe] = {
     "mini": mini,
