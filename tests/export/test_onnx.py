@@ -8,7 +8,7 @@ from PIL import Image
 
 from scott.commands.sample import load_student
 from scott.errors import UserError
-from scott.export import card, onnx
+from scott.export import onnx, snippet
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
 from scott.export.trained import STUDENT_INFO, difference
@@ -38,16 +38,16 @@ def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     assert [set(part) for part in names["vae_decoder"]] == [{"latent_sample"}, {"sample"}]
     assert [set(part) for part in names["vae_encoder"]] == [{"sample"}, {"latent_sample", "latent_parameters"}]
     read = load_onnx(tmp_path / "onnx")
-    for prompts in (["a dog"], ["a dog", "", "cat"]):
-        samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0) for either in (backbone, read)]
+    for prompts, size in ((["a dog"], None), (["a dog", "", "cat"], None), (["a dog"], (24, 16))):
+        samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0, size=size) for either in (backbone, read)]
         expected, got = (sampler.latents(prompts, 3) for sampler in samplers)
         assert difference(expected, got) < 1e-3
         assert (backbone.decode(expected) - read.decode(expected)).abs().max() < 1e-3
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "onnx" / STUDENT_INFO).write_text(info.to_json())
-    monkeypatch.setattr(card, "EXAMPLE", "a dog")  # tiny tokenizers take no more
-    exec(card.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
+    monkeypatch.setattr(snippet, "EXAMPLE", "a dog")  # tiny tokenizers take no more
+    exec(snippet.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
     assert Image.open("picture.png").size == (backbone.resolution,) * 2
     with pytest.raises(UserError, match="add --engine onnx"):
         load_student(str(tmp_path / "onnx"))
