@@ -35,15 +35,15 @@ def big_teacher(teacher_folders, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("train", "end"),
+    ("train", "end", "most"),
     [
-        ("lora", export_finished),
-        ("full", export_finished),
-        ("lora", lambda config, _: export(config.out, "checkpoint")),
+        ("lora", export_finished, 1.6),
+        ("full", export_finished, 1.6),
+        ("lora", lambda config, _: export(config.out, "checkpoint"), 1.8),
     ],
     ids=["lora", "full", "checkpoint"],
 )
-def test_the_end_of_a_run_holds_about_one_network(big_teacher, tmp_path, train, end):
+def test_the_end_of_a_run_holds_about_one_network(big_teacher, tmp_path, train, end, most):
     """A pipeline and, of a LoRA, its file too; or one file of all."""
     teacher, size = big_teacher
     assert 50e6 < size < 200e6
@@ -60,4 +60,4 @@ def test_the_end_of_a_run_holds_about_one_network(big_teacher, tmp_path, train, 
     before = resident("VmRSS")
     (PROC / "clear_refs").write_text("5")  # the peak starts anew
     end(config, teacher_is)
-    assert resident("VmHWM") - before < 1.6 * size
+    assert resident("VmHWM") - before < most * size

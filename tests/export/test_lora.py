@@ -255,7 +255,7 @@ def test_a_style_lora_beside_the_students(make_trained, style_lora, tmp_path, fa
     said = []
     apply_lora(styled, tmp_path, said.append)
     assert difference(StudentSampler(styled, styled.target, trained.grid, 2, 4.0).latents(["a dog"], 3), got) < 1e-4
-    assert difference(drawn(trained), got) > 0.01, "the style has to matter"
+    assert difference(drawn(trained), got) > 1e-3, "the style has to matter"
     assert "a LoRA draws best on its own base" in said[0]
 
 

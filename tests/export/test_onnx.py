@@ -38,8 +38,8 @@ def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     assert [set(part) for part in names["vae_decoder"]] == [{"latent_sample"}, {"sample"}]
     assert [set(part) for part in names["vae_encoder"]] == [{"sample"}, {"latent_sample", "latent_parameters"}]
     read = load_onnx(tmp_path / "onnx")
-    for prompts, size in ((["a dog"], None), (["a dog", "", "cat"], None), (["a dog"], (24, 16))):
-        samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0, size=size) for either in (backbone, read)]
+    for prompts in (["a dog"], ["a dog", "", "cat"]):
+        samplers = [StudentSampler(either, either.teacher, grid, 2, 4.0) for either in (backbone, read)]
         expected, got = (sampler.latents(prompts, 3) for sampler in samplers)
         assert difference(expected, got) < 1e-3
         assert (backbone.decode(expected) - read.decode(expected)).abs().max() < 1e-3

@@ -18,7 +18,7 @@ from scott.mini.embedded import teacher_source
 from scott.recipes import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
-from scott.teachers.fingerprint import fingerprints
+from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
 from scott.teachers.single_file import clip_tokenizer, kind_of, known_configs, tokenizer_of
 from scott.teachers.skeleton import skeleton
 
@@ -176,6 +176,10 @@ def test_loras_are_merged_into_the_teacher(teacher_folders, style_lora, make_bac
     merged, plain = load_backbone(given), make_backbone(family=family)
     assert merged.version != plain.version
     assert not merged.adapters.layers
+    half = load_backbone(given, torch.float16)
+    assert not differing(network_fingerprint(half), network_fingerprint(merged))
+    for name, value in merged.network.state_dict().items():
+        assert torch.equal(half.network.state_dict()[name], value.half()), name
     pipe = plain.pipeline
     pipe.load_lora_weights(file, adapter_name="style")
     pipe.set_adapters("style", 0.25)

@@ -1,4 +1,4 @@
-"""The sampler of a picture that `scott sample` is asked for: its size, what it starts from, what it is pushed away from."""
+"""The sampler of a picture that `scott sample` is asked for: of what size, from what, and away from what."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -19,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line
@@ -27,7 +28,7 @@ from scott.teachers.fingerprint import network_version
 from scott.teachers.modified import complete, load_vae, merge_lora
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
-from scott.teachers.single_file import known_configs, load_single_file
+from scott.teachers.single_file import cast, known_configs, load_single_file
 
 FAMILIES = {
     "StableDiffusionPipeline": ("UNet2DConditionModel", "sd", "UNetBackbone"),
@@ -79,27 +80,37 @@ def load_backbone(
     options |= {name: None for name in text if index[name] in (None, [None, None])}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False
+    # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
+    first = torch.float32 if source.loras else dtype
     with _complaining_of(source.teacher):
         if source.file:
-            pipeline = load_single_file(source, pipeline_class, dtype, options)
+            pipeline = load_single_file(source, pipeline_class, first, options)
         else:
             for name, entry in index.items():
                 if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
                     kind = network if name in ("unet", "transformer") else entry[1]
-                    options[name] = _whole(source, name, kind, torch.float32 if name == "vae" else dtype)
+                    options[name] = _whole(source, name, kind, torch.float32 if name == "vae" else first)
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
-    if source.vae is not None:
-        with _complaining_of(source.vae):
-            pipeline.register_modules(vae=load_vae(source, type(pipeline.vae)))  # before anything reads its config
-    for file, scale in source.loras:
-        with _complaining_of(file):
-            merge_lora(pipeline, file, scale)
+    _modify(pipeline, source, dtype)
     backbone = family(pipeline)
     backbone.version = network_version(backbone.network)
     if quantized != "none":
         backbone.quantize(quantized)
     return backbone
+
+
+def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:
+    """Give a pipeline the VAE and the LoRAs of its source."""
+    if source.vae is not None:
+        with _complaining_of(source.vae):
+            pipeline.register_modules(vae=load_vae(source, type(pipeline.vae)))
+    for file, scale in source.loras:
+        with _complaining_of(file):
+            merge_lora(pipeline, file, scale)
+    for name, part in pipeline.components.items():
+        if source.loras and isinstance(part, nn.Module) and name != "vae":
+            cast(part, dtype)
 
 
 @contextmanager
