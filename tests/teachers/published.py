@@ -1,7 +1,7 @@
 """The config files of published pipelines, laid out as the folders they come in, without the weights.
 
-They are in `configs/` here and in scott's own, which single files are read by. A file that is another pipeline's but for
-a few values names that pipeline as `like`, and which file as `like_file`.
+They are in `configs/` here and in scott's own, which single files are read by. A file that is another pipeline's but
+for a few values names that pipeline as `like`, and which file as `like_file`.
 """
 
 import json
