@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
@@ -24,6 +25,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -99,18 +101,18 @@ def tiny_unet():
 
 
 def tiny_clip_config(tokenizer, **options):
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(**(config | options))
 
 
 def tiny_t5(features=32):
@@ -170,7 +172,7 @@ def tiny_sdxl(tiny_unet, folder):
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     unet = tiny_unet(
-        cross_attention_dim=64,
+        cross_attention_dim=32 + 64,  # of different widths, as the published encoders are
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
@@ -179,7 +181,7 @@ def tiny_sdxl(tiny_unet, folder):
     StableDiffusionXLPipeline(
         vae=tiny_vae(),
         text_encoder=CLIPTextModel(tiny_clip_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(tiny_clip_config(tokenizer, projection_dim=32)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_clip_config(tokenizer, hidden_size=64, projection_dim=32)),
         tokenizer=tokenizer,
         tokenizer_2=tiny_tokenizer(),
         unet=unet,
@@ -257,6 +259,24 @@ def teacher_folders(tiny_sd, tiny_unet, tmp_path_factory):
         "pixart": tiny_pixart(new("pixart")),
         "sd3": tiny_sd3(new("sd3")),
     }
+
+
+@pytest.fixture(scope="session")
+def style_lora(teacher_folders, tmp_path_factory):
+    """`style_lora(family)`: a LoRA file of rank 2 on attention, as diffusers' own training scripts save it."""
+
+    @functools.cache
+    def make(family):
+        pipe = DiffusionPipeline.from_pretrained(teacher_folders[family])
+        part = "unet" if hasattr(pipe, "unet") else "transformer"
+        torch.manual_seed(3)
+        network = getattr(pipe, part)
+        network.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+        folder = tmp_path_factory.mktemp("style")
+        pipe.save_lora_weights(folder, **{f"{part}_lora_layers": get_peft_model_state_dict(network)})
+        return folder / "pytorch_lora_weights.safetensors"
+
+    return make
 
 
 @pytest.fixture(params=["sd1", "sd2", "sdxl", "pixart", "sd3"])

@@ -20,11 +20,13 @@ from tyro.conf import (
     subcommand,
 )
 
+from scott.commands.drawn import Drawn
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.measured import Measured
 from scott.progress import Bars, console, warn
+from scott.teacher_source import TeacherParts, TeacherSource
 
 
 @dataclass
@@ -67,7 +69,8 @@ class Prepare:
     source: Positional[str | None] = None
     """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
     teacher: str | None = None
-    """Whose VAE and text encoders encode: a pipeline folder, a hub id or mini."""
+    """Whose VAE and text encoders encode: a pipeline folder or file, a hub id or mini."""
+    parts: Annotated[TeacherParts, arg(name="", help="")] = field(default_factory=TeacherParts)
     out: Path | None = None
     """A new folder; with --check, the page."""
     check: bool = False
@@ -84,7 +87,7 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
-        from scott.commands.distill import teacher_of
+        from scott.students import teacher_of
 
         preset = recipe.PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
@@ -98,7 +101,8 @@ class Prepare:
         if self.teacher is None or self.out is None:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
         recipe.use_own_device()
-        backbone = teacher_of(self.teacher, recipe.PRECISIONS[self.precision])
+        source = TeacherSource(teacher=self.teacher, **vars(self.parts))
+        backbone = teacher_of(source, recipe.PRECISIONS[self.precision])
         with Bars(console) as bars:
             outcome = recipe.prepare_source(
                 name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset
@@ -117,18 +121,16 @@ class Sample:
     prompts: tuple[str, ...] = tyro.MISSING
     """Prompts, or one .txt file with a prompt a line."""
     teacher: str | None = None
-    """With --lora: the teacher it was made for, a pipeline folder, a hub id or `mini`."""
+    """With --lora: the teacher it was made for, a pipeline folder or file, a hub id or `mini`."""
+    parts: Annotated[TeacherParts, arg(name="", help="")] = field(default_factory=TeacherParts)
     lora: str | None = None
     """A LoRA file (or its folder) that `scott export` wrote."""
     engine: Literal["torch", "onnx"] = "torch"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network and the text encoders."""
-    steps: int = 2
-    """1 to 8."""
+    asked: Annotated[Drawn, arg(name="", help="")] = field(default_factory=Drawn)
     seed: int = 0
     """Of the first picture; each further one takes the next."""
-    guidance: float | None = None
-    """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
     grid: bool = False
     """Write a contact sheet of all pictures too."""
     out: Path = Path("samples")
@@ -136,7 +138,8 @@ class Sample:
     def run(self) -> None:
         from scott.commands.sample import draw
 
-        files = draw(**vars(self), warn=warn)
+        given = vars(self) | {"teacher": self.teacher and TeacherSource(teacher=self.teacher, **vars(self.parts))}
+        files = draw(**{name: value for name, value in given.items() if name != "parts"}, warn=warn)
         console.print("\n".join(str(file) for file in files), markup=False)
 
 
@@ -146,19 +149,27 @@ class Export:
 
     run_folder: Positional[Path]
     """What `scott distill` wrote."""
-    to: Literal["diffusers", "lora", "kohya", "onnx"]
-    """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; parts for onnxruntime."""
+    to: Literal["diffusers", "lora", "kohya", "checkpoint", "onnx"]
+    """A stock pipeline folder; a file for `load_lora_weights`; one for A1111 and ComfyUI; the whole student as one file
+    for these and `from_single_file`; parts for onnxruntime."""
     best: bool = False
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the weights on disk; ONNX has fp32 alone."""
+    push: str | None = None
+    """Upload it too, as OWNER/NAME on the Hugging Face hub, with its card as the page (`hf auth login` before)."""
 
     def run(self) -> None:
         from scott.commands.export import export
+        from scott.commands.push import check_repository, push
 
+        if self.push:
+            check_repository(self.push)
         folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
+        if self.push:
+            console.print(f"pushed {push(self.run_folder, folder, self.to, self.push)}", markup=False)
 
 
 @dataclass

@@ -35,7 +35,7 @@ class TeacherSampler:
         backbone = self.backbone
         guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
         times = trailing_times(backbone, self.steps)
-        noise, _ = _initial_noise(backbone, len(prompts), seed)
+        noise = _noise(backbone, len(prompts), torch.Generator().manual_seed(seed))
         cond = backbone.encode_prompts(prompts, truncate=self.truncate)
         return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, cond, times)
 
@@ -52,10 +52,21 @@ class StudentSampler:
     guidance: float
     truncate: bool = False
     """As a teacher's."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels, where they are not the backbone's."""
+    image: Tensor | None = None
+    """Pixels (1, 3, H, W) in [0, 1] that drawing starts from, noised to the first time."""
+    strength: float = 1.0
+    """Of an image: fraction of the steps that is made, the last ones, as stock pipelines count it."""
+
+    @property
+    def times(self) -> list[float]:
+        """Of the steps that are made."""
+        return self.grid.inference_times(self.steps)[-int(self.steps * self.strength) :]
 
     @property
     def network_calls(self) -> int:
-        return self.steps
+        return len(self.times)
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         return self.backbone.decode(self.latents(prompts, seed))
@@ -63,13 +74,23 @@ class StudentSampler:
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         """For one prompt, the same draws in the same order as a stock pipeline with a CPU generator of this seed."""
-        backbone = self.backbone
-        noise, generator = _initial_noise(backbone, len(prompts), seed)
+        backbone, times = self.backbone, self.times
+        generator = torch.Generator().manual_seed(seed)
+        image = None if self.image is None else self._encoded(self.image, generator)
+        noise = _noise(backbone, len(prompts), generator, self.size)
+        if image is not None:
+            first = torch.full((len(noise),), times[0], dtype=backbone.schedule.time_dtype)
+            noise = backbone.schedule.add_noise(image.expand_as(noise), noise, first)
         omega = torch.full((len(prompts),), self.guidance, device=backbone.device)
         cond = backbone.encode_prompts(prompts, truncate=self.truncate) | {"guidance": omega}
+        if self.size:
+            cond |= {name: value.repeat(len(prompts), 1) for name, value in backbone.size_cond(*self.size).items()}
         student = ConsistencyFunction(self.network, backbone.schedule)
-        times = self.grid.inference_times(self.steps)
-        return sample(student, backbone.schedule, noise, cond, self.steps, generator, times, backbone.noise_like)
+        return sample(student, backbone.schedule, noise, cond, len(times), generator, times, backbone.noise_like)
+
+    def _encoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        mean, std = self.backbone.encode_images(image)
+        return (mean + std * normal_like(mean, generator)).to(self.backbone.device)
 
 
 def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
@@ -89,6 +110,10 @@ def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
     return times.tolist()
 
 
-def _initial_noise(backbone: LatentBackbone, batch: int, seed: int) -> tuple[Tensor, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed)
-    return normal_like(torch.empty(batch, *backbone.latent_shape, device=backbone.device), generator), generator
+def _noise(
+    backbone: LatentBackbone, batch: int, generator: torch.Generator, size: tuple[int, int] | None = None
+) -> Tensor:
+    channels, *sides = backbone.latent_shape
+    if size:
+        sides = [pixels * sides[0] // backbone.resolution for pixels in size]
+    return normal_like(torch.empty(batch, channels, *sides, device=backbone.device), generator)

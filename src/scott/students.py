@@ -11,9 +11,11 @@ from scott.errors import UserError
 from scott.export.card import FOLDERS
 from scott.export.onnx_runtime import FILE as ONNX_FILE
 from scott.export.onnx_runtime import load_onnx
+from scott.export.single_file import FILE as CHECKPOINT
 from scott.export.trained import StudentInfo, student_grid
 from scott.mini import embedded
 from scott.samplers import StudentSampler
+from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 
 Engine = Literal["torch", "onnx"]
@@ -26,9 +28,11 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def teacher_of(name: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> LatentBackbone:
+def teacher_of(
+    teacher: str | TeacherSource, dtype: torch.dtype = torch.float32, quantize: str = "none"
+) -> LatentBackbone:
     """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
-    return load_backbone(embedded.teacher_folder(name), dtype, quantize).to(best_device())
+    return load_backbone(embedded.teacher_source(teacher), dtype, quantize).to(best_device())
 
 
 def is_run(folder: Path) -> bool:
@@ -77,6 +81,8 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
         if engine == "torch" and not folder.is_dir():
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
+    if (folder / CHECKPOINT).is_file():
+        raise UserError(f"{name} holds a checkpoint for other programs; draw with the run or its student/")
     if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
         raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
     is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from scott.evaluation import Results, Row
 from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
+from scott.export.single_file import save_checkpoint
 from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
 from scott.recipes import mini
@@ -32,6 +34,7 @@ def block(text):
         ("pixart", "lora", "lora"),
         ("sd1", "lora", "kohya"),
         ("sd3", "lora", "lora"),
+        ("sd1", "full", "checkpoint"),
     ],
 )
 def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, family, train, kind):
@@ -41,7 +44,7 @@ def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, fami
         save_student(trained.backbone, folder, trained.grid)
     else:
         folder.mkdir()
-        save_lora(trained, folder, kind)
+        (save_checkpoint if kind == "checkpoint" else partial(save_lora, kind=kind))(trained, folder)
     # a teacher of this machine is named by its last part
     monkeypatch.chdir(tmp_path)
     Path(Path(trained.config.teacher).name).symlink_to(trained.config.teacher)
@@ -63,7 +66,7 @@ def test_what_a_full_students_card_says(make_trained, tmp_path):
         "the whole network",
         "    guidance_scale=4.0,\n",
         "| 2 | 999, 503 | sgm_uniform: 999, 500 | SGM Uniform: 999, 499 |",
-        "They feed a network no ω, so this student's is lost there",
+        "`scott export RUN --to checkpoint` folds 4 in",
     ):
         assert said in text
     assert str(teacher.parent) not in text

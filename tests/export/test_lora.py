@@ -1,9 +1,7 @@
 """A LoRA file is the student on the original teacher, for readers that are not ours, and never silently nothing."""
 
 import copy
-import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,21 +12,23 @@ from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.export.conftest import write
+from tests.teachers.published import published as published_configs
 
 from scott.errors import UserError
 from scott.export import lora
-from scott.export.kohya import kohya_key, sgm_layer
+from scott.export.kohya import kohya_keys
+from scott.export.ldm import unet_names
 from scott.export.lora import apply_lora, lora_file, lora_form, save_lora
 from scott.export.pipeline import call_options
 from scott.export.trained import difference, draw_latents, few_step_scheduler
 from scott.samplers import StudentSampler
+from scott.teacher_source import TeacherSource
+from scott.teachers import load_backbone
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
 FAMILIES = {"sd1": "kohya", "sd2": "kohya", "sdxl": "kohya", "pixart": "peft", "sd3": "diffusers"}
 BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-CONFIGS = Path(__file__).parents[1] / "teachers" / "configs"
-"""The config files of published pipelines."""
 
 
 def drawn(trained):
@@ -90,7 +90,7 @@ def test_programs_can_tell_what_a_kohya_file_is_for(make_trained, tmp_path, fami
 
 def published(name):
     """The published U-Net of a config on the meta device, as a backbone, and the layers that a LoRA student adapts."""
-    config = json.loads((CONFIGS / f"{name}.json").read_text())["unet/config.json"]
+    config = published_configs(name)["unet/config.json"]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     kind = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
@@ -103,10 +103,11 @@ def test_kohya_names_of_the_published_networks_convert_back(name, count):
     backbone, layers = published(name)
     assert len(layers) == count
     ends = ("lora_down.weight", "lora_up.weight")
-    names = [f"{kohya_key(backbone, layer)}.{end}" for layer in layers for end in ends]
+    keys = kohya_keys(backbone, layers)
+    names = [f"{keys[layer]}.{end}" for layer in layers for end in ends]
     tensors = {name: torch.full((1, 1), index) for index, name in enumerate(names)}
     assert len(tensors) == 2 * count
-    tensors |= {f"{kohya_key(backbone, layer)}.alpha": torch.tensor(1.0) for layer in layers}
+    tensors |= {f"{key}.alpha": torch.tensor(1.0) for key in keys.values()}
     assert len(tensors) == 3 * count, "2,313 keys of SDXL, as sd-scripts counts them"
     back, alphas = StableDiffusionXLPipeline.lora_state_dict(tensors, unet_config=backbone.network.config)
     back = convert_unet_state_dict_to_peft(back)
@@ -134,10 +135,11 @@ def test_sgm_names_are_those_of_the_original_networks_lists():
     middle = unet.mid_block
     for n, part in enumerate((middle.resnets[0], middle.attentions[0], middle.resnets[1])):
         place[part] = f"middle_block.{n}"
+    names = unet_names(unet, [f"{layer}.weight" for layer in layers])
     for layer in layers:
         owner, _, rest = re.fullmatch(r"(.+\.(\w+samplers|resnets|attentions)\.\d+)\.(.+)", layer).groups()
         rest = "op" if "downsamplers" in owner else parts.get(rest, rest)
-        assert sgm_layer(layer, 2) == f"{place[unet.get_submodule(owner)]}.{rest}"
+        assert names[f"{layer}.weight"] == f"{place[unet.get_submodule(owner)]}.{rest}.weight"
 
 
 FAULTS = {
@@ -231,6 +233,30 @@ def test_a_transformer_has_no_kohya_form(make_trained):
     for family in ("pixart", "sd3"):
         with pytest.raises(UserError, match="use --to lora"):
             lora_form(make_trained(family).backbone, "lora", "kohya")
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
+def test_a_style_lora_beside_the_students(make_trained, style_lora, tmp_path, family, fused):
+    """Both at once in diffusers are the student's LoRA on a teacher with the style merged in."""
+    trained = make_trained(family)
+    save_lora(trained, tmp_path, "lora")
+
+    def load(pipe):
+        pipe.load_lora_weights(tmp_path, adapter_name="speed")
+        pipe.load_lora_weights(style_lora(family), adapter_name="style")
+        pipe.set_adapters(["speed", "style"], [1.0, 0.5])
+        if fused:
+            pipe.fuse_lora(adapter_names=["speed", "style"])
+            pipe.unload_lora_weights()
+
+    got = stock(trained, load)
+    styled = load_backbone(TeacherSource(teacher=trained.config.teacher, teacher_lora=(f"{style_lora(family)}:0.5",)))
+    said = []
+    apply_lora(styled, tmp_path, said.append)
+    assert difference(StudentSampler(styled, styled.target, trained.grid, 2, 4.0).latents(["a dog"], 3), got) < 1e-4
+    assert difference(drawn(trained), got) > 1e-3, "the style has to matter"
+    assert "a LoRA draws best on its own base" in said[0]
 
 
 # --- diffusers' own ways in and out --------------------------------------------------------------------------

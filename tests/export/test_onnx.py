@@ -8,7 +8,7 @@ from PIL import Image
 
 from scott.commands.sample import load_student
 from scott.errors import UserError
-from scott.export import card, onnx
+from scott.export import onnx, snippet
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
 from scott.export.trained import STUDENT_INFO, difference
@@ -46,8 +46,8 @@ def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "onnx" / STUDENT_INFO).write_text(info.to_json())
-    monkeypatch.setattr(card, "EXAMPLE", "a dog")  # tiny tokenizers take no more
-    exec(card.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
+    monkeypatch.setattr(snippet, "EXAMPLE", "a dog")  # tiny tokenizers take no more
+    exec(snippet.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
     assert Image.open("picture.png").size == (backbone.resolution,) * 2
     with pytest.raises(UserError, match="add --engine onnx"):
         load_student(str(tmp_path / "onnx"))

@@ -1,10 +1,13 @@
-"""The config files of published pipelines (`configs/`), laid out as the folders they come in, without the weights.
+"""The config files of published pipelines, laid out as the folders they come in, without the weights.
 
-A file that is another pipeline's but for a few values names that pipeline as `like`, and which file as `like_file`.
+They are in `configs/` here and in scott's own, which single files are read by. A file that is another pipeline's but
+for a few values names that pipeline as `like`, and which file as `like_file`.
 """
 
 import json
 from pathlib import Path
+
+from scott.teachers.single_file import CONFIGS
 
 NAMES = ("sd15", "sd21", "sdxl", "pixart", "pixart-1024", "sd3", "sd35-medium", "sd35-large", "flux")
 NAMES += ("chroma", "flux2-klein", "qwen-image", "z-image", "sana")
@@ -12,7 +15,7 @@ NAMES += ("chroma", "flux2-klein", "qwen-image", "z-image", "sana")
 
 def write_configs(name, folder):
     """Write one pipeline's config files below `folder`, which is returned."""
-    for path, config in _read(name).items():
+    for path, config in published(name).items():
         if path != "source":
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -20,10 +23,13 @@ def write_configs(name, folder):
     return folder
 
 
-def _read(name):
-    files = json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_text())
+def published(name):
+    """Path → content of one pipeline's config files."""
+    folders = (CONFIGS, Path(__file__).parent / "configs")
+    (file,) = (folder / f"{name}.json" for folder in folders if (folder / f"{name}.json").is_file())
+    files = json.loads(file.read_text())
     for path, config in files.items():
         if "like" in config and path != "source":
-            other = _read(config.pop("like"))[config.pop("like_file", path)]
+            other = published(config.pop("like"))[config.pop("like_file", path)]
             files[path] = other | config
     return files

@@ -10,7 +10,7 @@ from scott.app.drawing import SEEDS, Drawer, Order, Settings
 from scott.app.figures import figures, message
 from scott.app.handlers import AT_ONCE, EXPECTED, sentences
 from scott.app.models import Models, omega_range, usual_omega
-from scott.export.card import EXAMPLE
+from scott.export.snippet import EXAMPLE
 
 HISTORY = 12
 """Drawings that are remembered."""

@@ -11,7 +11,7 @@ from PIL import Image
 from scott.app.models import Models, student_folder
 from scott.errors import UserError
 from scott.evaluation import timed, to_pil
-from scott.export.card import stock_snippet
+from scott.export.snippet import stock_snippet
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import Student

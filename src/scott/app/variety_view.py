@@ -8,7 +8,7 @@ from scott.app.drawing import Drawer, Order, Picture, Settings
 from scott.app.figures import varieties
 from scott.app.handlers import AT_ONCE, sentences
 from scott.app.models import Models
-from scott.export.card import EXAMPLE
+from scott.export.snippet import EXAMPLE
 
 COUNT = 16
 """Seeds that are drawn."""

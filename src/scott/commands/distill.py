@@ -1,13 +1,14 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scott.commands.export import export_finished, is_exported
+from scott.commands.initial import check_start, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
@@ -16,9 +17,11 @@ from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
 from scott.students import teacher_of
+from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.load import model_index
+from scott.training.checkpoint import latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.metrics import WARNINGS
@@ -32,7 +35,8 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
     Raises `UserError` where a named recipe is of another family than the teacher, and as `DistillConfig` does.
     """
     if (teacher := given.get("teacher")) is not None:
-        pipeline = str(model_index(embedded.teacher_folder(teacher)).get("_class_name"))
+        files = {field.name: given[field.name] for field in fields(TeacherSource) if field.name in given}
+        pipeline = str(model_index(embedded.teacher_source(TeacherSource(**files))).get("_class_name"))
         if pipeline not in FAMILIES:
             raise UserError(f"{teacher} is a {pipeline}; expected {', '.join(FAMILIES)}")
         if recipe is None:
@@ -82,7 +86,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
-    backbone = teacher_of(config.teacher, config.dtype, config.quantize)
+    backbone = teacher_of(config, config.dtype, config.quantize)
     check(backbone, config)
     teacher = identity(backbone)
     check_data(config.sources, backbone, config)
@@ -90,6 +94,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         backbone.resize(resolution)
         config = replace(config, resolution=resolution)
     grid = config.make_grid(backbone.schedule)
+    check_start(backbone, config)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
     if first:
@@ -97,6 +102,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
     add_models(backbone, config)
+    if config.init and not latest_checkpoint(config.out / "checkpoints"):
+        start_as(backbone, config, warn)
     backbone.park_encoders()
     if config.shard == "full":
         shard(backbone)

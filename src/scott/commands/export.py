@@ -18,9 +18,12 @@ from scott.export.lora import read_lora, require_lora, save_lora
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import require_onnx
 from scott.export.pipeline import DTYPES, read_student, save_student
-from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing, teacher_source
+from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
+from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing
+from scott.mini import embedded
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint
+from scott.teachers.load import model_index
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
@@ -44,6 +47,8 @@ def export(
     config, where = _config(run), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)
+    if kind == "checkpoint":
+        require_unet(str(model_index(embedded.teacher_source(config)).get("_class_name")))
     if kind == "onnx":
         require_onnx()
         if precision != "fp32":
@@ -54,25 +59,26 @@ def export(
         if kind == "onnx":
             info = write_onnx(student, partial)
         else:
-            expected, form = _write(load_run(run, best=best, teacher=teacher), kind, partial, dtype)
+            info, expected, form = _write(load_run(run, best=best, teacher=teacher), kind, partial, dtype)
             gc.collect()
             if form:
                 read_lora(partial, kind, form, expected, dtype)
             else:
-                read_student(partial, expected, dtype)
-            info = expected.info
+                (read_checkpoint if kind == "checkpoint" else read_student)(partial, expected, dtype)
         (partial / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
     write_cards(where, config)
     return folder
 
 
-def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tuple[Expected, str]:
-    """Write the files of an export: what they have to draw, and a LoRA's form."""
+def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tuple[StudentInfo, Expected, str]:
+    """Write the files of an export: what it is, what it has to draw, and a LoRA's form."""
     expected = trained.expected()
     if kind in ("lora", "kohya"):
-        return expected, save_lora(trained, folder, kind, dtype)
+        return trained.info, expected, save_lora(trained, folder, kind, dtype)
+    if kind == "checkpoint":
+        return save_checkpoint(trained, folder, dtype), expected, ""
     save_student(trained.backbone, folder, trained.grid, dtype)
-    return expected, ""
+    return trained.info, expected, ""
 
 
 def is_exported(config: DistillConfig) -> bool:
@@ -100,7 +106,7 @@ def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) 
     if newest is None:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
-    backbone = load_backbone(teacher_source(config))
+    backbone = load_backbone(embedded.teacher_source(config))
     now = identity(backbone) if teacher else {}
     if teacher and (changed := [name for name, was in teacher.items() if differing(was, now.get(name))]):
         raise UserError(

@@ -21,12 +21,13 @@ from scott.training.config import DistillConfig
 
 GROUPS = {
     "training": "teacher data out method seed max_steps batch_size",
+    "teacher": "teacher_config teacher_lora vae variant",
     "reading": " ".join(("weights", *(field.name for field in fields(Reading)))),
     "rate": "learning_rate warmup_steps decay optimizer weight_decay clip_norm",
     "solver": "solver eta phi order jump substeps times jump_reuse jump_store guidance_min guidance_max guidance",
     "loss": "loss weighting",
     "critic": " ".join(field.name for field in fields(Adversary)),
-    "student": "train lora_rank lora_alpha lora_variant ema_decay",
+    "student": "train lora_rank lora_alpha lora_variant ema_decay init continue_from",
     "log": "log_every tracker sample_every checkpoint_every keep_checkpoints",
     "validation": "validate_every validation_samples validation_features best_metric",
 }

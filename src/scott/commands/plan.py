@@ -25,7 +25,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
         raise UserError(f"got --processes {processes}; expected 1 or more")
     if config.quantize != "none":
         raise UserError(f"got --quantize {config.quantize}, which needs weights; leave it out of a --dry-run")
-    backbone = skeleton(embedded.teacher_folder(config.teacher), config.dtype)
+    backbone = skeleton(embedded.teacher_source(config), config.dtype)
     backbone.resize(resolution_of(config.sources, backbone, config))
     check(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights

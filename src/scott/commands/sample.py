@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from scott.commands.drawn import Drawn
+from scott.commands.framing import drawing
 from scott.commands.prepare import PRECISIONS, Warn
 from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
@@ -15,26 +17,25 @@ from scott.evaluation.pictures import how_made, save_picture
 from scott.export.lora import apply_lora
 from scott.export.trained import student_grid
 from scott.students import Engine, Student, load_student, teacher_of
+from scott.teacher_source import TeacherSource
 
-MAX_STEPS = 8
-"""Most steps `scott sample` draws in; a student is made for few."""
 COLUMNS = 6
 """Pictures beside one another in a contact sheet."""
 
 
-def load_lora_student(teacher: str, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
+def load_lora_student(teacher: str | TeacherSource, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
     """A teacher with the LoRA that an export's file or folder holds; warns when the file was made for another."""
     backbone = teacher_of(teacher, dtype)
     info = apply_lora(backbone, Path(lora), warn)
     if info.resolution:
         backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    return Student(f"{teacher} with {lora}", backbone, backbone.target, grid, info)
+    return Student(f"{TeacherSource.of(teacher).teacher} with {lora}", backbone, backbone.target, grid, info)
 
 
 def find_student(
     student: str | None,
-    teacher: str | None,
+    teacher: str | TeacherSource | None,
     lora: str | None,
     engine: Engine,
     precision: str = "fp32",
@@ -57,13 +58,12 @@ def draw(
     prompts: Sequence[str],
     *,
     student: str | None = None,
-    teacher: str | None = None,
+    teacher: str | TeacherSource | None = None,
     lora: str | None = None,
     engine: Engine = "torch",
     precision: str = "fp32",
-    steps: int = 2,
+    asked: Drawn,
     seed: int = 0,
-    guidance: float | None = None,
     grid: bool = False,
     out: Path,
     warn: Warn = lambda message: None,
@@ -74,17 +74,15 @@ def draw(
     is drawn again only if it was made alike.
     """
     texts = _prompts(prompts)
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"got {steps} steps; expected 1 to {MAX_STEPS}")
     if not 0 <= seed <= 2**64 - len(texts):
         raise UserError(f"got seed {seed} for {len(texts)} pictures; expected 0 to {2**64 - len(texts)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
     loaded = find_student(student, teacher, lora, engine, precision, warn)
-    scale = loaded.guidance(guidance)
-    sampler = loaded.sampler(steps, scale)
+    sampler, steps = drawing(loaded, asked), asked.steps
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
-    how = {"steps": steps, "guidance_scale": scale, "student": loaded.name}
+    scale = sampler.guidance if asked.negative_prompt is None else asked.guidance
+    how = {"steps": steps, "guidance_scale": scale, "student": loaded.name} | asked.given
     made: dict[Path, dict[str, object]] = {}
     for index, prompt in enumerate(texts):
         file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"

@@ -11,31 +11,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
-from scott.export.lora import lora_file
-from scott.export.pipeline import call_options
 from scott.export.schedules import PROGRAMS, flow_shift, nearest
-from scott.export.trained import StudentInfo, needs_size
+from scott.export.snippet import shown, snippet
+from scott.export.trained import StudentInfo
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.training.config import DistillConfig
 
 CARD, README = "card.md", "README.md"
-FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "onnx": "onnx"}
+FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
 RESULTS = ("results.json", "evaluation*.json")
-EXAMPLE = "a small red apple on a blue background"
 
 
 def write_cards(run: Path, config: DistillConfig) -> None:
     """Write the card of each of a run's exports, and the run's own, anew: with the results that are there now."""
-    results = [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
+    results = results_of(run)
     for kind, name in FOLDERS.items():
         if info := StudentInfo.read(run / name):
             text = card(config, info, kind, run / name, results)
             write_atomically(run / name / CARD, text)
-            write_atomically(run / name / README, front_matter(config, info, kind) + text)
+            write_atomically(run / name / README, readme(config, info, kind, run / name, results))
             if kind == "diffusers":
                 write_atomically(run / CARD, text)
+
+
+def results_of(run: Path) -> list[Results]:
+    """What was measured of a run."""
+    return [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
+
+
+def readme(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, results: Sequence[Results] = ()) -> str:
+    """The card as a model's page on the hub."""
+    return front_matter(config, info, kind) + card(config, info, kind, folder, results)
 
 
 def card(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, results: Sequence[Results] = ()) -> str:
@@ -77,45 +85,12 @@ def front_matter(config: DistillConfig, info: StudentInfo, kind: str) -> str:
         fields["base_model_relation"] = "adapter" if is_lora else "finetune"
     fields["library_name"] = "diffusers"
     fields["pipeline_tag"] = "text-to-image"
+    if data := [source for source in config.sources if is_hub_id(source)]:
+        fields["datasets"] = data
     fields["tags"] = ["few-step", "consistency-distillation", "scott", *(["lora"] if is_lora else [])]
     if " " not in (licence := teacher_licence(config.teacher)):
         fields["license"] = licence
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n\n"
-
-
-def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> str:
-    """Python that draws a picture with the export in `folder`, as it stands."""
-    if kind == "onnx":
-        lines = [
-            "from scott.evaluation import to_pil",
-            "from scott.students import load_student",
-            "",
-            f'student = load_student({_quoted(_shown(folder))}, engine="onnx")',
-            f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",
-            'to_pil(pixels).save("picture.png")',
-        ]
-        return "\n".join(lines)
-    imports = ["import torch", "from diffusers import DiffusionPipeline"]
-    load = [f"pipe = DiffusionPipeline.from_pretrained({_quoted(_shown(folder))})"]
-    if kind != "diffusers":
-        imports[1] += f", {info.scheduler}"
-        imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
-        imports += [] if _loads_lora(info) else ["from peft import PeftModel"]
-        load = _load_lora(config, info, kind, folder)
-    # the teacher's own pipeline would draw at its size
-    size = info.resolution if kind != "diffusers" or needs_size(info.pipeline) else None
-    return "\n".join([*imports, "", *load, *_stock_call(info, size=size)])
-
-
-def stock_snippet(
-    info: StudentInfo, folder: Path, *, prompt: str, steps: int, seed: int, guidance: float | None = None
-) -> str:
-    """Python that draws one picture with a student's pipeline folder; at ω where the student takes one."""
-    scale = guidance if info.takes_guidance and guidance is not None else info.guidance_scale
-    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
-    lines += [f"pipe = DiffusionPipeline.from_pretrained({_quoted(folder)})"]
-    size = info.resolution if needs_size(info.pipeline) else None
-    return "\n".join([*lines, *_stock_call(info, prompt, steps, seed, scale, size)])
 
 
 def teacher_licence(teacher: str) -> str:
@@ -138,58 +113,15 @@ def is_hub_id(teacher: str) -> bool:
 def _teacher(config: DistillConfig, info: StudentInfo) -> str:
     name = config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name
     weights = f", weights {info.base['sha256'][:12]}" if info.base else ""
-    return f"`{name}` (`{info.pipeline}`{weights})"
+    merged = "".join(f", with `{file.name}` merged in at {scale:g}" for file, scale in config.loras)
+    vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
+    return f"`{name}` (`{info.pipeline}`{weights}){merged}{vae}"
 
 
 def _data(config: DistillConfig) -> str:
     weights = config.weights or (1.0,) * len(config.sources)
     shares = [f" ({weight / sum(weights):.0%})" if len(weights) > 1 else "" for weight in weights]
-    return ", ".join(f"`{_shown(source)}`{share}" for source, share in zip(config.sources, shares, strict=True))
-
-
-def _shown(path: str | Path) -> str:
-    return Path(path).name if Path(path).is_absolute() else str(path)
-
-
-def _stock_call(
-    info: StudentInfo,
-    prompt: str = EXAMPLE,
-    steps: int = 2,
-    seed: int = 0,
-    scale: float | None = None,
-    size: int | None = None,
-) -> list[str]:
-    """The call of a stock pipeline `pipe`, and its picture saved."""
-    options = {"num_inference_steps": steps, "guidance_scale": info.guidance_scale if scale is None else scale}
-    options |= {"height": size, "width": size} if size else {}
-    return [
-        "image = pipe(",
-        f"    prompt={_quoted(prompt)},",
-        *(f"    {name}={value}," for name, value in (options | call_options(info.pipeline)).items()),
-        # torch's own generator, because SD3's pipeline hands no other to its scheduler
-        f"    generator=torch.manual_seed({seed}),",
-        ").images[0]",
-        'image.save("picture.png")',
-    ]
-
-
-def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
-    # an embedded teacher is where scott is installed
-    teacher = "TEACHER" if config.teacher in embedded.TEACHERS else _quoted(_shown(config.teacher))
-    place = Path(_shown(folder))
-    return [
-        # parts stored in half precision would stay so, and not go together with the others
-        f"pipe = DiffusionPipeline.from_pretrained({teacher}, torch_dtype=torch.float32)",
-        f"pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place / 'scheduler')})",
-        f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
-        if _loads_lora(info)
-        else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})",
-    ]
-
-
-def _loads_lora(info: StudentInfo) -> bool:
-    """Whether the pipeline has `load_lora_weights`."""
-    return not info.pipeline.startswith("PixArt")
+    return ", ".join(f"`{shown(source)}`{share}" for source, share in zip(config.sources, shares, strict=True))
 
 
 def _method(config: DistillConfig) -> str:
@@ -247,8 +179,13 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         times = (f"{name}: {', '.join(map(str, stops))}" for name, stops in found)
         rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
     how = "sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
-    if info.train == "full":
-        how = f"They feed a network no ω, so this student's is lost there; a checkpoint made of it takes {how}"
+    if kind == "checkpoint":
+        how = f"This checkpoint, {how}"
+    elif info.train == "full":
+        how = (
+            "They feed a network no ω, so this student's would be lost there; `scott export RUN --to checkpoint` folds "
+            f"{info.guidance:g} in. That checkpoint takes {how}"
+        )
     else:
         file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
         how = f"The teacher's checkpoint, {file} at strength 1, {how}"
@@ -257,10 +194,6 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
 
 def _conditions(results: Results) -> str:
     return "Measured with " + ", ".join(f"{name} {value}" for name, value in results.meta.items()) + "."
-
-
-def _quoted(text: object) -> str:
-    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _cell(text: str) -> str:

@@ -3,42 +3,23 @@
     SD1.x, SD2.x   lora_unet_<diffusers' layer>            lora_unet_up_blocks_1_resnets_0_conv1
     SDXL           lora_unet_<layer of the SGM code>       lora_unet_output_blocks_3_0_in_layers_2
 
-Each has `lora_down.weight` (A), `lora_up.weight` (B) and `alpha`. The SGM code numbers layer j of block i of a U-Net
-with p layers a block as input_blocks 1 + (p + 1) i + j and output_blocks (p + 1) i + j, resnet 0 and attention 1.
+Each has `lora_down.weight` (A), `lora_up.weight` (B) and `alpha`.
 """
 
 import json
-import re
+from collections.abc import Sequence
 
+from scott.export.ldm import unet_names
 from scott.teachers import LatentBackbone
 
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
-_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 
-
-def kohya_key(backbone: LatentBackbone, layer: str) -> str:
-    """The key of a layer of the backbone's U-Net, without `lora_down.weight` and the like."""
+def kohya_keys(backbone: LatentBackbone, layers: Sequence[str]) -> dict[str, str]:
+    """Layer of the backbone's U-Net → its key, without `lora_down.weight` and the like."""
+    names = dict(zip(layers, layers, strict=True))
     if _has_sgm_layout(backbone):
-        layer = sgm_layer(layer, backbone.network.config.layers_per_block)
-    return f"lora_unet_{layer.replace('.', '_')}"
-
-
-def sgm_layer(layer: str, per_block: int) -> str:
-    """The name in the SGM code of a layer inside the blocks of an SDXL U-Net, named as diffusers does."""
-    if middle := _MIDDLE.fullmatch(layer):
-        kind, index, rest = middle.groups()
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(index)}.{_RESNET.get(rest, rest)}"
-    found = _BLOCK.fullmatch(layer)
-    assert found, layer
-    side, block, kind, index, rest = found.groups()
-    first = (per_block + 1) * int(block)
-    if kind == "downsamplers":
-        return f"input_blocks.{first + per_block + 1}.0.op"
-    if kind == "upsamplers":
-        return f"output_blocks.{first + per_block}.2.{rest}"
-    place = f"input_blocks.{first + int(index) + 1}" if side == "down" else f"output_blocks.{first + int(index)}"
-    return f"{place}.{int(kind == 'attentions')}.{_RESNET.get(rest, rest)}"
+        original = unet_names(backbone.network, [f"{layer}.weight" for layer in layers])
+        names = {layer: original[f"{layer}.weight"].removesuffix(".weight") for layer in layers}
+    return {layer: f"lora_unet_{name.replace('.', '_')}" for layer, name in names.items()}
 
 
 def _has_sgm_layout(backbone: LatentBackbone) -> bool:
@@ -48,15 +29,17 @@ def _has_sgm_layout(backbone: LatentBackbone) -> bool:
     return all(hasattr(block, "attentions") for block in backbone.network.up_blocks if block.upsamplers)
 
 
-def kohya_metadata(backbone: LatentBackbone, rank: int, alpha: float, title: str) -> dict[str, str]:
-    """By which programs tell what a LoRA is for: `ss_*` of sd-scripts, `modelspec.*` of Stability AI."""
-    config, v = backbone.network.config, backbone.prediction == "v_prediction"
+def base_model(backbone: LatentBackbone) -> str:
+    """Which of sd-scripts' base models a U-Net is of: sd_v1, sd_v2 or sdxl_base_v1-0."""
     if _is_sdxl(backbone):
-        base, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
-    elif config.use_linear_projection:  # SD2.x, and no SD1.x, has linear layers before and after its attention
-        base, architecture = "sd_v2", f"stable-diffusion-v2-{'768-v' if v else '512'}"
-    else:
-        base, architecture = "sd_v1", "stable-diffusion-v1"
+        return "sdxl_base_v1-0"
+    # SD2.x, and no SD1.x, has linear layers before and after its attention
+    return "sd_v2" if backbone.network.config.use_linear_projection else "sd_v1"
+
+
+def kohya_metadata(backbone: LatentBackbone, rank: int, alpha: float, title: str) -> dict[str, str]:
+    """By which programs tell what a LoRA is for: `ss_*` of sd-scripts and `modelspec.*`."""
+    base = base_model(backbone)
     return {
         "ss_base_model_version": base,
         "ss_v2": str(base == "sd_v2"),
@@ -64,8 +47,21 @@ def kohya_metadata(backbone: LatentBackbone, rank: int, alpha: float, title: str
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
         "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": alpha}),
+        **modelspec(backbone, title, "/lora"),
+    }
+
+
+def modelspec(backbone: LatentBackbone, title: str, kind: str = "") -> dict[str, str]:
+    """What a file is, in Stability AI's `modelspec.*`."""
+    v = backbone.prediction == "v_prediction"
+    architectures = {
+        "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
+        "sd_v2": f"stable-diffusion-v2-{'768-v' if v else '512'}",
+        "sd_v1": "stable-diffusion-v1",
+    }
+    return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": architectures[base_model(backbone)] + kind,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{backbone.resolution}x{backbone.resolution}",

@@ -21,10 +21,10 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from scott.errors import UserError
-from scott.export.kohya import kohya_key, kohya_metadata
+from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import TOLERANCE, check, stock_latents
 from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
@@ -72,7 +72,8 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
     metadata = {"format": "pt", METADATA: trained.info.to_json()}
     tensors = {key: parameters[name].detach() for key, name in _keys(backbone, form, config.lora_variant).items()}
     if form == "kohya":
-        tensors |= {f"{kohya_key(backbone, layer)}.alpha": torch.tensor(scale * rank) for layer in _layers(backbone)}
+        keys = kohya_keys(backbone, _layers(backbone)).values()
+        tensors |= {f"{key}.alpha": torch.tensor(scale * rank) for key in keys}
         metadata |= kohya_metadata(backbone, rank, scale * rank, f"{config.out.name} ({trained.info.updates} updates)")
     else:
         tensors |= {key: scale * value for key, value in tensors.items() if key.endswith("lora_B.weight")}
@@ -118,8 +119,23 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
 def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None) -> StudentInfo:
     """Make a file that `save_lora` wrote, or a folder with one, the `target` of a teacher.
 
+    Raises `UserError` when there is no such file, or its layers are not this teacher's.
+    """
+    info, alpha, tensors = read_lora_file(backbone, path, warn)
+    assert info.lora_rank is not None
+    variant = "dora" if info.lora_variant == "dora" else "lora"
+    backbone.add_student("lora", rank=info.lora_rank, alpha=alpha, variant=variant)
+    load_parameters(backbone.target_parameters(), lora_parameters(backbone, path, variant, tensors), "LoRA")
+    return info
+
+
+def read_lora_file(
+    backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None
+) -> tuple[StudentInfo, float, dict[str, Tensor]]:
+    """What a file that `save_lora` wrote, or a folder with one, was made for; its α; its tensors.
+
     A LoRA fits any network of its shapes, and people use it on fine-tunes of its base on purpose: another base than its
-    own is a warning. Raises `UserError` when there is no such file, or its layers are not this teacher's.
+    own is a warning. Raises `UserError` when there is no such file.
     """
     file = _lora_file(path)
     try:
@@ -136,18 +152,22 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
     if differing(info.base, here := network_fingerprint(backbone)):
         warn(f"{file} was made for {label(info.base)}, not for {label(here)}; a LoRA draws best on its own base")
     alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")} or {float(info.lora_rank)}
-    variant = "dora" if info.lora_variant == "dora" else "lora"
-    backbone.add_student("lora", rank=info.lora_rank, alpha=alphas.pop(), variant=variant)
+    return info, alphas.pop(), {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
+
+
+def lora_parameters(
+    backbone: LatentBackbone, path: Path, variant: str, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The file's tensors by the names of the target's parameters. Raises `UserError` where they are of other layers."""
     named = [_keys(backbone, form, variant) for form in ("kohya", "diffusers", "peft")]
     keys = max(named, key=lambda keys: len(keys.keys() & tensors))
-    given = {key for key in tensors if not key.endswith(".alpha")}
+    given = set(tensors)
     if given != (wanted := set(keys)):
         raise UserError(
-            f"{file} is a LoRA of another kind of teacher: {len(wanted - given)} keys are missing and "
+            f"{path} is a LoRA of another kind of teacher: {len(wanted - given)} keys are missing and "
             f"{len(given - wanted)} are unknown; give the --teacher it was made for"
         )
-    load_parameters(backbone.target_parameters(), {keys[key]: tensors[key] for key in given}, "LoRA")
-    return info
+    return {keys[key]: tensors[key] for key in given}
 
 
 def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, kind: str, form: str) -> None:
@@ -187,8 +207,8 @@ def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
         if backbone.part != "unet" or variant == "dora":
             return {}
         ends = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-        layers = _layers(backbone)
-        return {f"{kohya_key(backbone, layer)}.{k}": f"{layer}.{name}" for layer in layers for k, name in ends.items()}
+        keys = kohya_keys(backbone, _layers(backbone))
+        return {f"{key}.{end}": f"{layer}.{name}" for layer, key in keys.items() for end, name in ends.items()}
     prefix = backbone.part if form == "diffusers" else "base_model.model"
     # a DoRA's norms are a module within the network, and a tensor in all files
     return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in backbone.target_parameters()}

@@ -67,13 +67,17 @@ def read_student(folder: Path, expected: Expected, dtype: torch.dtype = torch.fl
 
 
 def write_tensors(
-    file: Path, dtype: torch.dtype, plain: Mapping[str, Tensor], state: Iterable[tuple[str, Tensor]] | None = None
+    file: Path,
+    dtype: torch.dtype,
+    plain: Mapping[str, Tensor],
+    state: Iterable[tuple[str, Tensor]] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """A safetensors file of tensors, floats in `dtype`; with `state`, of its values, shaped as those of `plain` are.
 
     The format: the header's length in 8 bytes, a JSON header of dtypes, shapes and offsets, then the values.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in plain.items():
         kept = _kept(tensor, dtype)

@@ -20,6 +20,7 @@ from scott.diffusion.schedule import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.samplers import StudentSampler
+from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import network_fingerprint
 from scott.training.config import DistillConfig
@@ -102,8 +103,8 @@ class Trained:
     """Fingerprint of the network that was distilled, where `backbone` has it no more."""
 
     @property
-    def teacher(self) -> str | Path:
-        return teacher_source(self.config)
+    def teacher(self) -> TeacherSource:
+        return embedded.teacher_source(self.config)
 
     @cached_property
     def grid(self) -> JumpGrid:
@@ -153,7 +154,7 @@ class Expected:
     """What an export is held against once it is read back, when the student itself is out of memory."""
 
     info: StudentInfo
-    teacher: str | Path
+    teacher: TeacherSource
     scheduler: LCMScheduler | FlowMatchLCMScheduler
     part: str
     resolution: int
@@ -186,11 +187,6 @@ _SIZELESS = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
 def needs_size(pipeline: str) -> bool:
     """Whether a stock pipeline class draws at a size of its own unless given one, whatever its network was made for."""
     return pipeline.startswith(_SIZELESS)
-
-
-def teacher_source(config: DistillConfig) -> str | Path:
-    """What `load_backbone` makes a run's teacher of."""
-    return embedded.teacher_folder(config.teacher)
 
 
 def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:

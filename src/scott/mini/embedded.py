@@ -1,6 +1,7 @@
 """The embedded default as the rest of scott uses it: the teacher, its scenes, and the features that measure it."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from scott.evaluation import Features
 from scott.evaluation.networks import clip
 from scott.mini.glyphs import ASSETS
 from scott.mini.scenes import SceneSource
+from scott.teacher_source import TeacherSource
 
 if TYPE_CHECKING:
     from scott.teachers import LatentBackbone
@@ -34,6 +36,13 @@ SOURCES: dict[str, Callable[[int], Source]] = {NAME: SceneSource}
 def teacher_folder(name: str) -> str | Path:
     """What `load_backbone` makes a teacher of: the folder of an embedded one, or the name itself."""
     return TEACHERS.get(name, name)
+
+
+def teacher_source(teacher: str | TeacherSource) -> TeacherSource:
+    """What `load_backbone` makes a teacher of, the folder of an embedded one in the place of its name."""
+    source = TeacherSource.of(teacher)
+    given = {field.name: getattr(source, field.name) for field in fields(TeacherSource)}
+    return TeacherSource(**(given | {"teacher": str(teacher_folder(source.teacher))}))
 
 
 def teacher_name(folder: str) -> str:

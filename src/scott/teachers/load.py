@@ -1,7 +1,10 @@
-"""From a folder or a hub id to a backbone: reads `model_index.json`, picks the family, says clearly what is wrong."""
+"""From a folder, a hub id or a file to a backbone: picks the family, and says clearly what is wrong."""
 
 import inspect
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,16 +14,21 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line
+from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
+from scott.teachers.modified import complete, load_vae, merge_lora
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
+from scott.teachers.single_file import cast, known_configs, load_single_file
 
 FAMILIES = {
     "StableDiffusionPipeline": ("UNet2DConditionModel", "sd", "UNetBackbone"),
@@ -37,15 +45,19 @@ FAMILIES = {
 }
 """Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+_BROKEN = (*_BROKEN, SingleFileComponentError)  # type: ignore[assignment]
 """What the libraries raise where files of a pipeline are missing, corrupt, or say what cannot be."""
+_VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.(\w+?)(?:-\d{5}-of-\d{5})?\.safetensors")
 LARGEST = 512
 """Latents a side: 4096 pixels with the usual VAE."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 """What the published PixArt pipelines call the class, which diffusers has split since (and maps when it loads)."""
 
 
-def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quantized: str = "none") -> LatentBackbone:
-    """The backbone of a diffusers pipeline: a local folder, or a hub id such as `stable-diffusion-v1-5/...`.
+def load_backbone(
+    teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.float32, quantized: str = "none"
+) -> LatentBackbone:
+    """The backbone of a diffusers pipeline: of a local folder, a hub id, or as a `TeacherSource` says.
 
     The frozen network and the text encoders are held in `dtype`, the VAE in fp32. The network's blocks may be
     quantised to "int8" or "nf4".
@@ -56,8 +68,9 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
     """
     if quantized != "none":
         require_bitsandbytes()
-    index = model_index(teacher)
-    pipeline_class, network, family = family_of(teacher, index)
+    source = TeacherSource.of(teacher)
+    index = model_index(source)
+    pipeline_class, network, family = family_of(source.teacher, index)
     # a part that scott does not use, which may be large, is not read
     options: dict[str, Any] = {
         name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
@@ -67,17 +80,19 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
     options |= {name: None for name in text if index[name] in (None, [None, None])}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False
-    try:
-        for name, entry in index.items():
-            if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
-                kind = network if name in ("unet", "transformer") else entry[1]
-                options[name] = _whole(teacher, name, kind, torch.float32 if name == "vae" else dtype)
-        pipeline = pipeline_class.from_pretrained(str(teacher), **options)
+    # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
+    first = torch.float32 if source.loras else dtype
+    with _complaining_of(source.teacher):
+        if source.file:
+            pipeline = load_single_file(source, pipeline_class, first, options)
+        else:
+            for name, entry in index.items():
+                if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
+                    kind = network if name in ("unet", "transformer") else entry[1]
+                    options[name] = _whole(source, name, kind, torch.float32 if name == "vae" else first)
+            pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
-    except UserError:
-        raise
-    except _BROKEN as error:
-        raise UserError(f"{teacher} cannot be loaded: {first_line(error)}. Copy or download it again") from None
+    _modify(pipeline, source, dtype)
     backbone = family(pipeline)
     backbone.version = network_version(backbone.network)
     if quantized != "none":
@@ -85,25 +100,57 @@ def load_backbone(teacher: str | Path, dtype: torch.dtype = torch.float32, quant
     return backbone
 
 
-def _whole(teacher: str | Path, name: str, kind: str, dtype: torch.dtype) -> Any:
-    """A pipeline's model by the name of its class; where its weights are there as a variant alone (fp16), of those.
+def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:
+    """Give a pipeline the VAE and the LoRAs of its source."""
+    if source.vae is not None:
+        with _complaining_of(source.vae):
+            pipeline.register_modules(vae=load_vae(source, type(pipeline.vae)))
+    for file, scale in source.loras:
+        with _complaining_of(file):
+            merge_lora(pipeline, file, scale)
+    for name, part in pipeline.components.items():
+        if source.loras and isinstance(part, nn.Module) and name != "vae":
+            cast(part, dtype)
 
-    Raises ValueError where its files lack some of its weights: the libraries would leave those random and only warn.
-    """
+
+@contextmanager
+def _complaining_of(what: str | Path) -> Iterator[None]:
+    """Makes a `UserError` of what the libraries raise within the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _BROKEN as error:
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}. Copy or download it again") from None
+
+
+def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> Any:
+    """A pipeline's model by the name of its class, of the variant that is asked for or is the only one."""
     loader = getattr(diffusers if hasattr(diffusers, kind) else transformers, kind)
     if name in ("unet", "transformer"):
-        check_sample_size(teacher, name, loader, loader.load_config(str(teacher), subfolder=name))
-    read = partial(loader.from_pretrained, str(teacher), subfolder=name, dtype=dtype, output_loading_info=True)
-    try:
-        model, found = read()
-    except OSError as error:
+        check_sample_size(source.teacher, name, loader, loader.load_config(source.teacher, subfolder=name))
+    read = partial(loader.from_pretrained, source.teacher, subfolder=name, dtype=dtype, output_loading_info=True)
+    others = _variants(Path(source.teacher) / name)
+    tries = [source.variant]
+    if source.variant is None or name not in ("unet", "transformer"):  # a variant may be of the network alone
+        tries += [None, *(others if len(others) == 1 else ())]
+    errors = []
+    for variant in dict.fromkeys(tries):
         try:
-            model, found = read(variant="fp16")
-        except OSError:
-            raise error from None
-    if lacking := sorted(found["missing_keys"]):
-        raise ValueError(f"the files of {name} lack {len(lacking)} of its weights, such as {lacking[0]}")
-    return model
+            return complete(read(variant=variant), name)
+        except OSError as error:
+            errors.append(error)
+    if source.variant is None and len(others) > 1:
+        raise UserError(f"{source.teacher} has several weights of {name}; give --variant {' or '.join(others)}")
+    raise errors[0]
+
+
+def _variants(folder: Path) -> list[str]:
+    """Which variants of its weights a model's folder has; of one on the hub, the usual."""
+    if not folder.is_dir():
+        return ["fp16"]
+    names = [_VARIANT.fullmatch(file.name) for file in folder.glob("*.safetensors")]
+    return sorted({name[1] for name in names if name})
 
 
 def check_sample_size(teacher: str | Path, part: str, network: type, config: dict[str, Any]) -> None:
@@ -132,18 +179,18 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
     return getattr(diffusers, name), network, getattr(import_module(f"scott.teachers.{file}"), backbone)
 
 
-def model_index(teacher: str | Path) -> dict[str, Any]:
+def model_index(teacher: str | Path | TeacherSource) -> dict[str, Any]:
     """`model_index.json` of a folder or a hub id; `UserError` when there is none."""
     return read_json(teacher, "model_index.json")
 
 
-def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of a pipeline's folder or hub id; `UserError` when there is none."""
+def read_json(teacher: str | Path | TeacherSource, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a teacher's folder, hub id or configs; `UserError` when there is none."""
+    source = TeacherSource.of(teacher)
+    if source.file and source.teacher_config is None:
+        return dict(known_configs(source.file)[name])
+    teacher = source.teacher_config if source.file and source.teacher_config else source.teacher
     folder = Path(teacher)
-    if folder.is_file():
-        raise UserError(
-            f"{folder} is a file; expected a diffusers pipeline folder, which `from_single_file` can make of it"
-        )
     if folder.is_dir():
         file = folder / name
         if not file.is_file():
@@ -152,7 +199,7 @@ def read_json(teacher: str | Path, name: str) -> dict[str, Any]:
         raise UserError(f"no teacher at {folder}; expected a diffusers pipeline folder or a hub id (owner/name)")
     else:
         try:
-            file = Path(hf_hub_download(str(teacher), name))
+            file = Path(hf_hub_download(teacher, name))
         except (OSError, ValueError, HFValidationError) as error:
             raise UserError(f"no folder {teacher}, and the hub does not give it: {first_line(error)}") from None
     try:

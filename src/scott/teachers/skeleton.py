@@ -23,8 +23,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from scott.errors import UserError, first_line
+from scott.teacher_source import TeacherSource
 from scott.teachers.load import check_sample_size, family_of, model_index, read_json
 from scott.teachers.network import LatentBackbone
+from scott.teachers.single_file import cast
 
 
 class ShapeOnlyT5(T5EncoderModel):
@@ -35,18 +37,19 @@ class ShapeOnlyT5(T5EncoderModel):
         return BaseModelOutput(torch.empty(shape, dtype=self.dtype, device=input_ids.device))
 
 
-def skeleton(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentBackbone:
+def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.float32) -> LatentBackbone:
     """What `load_backbone` would make of a teacher, on the meta device. Only config files are read.
 
     Raises:
         UserError: no pipeline there, a config missing or corrupt, or a family scott does not know.
     """
-    index = model_index(teacher)
-    pipeline_class, network, backbone = family_of(teacher, index)
+    source = TeacherSource.of(teacher)
+    index = model_index(source)
+    pipeline_class, network, backbone = family_of(source.teacher, index)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
-    configs = {name: read_json(teacher, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
-    check_sample_size(teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
-    scheduler = read_json(teacher, "scheduler/scheduler_config.json")
+    configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
+    check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
+    scheduler = read_json(source, "scheduler/scheduler_config.json")
     known = inspect.signature(pipeline_class).parameters
     options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
     parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
@@ -61,10 +64,10 @@ def skeleton(teacher: str | Path, dtype: torch.dtype = torch.float32) -> LatentB
                 parts[name] = _text_encoder(index[name][1], configs[name])
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{teacher} cannot be built: {first_line(error)}. Copy or download it again") from None
+        raise UserError(f"{source.teacher} cannot be built: {first_line(error)}. Copy or download it again") from None
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            _cast(part, torch.float32 if name == "vae" else dtype)
+            cast(part, torch.float32 if name == "vae" else dtype)
     return backbone(pipeline_class(**parts, **options))
 
 
@@ -81,11 +84,3 @@ def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer | 
         return None
     vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=encoder.config.max_position_embeddings)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what `from_pretrained` casts: weights, not the buffers that are made anew, nor what overflows in fp16."""
-    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point() and kept.isdisjoint(name.split(".")):
-            tensor.data = tensor.data.to(dtype)

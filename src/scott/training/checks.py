@@ -85,6 +85,8 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
         )
     if (config.quantize, config.lora_variant) == ("int8", "dora"):
         yield "lora_variant dora with quantize int8, which bitsandbytes cannot compute; use nf4"
+    if config.init and config.continue_from:
+        yield "init and continue_from, which both say what the student starts as; leave one out"
     if config.best_metric != "none" and not config.validate_every:
         yield f"best_metric {config.best_metric} without validate_every; say how often to validate"
     defaults = {field.name: field.default for field in dataclasses.fields(config)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scott.data.settings import Reading
 from scott.errors import UserError
+from scott.teacher_source import TeacherSource
 from scott.training.adversary import Adversary
 from scott.training.checks import check_together, check_values
 
@@ -19,14 +20,12 @@ if TYPE_CHECKING:  # torch is imported where it is needed, since the command lin
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Reading, Adversary):
+class DistillConfig(Reading, Adversary, TeacherSource):
     """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
     """
 
-    teacher: str
-    """A diffusers pipeline folder, a hub id, or `mini` for the embedded one."""
     data: str | tuple[str, ...]
     """Shards of `scott prepare`, or a source as it takes them (a folder, parquet, a data set's name, tars, `mini`); or
     several of either."""
@@ -82,6 +81,11 @@ class DistillConfig(Reading, Adversary):
     guidance: float | None = None
     """ω that the student is drawn at, in validation and where none is asked for; the middle of the range by default."""
 
+    init: str | None = None
+    """What the student starts as, not as the teacher: a run, a LoRA file of `scott export`, or a full student's
+    folder."""
+    continue_from: str | None = None
+    """A run whose student, EMA, critic and optimizers a new one starts with, under its own rates."""
     train: Literal["lora", "full"] = "lora"
     """LoRA keeps one network in memory; full trains a copy, beside one more for the EMA."""
     lora_rank: int = 64
@@ -196,7 +200,8 @@ class DistillConfig(Reading, Adversary):
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
         # teacher and data have versions of their own, which are those of their content, however it is named
-        named = {"out", "teacher", "data", "weights"} | {field.name for field in dataclasses.fields(Reading)}
+        named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
+        named |= {"out", "data", "weights"}
         free = named | pace | means | (set() if self.decay else {"max_steps"})  # a decay ends with the last step
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -92,6 +93,8 @@ class _Run:
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "
                     "give it those it was begun with, or choose another --out"
                 )
+        elif config.continue_from:
+            self.optimization.load(Path(config.continue_from) / "checkpoints")
         elif backbone.critic_statistics() and backbone.critic_model:
             backbone.critic_model.standardise(self.whole_batch())
         rows = slice(self.passes[0].start, self.passes[-1].stop)

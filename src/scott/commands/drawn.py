@@ -1,0 +1,55 @@
+"""How a picture is drawn: the options of `scott sample` that are not of files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scott.errors import UserError
+
+MAX_STEPS = 8
+"""Most steps `scott sample` draws in; a student is made for few."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Raises `UserError` for a value out of range."""
+
+    steps: int = 2
+    """1 to 8."""
+    guidance: float | None = None
+    """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
+    negative_prompt: str | None = None
+    """What guidance pushes away from. Of students of ω = 1 alone, with --guidance above 1: two calls a step."""
+    height: int | None = None
+    """In pixels; those it was trained at, if left out."""
+    width: int | None = None
+    """As the height."""
+    image: Path | None = None
+    """A picture to start from, resized and cropped to the height and width, in the place of noise alone."""
+    strength: float | None = None
+    """With --image: what fraction of the steps is made, the last ones; .6 if left out."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"got {self.steps} steps; expected 1 to {MAX_STEPS}")
+        if self.strength is not None and self.image is None:
+            raise UserError(f"got --strength {self.strength} without --image; give the picture to start from")
+        if self.image and not 1 / self.steps <= self.fraction <= 1:
+            raise UserError(
+                f"got --strength {self.fraction} of {self.steps} steps; expected {1 / self.steps:.3g} (one) to 1"
+            )
+
+    @property
+    def fraction(self) -> float:
+        """`strength`, or what it is by default: enough for a step of two."""
+        return 0.6 if self.strength is None else self.strength
+
+    @property
+    def given(self) -> dict[str, object]:
+        """What is asked for besides steps and guidance, as a picture's metadata has it."""
+        values: dict[str, object] = {
+            "height": self.height,
+            "width": self.width,
+            "negative_prompt": self.negative_prompt,
+        }
+        values |= {"image": str(self.image), "strength": self.fraction} if self.image else {}
+        return {name: value for name, value in values.items() if value is not None}

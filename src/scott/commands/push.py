@@ -1,0 +1,50 @@
+"""`scott export … --push owner/name`: an export as a model on the hub, with its card as the model's page."""
+
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from scott.errors import UserError, first_line
+from scott.export.card import README, readme, results_of
+from scott.export.trained import StudentInfo
+from scott.files import write_atomically
+from scott.training.config import DistillConfig
+
+SAMPLES = "samples.png"
+
+
+def check_repository(name: str) -> None:
+    """Raise `UserError` unless a name is an owner's and a model's."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"got --push {name}; expected the owner and the name of a model on the hub, such as me/my-student"
+        )
+
+
+def push(run: Path, folder: Path, kind: str, repository: str) -> str:
+    """Upload an export's folder, which gets the newest samples of its run and a page that names the repository; where.
+
+    Raises `UserError` where the hub does not take it; what was exported stays.
+    """
+    config, info = DistillConfig.load(run / "config.json"), StudentInfo.read(folder)
+    assert info is not None
+    text = readme(config, info, kind, Path(repository), results_of(folder.parent))
+    if samples := max((run / "samples").glob("step-*.png"), default=None):
+        shutil.copy(samples, folder / SAMPLES)
+        title = f"The student in 1, 2, 4 and 8 steps and the teacher, at step {int(samples.stem[5:]):,}"
+        text += f"\n## Samples\n\n![{title}]({SAMPLES})\n"
+    write_atomically(folder / README, text)
+    try:
+        api = HfApi()
+        url = api.create_repo(repository, repo_type="model", exist_ok=True)
+        message = f"Student of step {info.updates:,}"
+        api.upload_folder(repo_id=repository, folder_path=folder, repo_type="model", commit_message=message)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        raise UserError(
+            f"{folder} is written, but the hub does not take it as {repository} ({first_line(error)}); "
+            "log in with `hf auth login`, and give the same command again"
+        ) from None
+    return str(url)

@@ -1,0 +1,63 @@
+"""What a teacher is made of: a pipeline's folder, hub id or single file, and what takes the place of parts of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scott.errors import UserError
+
+SINGLE_FILE = (".safetensors", ".ckpt")
+"""Endings of a file that holds a whole pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherParts:
+    """What is said of a teacher besides where it is."""
+
+    teacher_config: str | None = None
+    """Of a file: the pipeline folder or hub id with its config files and tokenizers. Those of SD1.5, SD2.1, SDXL and
+    SD3 are known."""
+    teacher_lora: tuple[str, ...] = ()
+    """LoRA files that are merged into the teacher before it is distilled, each FILE or FILE:SCALE."""
+    vae: str | None = None
+    """Another VAE: its folder or hub id, that of a pipeline, or its file."""
+    variant: str | None = None
+    """Which of a folder's weights to read where there are several, such as fp16; the plain ones, or else the only
+    ones, if left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource(TeacherParts):
+    """All that `load_backbone` needs to know where a teacher comes from."""
+
+    teacher: str
+    """A diffusers pipeline folder, a hub id, one .safetensors or .ckpt file with a whole pipeline in the names of its
+    original code, or `mini` for the embedded one."""
+
+    @classmethod
+    def of(cls, teacher: "str | Path | TeacherSource") -> "TeacherSource":
+        """Itself, or what a name alone stands for."""
+        return teacher if isinstance(teacher, TeacherSource) else cls(teacher=str(teacher))
+
+    @property
+    def file(self) -> Path | None:
+        """The single file that it is, if it is one. Raises `UserError` for a file of another kind."""
+        path = Path(self.teacher)
+        if path.suffix not in SINGLE_FILE and not path.is_file():
+            return None
+        if not path.is_file():
+            raise UserError(f"no file {path}; expected a checkpoint, a diffusers pipeline folder or a hub id")
+        if path.suffix not in SINGLE_FILE:
+            raise UserError(f"{path} is a file; expected a diffusers pipeline folder, or a {' or '.join(SINGLE_FILE)}")
+        return path
+
+    @property
+    def loras(self) -> list[tuple[Path, float]]:
+        """Files of `teacher_lora` and their scales."""
+        found = []
+        for given in self.teacher_lora:
+            name, _, scale = given.rpartition(":")
+            try:
+                found.append((Path(name), float(scale)) if name else (Path(given), 1.0))
+            except ValueError:  # a name with a colon in it
+                found.append((Path(given), 1.0))
+        return found

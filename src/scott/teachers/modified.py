@@ -1,0 +1,58 @@
+"""What changes a teacher before it is distilled: another VAE, and LoRAs merged into its networks."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from scott.errors import UserError
+from scott.teacher_source import TeacherSource
+from scott.teachers.single_file import config_folder, read_single_file
+
+
+def load_vae(source: TeacherSource, kind: type[ModelMixin]) -> ModelMixin:
+    """The VAE that takes the place of a teacher's, in fp32; of a file, laid out as the teacher's own.
+
+    Raises OSError where there is none, ValueError where weights are missing.
+    """
+    place = Path(str(source.vae))
+    if place.is_file():
+        with config_folder(source) as folder:
+            return read_single_file(kind, place, config=folder, subfolder="vae").float()
+    read = partial(kind.from_pretrained, str(place), output_loading_info=True, torch_dtype=torch.float32)
+    try:
+        return complete(read(subfolder="vae"), "the VAE")
+    except OSError:
+        return complete(read(), "the VAE")
+
+
+def complete(loaded: tuple[Any, dict[str, Any]], name: str) -> Any:
+    """A model of `from_pretrained(..., output_loading_info=True)`.
+
+    Raises ValueError where its files lack some of its weights: the libraries would leave those random and only warn.
+    """
+    model, found = loaded
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"the files of {name} lack {len(lacking)} of its weights, such as {lacking[0]}")
+    return model
+
+
+def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
+    """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
+
+    Raises `UserError` where the pipeline takes no LoRA, there is no such file, or it fits no layer.
+    """
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
+    if not file.is_file():
+        raise UserError(f"no LoRA file at {file}; expected --teacher-lora FILE or FILE:SCALE")
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):
+        raise UserError(f"{file} names no layer of this teacher, so it is for another; give one of its own base")
+    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.unload_lora_weights()

@@ -1,0 +1,185 @@
+"""A whole pipeline in one file, in the names of its original code, as model sites offer it; read by diffusers' readers.
+
+What such a file does not hold is how its networks are built, and its tokenizers. Configs of the published pipelines are
+in `configs/`; CLIP's tokenizer comes from open_clip's package, where that is installed, or from the hub.
+"""
+
+import gzip
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    DIFFUSERS_DEFAULT_PIPELINE_PATHS,
+    infer_diffusers_model_type,
+    is_t5_in_single_file,
+    load_single_file_checkpoint,
+)
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import CLIPTokenizer, T5Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from scott.errors import UserError, first_line
+from scott.teacher_source import TeacherSource
+
+CONFIGS = Path(__file__).parent / "configs"
+KINDS = {"v1": "sd15", "v2": "sd21", "xl_base": "sdxl", "sd3": "sd3"}
+"""diffusers' name of a file's kind → the configs of its published pipeline."""
+_NETWORK = ("model.diffusion_model.", "joint_blocks.")
+_SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
+_BPE = "bpe_simple_vocab_16e6.txt.gz"
+_PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
+_MERGES = 49152 - 256 - 2
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, mapped from their file. Raises `UserError` where it cannot be read, or is another
+    thing than a pipeline."""
+    try:
+        tensors: dict[str, Tensor] = load_single_file_checkpoint(str(file))
+    except (OSError, ValueError, AttributeError) as error:
+        safe = "; of a .ckpt only tensors are read, since a pickle can run code" if file.suffix == ".ckpt" else ""
+        raise UserError(f"{file} cannot be read ({first_line(error)}){safe}; expected .safetensors") from None
+    if not any(name.startswith(_NETWORK) for name in tensors):
+        if any("lora" in name for name in tensors):
+            raise UserError(f"{file} is a LoRA; give it as --teacher-lora, and as --teacher what it is for")
+        first = next(iter(tensors), "none")
+        raise UserError(
+            f"{file} has no network under the names of an original checkpoint (its first key is {first:.60}); "
+            "expected a file with a whole pipeline"
+        )
+    return tensors
+
+
+@cache
+def known_configs(file: Path) -> dict[str, Any]:
+    """Path → content of the configs of a checkpoint's kind; `UserError` for one that is not known."""
+    tensors = read_tensors(file)
+    name = kind_of(tensors)
+    if name is None:
+        raise UserError(
+            f"{file} is none of {', '.join(KINDS.values())}, whose configs are known; give --teacher-config a "
+            "diffusers folder or hub id of its kind"
+        )
+    configs = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    index, scheduler = configs["model_index.json"], configs["scheduler/scheduler_config.json"]
+    if name == "sd3" and not is_t5_in_single_file(tensors):
+        index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
+        scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in tensors}
+    elif (prediction := _metadata(file).get("modelspec.prediction_type")) in _PREDICTIONS:
+        scheduler["prediction_type"] = _PREDICTIONS[prediction]
+    return configs | {"name": name}
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """The published pipeline, of `KINDS`, that a checkpoint's tensors are laid out as."""
+    kind = infer_diffusers_model_type(tensors)
+    if kind == "v1":  # diffusers' answer for all that it does not know
+        conv_in, text = (tensors.get(name) for name in ("model.diffusion_model.input_blocks.0.0.weight", _SD1_TEXT))
+        if conv_in is None or text is None or (conv_in.shape[0], text.shape[1]) != (320, 768):
+            return None
+    return KINDS.get(kind)
+
+
+def load_single_file(
+    source: TeacherSource, kind: type[DiffusionPipeline], dtype: torch.dtype, options: dict[str, Any]
+) -> DiffusionPipeline:
+    """The pipeline of a checkpoint, its VAE in fp32 and all else in `dtype`.
+
+    Raises ValueError where the file lacks weights, and `UserError` where there is no tokenizer for it.
+    """
+    with config_folder(source) as folder:
+        pipeline = read_single_file(kind, source.file, config=folder, **options)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            if lacking := [key for key, value in part.state_dict().items() if value.is_meta]:
+                raise ValueError(f"it lacks {len(lacking)} weights of {name}, such as {lacking[0]}")
+            cast(part, torch.float32 if name == "vae" else dtype)
+    return pipeline
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what `from_pretrained` casts: weights, not the buffers that are made anew, nor what overflows in fp16."""
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype if kept.isdisjoint(name.split(".")) else torch.float32)
+
+
+def read_single_file(kind: Any, file: Path | str | None, **options: Any) -> Any:
+    """`from_single_file` of a model's or a pipeline's class. Raises ValueError where the file lacks weights."""
+    try:
+        return kind.from_single_file(str(file), **options)
+    except NotImplementedError:  # what has no value cannot be moved
+        raise ValueError("it lacks weights that its configs ask for") from None
+
+
+@contextmanager
+def config_folder(source: TeacherSource) -> Iterator[str]:
+    """What diffusers' readers take configs and tokenizers from."""
+    if (place := source.teacher_config or ("" if source.file else source.teacher)) or not source.file:
+        yield place
+        return
+    configs = known_configs(source.file)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in configs.items():
+            if path.endswith(".json"):
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_text(json.dumps(content), encoding="utf-8")
+        for part, entry in configs["model_index.json"].items():
+            if part.startswith("tokenizer") and entry[0]:
+                tokenizer_of(configs["name"], part).save_pretrained(folder / part)
+        yield name
+
+
+def tokenizer_of(name: str, part: str) -> CLIPTokenizer | T5Tokenizer:
+    """A tokenizer of one of the published pipelines of `KINDS`. Raises `UserError` where it is not to be had."""
+    found = importlib.util.find_spec("open_clip") if part != "tokenizer_3" else None
+    if found and found.submodule_search_locations:
+        # OpenAI's encoders were trained on captions padded by the end token, OpenCLIP's by id 0
+        pad = "!" if part == "tokenizer_2" or name == "sd21" else "<|endoftext|>"
+        return clip_tokenizer(Path(found.submodule_search_locations[0]) / _BPE, pad)
+    kind = next(kind for kind, known in KINDS.items() if known == name)
+    hub = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    try:
+        loader = T5Tokenizer if part == "tokenizer_3" else CLIPTokenizer
+        made = loader.from_pretrained(hub, subfolder=part)
+        if made("a cat").input_ids == made("a dog").input_ids:  # transformers makes an empty one of missing files
+            raise OSError("none of its files")
+        return made
+    except (OSError, ValueError) as error:
+        package = "" if part == "tokenizer_3" else "pip install open_clip_torch, which has it, or "
+        raise UserError(
+            f"the file has no tokenizer, and the hub does not give {hub}'s {part} ({first_line(error):.80}); "
+            f"{package}give --teacher-config a folder that has it"
+        ) from None
+
+
+def clip_tokenizer(file: Path, pad: str) -> CLIPTokenizer:
+    """CLIP's of 77 tokens, from the file of merges that OpenAI published it with.
+
+    Its ids: the bytes as characters, those at a word's end, the merges in their order, start and end.
+    """
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : 1 + _MERGES]]
+    letters = [*bytes_to_unicode().values()]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)

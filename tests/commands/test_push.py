@@ -1,0 +1,72 @@
+"""What `--push` uploads, seen at the hub's own interface: its calls as they are declared, and the folder."""
+
+import re
+import shutil
+from unittest.mock import create_autospec
+
+import pytest
+import yaml
+from huggingface_hub import HfApi
+from PIL import Image
+
+from scott.commands import push as module
+from scott.commands.push import check_repository, push
+from scott.errors import UserError
+from scott.export.trained import STUDENT_INFO, StudentInfo
+from scott.recipes import sd15
+
+INFO = {"pipeline": "StableDiffusionPipeline", "scheduler": "LCMScheduler", "train": "lora", "updates": 1200}
+INFO |= {"guidance_min": 3.0, "guidance_max": 3.0, "takes_guidance": False, "original_inference_steps": 125}
+INFO |= {"times": {"2": [999, 503]}, "lora_rank": 4, "lora_alpha": 4.0}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "samples").mkdir(parents=True)
+    for step in (200, 1200):
+        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(folder / "samples" / f"step-{step:08d}.png")
+    (folder / "config.json").write_text(sd15(data=("laion/some-set", str(tmp_path)), out=folder).to_json())
+    (folder / "lora").mkdir()
+    (folder / "lora" / STUDENT_INFO).write_text(StudentInfo(**INFO).to_json())
+    return folder
+
+
+@pytest.fixture
+def api(monkeypatch, tmp_path):
+    """The hub's interface, which copies what is uploaded to `tmp_path / "hub"`."""
+    hub = create_autospec(HfApi, instance=True)
+    hub.create_repo.return_value = "https://huggingface.co/me/student"
+    hub.upload_folder.side_effect = lambda **given: shutil.copytree(given["folder_path"], tmp_path / "hub")
+    monkeypatch.setattr(module, "HfApi", lambda: hub)
+    return hub
+
+
+def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path):
+    assert push(run, run / "lora", "lora", "me/student") == "https://huggingface.co/me/student"
+    api.create_repo.assert_called_once_with("me/student", repo_type="model", exist_ok=True)
+    assert api.upload_folder.call_args.kwargs["repo_id"] == "me/student"
+    assert {file.name for file in (tmp_path / "hub").iterdir()} == {"README.md", "samples.png", STUDENT_INFO}
+    assert Image.open(tmp_path / "hub" / "samples.png").getpixel((0, 0)) == (1200 % 256, 0, 0)
+    _, front, text = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert fields["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (fields["base_model_relation"], fields["datasets"]) == ("adapter", ["laion/some-set"])
+    assert (fields["library_name"], fields["pipeline_tag"]) == ("diffusers", "text-to-image")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert 'LCMScheduler.from_pretrained("me/student", subfolder="scheduler")' in code
+    assert 'load_lora_weights("me/student", weight_name="pytorch_lora_weights.safetensors")' in code
+    assert "at step 1,200](samples.png)" in text
+    assert str(tmp_path) not in text
+
+
+def test_what_the_hub_does_not_take_is_one_line(run, api):
+    api.create_repo.side_effect = OSError("401 Unauthorized\nlonger")
+    with pytest.raises(UserError, match=r"is written, but the hub does not take it as me/student \(401 Unauthorized\)"):
+        push(run, run / "lora", "lora", "me/student")
+
+
+@pytest.mark.parametrize("name", ["student", "a/b/c", "me/", "https://huggingface.co/me/student"])
+def test_a_name_that_is_no_repository(name):
+    with pytest.raises(UserError, match="such as me/my-student"):
+        check_repository(name)

@@ -1,0 +1,116 @@
+"""Pictures of another size, from another picture, and away from a prompt, are what stock pipelines draw."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusion3Img2ImgPipeline,
+)
+from PIL import Image
+
+from scott.commands.drawn import Drawn
+from scott.commands.framing import drawing, fitted
+from scott.errors import UserError
+from scott.export.pipeline import save_student
+from scott.export.trained import difference, student_grid
+from scott.students import Student
+from scott.teachers import load_backbone
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("picture") / "start.png"
+    torch.manual_seed(0)
+    small = torch.randint(0, 255, (5, 7, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(small).resize((112, 80), Image.Resampling.BICUBIC).save(file)
+    return file
+
+
+@pytest.fixture
+def student(make_trained, tmp_path):
+    """`student(family, train)`: a saved one, and its folder."""
+
+    def make(family="sd1", train="lora"):
+        trained = make_trained(family, train)
+        save_student(trained.backbone, tmp_path / "student", trained.grid)
+        backbone = load_backbone(tmp_path / "student")
+        grid = student_grid(backbone.schedule, backbone.original_inference_steps)
+        return Student("it", backbone, backbone.teacher, grid, trained.info), tmp_path / "student"
+
+    return make
+
+
+def stock(pipe, student, **call):
+    pipe.set_progress_bar_config(disable=True)
+    scale = student.info.guidance_scale
+    return pipe("a dog", guidance_scale=scale, generator=torch.manual_seed(3), output_type="latent", **call).images
+
+
+@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora"), ("sd3", "lora")])
+def test_another_size(student, family, train):
+    made, folder = student(family, train)
+    sampler = drawing(made, Drawn(height=96, width=48))
+    ours = sampler.latents(["a dog"], 3)
+    assert ours.shape[2:] == (12, 6)
+    assert sampler(["a dog"], 3).shape[2:] == (96, 48)
+    theirs = stock(DiffusionPipeline.from_pretrained(folder), made, num_inference_steps=2, height=96, width=48)
+    assert difference(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora"), ("sd3", "lora")])
+def test_from_a_picture(student, picture, family, train):
+    made, folder = student(family, train)
+    asked = Drawn(steps=4, image=picture, strength=0.5, height=64, width=96)
+    sampler = drawing(made, asked)
+    assert sampler.network_calls == 2
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    kind = StableDiffusion3Img2ImgPipeline if family == "sd3" else AutoPipelineForImage2Image
+    size = {"height": 64, "width": 96} if family == "sd3" else {}
+    call = {"image": fitted(picture, (64, 96)), "num_inference_steps": 4, "strength": 0.5, **size}
+    theirs = stock(kind.from_pipe(pipe), made, **call)
+    assert difference(theirs, sampler.latents(["a dog"], 3)) < 1e-4
+    away = drawing(made, replace(asked, strength=1.0)).latents(["a dog"], 3)
+    assert difference(theirs, away) > 0.1
+
+
+def test_away_from_a_prompt(student):
+    """Of a student without guidance, which a stock pipeline guides as it does a teacher."""
+    made, folder = student()
+    with pytest.raises(UserError, match="the guidance of it is built into its network"):
+        drawing(made, Drawn(negative_prompt="cat", guidance=4.0))
+    made = replace(made, info=replace(made.info, guidance_min=1.0, guidance_max=1.0, drawn_guidance=1.0))
+    with pytest.raises(UserError, match="without --guidance above 1"):
+        drawing(made, Drawn(negative_prompt="cat"))
+    ours = drawing(made, Drawn(negative_prompt="cat", guidance=4.0)).latents(["a dog"], 3)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"negative_prompt": "cat", "guidance_scale": 4.0, "num_inference_steps": 2, "output_type": "latent"}
+    theirs = pipe("a dog", generator=torch.manual_seed(3), **call).images
+    assert difference(theirs, ours) < 1e-4
+
+
+BAD = {
+    "no multiple": ("sd1", {"height": 60}, "expected multiples of 8"),
+    "one size alone": ("pixart", {"width": 64}, "draws 256 pixels a side alone"),
+    "too large": ("sd3", {"width": 256}, "has positions for 128"),
+    "no picture": ("sd1", {"image": "nowhere.png"}, "expected a picture as --image"),
+}
+
+
+@pytest.mark.parametrize(("family", "asked", "said"), BAD.values(), ids=BAD.keys())
+def test_what_cannot_be_drawn(make_backbone, family, asked, said):
+    backbone = make_backbone(family=family)
+    made = Student("it", backbone, backbone.teacher, student_grid(backbone.schedule, 125), None)
+    with pytest.raises(UserError, match=said):
+        drawing(made, Drawn(guidance=3.0, **asked))
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.2, float("nan")])
+def test_a_strength_that_leaves_no_step(picture, strength):
+    with pytest.raises(UserError, match=r"expected 0.5 \(one\) to 1"):
+        Drawn(image=picture, strength=strength)
+    with pytest.raises(UserError, match="without --image"):
+        Drawn(strength=strength)

@@ -1,0 +1,90 @@
+"""A run that starts as another student, or goes on from another run under new rates."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.training.runs import STEPS, final
+
+from scott.commands.initial import check_start, start_as
+from scott.errors import UserError
+from scott.export.lora import save_lora
+from scott.export.pipeline import save_student
+from scott.export.trained import Trained
+from scott.training.checkpoint import save_checkpoint
+from scott.training.config import DistillConfig
+
+
+@pytest.fixture
+def config(teacher_folders, tmp_path):
+    return DistillConfig(
+        teacher=str(teacher_folders["sd1"]), data="mini", out=tmp_path / "new", lora_rank=4, lora_alpha=4.0
+    )
+
+
+def test_another_run_goes_on_with_its_optimizers_and_another_rate(start, tmp_path):
+    start(tmp_path / "old", train="lora")
+    start(tmp_path / "new", train="lora", continue_from=str(tmp_path / "old"), max_steps=1, learning_rate=1e-30)
+    (old, _), (new, _) = final(tmp_path / "old"), final(tmp_path / "new")
+    for name, value in old["student"].items():
+        torch.testing.assert_close(new["student"][name], value, rtol=0, atol=1e-12)
+    assert any((new["critic"][name] - value).abs().max() > 1e-6 for name, value in old["critic"].items())
+    steps = {int(value) for name, value in new["student_optimizer"].items() if name.endswith(".step")}
+    assert steps == {STEPS + 1}
+
+
+@pytest.mark.parametrize("kind", ["run", "lora", "full run", "folder"])
+def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, kind):
+    train = "lora" if kind in ("run", "lora") else "full"
+    old, new = make_backbone(train), make_backbone(train)
+    perturb(old.target_parameters())
+    place, config = tmp_path / "old", replace(config, train=train, init=str(tmp_path / "old"))
+    trained = Trained(old, replace(config, lora_alpha=4.0), 7)
+    if kind.endswith("run"):
+        save_checkpoint(place / "checkpoints", 7, {"target": old.target_parameters()}, {})
+        (place / "config.json").write_text(replace(config, init=None).to_json())
+    else:
+        place.mkdir()
+        (save_lora(trained, place, "lora") if kind == "lora" else save_student(old, place, trained.grid))
+    check_start(new, config)
+    start_as(new, config, lambda message: None)
+    for parameters in (new.student_parameters(), new.target_parameters()):
+        for name, value in old.target_parameters().items():
+            assert torch.equal(parameters[name], value), name
+
+
+def test_a_loras_update_is_kept_under_another_scale(make_backbone, config, perturb, tmp_path):
+    old, new = make_backbone(), make_backbone()
+    old.add_student("lora", rank=4, alpha=8.0)
+    new.add_student("lora", rank=4, alpha=2.0)
+    perturb(old.target_parameters())
+    save_lora(Trained(old, replace(config, lora_alpha=8.0), 7), tmp_path, "lora")
+    start_as(new, replace(config, lora_alpha=2.0, init=str(tmp_path)), lambda message: None)
+    pairs = zip(old.adapters.merged_state("target"), new.adapters.merged_state("student"), strict=True)
+    for (name, mine), (_, theirs) in pairs:
+        torch.testing.assert_close(mine, theirs, msg=name)
+
+
+BAD = {
+    "nothing there": ({"init": "nowhere"}, "nothing at nowhere"),
+    "both": ({"init": "a", "continue_from": "b"}, "leave one out"),
+    "no run": ({"continue_from": "FOLDER"}, "is no run; expected one as --continue-from"),
+    "another rank": ({"init": "RUN", "lora_rank": 8}, "has lora_rank 4 and not 8, alpha 4.0 and not 8.0"),
+    "another critic": ({"continue_from": "RUN", "critic": "none"}, "has critic lora and not none"),
+    "no checkpoint": ({"init": "EMPTY"}, "has no checkpoint yet"),
+    "another teacher": ({"continue_from": "OTHER"}, "was distilled from another teacher"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD.keys())
+def test_what_a_run_cannot_start_as(make_backbone, config, tmp_path, changes, said):
+    backbone = make_backbone("lora")
+    for name in ("RUN", "EMPTY", "OTHER"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config.to_json())
+    (tmp_path / "FOLDER").mkdir()
+    for name, state in (("RUN", {}), ("OTHER", {"teacher": "another"})):
+        save_checkpoint(tmp_path / name / "checkpoints", 1, {"target": backbone.target_parameters()}, state)
+    places = {name: str(tmp_path / value) for name, value in changes.items() if str(value).isupper()}
+    with pytest.raises(UserError, match=said):
+        check_start(backbone, replace(config, **({"lora_alpha": None} | changes | places)))
