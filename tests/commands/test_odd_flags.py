@@ -15,6 +15,8 @@ from scott.commands import demo, distill, evaluate, plan, prepare, sample
 from scott.data.settings import Settings
 from scott.export.trained import student_grid
 from scott.recipes.configs import RECIPES
+from scott.samplers import StudentSampler
+from scott.students import Student
 from scott.training.config import DistillConfig
 
 INTEGERS = ["0", "1", "2", "3", "16", "-1", str(2**63), str(2**64 - 1), str(2**64), "9" * 400]
@@ -117,7 +119,7 @@ def no_work(make_backbone, monkeypatch, tmp_path):
             return torch.no_grad()  # any context
 
     backbone = make_backbone()
-    student = sample.Student("s", backbone, backbone.teacher, student_grid(backbone.schedule, 25), None)
+    student = Student("s", backbone, backbone.teacher, student_grid(backbone.schedule, 25), None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distill, "start_processes", lambda config: OneProcess())
     monkeypatch.setattr(distill, "teacher_of", lambda *_: make_backbone())
@@ -125,9 +127,7 @@ def no_work(make_backbone, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "budget_of", works)
     monkeypatch.setattr(prepare, "prepare_source", works)
     monkeypatch.setattr(sample, "load_student", lambda *_: student)
-    monkeypatch.setattr(
-        sample.StudentSampler, "__call__", lambda self, prompts, seed: torch.zeros(len(prompts), 3, 8, 8)
-    )
+    monkeypatch.setattr(StudentSampler, "__call__", lambda self, prompts, seed: torch.zeros(len(prompts), 3, 8, 8))
     monkeypatch.setattr(evaluate, "target_of", works)
     monkeypatch.setattr(demo, "run", works)
 

@@ -92,7 +92,7 @@ def _train_encoders(work: Path, seed: int, say: Callable[[str], None]) -> tuple[
 
 
 def save_clip(towers: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Both towers in fp16 with their tokenizer and normalisation: all that `ClipFeatures.from_pretrained` reads."""
+    """Both towers in fp16 with their tokenizer and normalisation: all that `evaluation.networks.clip` reads."""
     towers.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     normalisation = {"image_mean": [clip.MEAN] * 3, "image_std": [clip.STD] * 3}
