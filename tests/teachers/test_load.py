@@ -212,7 +212,7 @@ def test_a_part_that_is_missing_or_cut_off(folder_of, family, part):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"_class_name": "FluxPipeline", "unet": ["diffusers", "FluxTransformer2DModel"]}, "a FluxPipeline with Flux"),
+        ({"_class_name": "LuminaPipeline", "unet": ["diffusers", "LuminaNextDiT2DModel"]}, "a LuminaPipeline with L"),
         ({"unet": ["diffusers", "KandinskyNet"]}, "is a StableDiffusionPipeline with KandinskyNet"),
         ({"unet": None, "transformer": ["diffusers", "SD3Transformer2DModel"]}, "SD3Transformer2DModel"),
         ({"unet": [None, None]}, "is a StableDiffusionPipeline with no network"),

@@ -55,7 +55,7 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
     is_onnx, name = hasattr(network, "session"), type(backbone.pipeline).__name__
     if name.startswith("PixArt") or (is_onnx and backbone.part != "unet"):
         raise UserError(f"got --height or --width, and this {name} draws {backbone.resolution} pixels a side alone")
-    least = factor * backbone.packing * (getattr(network.config, "patch_size", None) or 1)
+    least = factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
     if is_onnx:
         least *= 2 ** (len(network.config.block_out_channels) - 1)
     if any(side < least or side % least for side in size):
