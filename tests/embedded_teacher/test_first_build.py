@@ -34,7 +34,7 @@ def test_it_loads_as_a_teacher(built):
 
 def test_the_text_tower_is_the_pipelines_text_encoder(built):
     features, teacher = load_features(built / "out" / "clip"), load_teacher(built / "out" / "teacher")
-    mine, theirs = features.model.text_model.state_dict(), teacher.pipeline.text_encoder.state_dict()
+    mine, theirs = features.network.text_model.state_dict(), teacher.pipeline.text_encoder.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 

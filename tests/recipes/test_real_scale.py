@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from tests.teachers.tiny import FOLDERS
 
 from scott.diffusion import ConsistencyFunction
-from scott.guidance import GuidedDenoiser
 from scott.mini import embedded
 from scott.objective import consistency_loss
 from scott.recipes.configs import RECIPES
@@ -14,14 +14,27 @@ from scott.teachers import load_backbone
 from scott.training.optimization import Optimization
 
 TINY = {"sd15": "sd1", "realistic-vision": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
+NEWER = {recipe: "sd35" if recipe.startswith("sd35") else recipe for recipe in RECIPES.keys() - {*TINY, "mini"}}
+SIDE = 64
+"""Pixels of the newer families' tiny teachers, which draw many by default."""
 BATCH = 16
 
 
 @pytest.fixture(scope="module")
-def teacher(teacher_folders):
+def teacher(teacher_folders, tmp_path_factory):
     """`teacher(recipe, dtype)`: a tiny teacher of a recipe's family, or the embedded one, which is trained."""
     folders = {recipe: teacher_folders[family] for recipe, family in TINY.items()} | embedded.TEACHERS
-    return lambda recipe, dtype=torch.float32: load_backbone(folders[recipe], dtype)
+
+    def make(recipe, dtype=torch.float32):
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp(recipe)
+            FOLDERS[NEWER[recipe]](folders[recipe])
+        backbone = load_backbone(folders[recipe], dtype)
+        if recipe in NEWER:
+            backbone.resize(SIDE)
+        return backbone
+
+    return make
 
 
 def draws(backbone, config):
@@ -37,7 +50,7 @@ def walked(backbone, config, x_n, t_n, noises):
         name: value.expand(len(x_n), *value.shape[1:]) for name, value in backbone.encode_prompts(["a cat"]).items()
     }
     omega = torch.full((len(x_n),), config.guidance_max)
-    denoiser = GuidedDenoiser(backbone.teacher, backbone.unconditional(), omega)
+    denoiser = backbone.guided_teacher(backbone.unconditional(), omega)
     times = config.make_grid(backbone.schedule).substep_times(t_n)
     x_m = config.make_solver(backbone.schedule).walk(denoiser, x_n, times, cond, noises=noises)
     return x_m, times[-1], cond | {"guidance": omega}

@@ -92,10 +92,10 @@ def test_weights_of_a_variant_alone_are_taken(teacher_folders, tmp_path, parts):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "models/model.safetensors"])
-def test_a_file_is_no_teacher(name, tmp_path, monkeypatch):
+def test_a_file_that_is_no_checkpoint(name, tmp_path, monkeypatch):
     """The hub is not asked for a name that stands for a file here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scott.teachers.load.hf_hub_download", None)
     (tmp_path / "models").mkdir()
     (tmp_path / name).write_bytes(b"weights")
-    refused(name, "is a file; expected a diffusers pipeline folder")
+    refused(name, "cannot be read")

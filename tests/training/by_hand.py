@@ -124,7 +124,7 @@ class Step:
         with self.backbone.adapters.use("critic"):
             unet(x0, t.clamp(min=0), text)
         hook.remove()
-        return self.backbone.heads[0](seen[0].permute(0, 2, 3, 1)).squeeze(-1)
+        return self.backbone.heads[0](seen[0]).squeeze(1)
 
     def critic_inputs(self, fake):
         t_fake = self.draws.t_n

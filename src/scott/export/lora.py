@@ -112,7 +112,7 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
     pipeline.scheduler = expected.scheduler
     _load_as_stock(pipeline, expected.part, folder, kind, form)
     _check_updates(getattr(pipeline, expected.part), expected.updates, folder, TOLERANCE[dtype])
-    got = stock_latents(backbone, expected.info.guidance_scale, expected.resolution)
+    got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
     check("the stock pipeline", folder, expected.latents, got, TOLERANCE[dtype])
 
 

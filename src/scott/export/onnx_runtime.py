@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from scott.errors import UserError
@@ -70,7 +70,7 @@ class _Session(nn.Module):
         super().__init__()
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)  # a network's dtype is its first parameter's
         self.session = open_session(folder / FILE)
-        self.config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        self.config = FrozenDict(json.loads((folder / "config.json").read_text()))
         self.signature = inspect.signature(kind.forward)
         self.scalars = {entry.name for entry in self.session.get_inputs() if not entry.shape}
         # PixArt's, of which its config is mute

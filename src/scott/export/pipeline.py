@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,7 +61,7 @@ def read_student(folder: Path, expected: Expected, dtype: torch.dtype = torch.fl
     side = expected.resolution if needs_size(info.pipeline) else None
     if side:
         backbone.resize(side)
-    stock = stock_latents(backbone, info.guidance_scale, side)
+    stock = backbone.from_pipeline(stock_latents(backbone.pipeline, info.guidance_scale, side))
     check("the stock pipeline", folder, expected.latents, stock, TOLERANCE[dtype])
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), TOLERANCE[dtype])
@@ -137,13 +138,12 @@ def _edit_json(file: Path, changes: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2), encoding="utf-8")
 
 
-def stock_latents(backbone: LatentBackbone, guidance_scale: float, side: int | None = None) -> Tensor:
-    """The 2-step latent of `PROMPT` as anyone draws it with the backbone's pipeline, without scott; of a square of
-    `side` pixels, or as it comes."""
-    pipeline = backbone.pipeline
+def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int | None = None) -> Tensor:
+    """The 2-step latent of `PROMPT` as anyone draws it with a pipeline, without scott, in the pipeline's own layout; of
+    a square of `side` pixels, or as it comes."""
     pipeline.set_progress_bar_config(disable=True)
     with torch.random.fork_rng(devices=[]):
-        latents = pipeline(
+        latents: Tensor = pipeline(
             prompt=PROMPT,
             num_inference_steps=2,
             height=side,
@@ -152,7 +152,7 @@ def stock_latents(backbone: LatentBackbone, guidance_scale: float, side: int | N
             output_type="latent",
             **{"guidance_scale": guidance_scale} | call_options(type(pipeline).__name__),
         ).images
-    return backbone.from_pipeline(latents)
+    return latents
 
 
 _UNCHANGED = {"use_resolution_binning": False, "clean_caption": False}

@@ -47,7 +47,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_single_file_checkpoint(str(file))
     except (OSError, ValueError, AttributeError) as error:
         safe = "; of a .ckpt only tensors are read, since a pickle can run code" if file.suffix == ".ckpt" else ""
-        raise UserError(f"{file} cannot be read ({first_line(error)}){safe}; expected .safetensors") from None
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise UserError(f"{file} cannot be read ({reason}){safe}; expected .safetensors of a whole model") from None
     if not any(name.startswith(_NETWORK) for name in tensors):
         if any("lora" in name for name in tensors):
             raise UserError(f"{file} is a LoRA; give it as --teacher-lora, and as --teacher what it is for")
