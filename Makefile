@@ -51,6 +51,7 @@ site: $(VENV)/.installed
 notebooks: $(VENV)/.installed-dev
 	$(INSTALL) --editable '.[notebooks]'
 	cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb --execute *.py
+	cd notebooks && ../$(BIN)/python -c "$$ONLY_RESULTS" *.ipynb
 
 # The wheel in an empty environment, without extras and away from the sources: every module imports, the demo runs, and
 # its student draws.
@@ -72,6 +73,18 @@ $(OLDER)/.installed: Makefile $(VENV)/.installed-dev
 	rm -rf $(OLDER)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(OLDER) $(OLDER_PACKAGES)
 	touch $@
+
+# Progress bars and warnings, which name the machine's paths, are no results.
+define ONLY_RESULTS
+import sys, nbformat
+for file in sys.argv[1:]:
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    nbformat.write(notebook, file)
+endef
+export ONLY_RESULTS
 
 define IMPORT_ALL
 import importlib, pkgutil, scott
