@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from scott.choices import unknown
@@ -22,6 +23,7 @@ from scott.files import write_atomically
 from scott.mini.embedded import STUDENT_GUIDANCE
 from scott.mini.protocol import MiniReference
 from scott.mini.scenes import pictures
+from scott.progress import Bars
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import teacher_of
 from scott.teachers import LatentBackbone
@@ -39,6 +41,18 @@ QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpo
 def cpu_seconds() -> float:
     """Of this process and of those it started and that have ended, in user and system mode."""
     return sum(os.times()[:4])
+
+
+def exit_code(run: Callable[[Report], None]) -> int:
+    """Of a command: 0, or 2 where it was given something wrong, which one line says."""
+    terminal = Console(stderr=True)
+    try:
+        with Bars(terminal) as bars:
+            run(bars.report)
+    except UserError as error:
+        terminal.print(str(error), markup=False)
+        return 2
+    return 0
 
 
 def parsed(settings: Sequence[str]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from experiments.runs import parsed
-from experiments.trial.__main__ import Trial, main
+from experiments.runs import exit_code, parsed
+from experiments.trial.__main__ import Trial
 
 from scott.commands import prepare
 from scott.errors import UserError
@@ -15,7 +15,7 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
 
     def trial(name, *settings, **options):
         fixed = {"updates": 2, "samples": 12, "folder": tmp_path, "runs": tmp_path / "runs"}
-        return main(Trial(name, ("batch_size=4", "warmup_steps=0", *settings), **fixed | options))
+        return exit_code(Trial(name, ("batch_size=4", "warmup_steps=0", *settings), **fixed | options).run)
 
     still = ("learning_rate=1e-12", "critic_learning_rate=1e-12")
     large = ("learning_rate=1e-2", "adversarial_weight=0", "ema_decay=0")

@@ -13,33 +13,22 @@ from typing import Any
 import tyro
 from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
-from experiments.runs import QUIET, Report, Training, figures_of, measured, progress
-from rich.console import Console
+from experiments.runs import QUIET, Report, Training, exit_code, figures_of, measured, progress
 
 from scott.errors import UserError
 from scott.evaluation import evaluate
 from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import MiniReference, mini_reference
-from scott.progress import Bars
 from scott.recipes.configs import mini, mini_lcm
 from scott.samplers import TeacherSampler
 from scott.students import teacher_of
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
-PAPER: dict[str, Any] = {
-    "solver": "er-sde",
-    "phi": "5",
-    "order": 2,
-    "weighting": "uniform",
-    "adversarial_weight": 0.4,
-    "critic_input": "paper",
-}
-"""What the paper states, on the recipe's jumps and rates, which are of this teacher's scale."""
 METHODS: dict[str, Callable[..., DistillConfig]] = {
     "ours": mini,
     "lcm": mini_lcm,
-    "scott-paper": lambda **changes: mini(**(PAPER | changes)),
+    "scott-paper": partial(mini, method="paper"),
 }
 TEACHER_STEPS = (50, 25)
 CALIBRATION = 40
@@ -158,15 +147,5 @@ def markdown(rows: list[Row]) -> str:
     return table(header, cells)
 
 
-def main(comparison: Comparison) -> int:
-    try:
-        with Bars(Console(stderr=True)) as bars:
-            comparison.run(bars.report)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Comparison, description=__doc__)))
+    sys.exit(exit_code(tyro.cli(Comparison, description=__doc__).run))

@@ -10,12 +10,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from experiments.results import append_line, insert, read_lines, table
-from experiments.runs import QUIET, Report, Training, measured, parsed
-from rich.console import Console
+from experiments.runs import QUIET, Report, Training, exit_code, measured, parsed
 
 from scott.errors import UserError
 from scott.mini.protocol import mini_reference
-from scott.progress import Bars
 from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 
@@ -116,15 +114,5 @@ def _cell(figures: dict[str, float]) -> str:
     return f"{figures['fid']:.2f}, {figures['coverage']:.3f}, {figures['spread']:.3f}"
 
 
-def main(trial: Trial) -> int:
-    try:
-        with Bars(Console(stderr=True)) as bars:
-            trial.run(bars.report)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Trial, description=__doc__)))
+    sys.exit(exit_code(tyro.cli(Trial, description=__doc__).run))
