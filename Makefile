@@ -10,7 +10,7 @@ OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 hugg
 	optimum==2.1.0 optimum-onnx==0.1.0
 REFERENCE := build/reference
 
-.PHONY: demo setup test lint package older site notebooks
+.PHONY: demo setup test lint package older site notebooks release
 
 demo: setup
 	$(BIN)/scott demo
@@ -63,6 +63,19 @@ package:
 	cd $(PACKAGE) && venv/bin/python -c "$$IMPORT_ALL"
 	cd $(PACKAGE) && venv/bin/scott demo --max-steps 2 --samples 10
 	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small red apple" --steps 2
+
+# Checks, builds and tags the version that src/scott/__init__.py has; CONTRIBUTING.md has what goes before and after.
+release: VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/scott/__init__.py)
+release:
+	test -z "$$(git status --porcelain)" || { echo "the tree has changes; commit them"; exit 2; }
+	grep -q '^## $(VERSION) ' CHANGELOG.md || { echo "CHANGELOG.md has no section '## $(VERSION) (date)'"; exit 2; }
+	! git rev-parse --quiet --verify v$(VERSION) || { echo "v$(VERSION) is tagged already"; exit 2; }
+	bash .ci/run
+	rm -rf dist
+	$(INSTALL) build twine
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	git tag --annotate v$(VERSION) --message 'scott $(VERSION)'
 
 # Every export, opened by an older diffusers, transformers and peft, and by optimum: those in a folder of their own, which
 # comes before the environment's; torch and the rest are the environment's.
