@@ -25,7 +25,7 @@ from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.measured import Measured
-from scott.progress import Bars, console, warn
+from scott.progress import Bars, console, outcome, warn
 from scott.teacher_source import TeacherParts, TeacherSource
 
 
@@ -46,7 +46,7 @@ class Demo:
         with Bars(console) as bars:
             results = demo(self.out, max_steps=self.max_steps, samples=self.samples, seed=self.seed, report=bars.report)
         console.print(table(results))
-        console.print(f"student {self.out / 'student'}   report {self.out / 'report.html'}", markup=False)
+        console.print(outcome(self.out), markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass

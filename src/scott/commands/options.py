@@ -14,7 +14,7 @@ from tyro.conf import arg, subcommand
 
 from scott.data.settings import Reading
 from scott.errors import UserError
-from scott.progress import Bars, console
+from scott.progress import Bars, console, outcome
 from scott.recipes.configs import RECIPES
 from scott.training.adversary import Adversary
 from scott.training.config import DistillConfig
@@ -134,7 +134,7 @@ class DistillRecipe:
             return
         with Bars(console) as bars:
             run(config, bars.report, bars.warn)
-        console.print(f"student {config.out / 'student'}", markup=False)
+        console.print(outcome(config.out), markup=False, highlight=False, soft_wrap=True)
 
 
 def _distill_with(recipe: str | None) -> Any:
