@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
+from scott.export.pipeline import call_options
 from scott.export.schedules import PROGRAMS, flow_shift, nearest
 from scott.export.snippet import shown, snippet
 from scott.export.trained import StudentInfo
@@ -151,7 +152,9 @@ def _guidance(info: StudentInfo) -> str:
     low, high = f"{info.guidance_min:g}", f"{info.guidance_max:g}"
     if info.takes_guidance:
         return (f"{low}" if low == high else f"{low} to {high}") + ", given as `guidance_scale`"
-    return f"{low}, built in: draw with `guidance_scale=1.0`"
+    call = {"guidance_scale": 1.0} | call_options(info.pipeline)
+    words = [f"`{name}={scale}`" for name, scale in call.items() if name.endswith("_scale") and scale is not None]
+    return f"{low}, built in: draw with {', '.join(words)}"
 
 
 def _scheduler(info: StudentInfo) -> str:

@@ -75,8 +75,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     weighting: Literal["uniform", "snr+1"] = "uniform"
     """w(t_n), the weight of L_CD at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it."""
     guidance_min: float = 3.0
-    """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. A LoRA student, or a
-    transformer, takes no ω and is trained for a single one."""
+    """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. Only full
+    students of U-Nets and of FLUX.1-dev take ω; others are trained for a single one."""
     guidance_max: float = 3.0
     guidance: float | None = None
     """ω that the student is drawn at, in validation and where none is asked for; the middle of the range by default."""
