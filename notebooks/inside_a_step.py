@@ -125,13 +125,13 @@ with torch.no_grad():
 def show(named, columns):
     _, axes = plt.subplots(len(named), BATCH, figsize=(12, 1.55 * len(named)))
     for row, (name, latents) in zip(axes, named.items(), strict=True):
-        for axis, picture, title in zip(row, teacher.decode(latents), columns, strict=True):
+        for axis, picture in zip(row, teacher.decode(latents), strict=True):
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(title, fontsize=8)
         row[0].set_ylabel(name, fontsize=8)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=8)
     plt.tight_layout()
     plt.show()
 
