@@ -1,5 +1,6 @@
 """Samplers as `evaluation` wants them: (prompts, seed) → images, with what they cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,12 +58,15 @@ class StudentSampler:
     image: Tensor | None = None
     """Pixels (1, 3, H, W) in [0, 1] that drawing starts from, noised to the first time."""
     strength: float = 1.0
-    """Of an image: fraction of the steps that is made, the last ones, as stock pipelines count it."""
+    """Of an image: fraction of the steps that is made, the last ones; stock pipelines round a part of one down, those
+    of flows up."""
 
     @property
     def times(self) -> list[float]:
         """Of the steps that are made."""
-        return self.grid.inference_times(self.steps)[-int(self.steps * self.strength) :]
+        made = self.steps * self.strength
+        count = math.ceil(made) if isinstance(self.backbone.schedule, FlowSchedule) else int(made)
+        return self.grid.inference_times(self.steps)[-count:]
 
     @property
     def network_calls(self) -> int:

@@ -6,6 +6,7 @@ from unittest.mock import create_autospec
 
 import pytest
 import yaml
+from httpx2 import ConnectError
 from huggingface_hub import HfApi
 from PIL import Image
 
@@ -60,8 +61,9 @@ def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_what_the_hub_does_not_take_is_one_line(run, api):
-    api.create_repo.side_effect = OSError("401 Unauthorized\nlonger")
+@pytest.mark.parametrize("kind", [OSError, ConnectError])
+def test_what_the_hub_does_not_take_is_one_line(run, api, kind):
+    api.create_repo.side_effect = kind("401 Unauthorized\nlonger")
     with pytest.raises(UserError, match=r"is written, but the hub does not take it as me/student \(401 Unauthorized\)"):
         push(run, run / "lora", "lora", "me/student")
 

@@ -60,16 +60,19 @@ def test_another_size(student, family, train):
     assert difference(theirs, ours) < 1e-4
 
 
-@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora"), ("sd3", "lora")])
-def test_from_a_picture(student, picture, family, train):
+@pytest.mark.parametrize(
+    ("family", "train", "strength", "calls"),
+    [("sd1", "full", 0.5, 2), ("sdxl", "lora", 0.6, 2), ("sd3", "lora", 0.5, 2), ("sd3", "lora", 0.6, 3)],
+)
+def test_from_a_picture(student, picture, family, train, strength, calls):
     made, folder = student(family, train)
-    asked = Drawn(steps=4, image=picture, strength=0.5, height=64, width=96)
+    asked = Drawn(steps=4, image=picture, strength=strength, height=64, width=96)
     sampler = drawing(made, asked)
-    assert sampler.network_calls == 2
+    assert sampler.network_calls == calls
     pipe = DiffusionPipeline.from_pretrained(folder)
     kind = StableDiffusion3Img2ImgPipeline if family == "sd3" else AutoPipelineForImage2Image
     size = {"height": 64, "width": 96} if family == "sd3" else {}
-    call = {"image": fitted(picture, (64, 96)), "num_inference_steps": 4, "strength": 0.5, **size}
+    call = {"image": fitted(picture, (64, 96)), "num_inference_steps": 4, "strength": strength, **size}
     theirs = stock(kind.from_pipe(pipe), made, **call)
     assert difference(theirs, sampler.latents(["a dog"], 3)) < 1e-4
     away = drawing(made, replace(asked, strength=1.0)).latents(["a dog"], 3)

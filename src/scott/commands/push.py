@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from scott.errors import UserError, first_line
 from scott.export.card import README, readme, results_of
@@ -42,7 +42,7 @@ def push(run: Path, folder: Path, kind: str, repository: str) -> str:
         url = api.create_repo(repository, repo_type="model", exist_ok=True)
         message = f"Student of step {info.updates:,}"
         api.upload_folder(repo_id=repository, folder_path=folder, repo_type="model", commit_message=message)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         raise UserError(
             f"{folder} is written, but the hub does not take it as {repository} ({first_line(error)}); "
             "log in with `hf auth login`, and give the same command again"

@@ -76,7 +76,9 @@ def original_tensors(backbone: LatentBackbone, omega: float) -> Part:
         is_attention = ".attentions." in name and value.ndim == 2
         vae[VAE + names[name]] = value[:, :, None, None] if is_attention else value
     if backbone.prediction == "v_prediction" and base_model(backbone) == "sdxl_base_v1-0":
-        vae["v_pred"] = torch.tensor([])  # by which ComfyUI and A1111 tell
+        vae["v_pred"] = torch.tensor([])  # by which ComfyUI and A1111 tell, and zero terminal SNR by the other
+        if backbone.pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+            vae["ztsnr"] = torch.tensor([])
     encoders = [_encoder(backbone, *item) for item in ENCODERS[base_model(backbone)].items()]
     parts: list[Part] = [_unet(backbone, omega), (vae, iter(vae.items())), *encoders]
     plain = {name: value for shapes, _ in parts for name, value in shapes.items()}
