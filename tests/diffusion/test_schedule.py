@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule, schedule_from_config
-from scott.diffusion.schedule import FEW_STEP_SHIFT
+from scott.diffusion.flow import FEW_STEP_SHIFT
 from scott.errors import UserError
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012}

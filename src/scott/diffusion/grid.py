@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scott.diffusion.schedule import FlowSchedule, NoiseSchedule
+from scott.diffusion.flow import FlowSchedule
+from scott.diffusion.schedule import NoiseSchedule
 from scott.errors import UserError
 
 

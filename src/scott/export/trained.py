@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
-from scott.diffusion.schedule import FEW_STEP_SHIFT
+from scott.diffusion.flow import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.samplers import StudentSampler
