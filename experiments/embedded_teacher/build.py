@@ -5,7 +5,7 @@
     python -m experiments.embedded_teacher.build --out FOLDER        # all of it; a pipeline folder and a CLIP, in fp16
 
 A stage that is stopped goes on by the same command; one that is finished is read back. The same seed gives the same
-weights on the same machine. The tokenizer and the VAE's encoder are not trained.
+weights on the same CPU. The tokenizer and the VAE's encoder are not trained.
 """
 
 import dataclasses
@@ -42,6 +42,10 @@ class Build:
     """Train nothing: write with --out what the stages have got to."""
     unet_steps: int = unet.STAGE.steps
     decoder_steps: int = decoder.STAGE.steps
+    device: str = "cpu"
+    """Where stages train. Their data are drawn on the CPU, and are the same everywhere."""
+    workers: int = 0
+    """Processes that draw the data ahead of the training."""
     seed: int = 0
 
     def run(self) -> None:
@@ -73,7 +77,7 @@ class Build:
         return self.work / stage
 
     def _of(self, config: StageConfig) -> StageConfig:
-        return dataclasses.replace(config, as_is=self.as_is)
+        return dataclasses.replace(config, as_is=self.as_is, device=self.device, workers=self.workers)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -23,7 +23,7 @@ from scott.mini import scenes
 from scott.objective import hinge_discriminator
 
 STAGE = StageConfig(
-    steps=20_000,
+    steps=30_000,
     batch_size=16,
     learning_rate=1e-3,
     weight_decay=0.0,
@@ -87,32 +87,40 @@ def train(folder: Path, vae: AutoencoderKL, shard: Path, *, seed: int, config: S
     torch.manual_seed(seed)
     vae.requires_grad_(False).eval()
     decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
-    critic, perceptual = PatchCritic(), Perceptual()
+    critic, perceptual = PatchCritic(), Perceptual().to(config.device)
+    vae.to(config.device)
+    side = scenes.RESOLUTION // 2 ** (len(vae.config.block_out_channels) - 1)
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed, shard=shard) for i in indices], shard)
+        shape = (len(indices), vae.config.latent_channels, side, side)
+        posterior = torch.randn(shape, generator=generator)
+        scale = NOISE / vae.config.scaling_factor * torch.rand(len(indices), 1, 1, 1, generator=generator)
+        added = scale * torch.randn(shape, generator=generator)
+        joined = torch.tensor(float(indices.start >= CRITIC_FROM * config.batch_size))
+        return {"pixels": pixels, "posterior": posterior, "added": added, "joined": joined}
+
+    def losses(drawn: Tensors) -> Tensors:
+        pixels = drawn["pixels"]
         with torch.no_grad():
-            latents = vae.encode(2 * pixels - 1).latent_dist.sample(generator=generator)
-            share = NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
-            latents += share / vae.config.scaling_factor * torch.randn(latents.shape, generator=generator)
+            encoded = vae.encode(2 * pixels - 1).latent_dist
+            latents = encoded.mean + encoded.std * drawn["posterior"] + drawn["added"]
         decoded = vae.decode(latents).sample / 2 + 0.5
         terms = {
             "pixel_l1": F.l1_loss(decoded, pixels),
             "edge_l1": 0.5 * edge_l1(decoded, pixels),
             "perceptual": PERCEPTUAL * perceptual(decoded, pixels),
         }
-        if indices.start < CRITIC_FROM * config.batch_size:
-            return terms
         logits = critic(torch.cat([pixels, decoded.detach()]))
-        terms["critic"] = hinge_discriminator(*logits.chunk(2)).loss
+        terms["critic"] = drawn["joined"] * hinge_discriminator(*logits.chunk(2)).loss
         critic.requires_grad_(False)
-        terms["adversarial"] = -ADVERSARIAL * critic(decoded).mean()
+        terms["adversarial"] = -ADVERSARIAL * drawn["joined"] * critic(decoded).mean()
         critic.requires_grad_(True)
         return terms
 
     module = nn.ModuleDict({"decoder": decoder, "critic": critic})
-    module.load_state_dict(run_stage("decoder", module, losses, config, folder, seed=seed))
-    decoder.requires_grad_(False).eval()
+    module.load_state_dict(run_stage("decoder", module, draw, losses, config, folder, seed=seed))
+    vae.cpu().requires_grad_(False).eval()
 
 
 @torch.no_grad()

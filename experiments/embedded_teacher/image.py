@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from experiments.embedded_teacher.first.clip import MEAN, STD, tokenize
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from experiments.embedded_teacher.text import Heads, attributes, labels
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from scott.mini import scenes
@@ -40,25 +40,29 @@ def train(
     scale = nn.Module()
     scale.log = clip.logit_scale
     clip.text_model.eval().requires_grad_(False)
+    clip.to(config.device)
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         subjects = torch.randperm(len(of_subject), generator=generator)[:SUBJECTS].tolist()
         rows = [own[i] for s in subjects for own in (of_subject[s],) for i in _draw(len(own), generator)]
         drawn = [pool[row] for row in rows]
-        with torch.no_grad():
-            text = clip.text_projection(clip.text_model(tokenize(tokenizer, [d.caption for d in drawn])).pooler_output)
+        shown = labels(drawn, values) | {"style": torch.tensor([values["style"].index(d.style) for d in drawn])}
         pixels = (scenes.pictures(drawn, shard) - MEAN) / STD
-        image = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        return shown | {"pixels": pixels, "ids": tokenize(tokenizer, [this.caption for this in drawn])}
+
+    def losses(drawn: Tensors) -> Tensors:
+        with torch.no_grad():
+            text = clip.text_projection(clip.text_model(drawn["ids"]).pooler_output)
+        image = clip.visual_projection(clip.vision_model(pixel_values=drawn["pixels"]).pooler_output)
         unit_text, unit_image = (nn.functional.normalize(e, dim=1) for e in (text, image))
         logits = clip.logit_scale.clamp(max=4.6052).exp() * unit_image @ unit_text.T
-        own = torch.arange(len(rows))
+        own = torch.arange(len(image), device=image.device)
         both = [nn.functional.cross_entropy(found, own) for found in (logits, logits.T)]
-        shown = labels(drawn, values) | {"style": torch.tensor([values["style"].index(d.style) for d in drawn])}
-        return {"contrastive": torch.stack(both).mean(), "heads": heads.loss(image, shown)}
+        return {"contrastive": torch.stack(both).mean(), "heads": heads.loss(image, drawn)}
 
     module = nn.ModuleDict({"tower": trained, "heads": heads, "scale": scale})
-    module.load_state_dict(run_stage("image", module, losses, config, folder, seed=seed))
-    clip.eval()
+    module.load_state_dict(run_stage("image", module, draw, losses, config, folder, seed=seed))
+    clip.cpu().eval()
 
 
 def _draw(count: int, generator: torch.Generator) -> list[int]:

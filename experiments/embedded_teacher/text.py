@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from experiments.embedded_teacher.first.clip import tokenize
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
@@ -58,7 +58,7 @@ class Heads(nn.ModuleDict):
         super().__init__({name: nn.Linear(width, len(options)) for name, options in values.items()})
 
     def loss(self, features: Tensor, said: dict[str, Tensor]) -> Tensor:
-        return torch.stack([F.cross_entropy(self[name](features), index) for name, index in said.items()]).sum()
+        return torch.stack([F.cross_entropy(head(features), said[name]) for name, head in self.items()]).sum()
 
 
 def train(
@@ -70,23 +70,25 @@ def train(
     width = clip.config.text_config.hidden_size
     tower = nn.ModuleDict({"model": clip.text_model, "projection": clip.text_projection}).train()
     heads = nn.ModuleDict({"states": Heads(3 * width, values), "embedding": Heads(clip.config.projection_dim, values)})
-    earlier = copy.deepcopy(clip.text_model).eval().requires_grad_(False)
+    earlier = copy.deepcopy(clip.text_model).to(config.device).eval().requires_grad_(False)
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         drawn = [scenes.scene(index, split="train", seed=seed, shard=shard) for index in indices]
-        said, ids = labels(drawn, values), tokenize(tokenizer, [this.caption for this in drawn])
-        out = clip.text_model(ids)
+        return labels(drawn, values) | {"ids": tokenize(tokenizer, [this.caption for this in drawn])}
+
+    def losses(drawn: Tensors) -> Tensors:
+        out = clip.text_model(drawn["ids"])
         states = out.last_hidden_state
         with torch.no_grad():
-            before = earlier(ids).last_hidden_state
+            before = earlier(drawn["ids"]).last_hidden_state
         return {
-            "states": heads["states"].loss(pooled(states), said),
-            "embedding": heads["embedding"].loss(clip.text_projection(out.pooler_output), said),
+            "states": heads["states"].loss(pooled(states), drawn),
+            "embedding": heads["embedding"].loss(clip.text_projection(out.pooler_output), drawn),
             "moved": ANCHOR * F.mse_loss(states, before),
         }
 
     module = nn.ModuleDict({"tower": tower, "heads": heads})
-    module.load_state_dict(run_stage("text", module, losses, config, folder, seed=seed))
+    module.load_state_dict(run_stage("text", module, draw, losses, config, folder, seed=seed))
     tower.eval()
 
 

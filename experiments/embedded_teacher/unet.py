@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, ahead, run_stage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from scott.diffusion import DiscreteSchedule
 from scott.mini import scenes
@@ -30,21 +31,32 @@ STAGE = StageConfig(
 )
 
 
-def cached(file: Path, teacher: LatentBackbone, shard: Path, *, seed: int, count: int) -> dict[str, Tensor]:
+class _Scenes(Dataset[tuple[Tensor, list[str]]]):
+    """Pictures and captions of 64 scenes at a time."""
+
+    def __init__(self, seed: int, shard: Path) -> None:
+        self.seed, self.shard = seed, shard
+
+    def __getitem__(self, chunk: int) -> tuple[Tensor, list[str]]:
+        rows = range(64 * chunk, 64 * chunk + 64)
+        drawn = [scenes.scene(row, split="train", seed=self.seed, shard=self.shard) for row in rows]
+        return scenes.pictures(drawn, self.shard), [this.caption for this in drawn]
+
+
+def cached(
+    file: Path, teacher: LatentBackbone, shard: Path, *, seed: int, count: int, config: StageConfig
+) -> dict[str, Tensor]:
     """Latents' `mean` and `std` (N, C, H, W) and token states `text` (N, L, D) of scenes, in fp16; kept in `file`."""
     if not file.is_file():
         parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "text": []}
-        for start in range(0, count, 64):
-            drawn = [
-                scenes.scene(i, split="train", seed=seed, shard=shard) for i in range(start, min(start + 64, count))
-            ]
-            mean, std = teacher.encode_images(scenes.pictures(drawn, shard))
-            text = teacher.encode_prompts([this.caption for this in drawn])["text"]
+        for pixels, captions in ahead(_Scenes(seed, shard), range(-(-count // 64)), config):
+            mean, std = teacher.encode_images(pixels)
+            text = teacher.encode_prompts(captions)["text"]
             for name, value in (("mean", mean), ("std", std), ("text", text)):
-                parts[name].append(value.half().contiguous())
+                parts[name].append(value.half().cpu().contiguous())
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, partial)
+        save_file({name: torch.cat(values)[:count].contiguous() for name, values in parts.items()}, partial)
         partial.rename(file)
     return load_file(file)
 
@@ -53,12 +65,13 @@ def train(
     folder: Path, teacher: LatentBackbone, shard: Path, *, seed: int, config: StageConfig
 ) -> UNet2DConditionModel:
     """Train (or resume) the network of `teacher`, in place; it ends as its weights' average, in eval mode."""
-    data = cached(folder / "data.safetensors", teacher, shard, seed=seed, count=SCENES)
-    empty = teacher.encode_prompts([""])["text"]
+    teacher.to(config.device)
+    data = cached(folder / "data.safetensors", teacher, shard, seed=seed, count=SCENES, config=config)
+    empty = teacher.encode_prompts([""])["text"].cpu()
     schedule = DiscreteSchedule.stable_diffusion()
     unet = teacher.network.requires_grad_(True).train()
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         batch = len(indices)
         rows = torch.randint(SCENES, (batch,), generator=generator)
         mean, std, text = (data[name][rows].float() for name in ("mean", "std", "text"))
@@ -67,7 +80,11 @@ def train(
         t = torch.randint(1000, (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
         text = torch.where(dropped[:, None, None], empty, text)
-        return {"epsilon_mse": F.mse_loss(unet(schedule.add_noise(x0, noise, t), t, text).sample, noise)}
+        return {"x_t": schedule.add_noise(x0, noise, t).float(), "t": t, "text": text, "noise": noise}
 
-    unet.load_state_dict(run_stage("unet", unet, losses, config, folder, seed=seed))
+    def losses(drawn: Tensors) -> Tensors:
+        return {"epsilon_mse": F.mse_loss(unet(drawn["x_t"], drawn["t"], drawn["text"]).sample, drawn["noise"])}
+
+    unet.load_state_dict(run_stage("unet", unet, draw, losses, config, folder, seed=seed))
+    teacher.to("cpu")
     return unet.requires_grad_(False).eval()

@@ -23,15 +23,18 @@ def train(folder, config=CONFIG, stop_at=None, poison_at=None, seed=0):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
 
-    def losses(indices, generator):
+    def draw(indices, generator):
         if indices.start == (stop_at or -1) * config.batch_size:
             raise Stopped
+        factor = torch.nan if indices.start == (poison_at or -1) * config.batch_size else 1.0
         x = torch.randn(len(indices), 3, generator=generator) + indices.start / 100
-        error = (module(x) - x.sum(1, keepdim=True)).square().mean()
-        factor = torch.nan if indices.start == (poison_at or -1) * config.batch_size else 1
-        return {"error": factor * error, "size": 0.01 * module[0].weight.norm()}
+        return {"x": x, "factor": torch.tensor(factor)}
 
-    return run_stage("test", module, losses, config, folder, seed=seed), module
+    def losses(drawn):
+        error = (module(drawn["x"]) - drawn["x"].sum(1, keepdim=True)).square().mean()
+        return {"error": drawn["factor"] * error, "size": 0.01 * module[0].weight.norm()}
+
+    return run_stage("test", module, draw, losses, config, folder, seed=seed), module
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +109,13 @@ def test_a_frozen_part_does_not_move(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
     before = module[0].weight.clone()
 
-    def losses(indices, generator):
-        return {"size": module(torch.randn(len(indices), 2, generator=generator)).square().mean()}
+    def draw(indices, generator):
+        return {"x": torch.randn(len(indices), 2, generator=generator)}
 
-    average = run_stage("test", module, losses, replace(CONFIG, weight_decay=0.1), tmp_path, seed=0)
+    def losses(drawn):
+        return {"size": module(drawn["x"]).square().mean()}
+
+    average = run_stage("test", module, draw, losses, replace(CONFIG, weight_decay=0.1), tmp_path, seed=0)
     assert torch.equal(average["0.weight"], before)
     assert not torch.equal(average["1.weight"], module[1].weight)
 
@@ -119,3 +125,20 @@ def test_the_rate_can_stay_until_the_last_fifth(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rates = [record["lr"] for record in records]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-2, 1e-2 / 5])
+
+
+def test_workers_draw_what_the_stage_itself_would(whole, tmp_path):
+    _, average, _ = whole
+    again, _ = train(tmp_path, replace(CONFIG, workers=2))
+    assert all(torch.equal(average[key], again[key]) for key in average)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_stage_on_a_gpu_sees_the_same_data(whole, tmp_path):
+    """So its losses are a CPU's, up to rounding, from the steps that are launched as one on."""
+    train(tmp_path, replace(CONFIG, device="cuda", workers=1))
+    errors = [
+        [json.loads(line)["error"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (whole[0], tmp_path)
+    ]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)

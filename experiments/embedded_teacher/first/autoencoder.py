@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,13 +64,19 @@ def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = build_model().train()
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed) for i in indices]) * 2 - 1
-        posterior = vae.encode(pixels).latent_dist
-        terms = reconstruction_terms(vae.decode(posterior.sample(generator=generator)).sample, pixels)
-        return terms | {"kl": KL_WEIGHT * posterior.kl().mean()}
+    side = scenes.RESOLUTION // 2 ** (len(vae.config.block_out_channels) - 1)
 
-    vae.load_state_dict(run_stage("autoencoder", vae, losses, config, folder, seed=seed))
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
+        pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed) for i in indices]) * 2 - 1
+        noise = torch.randn(len(pixels), vae.config.latent_channels, side, side, generator=generator)
+        return {"pixels": pixels, "noise": noise}
+
+    def losses(drawn: Tensors) -> Tensors:
+        posterior = vae.encode(drawn["pixels"]).latent_dist
+        decoded = vae.decode(posterior.mean + posterior.std * drawn["noise"]).sample
+        return reconstruction_terms(decoded, drawn["pixels"]) | {"kl": KL_WEIGHT * posterior.kl().mean()}
+
+    vae.load_state_dict(run_stage("autoencoder", vae, draw, losses, config, folder, seed=seed))
     vae.eval()
     with torch.no_grad():  # unit variance of the scaled latents, as in Stable Diffusion
         latents = vae.encode(scenes.pictures(scenes.Scenes(1024, "train", seed).scenes()) * 2 - 1).latent_dist.mean

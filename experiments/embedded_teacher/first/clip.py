@@ -6,7 +6,7 @@ The text tower becomes the pipeline's `text_encoder`; both towers together measu
 from pathlib import Path
 
 import torch
-from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -95,12 +95,14 @@ def train(folder: Path, tokenizer: CLIPTokenizer, *, seed: int, config: StageCon
     torch.manual_seed(seed)
     clip = build_model(tokenizer).train()
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         drawn = [scenes.scene(index, split="train", seed=seed) for index in indices]
         pixels, captions = scenes.pictures(drawn), [this.caption for this in drawn]
-        out = clip(input_ids=tokenize(tokenizer, captions), pixel_values=(pixels - MEAN) / STD, return_loss=True)
-        return {"contrastive": out.loss}
+        return {"input_ids": tokenize(tokenizer, captions), "pixel_values": (pixels - MEAN) / STD}
 
-    average = run_stage("clip", clip, losses, config, folder, seed=seed)
+    def losses(drawn: Tensors) -> Tensors:
+        return {"contrastive": clip(**drawn, return_loss=True).loss}
+
+    average = run_stage("clip", clip, draw, losses, config, folder, seed=seed)
     clip.load_state_dict(average)
     return clip.eval()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from experiments.embedded_teacher.stage import StageConfig, run_stage
-from torch import Tensor, nn
+from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
+from torch import nn
 from torch.nn import functional as F
 
 from scott.data.preparation import full_settings, prepare_shards
@@ -63,15 +63,18 @@ def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfi
     schedule = DiscreteSchedule.stable_diffusion()
     unet = backbone.network.requires_grad_(True).train()
 
-    def losses(indices: range, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(indices: range, generator: torch.Generator) -> Tensors:
         batch = len(indices)
-        drawn = cached[torch.randint(SCENES, (batch,), generator=generator)].to(backbone.device)
+        drawn = cached[torch.randint(SCENES, (batch,), generator=generator)]
         x0 = drawn.mean + drawn.std * torch.randn(drawn.mean.shape, generator=generator)
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(1000, (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
         text = torch.where(dropped[:, None, None], empty, drawn.cond["text"])
-        return {"epsilon_mse": F.mse_loss(unet(schedule.add_noise(x0, noise, t), t, text).sample, noise)}
+        return {"x_t": schedule.add_noise(x0, noise, t).float(), "t": t, "text": text, "noise": noise}
 
-    unet.load_state_dict(run_stage("unet", unet, losses, config, folder, seed=seed))
+    def losses(drawn: Tensors) -> Tensors:
+        return {"epsilon_mse": F.mse_loss(unet(drawn["x_t"], drawn["t"], drawn["text"]).sample, drawn["noise"])}
+
+    unet.load_state_dict(run_stage("unet", unet, draw, losses, config, folder, seed=seed))
     return unet.eval()
