@@ -64,12 +64,22 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"got --set {setting}; expected key=value")
         if key not in types:
             raise unknown("setting", key, types)
-        kind = types[key] if types[key] in (int, float, bool) else str
+        kind = types[key] if types[key] in (int, float, bool, tuple[float, float]) else str
         try:
-            values[key] = json.loads(text.lower()) if kind is bool else kind(text)
+            values[key] = _value(kind, text)
         except ValueError:
-            raise UserError(f"got --set {setting}; expected a value of type {kind.__name__}") from None
+            expected = (
+                "two numbers, as in 0,0.99" if kind == tuple[float, float] else f"a value of type {kind.__name__}"
+            )
+            raise UserError(f"got --set {setting}; expected {expected}") from None
     return values
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind == tuple[float, float]:
+        one, other = map(float, text.split(","))
+        return one, other
+    return json.loads(text.lower()) if kind is bool else kind(text)
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""The second edition of the embedded teacher, from the weights that ship, stage by stage.
+"""The embedded teacher that ships, from its first edition, stage by stage.
 
-    python -m experiments.embedded_teacher.build text image unet     # on one core
-    python -m experiments.embedded_teacher.build decoder             # on another
-    python -m experiments.embedded_teacher.build --out FOLDER        # all of it; a pipeline folder and a CLIP, in fp16
+    python -m experiments.embedded_teacher.build text image unet --start FIRST     # on one core
+    python -m experiments.embedded_teacher.build decoder --start FIRST             # on another
+    python -m experiments.embedded_teacher.build --start FIRST --out FOLDER        # all of it; a pipeline and a CLIP, in fp16
 
 A stage that is stopped goes on by the same command; one that is finished is read back. The same seed gives the same
 weights on the same CPU. The tokenizer and the VAE's encoder are not trained.
@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 import tyro
 from experiments.embedded_teacher import decoder, image, text, unet
-from experiments.embedded_teacher.drawings import SHARD
 from experiments.embedded_teacher.first.build import save_clip
 from experiments.embedded_teacher.stage import StageConfig
 from transformers import CLIPModel
@@ -26,16 +25,16 @@ from scott.mini import embedded, glyphs
 Stage = Literal["text", "image", "decoder", "unet"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Build:
     """Train stages of the embedded teacher; with --out, write what they give."""
 
     stages: tyro.conf.Positional[tuple[Stage, ...]] = ("text", "image", "decoder", "unet")
     work: Path = Path("runs/embedded-teacher")
     """Where the stages keep their checkpoints and logs."""
-    start: Path = glyphs.ASSETS
-    """A folder with teacher/ and clip/ to start from."""
-    shard: Path = SHARD
+    start: Path
+    """A folder with teacher/ and clip/ to start from: the first edition's, as first.build writes them."""
+    shard: Path = glyphs.SHARD
     out: Path | None = None
     """Where teacher/ and clip/ are written; needs all stages."""
     as_is: bool = False

@@ -22,6 +22,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from scott.errors import UserError
+from scott.mini import glyphs
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_SIZE = 109
@@ -32,7 +33,7 @@ QUALITY = 90
 """Of WebP's colours; transparency is lossless."""
 SUBJECTS = Path(__file__).with_name("subjects.txt")
 """Chosen by eye from such sheets: the same thing in all four hands, easily named."""
-SHARD = Path(__file__).with_name("glyphs.tar")
+SHARD = glyphs.SHARD
 Draw = Callable[[str], Image.Image | None]
 
 

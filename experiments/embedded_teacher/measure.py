@@ -8,7 +8,7 @@ style's share of the drawn pictures and of the real pictures of the same caption
 share of drawn and of real pictures whose own caption Mini-CLIP finds among all of them. `fid_*` and `floor_*`:
 Fréchet distance of the drawn pictures, and of the captions' own real pictures, to other real ones, in Mini-CLIP's
 features and in EfficientNet-Lite0's. A shard of one style has no figures of style. `--probe` tells instead what a
-linear probe finds in the text tower's states.
+linear probe finds in the text tower's states, `--reconstructions` how near the VAE's are to pictures.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 import tyro
+from experiments.embedded_teacher import decoder
 from experiments.embedded_teacher.text import probe
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,13 +55,18 @@ class Measure:
     """Write a 64-picture contact sheet of medium and large subjects, in the order of the captions printed beside it."""
     probe: bool = False
     """Draw nothing: `text.probe` of the teacher's text tower."""
+    reconstructions: bool = False
+    """Draw nothing: `decoder.measure` of the teacher's VAE."""
     json: bool = False
 
     def run(self) -> None:
         figures: Figures
-        if self.probe:
+        if self.probe or self.reconstructions:
             pipeline = embedded.load_teacher(self.teacher / "teacher").pipeline
-            figures = dict(probe(pipeline.text_encoder, pipeline.tokenizer, self.shard))
+            if self.probe:
+                figures = dict(probe(pipeline.text_encoder, pipeline.tokenizer, self.shard))
+            else:
+                figures = dict(decoder.measure(pipeline.vae, self.shard, samples=self.samples))
         else:
             drawn, figures = self.measure()
             if self.grid:

@@ -125,7 +125,7 @@ def built(tmp_path_factory):
         patch.setattr(image, "POOL", 2048)
         patch.setattr(unet, "SCENES", 16)
         for work, out in (("work", "out"), ("again", "out2")):
-            build.Build(work=folder / work, out=folder / out, unet_steps=2, decoder_steps=2).run()
+            build.Build(start=glyphs.ASSETS, work=folder / work, out=folder / out, unet_steps=2, decoder_steps=2).run()
     return folder
 
 

@@ -5,6 +5,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from experiments.embedded_teacher.first import clip as first
 from PIL import Image
 
 from scott.mini import glyphs, scenes
@@ -77,11 +78,11 @@ def test_phrases_of_different_meaning_are_different():
 
 
 def test_an_article_where_there_is_one():
-    subjects = {name.lower() for name in glyphs.load()}
     without = {name.lower() for name in scenes.WITHOUT_ARTICLE}
+    subjects = {name.lower() for shard in (glyphs.SHARD, first.SHARD) for name in glyphs.load(shard)}
     assert without <= subjects
     for i in range(500):
-        scene = scenes.scene(i, split="train", seed=3)
+        scene = scenes.scene(i, split="train", seed=3, named=False)
         word = next(w for w in SIZE_WORDS[scene.size] if w in scene.caption.split())
         assert (f"a {word} {scene.subject.lower()}" in scene.caption) == (scene.subject.lower() not in without)
 
@@ -153,15 +154,17 @@ def thumbnail(drawing):
     return np.asarray(image).astype(float)
 
 
-def test_every_subject_is_drawn_and_no_two_alike():
+def test_every_subject_is_drawn_and_no_two_subjects_alike():
+    """Two hands may draw one subject alike, as Fluent's two do where there is little to shade."""
     for name, drawing in drawings():
         alpha = np.asarray(drawing)[..., 3]
         assert (alpha > 128).mean() > 0.1, name
         assert max(drawing.size) > 60, name
     small = torch.from_numpy(np.stack([thumbnail(drawing).ravel() for _, drawing in drawings()]))
     distance = torch.cdist(small, small) / small.shape[1] ** 0.5
-    distance.fill_diagonal_(torch.inf)
-    assert distance.min() > 9
+    names = [name for name, _ in drawings()]
+    distance[torch.tensor([[one == other for other in names] for one in names])] = torch.inf
+    assert distance.min() > 6
 
 
 def test_drawings_are_premultiplied():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from experiments.embedded_teacher.first.clip import SHARD
 from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,7 +68,8 @@ def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     side = scenes.RESOLUTION // 2 ** (len(vae.config.block_out_channels) - 1)
 
     def draw(indices: range, generator: torch.Generator) -> Tensors:
-        pixels = scenes.pictures([scenes.scene(i, split="train", seed=seed) for i in indices]) * 2 - 1
+        drawn = [scenes.scene(i, split="train", seed=seed, shard=SHARD) for i in indices]
+        pixels = scenes.pictures(drawn, SHARD) * 2 - 1
         noise = torch.randn(len(pixels), vae.config.latent_channels, side, side, generator=generator)
         return {"pixels": pixels, "noise": noise}
 
@@ -79,6 +81,7 @@ def train(folder: Path, *, seed: int, config: StageConfig) -> AutoencoderKL:
     vae.load_state_dict(run_stage("autoencoder", vae, draw, losses, config, folder, seed=seed))
     vae.eval()
     with torch.no_grad():  # unit variance of the scaled latents, as in Stable Diffusion
-        latents = vae.encode(scenes.pictures(scenes.Scenes(1024, "train", seed).scenes()) * 2 - 1).latent_dist.mean
+        drawn = scenes.Scenes(1024, "train", seed, SHARD).scenes()
+        latents = vae.encode(scenes.pictures(drawn, SHARD) * 2 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from experiments.embedded_teacher.first.clip import SHARD
 from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
 from torch import nn
 from torch.nn import functional as F
@@ -55,7 +56,7 @@ def grown(earlier: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig) -> UNet2DConditionModel:
     """Train (or resume) in `folder` with ε-prediction on Stable Diffusion's schedule; the averaged model, eval mode."""
-    images, settings, data = scenes.SceneSource(SCENES, "train", seed), Settings(), folder / "data"
+    images, settings, data = scenes.SceneSource(SCENES, "train", seed, SHARD), Settings(), folder / "data"
     made_for = full_settings("mini", images, settings, backbone, fingerprints(backbone))
     prepare_shards(images, backbone, settings, made_for, data, lambda *_: None)
     cached = ShardSource(data, seed).all()

@@ -24,7 +24,7 @@ RECORDED = ASSETS / "recorded.json"
 """The teacher's rows on 1,000 held-out captions, which the demo shows: written by `python -m experiments.recorded_run
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
 
-GUIDANCE, STUDENT_GUIDANCE = 2.5, 3.0
+GUIDANCE, STUDENT_GUIDANCE = 2.0, 2.0
 """ω of teacher and student: each where its FID is lowest on the validation split, SCott's and LCM's students alike."""
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
