@@ -1,8 +1,8 @@
 """The embedded teacher that ships, from its first edition, stage by stage.
 
-    python -m experiments.embedded_teacher.build text image unet --start FIRST     # on one core
-    python -m experiments.embedded_teacher.build decoder --start FIRST             # on another
-    python -m experiments.embedded_teacher.build --start FIRST --out FOLDER        # all of it; a pipeline and a CLIP, in fp16
+    python -m experiments.embedded_teacher.build text image unet --start FIRST    # on one core
+    python -m experiments.embedded_teacher.build decoder --start FIRST            # on another
+    python -m experiments.embedded_teacher.build --start FIRST --out FOLDER       # all: a pipeline and a CLIP in fp16
 
 A stage that is stopped goes on by the same command; one that is finished is read back. The same seed gives the same
 weights on the same CPU. The tokenizer and the VAE's encoder are not trained.

@@ -77,8 +77,8 @@ def mini(**changes: Any) -> DistillConfig:
     A 5 M-parameter network takes larger steps than SD1.5 does: 1e-4 instead of 8e-6. So few updates do not carry the
     data through 42 jumps of 24, and each jump adds the student's own error to its target; hence jumps of 300, which
     SDE-DPM-Solver++(2M) walks in 3 sub-steps, and by LCM, whose own 20 are as short, 100. The loss is weighted as one
-    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's best. The critic gets t_n for data
-    too, since it otherwise reads the answer off the time.
+    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's best. The critic gets t_n for
+    data too, since it otherwise reads the answer off the time.
     """
     train = changes.get("train", "full")
     low, high = (1.0, 3.0) if train == "full" else (2.0, 2.0)
