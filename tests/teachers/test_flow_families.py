@@ -8,8 +8,10 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from tests.teachers.stock_pipelines import assert_same_latents
 from tests.teachers.tiny import FOLDERS
 
+from scott import evaluation
 from scott.commands.distill import add_models
 from scott.data.batch import Batch
+from scott.evaluation.stock import PipelineSampler
 from scott.export.lora import read_lora, save_lora
 from scott.export.pipeline import read_student, save_student
 from scott.export.trained import Trained
@@ -84,6 +86,19 @@ def test_the_teacher_sampler_is_the_stock_pipeline(backbone):
     assert_same_latents(ours, backbone.from_pipeline(stock(backbone)), 2e-5)
     assert (ours - sampler.latents(["dog"], 3)).abs().max() > 1e-3
     assert (ours - TeacherSampler(backbone, STEPS, 1.0).latents([PROMPT], 3)).abs().max() > 1e-3
+
+
+def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, folder, monkeypatch):
+    made = load_backbone(folder(family))
+    sampler = PipelineSampler(made.pipeline, STEPS, OMEGA)
+    assert sampler.resolution == made.resolution
+    made.resize(SIDE)
+    monkeypatch.setattr(evaluation.stock, "DEFAULT_SIZE", SIDE // made.pipeline.vae_scale_factor)
+    call = {"generator": torch.manual_seed(3), "height": SIDE, "width": SIDE, "guidance_scale": OMEGA}
+    call |= GUIDANCE.get(type(made.pipeline).__name__, {})
+    expected = made.pipeline(prompt=PROMPT, num_inference_steps=STEPS, output_type="pt", **call).images
+    torch.testing.assert_close(sampler([PROMPT], 3), expected, atol=1e-5, rtol=0)
+    assert sampler.network_calls == STEPS * made.teacher_calls
 
 
 def test_prompts_in_a_batch_are_encoded_as_alone(backbone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError, first_line
+from scott.teachers.family import DEFAULT_SIZE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,7 +24,7 @@ class PipelineSampler:
     pipeline: DiffusionPipeline
     steps: int
     guidance: float | None
-    """What the pipeline calls `guidance_scale`; None leaves it the pipeline's default."""
+    """ω, in the form uncond + ω (cond − uncond), or as the network takes it; None leaves the pipeline's default."""
     network_calls: int = field(default=0, init=False)
 
     @torch.no_grad()
@@ -34,14 +36,15 @@ class PipelineSampler:
             rows += len(output[0])
 
         hook = self.network.register_forward_hook(count, with_kwargs=True)
-        scale = {} if self.guidance is None else {"guidance_scale": self.guidance}
         try:
             images = self.pipeline(
-                list(prompts),
+                prompt=list(prompts),
                 num_inference_steps=self.steps,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="pt",
-                **scale,
+                height=self.resolution,
+                width=self.resolution,
+                **call_options(self.pipeline, self.guidance),
             ).images
         finally:
             hook.remove()
@@ -54,8 +57,27 @@ class PipelineSampler:
 
     @property
     def resolution(self) -> int:
-        """Pixels a side, as the pipeline draws by default."""
-        return self.network.config.sample_size * self.pipeline.vae_scale_factor
+        """Pixels a side: what the network's config says it is for, else those of `DEFAULT_SIZE` places, as pipelines
+        have it."""
+        size = self.network.config.get("sample_size") or DEFAULT_SIZE
+        return (size if isinstance(size, int) else size[0]) * self.pipeline.vae_scale_factor
+
+
+def call_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
+    """How a pipeline is asked for ω, and for no other size than the one it is given.
+
+    Qwen-Image has another name for ω, and Z-Image takes the s of cond + s (cond − uncond).
+    """
+    options: dict[str, Any] = {}
+    if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
+        options["use_resolution_binning"] = False
+    if omega is None:
+        return options
+    own: dict[str, dict[str, Any]] = {
+        "QwenImagePipeline": {"true_cfg_scale": omega, "negative_prompt": ""},
+        "ZImagePipeline": {"guidance_scale": omega - 1},
+    }
+    return options | own.get(type(pipeline).__name__, {"guidance_scale": omega})
 
 
 def load_pipeline(
