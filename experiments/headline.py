@@ -1,13 +1,14 @@
-"""The comparison in five figures, from its results: `python -m experiments.headline --json`.
+"""The comparison in a few figures, from its results: `python -m experiments.headline --json`.
 
 With FID and coverage in 2 steps at one budget of CPU time, seed by seed,
 
     gap_closed_equal_…       = (LCM − ours) / (LCM − teacher)           of FID
     coverage_closed_equal_…  = (ours − LCM) / (teacher − LCM)           of coverage
     excess_ratio_n           = (ours in n steps − floor) / (teacher − floor)   of FID
+    excess_ratio_instaflow_1, excess_ratio_ufogen_1, …_4     the same of those, where they were trained
 
 where the teacher makes 50 steps, and the floor is real pictures against real ones. A figure is the mean over the seeds
-that all three runs have, its interval Student's t of 95 %, and null of a single seed.
+that all three runs of ours and LCM's have, its interval Student's t of 95 %, and null of a single seed.
 """
 
 import json
@@ -25,11 +26,13 @@ from scipy.stats import t as student_t
 from scott.errors import UserError
 
 RESULTS = Path(__file__).parent / "comparison" / "results.jsonl"
+RIVALS = (("instaflow", 1), ("ufogen", 1), ("ufogen", 4))
+"""(method, steps) of experiments/baselines, as their papers draw."""
 Figures = dict[str, float | list[float] | None]
 
 
 def headline(rows: list[Row], budget: float | None = None) -> Figures:
-    """The five figures and their intervals, at `budget` or at the largest that has all runs of a seed.
+    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed.
 
     Raises:
         UserError: no seed has all three runs, or the teacher or the floor is not there.
@@ -59,6 +62,9 @@ def headline(rows: list[Row], budget: float | None = None) -> Figures:
             "excess_ratio_4": (of("ours", "time", seed, 4).fid - floor.fid) / excess,
         }.items():
             per_seed.setdefault(name, []).append(value)
+        for method, steps in RIVALS:
+            if row := by_run.get(((method, "time", at, seed), steps)):
+                per_seed.setdefault(f"excess_ratio_{method}_{steps}", []).append((row.fid - floor.fid) / excess)
     figures: Figures = {"budget": at, "seeds": len(seeds)}
     for name, values in per_seed.items():
         figures |= {name: mean(values), f"{name}_interval": interval(values)}
@@ -82,7 +88,7 @@ def _one(rows: list[Row], method: str, steps: int) -> Row:
 
 @dataclass
 class Headline:
-    """Print the five figures."""
+    """Print the figures."""
 
     json: bool = False
     """As JSON."""

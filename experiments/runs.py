@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from scott.progress import Bars
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import teacher_of
 from scott.teachers import LatentBackbone
-from scott.training.checkpoint import latest_checkpoint, load_checkpoint
+from scott.training.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 from scott.training.trainer import Hooks, distill
@@ -105,7 +105,7 @@ class Training:
         add_models(self.backbone, config)
         if self.source is not None:
             load_models(self.backbone, self.source)
-        spent = _Spent(config.out)
+        spent = Spent(config.out, config.out / "checkpoints")
 
         def progress(done: int, terms: dict[str, float]) -> None:
             spent.write(done)
@@ -114,15 +114,20 @@ class Training:
         distill(self.backbone, data, config, Hooks(progress=progress))
         return spent.total(config.max_steps)
 
+    def samplers(self) -> dict[int, StudentSampler]:
+        """Of the student's EMA, by steps."""
+        backbone, grid = self.backbone, self.config.make_grid(self.backbone.schedule)
+        return {n: StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE) for n in STEPS}
 
-class _Spent:
-    """CPU seconds by the step they had been spent at, kept beside a run."""
 
-    def __init__(self, out: Path) -> None:
-        self.file, self.out = out / "cpu_seconds.json", out
+class Spent:
+    """CPU seconds by the step they had been spent at, kept in a run's folder; those that a crash lost are forgotten."""
+
+    def __init__(self, out: Path, checkpoints: Path) -> None:
+        self.file = out / "cpu_seconds.json"
         there = json.loads(self.file.read_text()) if self.file.is_file() else {}
-        newest = latest_checkpoint(out / "checkpoints")
-        start = int(newest.name.removeprefix("step-")) if newest else 0
+        newest = latest_checkpoint(checkpoints)
+        start = checkpoint_step(newest) if newest else 0
         self.steps = {int(step): seconds for step, seconds in there.items() if int(step) <= start}
         self.before = max(self.steps.values(), default=0.0)
         self.began = cpu_seconds()
@@ -174,13 +179,13 @@ class Kept:
 
 
 def measured(
-    backbone: LatentBackbone, config: DistillConfig, reference: MiniReference, report: Report
+    samplers: Mapping[int, StudentSampler], reference: MiniReference, report: Report
 ) -> dict[str, dict[str, float | None]]:
-    """Steps → FID, coverage, CLIP score of the student's EMA, and the spread of its latents over real ones'."""
-    figures, grid, real = {}, config.make_grid(backbone.schedule), real_latents(backbone, reference)
-    for steps in STEPS:
-        sampler = Kept(StudentSampler(backbone, backbone.target, grid, steps, STUDENT_GUIDANCE))
-        name = f"{steps} steps"
+    """Steps → FID, coverage, CLIP score, and the spread of the latents drawn over real ones'."""
+    figures, real = {}, None
+    for steps, drawn_by in samplers.items():
+        real = real_latents(drawn_by.backbone, reference) if real is None else real
+        sampler, name = Kept(drawn_by), f"{steps} steps"
         row = evaluate(sampler, reference, name=name, progress=partial(progress, report, name))
         figures[str(steps)] = figures_of(row) | {"spread": spread(torch.cat(sampler.latents), real)}
     return figures

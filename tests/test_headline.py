@@ -1,4 +1,4 @@
-"""The comparison's rows and its five figures."""
+"""The comparison's rows and its figures."""
 
 import json
 from dataclasses import asdict
@@ -29,8 +29,9 @@ def results():
     return rows
 
 
-def test_the_six_numbers():
-    figures = headline([*results(), row("ours", "time", 2), row("ours", "time", 0, budget=20)])
+def test_the_figures():
+    others = [row("ours", "time", 2), row("ours", "time", 0, budget=20), row("ufogen", "time", 0, 4, 0.9)]
+    figures = headline([*results(), *others])
     assert (figures["seeds"], figures["budget"]) == (2, 240)
     expected = {
         "gap_closed_equal_updates": (0.8 + 0.6) / 2,
@@ -38,6 +39,7 @@ def test_the_six_numbers():
         "coverage_closed_equal_updates": 0.5,
         "excess_ratio_2": (1.5 + 2.0) / 2,
         "excess_ratio_4": (1.0 + 1.5) / 2,
+        "excess_ratio_ufogen_4": 2.0,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     # t of one degree of freedom at 97.5 % is tan(.475 π) = 12.706, and of two values the standard error half their gap
@@ -73,10 +75,27 @@ class FakeTraining:
         self.made.append((self.config.out.name, self.config.max_steps))
         return self.config.max_steps * (0.6 if self.config.has_critic else 0.3)
 
+    def samplers(self):
+        return {}
+
+
+class FakeBaseline:
+    updates = 7
+
+    def __init__(self, out, cpu_minutes, seed):
+        self.minutes = cpu_minutes
+
+    def train(self):
+        return 60 * self.minutes
+
+    def samplers(self):
+        return {}
+
 
 def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, monkeypatch):
     figures = {str(n): {"fid": 1.0, "coverage": 0.5, "clip_score": 0.9, "spread": 1.0} for n in (1, 2, 4)}
     monkeypatch.setattr(comparison, "Training", FakeTraining)
+    monkeypatch.setattr(comparison, "BASELINES", {"ufogen": FakeBaseline})
     monkeypatch.setattr(comparison, "measured", lambda *arguments: figures)
     monkeypatch.setattr(comparison.Comparison, "reference", None)
     monkeypatch.setattr(FakeTraining, "made", [])
@@ -85,7 +104,7 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
 
     def compare():
-        options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm")}
+        options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm"), "baselines": ("ufogen",)}
         comparison.Comparison(**options, folder=tmp_path, runs=tmp_path / "runs").run(lambda *tick: None)
 
     with pytest.raises(KeyboardInterrupt):
@@ -96,4 +115,6 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     assert trained == [(name.format(seed), updates) for seed in (0, 1) for name, updates in runs.items()]
     rows = read_rows(tmp_path / "results.jsonl")
     assert [r.steps for r in rows if r.method == "lcm"] == [1, 2, 4] * 4
+    others = [(r.method, r.updates, r.cpu_minutes, r.seed) for r in rows if r.method == "ufogen" and r.steps == 4]
+    assert others == [("ufogen", 7, 1.0, 0), ("ufogen", 7, 1.0, 1)]
     assert "lcm | updates" in (tmp_path / "README.md").read_text()

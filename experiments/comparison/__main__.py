@@ -1,4 +1,5 @@
-"""LCM, SCott as the paper has it, and ours on the embedded teacher, at equal time and at equal updates.
+"""LCM, InstaFlow, UFOGen, SCott as the paper has it, and ours on the embedded teacher, at equal time and at equal
+updates.
 
 Every row goes into results.jsonl as it ends, and a run that was stopped goes on: the same command makes the rest.
 """
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from experiments.baselines.instaflow import InstaFlow
+from experiments.baselines.student import Baseline
+from experiments.baselines.ufogen import UFOGen
 from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
 from experiments.runs import QUIET, Report, Training, exit_code, figures_of, measured, progress
@@ -30,6 +34,7 @@ METHODS: dict[str, Callable[..., DistillConfig]] = {
     "lcm": mini_lcm,
     "scott-paper": partial(mini, method="paper"),
 }
+BASELINES: dict[str, type[Baseline]] = {"instaflow": InstaFlow, "ufogen": UFOGen}
 TEACHER_STEPS = (50, 25)
 CALIBRATION = 40
 """Updates from which it is read how many fit into a budget."""
@@ -45,13 +50,17 @@ class Comparison:
     methods: tuple[str, ...] = ("ours", "lcm", "scott-paper")
     at_equal_updates: tuple[str, ...] = ("lcm",)
     """Those that are trained a second time, for as many updates as ours made in the budget."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    """Those of experiments/baselines that are trained in the largest budget."""
     samples: int = 5000
     folder: Path = HERE
     runs: Path = Path("runs/comparison")
 
     def run(self, report: Report) -> None:
-        if unknown := {*self.methods, *self.at_equal_updates} - METHODS.keys():
-            raise UserError(f"got methods {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}")
+        known = {"methods": METHODS, "at_equal_updates": METHODS, "baselines": BASELINES}
+        for option, names in known.items():
+            if unknown := {*getattr(self, option)} - names.keys():
+                raise UserError(f"got {option} {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
         self.measure_references(report)
         for budget in self.budgets:
             for seed in self.seeds:
@@ -59,6 +68,8 @@ class Comparison:
                     self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
                 for method in self.at_equal_updates:
                     self.train(Row(**_blank(method, "updates", budget, seed, self.samples)), report)
+                for method in self.baselines if budget == max(self.budgets) else ():
+                    self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
         insert(self.folder / "README.md", "comparison", markdown(self.rows()))
 
     @property
@@ -91,11 +102,16 @@ class Comparison:
         if blank.run in {row.run for row in self.rows()}:
             return
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
-        updates = self.updates(blank, self.runs / name, report)
-        training, minutes = self.trained(blank.method, name, updates, blank.seed, report)
-        made = measured(training.backbone, training.config, self.reference, report)
+        run: Training | Baseline
+        if blank.method in BASELINES:
+            run = BASELINES[blank.method](out=self.runs / name, cpu_minutes=blank.budget, seed=blank.seed)
+            minutes = run.train() / 60
+            updates = run.updates
+        else:
+            updates = self.updates(blank, self.runs / name, report)
+            run, minutes = self.trained(blank.method, name, updates, blank.seed, report)
         trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2))
-        for steps, figures in made.items():
+        for steps, figures in measured(run.samplers(), self.reference, report).items():
             append_line(self.file, asdict(trained) | figures | {"steps": int(steps)})
 
     def trained(self, method: str, name: str, updates: int, seed: int, report: Report) -> tuple[Training, float]:

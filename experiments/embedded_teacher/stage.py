@@ -8,10 +8,10 @@ one would take most of the time.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +113,20 @@ class Launched:
 
 
 def run_stage(
-    name: str, module: nn.Module, draw: Draw, losses: Losses, config: StageConfig, folder: Path, *, seed: int
+    name: str,
+    module: nn.Module,
+    draw: Draw,
+    losses: Losses,
+    config: StageConfig,
+    folder: Path,
+    *,
+    seed: int,
+    groups: Sequence[dict[str, Any]] | None = None,
 ) -> Tensors:
     """Minimise the sum of `losses(draw(samples, generator))` and return the EMA of the module's state, on the CPU.
 
-    The terms are logged by name to `folder/log.jsonl`.
+    The terms are logged by name to `folder/log.jsonl`. `groups` are the optimizer's groups of parameters, each clipped
+    alone; by default one of all that are trained.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -125,9 +134,8 @@ def run_stage(
     """
     module.to(config.device)
     graphed = torch.device(config.device).type == "cuda"
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters,
+        groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=config.weight_decay,
@@ -161,9 +169,9 @@ def run_stage(
         values = torch.stack(list(terms.values()))
         optimizer.zero_grad()
         values.sum().backward()
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        norms = [nn.utils.clip_grad_norm_(group["params"], config.clip_norm) for group in optimizer.param_groups]
         optimizer.step()
-        return torch.cat([values.detach(), norm.detach()[None]])
+        return torch.cat([values.detach(), nn.utils.get_total_norm(norms).detach()[None]])
 
     launched = Launched(update, config.device)
     began = time.monotonic()

@@ -66,10 +66,9 @@ class Trial:
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
         reference = mini_reference(self.samples, "validation")  # raises before the training
-        config = self.config()
-        training = Training(config, self.source, self.runs / "data")
+        training = Training(self.config(), self.source, self.runs / "data")
         seconds = training.train(report)
-        figures = measured(training.backbone, config, reference, report)
+        figures = measured(training.samplers(), reference, report)
         return {"cpu_seconds": round(seconds, 1), "steps": figures}
 
     def config(self) -> DistillConfig:

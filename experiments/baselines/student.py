@@ -1,0 +1,211 @@
+"""A student of the embedded teacher that scott's trainer does not make: its data, budget, cost, and saved form."""
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+import tyro
+from experiments.embedded_teacher.stage import Draw, Losses, StageConfig, Tensors, run_stage
+from experiments.embedded_teacher.unet import cached
+from experiments.runs import Spent, cpu_seconds, exit_code
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from scott.commands.prepare import MINI_SCENES
+from scott.diffusion import JumpGrid
+from scott.errors import UserError
+from scott.export.pipeline import save_student
+from scott.export.trained import STUDENT_INFO, StudentInfo, replacing
+from scott.files import write_atomically
+from scott.mini import embedded, glyphs
+from scott.samplers import StudentSampler
+from scott.teachers import LatentBackbone
+
+CALIBRATION = 20
+"""Steps from which it is read how many fit into a budget; they are not counted."""
+CHUNK = 64
+CHECKPOINT_EVERY = 100
+
+
+@dataclass(kw_only=True)
+class Baseline(ABC):
+    """What `fit` of a method trains goes on where it was stopped, to the same bits, by the same options."""
+
+    out: Path
+    teacher: Path = glyphs.ASSETS
+    """A folder with teacher/."""
+    shard: Path = glyphs.SHARD
+    """The drawings that its pictures are made of."""
+    cpu_minutes: float | None = None
+    """Of all that is computed for the student, the teacher's calls too; the number of steps follows from it."""
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    warmup: int = 50
+    seed: int = 0
+    scenes: int = MINI_SCENES
+
+    method: ClassVar[str]
+    drawn_in: ClassVar[tuple[int, ...]]
+    """The numbers of steps that it is made for."""
+
+    @abstractmethod
+    def fit(self) -> nn.Module:
+        """The trained network, made by `stage` and `kept`, which count what they cost."""
+
+    def train(self) -> float:
+        """CPU seconds of all that was computed for the student, without those a crash lost.
+
+        Raises:
+            UserError: not one of `steps` and `cpu_minutes`, or `out` is of a run with other options.
+        """
+        if (self.steps is None) == (self.cpu_minutes is None):
+            raise UserError(f"got {self.steps} steps and {self.cpu_minutes} CPU minutes; give one of them")
+        torch.manual_seed(self.seed)
+        given = {name: str(value) for name, value in asdict(self).items()}
+        file = self.out / "options.json"
+        there = json.loads(file.read_text()) if file.is_file() else given
+        if other := [name for name in given if there.get(name) != given[name]]:
+            raise UserError(f"{self.out} is of a run with other {', '.join(other)}; choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(given, indent=1))
+        self.updates, self.seconds = 0, 0.0
+        self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
+        return self.seconds
+
+    @cached_property
+    def backbone(self) -> LatentBackbone:
+        return embedded.load_teacher(self.teacher / "teacher")
+
+    @cached_property
+    def data(self) -> Tensors:
+        """`mean` and `std` of the latents and `text` of the scenes that scott's students are trained on, kept beside
+        `out` for other runs."""
+        made_of = sha256(f"{self.backbone.version} {self.scenes}".encode() + self.shard.read_bytes()).hexdigest()
+        file = self.out.parent / f"data-{made_of[:12]}.safetensors"
+        return cached(file, self.backbone, self.shard, seed=0, count=self.scenes, config=self.stage_config())
+
+    def stage_config(self, **changes: Any) -> StageConfig:
+        options = {"steps": CALIBRATION, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        options |= {
+            "weight_decay": 0.0,
+            "warmup": self.warmup,
+            "decay": "last fifth",
+            "checkpoint_every": CHECKPOINT_EVERY,
+        }
+        return StageConfig(**options | changes)
+
+    def stage(
+        self,
+        name: str,
+        module: nn.Module,
+        draw: Draw,
+        losses: Losses,
+        *,
+        share: float = 1.0,
+        seconds: float = 0.0,
+        groups: Sequence[dict[str, Any]] | None = None,
+        **changes: Any,
+    ) -> Tensors:
+        """The EMA of the module's state after that share of `steps`, or after so many CPU seconds as are left."""
+        folder, config = self.out / name, self.stage_config(**changes)
+        run = partial(run_stage, name, module, losses=losses, seed=self.seed, groups=groups)
+        if self.steps is None:
+            calibrate = partial(run, draw, config=config)
+            config = replace(config, steps=_fitting(share * seconds, folder / "steps.json", module, calibrate))
+        else:
+            config = replace(config, steps=max(1, round(share * self.steps)))
+        spent = Spent(folder, folder)
+
+        def counted(indices: range, generator: torch.Generator) -> Tensors:
+            done = indices.start // self.batch_size
+            if done % config.checkpoint_every == 0:
+                spent.write(done)
+            return draw(indices, generator)
+
+        average = run(counted, config=config, folder=folder)
+        spent.write(config.steps)
+        self.updates += config.steps
+        self.seconds += spent.total(config.steps)
+        return average
+
+    def kept(self, name: str, count: int, make: Callable[[range], Tensors]) -> Tensors:
+        """What `make` gives for `count` samples, kept in files of `CHUNK` of them, in fp32."""
+        parts: list[Tensors] = []
+        for start in range(0, count, CHUNK):
+            file, began = self.out / name / f"{start:06d}.safetensors", cpu_seconds()
+            if not file.is_file():
+                file.parent.mkdir(exist_ok=True)
+                made, partial = make(range(start, min(start + CHUNK, count))), file.with_suffix(".partial")
+                save_file(made, partial, {"cpu_seconds": str(cpu_seconds() - began)})
+                partial.rename(file)
+            with safe_open(file, "pt") as content:
+                self.seconds += float(content.metadata()["cpu_seconds"])
+                parts.append({key: content.get_tensor(key) for key in content.keys()})  # noqa: SIM118 (no dict)
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def samplers(self) -> dict[int, StudentSampler]:
+        """Consistency multistep sampling: predict x0, add noise to the next time; without guidance."""
+        grid = JumpGrid(self.backbone.schedule)
+        return {n: StudentSampler(self.backbone, self.backbone.target, grid, n, 1.0) for n in self.drawn_in}
+
+    def save(self) -> Path:
+        """A pipeline folder that `scott evaluate` and stock pipelines draw with."""
+        grid = JumpGrid(self.backbone.schedule)
+        info = StudentInfo(
+            pipeline=type(self.backbone.pipeline).__name__,
+            scheduler="LCMScheduler",
+            train="full",
+            updates=self.updates,
+            guidance_min=1.0,
+            guidance_max=1.0,
+            takes_guidance=False,
+            original_inference_steps=grid.original_inference_steps,
+            times={str(steps): grid.inference_times(steps) for steps in self.drawn_in},
+            lora_rank=None,
+            lora_alpha=None,
+            only_these_steps=True,
+        )
+        with replacing(self.out / "student") as folder:
+            save_student(self.backbone, folder, grid)
+            (folder / STUDENT_INFO).write_text(info.to_json())
+        return self.out / "student"
+
+    def figures(self) -> dict[str, Any]:
+        """What else is told of a run."""
+        return {}
+
+    def run(self) -> None:
+        """Train and save, and print one line of JSON."""
+        torch.set_num_threads(1)
+        seconds = self.train()
+        line = {"method": self.method, "seed": self.seed, "updates": self.updates, "cpu_seconds": round(seconds, 1)}
+        print(json.dumps(line | self.figures() | {"student": str(self.save())}))  # noqa: T201
+
+
+def _fitting(seconds: float, file: Path, module: nn.Module, run: Callable[..., Tensors]) -> int:
+    """How many steps take so many CPU seconds; once known, kept in `file`, so that a resumed stage is as long."""
+    if not file.is_file():
+        before, began = {key: value.clone() for key, value in module.state_dict().items()}, cpu_seconds()
+        with TemporaryDirectory() as folder:
+            run(folder=Path(folder))
+        each = (cpu_seconds() - began) / CALIBRATION
+        module.load_state_dict(before)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(max(1, int(seconds / each))))
+    return int(json.loads(file.read_text()))
+
+
+def main(method: type[Baseline], description: str | None) -> None:
+    """The command line of a method."""
+    asked = tyro.cli(method, description=description)
+    sys.exit(exit_code(lambda report: asked.run()))

@@ -1,0 +1,243 @@
+"""InstaFlow and UFOGen on the embedded teacher: their formulas, their losses' gradients, and that a run goes on."""
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from experiments.baselines import student
+from experiments.baselines.instaflow import Flow, InstaFlow
+from experiments.baselines.ufogen import UFOGen, critic_loss, generator_loss
+
+from scott.diffusion import DiscreteSchedule, expand_like
+from scott.errors import UserError
+from scott.mini import embedded
+from scott.students import load_student
+
+SCHEDULE = DiscreteSchedule.stable_diffusion()
+FLOW = Flow(SCHEDULE)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --- the rectified flow --------------------------------------------------------------------------------------
+
+
+def test_the_velocity_and_the_teachers_epsilon_are_one_another():
+    backbone = embedded.load_teacher()
+    tau, x_tau = torch.tensor([0, 100, 499, 998]), normal(4, *backbone.latent_shape, dtype=torch.float32)
+    cond = backbone.encode_prompts(["a small red apple"] * 4)
+    x = x_tau / expand_like(SCHEDULE.alpha(tau) + SCHEDULE.sigma(tau), x_tau)
+    with torch.no_grad():
+        velocity = FLOW.velocity(backbone.teacher, x, tau, cond)
+        expected = backbone.output(None, x_tau, tau, cond)
+    torch.testing.assert_close(x - expand_like(FLOW.t[tau], x) * velocity, expected, atol=2e-5, rtol=0)
+    # from the schedule's last time, one Euler step to t = 1 is the network's own prediction
+    last = torch.full((4,), 999)
+    with torch.no_grad():
+        one = x_tau + FLOW.velocity(backbone.teacher, x_tau, last, cond)
+        torch.testing.assert_close(one, backbone.teacher(x_tau, last, cond), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("s", [0.2, 1.0, 3.0])
+def test_the_velocity_of_gaussian_data(s):
+    """Of X1 ~ N(0, s² I): E[X1 − X0 | X_t] = (t s² − (1 − t)) X_t / (t² s² + (1 − t)²)."""
+    tau, x = torch.tensor([0, 10, 400, 998]), normal(4, 3)
+
+    def denoiser(x_t, t, cond):
+        alpha, sigma = (expand_like(c, x_t) for c in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+        return alpha * s**2 * x_t / (alpha**2 * s**2 + sigma**2)
+
+    t = (SCHEDULE.alpha(tau) / (SCHEDULE.alpha(tau) + SCHEDULE.sigma(tau)))[:, None]
+    expected = (t * s**2 - (1 - t)) * x / (t**2 * s**2 + (1 - t) ** 2)
+    torch.testing.assert_close(FLOW.velocity(denoiser, x, tau, None), expected, atol=1e-9, rtol=1e-9)
+
+
+def denoiser_of(velocity):
+    """The denoiser whose velocity is `velocity(t)` everywhere."""
+
+    def denoiser(x_t, tau, cond):
+        t = FLOW.t[tau][:, None]
+        return x_t * (t**2 + (1 - t) ** 2).sqrt() + (1 - t) * velocity(t)
+
+    return denoiser
+
+
+def test_a_straight_flow_has_straightness_zero_and_a_bent_one_the_velocitys_variance():
+    start, direction = normal(5, 3), normal(5, 3, seed=1)
+    end, straightness = FLOW.integrate(denoiser_of(lambda t: direction), start, None, 7)
+    torch.testing.assert_close(end, start + direction)
+    assert straightness == pytest.approx(0, abs=1e-20)
+    end, straightness = FLOW.integrate(denoiser_of(lambda t: 2 * t * direction), start, None, 200)
+    torch.testing.assert_close(end, start + direction, atol=0.02, rtol=0)  # ∫ 2t dt = 1, ∫ (2t − 1)² dt = 1/3
+    assert straightness == pytest.approx(direction.square().mean().item() / 3, rel=0.02)
+
+
+def test_times_are_matched_by_noise_over_data():
+    t = torch.tensor([0.0, 0.3, 0.7, 1.0])
+    tau = FLOW.nearest(t)
+    assert (tau[0], tau[-1]) == (999, 0)
+    assert torch.allclose(SCHEDULE.lam(tau[1:3]), ((1 - t) / t)[1:3].double(), rtol=0.01)
+    start, end = normal(4, 3), normal(4, 3, seed=1)
+    assert torch.equal(FLOW.state(start, end, tau)[0], start[0])
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
+
+SMALL = {"batch_size": 4, "scenes": 8, "warmup": 0}
+
+
+class Stopped(Exception):
+    """Stands for the kill signal."""
+
+
+MADE = {
+    "ufogen": (UFOGen, {"steps": 6}, 3),
+    "instaflow": (InstaFlow, {"steps": 8, "pairs": 6, "pair_steps": 2, "flow_steps": 2}, 6),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_unet, tmp_path_factory):
+    """The embedded teacher with a tiny network in the place of its own."""
+    folder, pipeline = tmp_path_factory.mktemp("teacher"), embedded.load_teacher().pipeline
+    same = ("sample_size", "in_channels", "out_channels", "cross_attention_dim")
+    pipeline.unet = tiny_unet(**{name: pipeline.unet.config[name] for name in same})
+    pipeline.save_pretrained(folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """`trained(method)`: a run to its end, and one that is stopped in between and goes on."""
+
+    @cache
+    def make(name):
+        method, options, stop_at = MADE[name]
+        options, runs = options | SMALL | {"teacher": folder, "learning_rate": 1e-3}, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(student, "CHECKPOINT_EVERY", 2)
+            patch.setattr(student, "CHUNK", 4)
+            for out in ("whole", "stopped"):
+                run = method(out=folder / name / out, **options)
+                if out == "stopped":
+                    draw, calls = run.draw, []
+
+                    def stopping(indices, generator, draw=draw, calls=calls):
+                        calls.append(indices)
+                        if len(calls) > stop_at:
+                            raise Stopped
+                        return draw(indices, generator)
+
+                    run.draw = stopping
+                    with pytest.raises(Stopped):
+                        run.train()
+                    run = method(out=folder / name / out, **options)
+                assert run.train() > 0
+                runs.append(run)
+        return runs
+
+    return make
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_run_that_was_stopped_ends_in_the_same_bits_and_draws_as_it_was_saved(trained, name):
+    whole, resumed = trained(name)
+    states = [run.backbone.copies["target"].state_dict() for run in (whole, resumed)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    teacher = whole.backbone.network.state_dict()
+    assert not all(torch.equal(value, teacher[key]) for key, value in states[0].items())
+    assert whole.updates == resumed.updates == whole.steps
+    saved = load_student(str(whole.save()))
+    for steps, sampler in whole.samplers().items():
+        expected = sampler.latents(["a small red apple"], 1)
+        torch.testing.assert_close(
+            saved.sampler(steps, saved.guidance(None)).latents(["a small red apple"], 1), expected
+        )
+    with pytest.raises(UserError, match="other seed"):
+        replace(whole, seed=1).train()
+
+
+def test_a_few_steps_lower_the_losses(trained):
+    instaflow, _ = trained("instaflow")
+    drawn = instaflow.draw(range(4), torch.Generator().manual_seed(3))
+    after = instaflow.l2(drawn)["l2"].item()
+    instaflow.backbone.copies["student"] = instaflow.backbone.network
+    assert after < instaflow.l2(drawn)["l2"].item()
+    ufogen, _ = trained("ufogen")
+    with torch.no_grad():
+        drawn = ufogen.draw(range(4), torch.Generator().manual_seed(3))
+        assert ufogen.losses(drawn)["critic"] < 2 * math.log(2), "which a critic that tells nothing has"
+
+
+def test_a_budget_is_filled_with_as_many_steps_as_fit(folder, monkeypatch):
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(student, "CALIBRATION", 2)
+    monkeypatch.setattr(student, "cpu_seconds", lambda: next(clock))
+    run = UFOGen(out=folder / "budget", teacher=folder, cpu_minutes=0.25, **SMALL)  # 15 s, of which two steps take 10
+    run.train()
+    assert run.updates == 3
+    assert json.loads((run.out / "ufogen" / "steps.json").read_text()) == 3
+    with pytest.raises(UserError, match="give one of them"):
+        UFOGen(**SMALL).train()
+
+
+# --- UFOGen's game -------------------------------------------------------------------------------------------
+
+
+def test_the_clamped_game_has_its_values_and_no_gradient_beyond_the_clamps():
+    real, fake = (torch.tensor(values, requires_grad=True) for values in ([-1.0, 2.0], [1.0, -2.0]))
+
+    def bce(logit, label):
+        p = 1 / (1 + math.exp(-logit))
+        return -math.log(p if label else 1 - p)
+
+    loss = critic_loss(real, fake)
+    loss.backward()
+    expected = (bce(-1, True) + bce(0.5, True) + bce(1, False) + bce(-0.5, False)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert (real.grad[1], fake.grad[1]) == (0, 0)
+    assert real.grad[0] < 0 < fake.grad[0]
+    judged = torch.tensor([-1.0, 2.0], requires_grad=True)
+    loss = generator_loss(judged)
+    loss.backward()
+    assert loss.item() == pytest.approx((bce(-1, True) + bce(0.5, True)) / 2, rel=1e-6)
+    assert judged.grad[1] == 0 > judged.grad[0]
+
+
+def gradients(network):
+    return [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+
+
+def test_each_loss_moves_its_own_network_and_the_critic_learns_every_second_step(trained):
+    ufogen, _ = trained("ufogen")
+    generator, critic = (ufogen.backbone.copies[name].requires_grad_(True) for name in ("student", "critic"))
+
+    def after(loss):
+        for network in (generator, critic):
+            network.zero_grad()
+        loss.backward()
+        return gradients(generator), gradients(critic)
+
+    drawn = ufogen.draw(range(4), torch.Generator().manual_seed(1))
+    terms = ufogen.losses(drawn)
+    assert terms.keys() == {"generator", "reconstruction", "critic"}
+    of_generator, untouched = after(terms["generator"] + terms["reconstruction"])
+    nothing, of_critic = after(terms["critic"])
+    assert all(grad is None for grad in (*untouched, *nothing))
+    assert all(grad is not None for grad in (*of_generator, *of_critic))
+    assert ufogen.losses(ufogen.draw(range(4, 8), torch.Generator().manual_seed(1))).keys() < terms.keys()
+
+
+def test_the_reconstruction_is_the_error_of_epsilon(trained):
+    ufogen, _ = trained("ufogen")
+    backbone = ufogen.backbone
+    drawn = ufogen.draw(range(4, 8), torch.Generator().manual_seed(2))
+    x_t = SCHEDULE.add_noise(drawn["x0"], drawn["noise"], drawn["t"])
+    epsilon = backbone.output("student", x_t, drawn["t"], {"text": drawn["text"]})
+    expected = (epsilon - drawn["noise"]).square().mean().item()
+    assert ufogen.losses(drawn)["reconstruction"].item() == pytest.approx(expected, rel=1e-4)
