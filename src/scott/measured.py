@@ -25,8 +25,9 @@ class Measured:
     names: Path | None = None
     """A file of pictures' names, one a line (or a CSV whose first column has them): measure on those, in that order."""
     metrics: tuple[str, ...] = ("fid", "clip-score", "coverage")
-    """fid, kid, precision, recall, density, coverage: of --features; fid-clean, fd-dinov2, fd-efficientnet, clip-fid,
-    cmmd, clip-score, preference; and of mini place, size, background: what the pictures show of what was asked for."""
+    """fid, kid, precision, recall, density, coverage, spread: of --features; fid-clean, fd-dinov2, fd-efficientnet,
+    clip-fid, cmmd, clip-score, preference; and of mini place, size, background: what the pictures show of what was
+    asked for."""
     features: str | None = None
     """inception, dinov2, efficientnet or a CLIP (folder, hub id or open_clip:ARCHITECTURE@WEIGHTS, which gives the CLIP
     score too). By default mini's own CLIP for mini, and inception for other data."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scott.evaluation import frechet_distance
-from scott.evaluation.distances import cmmd, frechet_distances, kid
+from scott.evaluation.distances import cmmd, frechet_distances, kid, spread
 from scott.evaluation.matrices import resamples
 
 
@@ -118,6 +118,15 @@ def test_a_resample_is_the_distance_of_its_samples() -> None:
     for metric in (kid, cmmd):
         expected = [metric(real, fake[rows]).item() for rows in chosen]
         assert metric(real, fake, weights).tolist() == pytest.approx(expected, rel=1e-9), metric.__name__
+
+
+def test_spread_is_the_ratio_of_widths_wherever_the_samples_lie() -> None:
+    real, fake = sample(40, 6), 1e4 + sample(30, 6, seed=1)
+    values = spread(real, 0.7 * (real @ rotation(6)) + 1e4)
+    assert values.item() == pytest.approx(0.7, rel=1e-9)
+    weights = resamples(30, 3)
+    again = [spread(real, fake.repeat_interleave(row.long(), dim=0)).item() for row in weights]
+    assert spread(real, fake, weights).tolist() == pytest.approx(again, rel=1e-9)
 
 
 def test_kid_by_hand_and_without_bias() -> None:

@@ -1,4 +1,5 @@
-"""Distances between two sets of features (N, D) and (M, D): Fréchet, and maximum mean discrepancies.
+"""Distances between two sets of features (N, D) and (M, D): Fréchet, maximum mean discrepancies, and the ratio of
+their spreads.
 
     FID, FD-DINOv2    ‖μ_1 − μ_2‖² + Tr(C_1 + C_2 − 2 (C_1 C_2)^½)       Heusel et al. 2017, arXiv 1706.08500, eq. 6
     KID               MMD² of k(x, y) = (x·y / D + 1)³, unbiased            Bińkowski et al. 2018, arXiv 1801.01401
@@ -71,6 +72,15 @@ def cmmd(real: Matrix, fake: Matrix, weights: Tensor | None = None) -> Tensor:
 
     x, y = feature_pair(("real", real), ("fake", fake))
     return CMMD_SCALE * _mmd(F.normalize(x, dim=1), F.normalize(y, dim=1), weights, gaussian, unbiased=False)
+
+
+def spread(real: Matrix, fake: Matrix, weights: Tensor | None = None) -> Tensor:
+    """√(Tr C_fake / Tr C_real), (R,): 1 is as wide as the data, and a student of means shrinks."""
+    x, y = (matrix.cpu() for matrix in feature_pair(("real", real), ("fake", fake), at_least=2))
+    shares = (once(len(y)) if weights is None else weights) / len(y)
+    centred = y - y.mean(dim=0)  # or the difference of the two moments would lose digits
+    drawn = shares @ centred.square().sum(dim=1) - (shares @ centred).square().sum(dim=1)
+    return (drawn * len(y) / (len(y) - 1) / x.var(dim=0).sum()).sqrt()
 
 
 def _mmd(real: Matrix, fake: Matrix, weights: Tensor | None, kernel: Kernel, *, unbiased: bool) -> Tensor:

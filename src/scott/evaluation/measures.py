@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from scott.errors import UserError
 from scott.evaluation import neighbours
-from scott.evaluation.distances import cmmd, frechet_distances, kid
+from scott.evaluation.distances import cmmd, frechet_distances, kid, spread
 from scott.evaluation.matrices import Matrix, feature_pair, resamples
 
 FEATURES = "features"
@@ -62,6 +62,7 @@ METRICS = {
     "recall": Metric(FEATURES, higher_is_better=True),
     "density": Metric(FEATURES, higher_is_better=True),
     "coverage": Metric(FEATURES, higher_is_better=True),
+    "spread": Metric(FEATURES, spread),
     "fd-dinov2": Metric("dinov2", frechet_distances),
     "fd-efficientnet": Metric("efficientnet", frechet_distances),
     "clip-fid": Metric("clip-b", frechet_distances),

@@ -10,7 +10,7 @@ from scott.evaluation.measures import METRICS, USUAL, Figure
 from scott.evaluation.results import Results, Row
 
 FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
-TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑"}
+TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑", "spread": "spread → 1"}
 
 
 def metrics_of(results: Results) -> list[str]:
