@@ -16,6 +16,7 @@ import tyro
 from experiments.embedded_teacher.stage import Draw, Losses, StageConfig, Tensors, run_stage
 from experiments.embedded_teacher.unet import cached
 from experiments.runs import Spent, cpu_seconds, exit_code
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -78,6 +79,7 @@ class Baseline(ABC):
             raise UserError(f"{self.out} is of a run with other {', '.join(other)}; choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(given, indent=1))
+        self.data  # noqa: B018 (it is made here, and costs the student nothing, as of scott's own)
         self.updates, self.seconds = 0, 0.0
         self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
         return self.seconds
@@ -92,7 +94,8 @@ class Baseline(ABC):
         `out` for other runs."""
         made_of = sha256(f"{self.backbone.version} {self.scenes}".encode() + self.shard.read_bytes()).hexdigest()
         file = self.out.parent / f"data-{made_of[:12]}.safetensors"
-        return cached(file, self.backbone, self.shard, seed=0, count=self.scenes, config=self.stage_config())
+        with FileLock(f"{file}.lock"):
+            return cached(file, self.backbone, self.shard, seed=0, count=self.scenes, config=self.stage_config())
 
     def stage_config(self, **changes: Any) -> StageConfig:
         options = {"steps": CALIBRATION, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
