@@ -144,7 +144,7 @@ def _blank(method: str, matched: Matched, budget: float, seed: int, samples: int
 
 
 def markdown(rows: list[Row]) -> str:
-    header = ["method", "matched", "budget", "seed", "updates", "CPU min", "steps", "FID", "coverage", "spread"]
+    header = ["method", "matched", "budget", "seed", "updates", "CPU min", "steps", "FID", "coverage", "spread", "n"]
     cells = [
         [
             r.method,
@@ -157,6 +157,7 @@ def markdown(rows: list[Row]) -> str:
             r.fid,
             r.coverage,
             r.spread,
+            r.samples,
         ]
         for r in rows
     ]
