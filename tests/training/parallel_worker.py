@@ -28,7 +28,7 @@ SETTINGS |= {"jump": 8, "substeps": 1}
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes of what is gathered, as it comes out, and of the gradients that are scattered, as they go in."""
+    """Bytes of what is gathered, as it comes out, and of gradients that are scattered or averaged, as they go in."""
 
     bytes = 0
 

@@ -49,5 +49,5 @@ def test_two_steps_split_over_processes_are_those_of_a_whole_network(request, ca
     tolerance = 1e-2 if case.startswith("fp16") else 1e-4
     assert max(found["losses"], found["norms"], found["weights"]) < tolerance
     assert found["held"] < 0.55 or case == "drawn, averaged", "half of all"
-    if not case.startswith("drawn"):
+    if case != "drawn, averaged":  # which DDP sends
         assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
