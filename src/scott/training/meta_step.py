@@ -24,7 +24,7 @@ from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.counting import Counts, counted
 from scott.training.draws import Draws, sampling_times
-from scott.training.step import distillation_step
+from scott.training.step import Engine, distillation_step
 
 
 def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple["Cost", Counts]:
@@ -35,7 +35,10 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple["Cost", 
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
     drawn, solver = Draws.make(shape, grid, config, torch.Generator()), cast(Solver, _Calls())
-    latents, apart = partial(torch.empty, shape, device="meta"), nullcontext() if config.adversarial_share else None
+    latents, engine = (
+        partial(torch.empty, shape, device="meta"),
+        Engine(apart=nullcontext if config.adversarial_share else None),
+    )
     stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
     drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
     with Cost() as cost, gpu_kernels(), counted(backbone) as counts:
@@ -43,7 +46,7 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple["Cost", 
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config, apart=apart)
+        distillation_step(backbone, solver, grid, batch, uncond, draws, config, engine)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None

@@ -28,7 +28,7 @@ from scott.training.loader import batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
-from scott.training.step import distillation_step, walk_jump
+from scott.training.step import Engine, distillation_step, walk_jump
 
 
 @dataclass
@@ -146,7 +146,13 @@ class _Run:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
         config, optimization, balance = self.config, self.optimization, self.optimization.balance
         draws = self.jumps.draws(step, torch.Size((config.batch_size, *batch.mean.shape[1:])), self.grid)
-        weight = 1.0 if balance else config.adversarial_weight * config.adversarial_factor(step)
+        engine = Engine(
+            **optimization.calls,
+            adversarial_weight=1.0 if balance else config.adversarial_weight * config.adversarial_factor(step),
+            apart=balance.apart if balance else None,
+            scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
+            mark=self.timer.mark,
+        )
         terms: list[dict[str, Tensor]] = []
         for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
@@ -154,17 +160,7 @@ class _Run:
             inputs = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
             x_m = self.jumps.end(step, index, partial(walk_jump, *inputs))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
-                made = distillation_step(
-                    *inputs,
-                    x_m=x_m,
-                    student=optimization.calls["student"],
-                    critic=optimization.calls.get("critic"),
-                    adversarial_weight=weight,
-                    apart=balance.apart() if balance else None,
-                    scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
-                    mark=self.timer.mark,
-                )
-            terms.append(made)
+                terms.append(distillation_step(*inputs, engine, x_m))
         means, stop = self.average(terms, stop)
         spread = self.spread.add(means.pop("moments"))
         norms = optimization.update(step)
