@@ -212,7 +212,7 @@ def _critic_inputs(
 
 @torch.no_grad()
 def _moments(output: Tensor, x0: Tensor, t: Tensor, grid: JumpGrid) -> Tensor:
-    """(T, 5) for the T times at which samples are drawn, descending: the share of the rows that are at the time, and
+    """(T, 5) for the T times at which samples are drawn, descending: the fraction of the rows that are at the time, and
     over the whole batch the mean of those rows' output, its square, x0 and its square."""
     times = torch.tensor(sorted({*sampling_times(grid)}, reverse=True)).to(t)
     each = [torch.ones_like(output), output, output.square(), x0, x0.square()]
