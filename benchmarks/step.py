@@ -21,7 +21,7 @@ from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.counting import Calls, counted
 from scott.training.draws import Draws
 from scott.training.optimization import Optimization
-from scott.training.step import Engine, distillation_step
+from scott.training.step import distillation_step
 
 
 def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
     def step() -> None:
         number = next(numbers)
         draws = Draws.make(encoded.mean.shape, grid, config, generator_for(config.seed, number))
-        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, Engine(**trained.calls))
+        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, trained.engine(number))
         trained.update(number)
 
     def plain_step() -> None:

@@ -21,7 +21,7 @@ from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
 from scott.training.optimization import Optimization
 from scott.training.parallel import local, rows_of_pass, shard
-from scott.training.step import Engine, distillation_step
+from scott.training.step import distillation_step
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup_steps": 0}
 SETTINGS |= {"jump": 8, "substeps": 1}
@@ -74,15 +74,9 @@ def train(folder, config, *, split, checkpointing):
         shard(step.backbone)
     config = dataclasses.replace(config, shard="full" if sharded else "none")
     optimization = Optimization(step.backbone, config)
-    losses, norms, traffic, balance = [], [], Traffic(), optimization.balance
+    losses, norms, traffic = [], [], Traffic()
     processes = torch.distributed.get_world_size() if split else 1
     passes = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)
-    engine = Engine(
-        **optimization.calls,
-        adversarial_weight=1.0 if balance else None,
-        apart=balance.apart if balance else None,
-        scale=lambda loss: optimization.scaler.scale(loss) / len(passes),
-    )
     for number in range(2):
         values = torch.zeros(3)
         for rows in passes:
@@ -95,7 +89,7 @@ def train(folder, config, *, split, checkpointing):
                     step.uncond,
                     step.draws[rows],
                     config,
-                    engine,
+                    optimization.engine(number),
                 )
             values += torch.stack([made[name] for name in ("consistency", "adversarial", "critic")]) / len(passes)
         if split:

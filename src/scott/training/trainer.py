@@ -28,7 +28,7 @@ from scott.training.loader import batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
-from scott.training.step import Engine, distillation_step, walk_jump
+from scott.training.step import distillation_step, walk_jump
 
 
 @dataclass
@@ -144,20 +144,14 @@ class _Run:
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
-        config, optimization, balance = self.config, self.optimization, self.optimization.balance
-        draws = self.jumps.draws(step, torch.Size((config.batch_size, *batch.mean.shape[1:])), self.grid)
-        engine = Engine(
-            **optimization.calls,
-            adversarial_weight=1.0 if balance else config.adversarial_weight * config.adversarial_factor(step),
-            apart=balance.apart if balance else None,
-            scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
-            mark=self.timer.mark,
-        )
+        optimization, backbone = self.optimization, self.backbone
+        draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), self.grid)
+        engine = optimization.engine(step, self.timer.mark)
         terms: list[dict[str, Tensor]] = []
         for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
-            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
-            inputs = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
+            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(backbone.device)
+            inputs = (backbone, self.solver, self.grid, part, self.uncond, drawn, self.config)
             x_m = self.jumps.end(step, index, partial(walk_jump, *inputs))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
                 terms.append(distillation_step(*inputs, engine, x_m))
