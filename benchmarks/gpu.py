@@ -115,7 +115,6 @@ def timed(
     mean, std = torch.randn(shape, device=device), torch.rand(shape, device=device)
     batch, uncond = Batch(mean, std, condition(shape[0])), condition(1)
     trained = Optimization(backbone, config)
-    balance = trained.balance
     seconds, terms = [], {}
     for number in range(options.steps + 2):
         if device.type == "cuda":
@@ -132,11 +131,7 @@ def timed(
             uncond,
             draws,
             config,
-            student=trained.calls["student"],
-            critic=trained.calls.get("critic"),
-            adversarial_weight=1.0 if balance else config.adversarial_weight,
-            apart=balance.apart() if balance else None,
-            scale=trained.scaler.scale,
+            trained.engine(number),
         )
         trained.update(number)
         if device.type == "cuda":

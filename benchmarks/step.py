@@ -17,8 +17,8 @@ from benchmarks.timing import Call, interleaved
 from scott.commands.distill import add_models
 from scott.rng import generator_for
 from scott.teachers import LatentBackbone
-from scott.training.budget import calls_of
 from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.counting import Calls, counted
 from scott.training.draws import Draws
 from scott.training.optimization import Optimization
 from scott.training.step import distillation_step
@@ -33,7 +33,9 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
     times = interleaved(steps, repeats)
     # one pass costs a tenth of a step, and is timed the more often
     passes = interleaved(adapter_calls(ours, plain, data.encoded, model.config), 3 * repeats)
-    calls, flops = network_calls(model.config), forward_equivalents(ours, steps["floor"], data)
+    with counted(ours) as counts:
+        steps["step"]()
+    calls, flops = network_calls(counts.calls(), len(data.prompts)), forward_equivalents(ours, steps["floor"], data)
     over_plain = times.ratio("step", "plain_step") * calls["plain"]
     return {
         "batch_size": len(data.prompts),
@@ -47,7 +49,7 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
     }
 
 
-def network_calls(config: DistillConfig) -> dict[str, float]:
+def network_calls(step: tuple[Calls, ...], batch_size: int) -> dict[str, float]:
     """Network calls an image: a forward pass is one, a batch doubled for guidance two, a backward pass two.
 
     The critic's encoder and decoder count half a network each.
@@ -55,8 +57,8 @@ def network_calls(config: DistillConfig) -> dict[str, float]:
     passes = (
         (call.forward + 2 * call.backward)
         * (0.5 if call.model.startswith("critic ") else 1.0)
-        * (call.samples / config.batch_size)
-        for call in calls_of(config)
+        * (call.samples / batch_size)
+        for call in step
     )
     teacher, target, student = 1 + 1, 1, 1 + 2
     return {"scott": sum(passes), "plain": float(teacher + target + student)}
@@ -86,7 +88,7 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
     def step() -> None:
         number = next(numbers)
         draws = Draws.make(encoded.mean.shape, grid, config, generator_for(config.seed, number))
-        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, **trained.calls)
+        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, trained.engine(number))
         trained.update(number)
 
     def plain_step() -> None:

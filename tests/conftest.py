@@ -41,7 +41,8 @@ from scott.diffusion import JumpGrid
 from scott.teachers import load_backbone
 
 TESTS = Path(__file__).parent
-SLOW = ("training/test_processes.py", "golden/test_golden.py", "training/test_budget.py", "training/test_trainer.py")
+SLOW = ("training/test_processes.py", "training/test_split.py", "golden/test_golden.py", "training/test_stopped.py")
+SLOW += ("training/test_budget.py", "training/test_trainer.py")
 SLOW += ("recipes/test_real_scale.py", "test_cli_export.py", "test_benchmarks.py", "teachers/test_families.py")
 MAX_TOKENS = 16
 disable_progress_bar()

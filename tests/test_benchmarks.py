@@ -16,6 +16,7 @@ from scott.errors import UserError
 from scott.recipes import configs
 from scott.rng import generator_for
 from scott.teachers import load_backbone
+from scott.training.counting import counted
 from scott.training.draws import Draws
 from scott.training.step import distillation_step
 
@@ -95,9 +96,14 @@ def test_the_floor_makes_the_network_calls_of_the_step(trained, config):
     assert sorted(map(str, seen)) == ours
 
 
-def test_network_calls_of_the_step(config):
+def test_network_calls_of_the_step(trained, config):
+    grid, data = config.make_grid(trained.schedule), random_data(trained, BATCH).encoded
+    draws = Draws.make(data.mean.shape, grid, config, generator_for(0))
+    with counted(trained) as counts:
+        solver, uncond = config.make_solver(trained.schedule), trained.unconditional()
+        distillation_step(trained, solver, grid, data, uncond, draws, config)
     # teacher 3 x 2, target 1, student 1 + 2, critic on fake and data 1 + 1, towards the student 2, its own 2 decoders
-    assert step.network_calls(config) == {"scott": 16, "plain": 6}
+    assert step.network_calls(counts.calls(), BATCH) == {"scott": 16, "plain": 6}
 
 
 def test_resident_bytes_count_each_weight_once(model, trained):

@@ -1,20 +1,57 @@
 """Files that are whole or absent."""
 
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from scott.errors import UserError
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write UTF-8 text beside `path`, then move it there: a reader never sees half a file.
+
+@contextmanager
+def replacing(path: Path, partial: Path | None = None, *, durable: bool = False) -> Iterator[Path]:
+    """Where to write what takes the place of `path` when the block ends, and is gone where it fails.
+
+    Args:
+        partial: that place, where the next process is to write over what a killed one left. By default it has this
+            process's number, so that several may write one file at once.
+        durable: it is on the disk before the name is, and the name when the block has ended.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    partial = partial or path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if durable:
+            sync(partial)
+        os.replace(partial, path)
+        if durable:
+            sync(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"no room at {path.parent} ({free:,} bytes free); make some, and the same command goes on where it stopped"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> None:
+    """Write UTF-8 text: a reader never sees half a file.
 
     A path that is no file, such as /dev/null, is written to and not replaced.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        Path(path).write_text(text, encoding="utf-8")
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
         return
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, durable=durable) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:

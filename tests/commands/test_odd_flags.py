@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tyro._backends import _tyro_help_formatting
 
 from scott import arguments, cli
 from scott.commands import demo, distill, evaluate, plan, prepare, sample
@@ -121,6 +122,8 @@ def no_work(make_backbone, monkeypatch, tmp_path):
     backbone = make_backbone()
     student = Student("s", backbone, backbone.teacher, student_grid(backbone.schedule, 25), None)
     monkeypatch.chdir(tmp_path)
+    # flags like an unknown one, which tyro looks for in the options of all recipes: four fifths of this test's time
+    monkeypatch.setattr(_tyro_help_formatting, "recursive_arg_search", lambda **_: ([], False, False))
     monkeypatch.setattr(distill, "start_processes", lambda config: OneProcess())
     monkeypatch.setattr(distill, "teacher_of", lambda *_: make_backbone())
     monkeypatch.setattr(distill, "open_data", works)

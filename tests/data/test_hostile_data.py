@@ -331,7 +331,7 @@ for argument in sys.argv[1:]:
         os._exit(0)
     assert os.wait()[1] == 0
 """
-PICTURES = ["PNG-RGBA", "PNG-P", "PNG-LA", "PNG-I;16", "JPEG-CMYK", "WEBP-RGBA", "TIFF-RGBA"]
+PICTURES = ["PNG-RGBA", "PNG-P", "PNG-LA", "PNG-I;16", "JPEG-CMYK", "WEBP-RGBA", "TIFF-RGBA", "AVIF-RGBA"]
 
 
 @pytest.fixture(scope="module")

@@ -153,8 +153,8 @@ BROKEN = {
     "no object": (lambda f: (f / "manifest.json").write_text("[]"), "no JSON object"),
     "another format": (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "has format 2, expected 1"),
     "not ours": (lambda f: (f / "manifest.json").write_text('{"format": 1, "shards": 3}'), "not as scott writes it"),
-    "a shard missing": (lambda f: (f / "1.tar").unlink(), r"1\.tar is missing, expected [\d,]+ bytes"),
-    "a shard cut": (lambda f: (f / "1.tar").write_bytes(b"x" * 512), r"1\.tar has 512 bytes"),
+    "a shard missing": (lambda f: (f / "1.tar").unlink(), r"^\S*1\.tar is missing, expected [\d,]+ bytes"),
+    "a shard cut": (lambda f: (f / "1.tar").write_bytes(b"x" * 512), r"^\S*1\.tar has 512 bytes"),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.making import add
 
-from scott.data import shards
+from scott import files
 from scott.data.shards import Shard, shard_writer, write_durably
 from scott.errors import UserError
 
@@ -85,7 +85,7 @@ NO_ROOM = r"no room at .* \([\d,]+ bytes free\); make some"
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=NO_ROOM):
         write_one(tmp_path / "x.tar", lambda writer: monkeypatch.setattr(writer, "_write", FULL))
-    monkeypatch.setattr(shards.os, "fsync", FULL)
+    monkeypatch.setattr(files.os, "fsync", FULL)
     with pytest.raises(UserError, match=NO_ROOM):
         write_one(tmp_path / "x.tar")
     with pytest.raises(UserError, match=NO_ROOM):

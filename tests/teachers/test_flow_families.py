@@ -19,7 +19,7 @@ from scott.recipes import RECIPES
 from scott.samplers import TeacherSampler
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
-from scott.training.budget import calls_of
+from scott.training.budget import budget_of
 from scott.training.draws import Draws
 from scott.training.step import distillation_step
 
@@ -174,10 +174,13 @@ def test_a_skeleton_has_the_conditions_and_tensors_of_the_loaded_one(folder, fam
         assert getattr(made, name) == getattr(loaded, name), name
 
 
-def test_a_teacher_that_embeds_guidance_is_counted_once(folder):
-    config = config_of("flux", folder)
-    assert calls_of(config, 1, 1)[0].samples == config.batch_size
-    assert calls_of(config)[0].samples == 2 * config.batch_size
+@pytest.mark.parametrize(("name", "passes"), [("flux", 1), ("chroma", 2)])
+def test_a_teacher_that_embeds_guidance_is_counted_once(folder, name, passes):
+    config, bones = config_of(name, folder), skeleton(folder(name))
+    bones.resize(SIDE)
+    add_models(bones, config)
+    teacher = next(calls for calls in budget_of(bones, config).calls if calls.model == "teacher")
+    assert teacher.samples == passes * config.batch_size
 
 
 def test_chromas_mask_counts_where_activations_are_computed_again(folder):

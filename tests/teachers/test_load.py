@@ -52,6 +52,14 @@ def test_a_hub_id_that_is_nowhere():
     assert "no folder nobody/nothing" in complaint("nobody/nothing")
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "model.bin", "model"])
+def test_a_file_that_is_there_is_not_asked_for_at_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(b"what is no model")
+    monkeypatch.chdir(tmp_path)
+    for place in (name, tmp_path / name):
+        assert "is a file; expected a diffusers pipeline folder" in complaint(place)
+
+
 def test_not_a_pipeline(tmp_path):
     assert "has no model_index.json" in complaint(tmp_path)
 

@@ -29,6 +29,7 @@ def refused(folder, said, named=True):
         with pytest.raises(UserError, match=said) as caught:
             read(folder)
         assert "\n" not in str(caught.value)
+        assert "torchsde" not in said or "download" not in str(caught.value), "it says what to install"
         assert str(folder) in str(caught.value) or not named
 
 

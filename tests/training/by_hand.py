@@ -10,7 +10,7 @@ from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import Engine, distillation_step
 
 B = 4
 
@@ -67,7 +67,7 @@ class Step:
     def add(self, config=None, **options):
         """One step's gradients, added to what is there; its terms."""
         parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config or self.config)
-        return distillation_step(self.backbone, *parts, **options)
+        return distillation_step(self.backbone, *parts, Engine(**options))
 
     # --- the same, by hand ---
 

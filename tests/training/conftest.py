@@ -1,7 +1,10 @@
 """How the tests of this room start a run."""
 
 import pytest
-from tests.training.runs import STEPS, source
+from PIL import Image
+from tests.training.launch import here
+from tests.training.launch import start as start_process
+from tests.training.runs import SPREAD_STEPS, STEPS, source
 
 from scott.training.config import DistillConfig
 from scott.training.trainer import distill
@@ -35,3 +38,65 @@ def start(make_backbone):
         return distill(backbone, data or source(backbone), config, hooks), backbone
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_teacher(tiny_sd, tmp_path_factory):
+    """A pipeline whose U-Net has one block on each side, for runs in many processes."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    return tiny_sd(tmp_path_factory.mktemp("small"), block_out_channels=(32,), **blocks)
+
+
+@pytest.fixture(scope="module")
+def shards(small_teacher, tmp_path_factory):
+    """Prepared shards of eleven pictures: epochs end within batches."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(11):
+        Image.effect_noise((64, 64), 40.0 + 5 * index).convert("RGB").save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("a cat" if index % 2 else "dog")
+    out = tmp_path_factory.mktemp("data") / "shards"
+    here("prepare", folder, "--teacher", small_teacher, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def words(small_teacher, shards):
+    """`words(out, *flags)`: the command."""
+
+    def command(out, *flags):
+        settings = {
+            "--teacher": small_teacher,
+            "--data": shards,
+            "--out": out,
+            "--max-steps": SPREAD_STEPS,
+            "--batch-size": 4,
+            "--precision": "fp32",
+            "--lora-rank": 4,
+            "--critic-rank": 2,
+            "--learning-rate": 1e-3,
+            "--critic-learning-rate": 1e-3,
+            "--warmup-steps": 0,
+            "--log-every": 1,
+            "--checkpoint-every": 3,
+            "--sample-every": 1000,
+            "--loader-workers": 2,
+            "--tracker": "none",
+        }
+        given = [str(word) for setting in settings.items() for word in setting]
+        return ["distill", "sd15", *given, "--no-gradient-checkpointing", *flags]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def distil(words):
+    """`distil(out, *flags, processes=1)`: the command, started."""
+    return lambda out, *flags, processes=1: start_process("scott.cli", *words(out, *flags), processes=processes)
+
+
+@pytest.fixture(scope="module")
+def one(words, tmp_path_factory):
+    """The folder of an uninterrupted run of one process."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    here(*words(out))
+    return out

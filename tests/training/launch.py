@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+import torch
 
+from scott.cli import main
 from scott.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -17,19 +20,34 @@ LIMIT = 480
 
 
 def start(module, *arguments, processes=1, accelerate=None, port=None, launch=()):
-    """A module as one process, as several under torchrun (with `launch`'s flags), or as a config of configs/accelerate
-    says."""
+    """A module as one process, as several under torchrun, or as a config of configs/accelerate says; `launch` has more
+    flags of the launcher."""
     launcher, port = [], port or free_port()
     if accelerate:
         config = ROOT / "configs" / "accelerate" / f"{accelerate}.yaml"
         launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", processes]
-        launcher += ["--main_process_port", port, "-m"]
+        launcher += ["--main_process_port", port, *launch, "-m"]
     elif processes > 1:
         launcher = ["torch.distributed.run", *launch, "--nproc-per-node", processes, "--master-port", port, "-m"]
     command = [sys.executable, "-m", *map(str, (*launcher, module, *arguments))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+
+def here(*words):
+    """A command in this process, with as many threads as one that was started has."""
+    threads, code = torch.get_num_threads(), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["scott", *map(str, words)])
+        torch.set_num_threads(1)
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            torch.set_num_threads(threads)
+    assert not code
 
 
 def finish(process):

@@ -1,12 +1,13 @@
 """One of several processes, all split or averaged: `torchrun … -m tests.training.parallel_worker CASES`.
 
-Each makes two steps by itself first, on the whole batch. Writes, from the first process, how far losses, weights and
+Before that the first one makes two steps by itself, on the whole batch. It writes how far losses, weights and
 optimizers' states are from those, what part of them a process holds, and the bytes that went between the processes in a
 step, beside those that the budget has.
 """
 
 import dataclasses
 import json
+import os
 import sys
 
 import torch
@@ -23,10 +24,11 @@ from scott.training.parallel import local, rows_of_pass, shard
 from scott.training.step import distillation_step
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup_steps": 0}
+SETTINGS |= {"jump": 8, "substeps": 1}
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes of what is gathered, as it comes out, and of the gradients that are scattered, as they go in."""
+    """Bytes of what is gathered, as it comes out, and of gradients that are scattered or averaged, as they go in."""
 
     bytes = 0
 
@@ -70,10 +72,9 @@ def train(folder, config, *, split, checkpointing):
     sharded = split and config.shard == "full"
     if sharded:
         shard(step.backbone)
-    # the whole one is in every process alike, so that averaging its gradients changes nothing
     config = dataclasses.replace(config, shard="full" if sharded else "none")
     optimization = Optimization(step.backbone, config)
-    losses, norms, traffic, balance = [], [], Traffic(), optimization.balance
+    losses, norms, traffic = [], [], Traffic()
     processes = torch.distributed.get_world_size() if split else 1
     passes = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)
     for number in range(2):
@@ -88,10 +89,7 @@ def train(folder, config, *, split, checkpointing):
                     step.uncond,
                     step.draws[rows],
                     config,
-                    **optimization.calls,
-                    adversarial_weight=1.0 if balance else None,
-                    apart=balance.apart() if balance else None,
-                    scale=lambda loss: optimization.scaler.scale(loss) / len(passes),
+                    optimization.engine(number),
                 )
             values += torch.stack([made[name] for name in ("consistency", "adversarial", "critic")]) / len(passes)
         if split:
@@ -105,26 +103,24 @@ def train(folder, config, *, split, checkpointing):
     return torch.stack(losses), torch.stack(norms), tensors, held, traffic.bytes / 2
 
 
-def compare(folder, changes):
-    """What test_processes asks for, in every process."""
-    checkpointing = changes.pop("checkpointing", False)
-    config = make_config(**(SETTINGS | {"shard": "full"} | changes))
-    losses, norms, tensors, *_ = train(folder, config, split=False, checkpointing=checkpointing)
-    split_losses, split_norms, split_tensors, held, traffic = train(
-        folder, config, split=True, checkpointing=checkpointing
-    )
-    assert torch.distributed.get_rank() or tensors.keys() == split_tensors.keys()
+def compare(one, folder, config, checkpointing):
+    """What test_split asks for. All processes call it."""
+    losses, norms, tensors, held, traffic = train(folder, config, split=True, checkpointing=checkpointing)
+    if one is None:
+        return None
+    whole_losses, whole_norms, whole_tensors, *_ = one
+    assert tensors.keys() == whole_tensors.keys()
     moved = [
-        ((split_tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
-        for name, value in tensors.items()
-        if name.startswith(("student.", "target.", "critic.")) and name in split_tensors
+        ((tensors[name] - value).norm() / value.norm().clamp(min=1e-9)).item()
+        for name, value in whole_tensors.items()
+        if name.startswith(("student.", "target.", "critic."))
     ]
     bones = equipped(skeleton(folder, config.dtype), config.train, 4, config.critic)
     budget = budget_of(bones, dataclasses.replace(config, shard="full"), torch.distributed.get_world_size())
     return {
-        "losses": ((split_losses - losses).abs() / losses.abs()).max().item(),
-        "norms": ((split_norms - norms).abs() / norms).max().item(),
-        "weights": max(moved, default=0.0),
+        "losses": ((losses - whole_losses).abs() / whole_losses.abs()).max().item(),
+        "norms": ((norms - whole_norms).abs() / whole_norms).max().item(),
+        "weights": max(moved),
         "held": held,
         "traffic": traffic,
         "exchanged": budget.exchanged,
@@ -132,10 +128,15 @@ def compare(folder, changes):
 
 
 def main():
-    torch.distributed.init_process_group("gloo")
+    cases, ones = {}, {}
     for case, (folder, changes) in json.loads(sys.argv[1]).items():
-        found = compare(folder, changes)
-        if torch.distributed.get_rank() == 0:
+        checkpointing = changes.pop("checkpointing", False)
+        cases[case] = (folder, make_config(**(SETTINGS | {"shard": "full"} | changes)), checkpointing)
+        if os.environ["RANK"] == "0":
+            ones[case] = train(*cases[case][:2], split=False, checkpointing=checkpointing)
+    torch.distributed.init_process_group("gloo")
+    for case, given in cases.items():
+        if found := compare(ones.get(case), *given):
             sys.stdout.write(json.dumps({"case": case, **found}) + "\n")
     torch.distributed.destroy_process_group()
 

@@ -81,7 +81,7 @@ def test_an_adaptive_weight_is_a_share_of_the_gradients_norms(make_backbone, per
     parameters = step.backbone.student_parameters()
     balance = Balance(parameters.values(), ratio=0.3)
     for _ in range(2):
-        step.add(scale=lambda loss: 2 * loss, apart=balance.apart(), adversarial_weight=1.0)
+        step.add(scale=lambda loss: 2 * loss, apart=balance.apart, adversarial_weight=1.0)
     values = balance.combine(scale=4.0, factor=0.5)
     weight = 0.5 * 0.3 * norms[0] / norms[1]
     assert values["consistency_norm"] == pytest.approx(norms[0].item(), rel=1e-4)

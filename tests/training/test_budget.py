@@ -1,6 +1,5 @@
 """What `--dry-run` says of a run, against the run: parts, calls, and what a step holds, each measured in a real one."""
 
-import collections
 import contextlib
 import dataclasses
 import gc
@@ -12,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scott.data.batch import Batch
 from scott.diffusion import DiscreteSchedule
@@ -20,14 +19,16 @@ from scott.errors import UserError
 from scott.mini.embedded import TEACHER
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
-from scott.training.budget import BLOCK, SMALL, budget_of, calls_of, optimizer_bytes, storage_bytes
+from scott.training.budget import BLOCK, SMALL, budget_of, optimizer_bytes
 from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.counting import storage_bytes
 from scott.training.draws import Draws
 from scott.training.meta_step import Cost, step_cost
-from scott.training.step import distillation_step
+from scott.training.step import Engine, distillation_step
 from scott.training.trainer import Hooks, distill
 
 SIZE = 4
+GPU_ATTENTION = "_scaled_dot_product_efficient_attention"
 
 
 @pytest.fixture
@@ -70,13 +71,13 @@ def step(backbone, config, made=None):
     shape = torch.Size((SIZE, *backbone.latent_shape))
     draws = Draws.make(shape, grid, config, torch.Generator().manual_seed(0))
     solver = config.make_solver(backbone.schedule)
-    apart = contextlib.nullcontext() if config.adversarial_share else None
+    apart = contextlib.nullcontext if config.adversarial_share else None
 
     def critic(x0, t, cond):
         """Its input is no leaf: torch's counter puts hooks on modules' inputs, which `autograd.grad` refuses."""
         return backbone.critic(x0.view_as(x0), t, cond)
 
-    distillation_step(backbone, solver, grid, batch, uncond, draws, config, critic=critic, apart=apart)
+    distillation_step(backbone, solver, grid, batch, uncond, draws, config, Engine(critic=critic, apart=apart))
 
 
 def held(module):
@@ -145,7 +146,6 @@ def test_resident_parts_are_what_a_run_holds(make, family, settings):
         [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     )
     assert budget.total == sum(budget.training.values())
-    assert budget.calls == calls_of(config)
     network = dict(backbone.network.named_parameters())
     assert budget.parameters == sum(p.numel() for name, p in network.items() if ".lora_" not in name)
     assert budget.student == sum(p.numel() for p in backbone.student_parameters().values())
@@ -162,77 +162,34 @@ def test_eight_bit_optimizers_keep_two_bytes_and_a_scale_a_block():
 # --- network calls -----------------------------------------------------------------------------------------------
 
 
-def counted(backbone, config):
-    """(model → forward calls, model → backward passes, model → samples a call) of one real step."""
-    forward, backward, size = collections.Counter(), collections.Counter(), {}
-
-    def spy(method, name_of):
-        original = getattr(backbone, method)
-
-        def spied(network, *inputs):
-            output, name = original(network, *inputs), name_of(network)
-            first = output[0] if isinstance(output, tuple) else output
-            forward[name] += 1
-            size[name] = len(first)
-            if first.requires_grad:
-                first.register_hook(lambda gradient: backward.update([name]))
-            return output
-
-        setattr(backbone, method, spied)
-
-    copies = {id(copy): name for name, copy in backbone.copies.items()}
-    spy("predict", lambda network: copies.get(id(network)) or backbone.adapters.active or "teacher")
-    network = backbone.copies.get("critic", backbone.network)
-    names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
-    part_of = {name: "decoder" if f"{name}.".startswith(backbone.decoder_prefixes) else "encoder" for name in names}
-
-    def hook(part):
-        def count(module, given, output):
-            if network is backbone.network and backbone.adapters.active != "critic":
-                return
-            first = output[0] if isinstance(output, tuple) else output
-            forward[part] += 1
-            size[part] = len(first)
-            if first.requires_grad:
-                first.register_hook(lambda gradient: backward.update([part]))
-
-        return count
-
-    for part in ("encoder", "decoder"):  # a layer of each
-        name = next(name for name, of in part_of.items() if of == part)
-        network.get_submodule(name).register_forward_hook(hook(f"critic {part}"))
-    step(backbone, config)
-    for counts in (forward, backward, size):  # which encoder and decoder stand for
-        counts.pop("critic", None)
-    return forward, backward, size
+SCOTT = {"teacher": (3, 0, 8), "target": (1, 0, 4), "student": (1, 1, 4)}
+LORA = {"critic encoder": (2, 1, 4), "critic decoder": (2, 3, 4)}
+TWICE = {"critic_fakes": "drawn", "critic_r1": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("family", "settings"),
+    ("family", "settings", "expected"),
     [
-        ("sd3", {}),
-        ("sd1", {"low_memory": True}),
-        ("sd1", {"guidance_min": 1.0, "guidance_max": 1.0}),
-        ("sd1", {"critic": "none"}),
-        ("sd3", {"critic": "full"}),
-        ("sd1", {"critic": "full", "train": "full"}),
-        ("sd1", LCM_SETTINGS),
-        ("sd1", {"critic_fakes": "drawn", "critic_r1": 0.1}),
-        ("sd1", {"adversarial_share": 0.3}),
+        ("sd3", {}, SCOTT | LORA),
+        ("sd3", {"gradient_checkpointing": True, "shard": "full"}, SCOTT | LORA | {"critic encoder": (2, 2, 4)}),
+        ("sd1", {"low_memory": True}, SCOTT | LORA | {"teacher": (6, 0, 4)}),
+        ("sd1", {"guidance_min": 1.0, "guidance_max": 1.0}, SCOTT | LORA | {"teacher": (3, 0, 4)}),
+        ("sd1", {"critic": "none"}, SCOTT),
+        ("sd3", {"critic": "full"}, SCOTT | {"critic": (2, 3, 4)}),
+        ("sd1", LCM_SETTINGS, SCOTT | {"teacher": (1, 0, 8)}),
+        ("sd1", {"adversarial_share": 0.3}, SCOTT | LORA | {"student": (2, 2, 4)}),
+        # of 2 rows one goes on from a first step
+        ("sd1", TWICE, SCOTT | {"critic encoder": (3, 1, 2), "critic decoder": (3, 4, 2)}),
+        ("sd1", TWICE | {"critic": "heads", "critic_input": "clean"}, SCOTT | {"critic encoder": (3, 1, 2)}),
     ],
-    ids=["sd3", "low memory", "no guidance", "no critic", "full critic", "all full", "lcm", "drawn", "share"],
+    ids=["sd3", "split", "low memory", "no guidance", "no critic", "full critic", "lcm", "share", "drawn", "heads"],
 )
-def test_calls_are_those_of_a_real_step(make, family, settings):
-    config, backbone, _ = make(family, **settings)
-    forward, backward, size = counted(backbone, config)
-    expected_forward, expected_backward, samples = collections.Counter(), collections.Counter(), {}
-    for calls in calls_of(config):
-        expected_forward[calls.model] += calls.forward
-        expected_backward[calls.model] += calls.backward
-        samples[calls.model] = calls.samples
-    assert expected_forward == forward
-    assert expected_backward == backward
-    assert samples == size
+def test_calls_of_a_step(make, family, settings, expected):
+    """Forward passes, backward passes and samples; a fake's logits go back once for each of the two updates."""
+    config, _, bones = make(family, **settings)
+    rows = [dataclasses.astuple(calls) for calls in budget_of(bones, config).calls]
+    drawn = [("student", 1, 0, 1), ("student", 1, 1, 2)] if config.draws_fakes else []
+    assert sorted(rows) == sorted([*((model, *row) for model, row in expected.items()), *drawn])
 
 
 # --- what a step holds besides -----------------------------------------------------------------------------------
@@ -285,7 +242,7 @@ def test_a_step_holds_what_was_said(make, family):
 )
 def test_a_step_of_other_settings_holds_what_was_said(make, family, settings, tolerance):
     config, backbone, bones = make(family, **settings)
-    assert step_cost(bones, config).peak == pytest.approx(real_step(backbone, config)[0], rel=tolerance)
+    assert step_cost(bones, config)[0].peak == pytest.approx(real_step(backbone, config)[0], rel=tolerance)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make):
@@ -363,12 +320,18 @@ def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make):
     ids=["sd1", "sd3-full", "sdxl-lcm"],
 )
 def test_operations_are_those_of_a_real_step(make, family, settings):
-    """By torch's own counter; a fused kernel's backward pass computes the scores once more than plain products do."""
+    """By torch's own counter and its formulas of a GPU's fused attention for the CPU's, which has none."""
     config, backbone, bones = make(family, **settings)
     made = given(backbone)  # the text encoders are no part of a step
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    fused, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
+    formulas = {
+        getattr(aten, f"{fused}{end}"): flop_registry[getattr(aten, f"{GPU_ATTENTION}{end}")].__wrapped__
+        for end in ("", "_backward")
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         step(backbone, config, made)
-    assert 1 <= budget_of(bones, config).flops / counter.get_total_flops() < 1.07
+    assert counter.get_flop_counts()["Global"].keys() > {*formulas}
+    assert budget_of(bones, config).flops == counter.get_total_flops()
 
 
 def test_torchs_own_trackers_do_not_take_this_step():

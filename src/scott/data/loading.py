@@ -23,9 +23,9 @@ from scott.data.settings import Settings
 LISTED = 1000
 THREADS = 16  # pictures that come by URL are waited for
 READ_AT_ONCE = 256  # records a unit, where they are read to be measured
-DECODED_BYTES = {"WEBP": 20}
+DECODED_BYTES = {"WEBP": 20, "AVIF": 20}
 """Of a pixel while it is decoded, at the most, where it is not 12: Pillow holds RGB and RGBA in four, in up to two
-copies beside the decoder's own; libwebp has three."""
+copies beside the decoder's own; libwebp has three, libavif one and its planes."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 

@@ -68,6 +68,8 @@ class Manifest:
             entries = tuple(ShardEntry(**entry) for entry in content["shards"])
             manifest = cls(content["settings"], entries, content["tensors"], content["skipped"])
             manifest._check(folder)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} is not as scott writes it ({error!r}); prepare the data again") from None
         return manifest

@@ -8,20 +8,23 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from scott.data.records import LFS_POINTER, MAX_PICTURE_BYTES, Skip
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_AVIF = bool(features.check("avif"))
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if _AVIF else []))
 """Others are not opened: some of Pillow's readers call programs."""
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
+    ".jpg .jpeg .jpe .jfif .pjpeg .png .apng .webp .avif .avifs .gif .bmp .dib .tif .tiff".split()  # noqa: SIM905
 )
-UNREAD_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"})
+UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga"})
 """Of pictures in formats that are not read: they are counted."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS, b"RIFF")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", *_TIFF_STARTS)
+_KINDS = (b"WEBP", *([b"avif", b"avis"] if _AVIF else []))
+"""Behind eight bytes, of which four are RIFF or ftyp."""
 _UNREAD_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"<svg", b"<?xml", b"\0\0\1\0")
 Size = tuple[int, int]
 """Height and width, in pixels."""
@@ -38,7 +41,7 @@ def named_as_picture(name: str) -> bool:
 
 def starts_as_picture(data: bytes) -> bool:
     """Whether the first 16 bytes are a picture's."""
-    return data.startswith(_STARTS[:-1]) or (data.startswith(_STARTS[-1]) and data[8:12] == b"WEBP")
+    return data.startswith(_STARTS) or (data[8:12] in _KINDS and (data[:4] == b"RIFF" or data[4:8] == b"ftyp"))
 
 
 def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: None) -> Image.Image:
@@ -69,9 +72,11 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
             raise Skip("unsupported-mode") from None
         if data.startswith(LFS_POINTER):
             raise Skip("git-lfs-pointer", "run git lfs pull") from None
+        if starts_as_picture(data):
+            raise Skip("corrupt") from None
         if data.startswith(_UNREAD_STARTS) or data[4:8] == b"ftyp":
-            raise Skip("unsupported-format") from None
-        raise Skip("corrupt" if starts_as_picture(data) else "not-a-picture") from None
+            raise Skip("unsupported-format", f"it begins {data[:12]!r}; convert it to PNG or JPEG") from None
+        raise Skip("not-a-picture") from None
     except Image.DecompressionBombError:
         raise Skip("too-many-pixels") from None
     except Exception as error:  # Pillow's readers raise all kinds on broken data

@@ -5,13 +5,10 @@ captions, in fp16; `<key>.json` holds the captions, the picture's size and what 
 give the same bytes. Beside `<name>.tar` stands `<name>.json`, written last: a tar without it is not finished.
 """
 
-import errno
 import hashlib
 import io
 import json
 import mmap
-import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import sync
+from scott.files import replacing, write_atomically
 
 _BLOCK = 512
 
@@ -50,10 +47,8 @@ class ShardWriter:
         self.bytes += len(data)
 
     def finish(self) -> str:
-        """End the tar, and have it on the disk: its SHA-256."""
+        """End the tar: its SHA-256."""
         self._write(b"\0" * (2 * _BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
 
@@ -64,43 +59,13 @@ def shard_writer(file: Path) -> Iterator[ShardWriter]:
     Raises:
         UserError: the disk is full.
     """
-    partial = file.with_suffix(".partial")
-    try:
-        with full_disk_named(file.parent), partial.open("wb") as opened:
-            yield ShardWriter(opened)
-        os.replace(partial, file)
-        sync(file.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turns the errors of a full disk into a `UserError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise UserError(
-            f"no room at {folder} ({free:,} bytes free); make some, and the same command goes on where it stopped"
-        ) from None
+    with replacing(file, file.with_suffix(".partial"), durable=True) as partial, partial.open("wb") as opened:
+        yield ShardWriter(opened)
 
 
 def write_durably(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON that is whole or absent even if the machine stops; processes may write the same file at once."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with full_disk_named(path.parent), partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
+    """Write JSON that is whole or absent even if the machine stops."""
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n", durable=True)
 
 
 class Shard:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 from scott.errors import UserError
 from scott.evaluation.features import check_images
 from scott.evaluation.grids import to_pil
-from scott.files import write_atomically
+from scott.files import replacing, write_atomically
 
 Generate = Callable[[Sequence[str], int], Tensor]
 """(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
@@ -40,9 +39,8 @@ def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
 
 def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
     """Write the PNG of `png`."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(png(picture, made))
-    os.replace(temporary, file)
+    with replacing(file) as partial:
+        partial.write_bytes(png(picture, made))
 
 
 def how_made(file: Path) -> Any:

@@ -22,6 +22,7 @@ from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments, features_of
+from scott.files import replacing
 
 BATCH = 64
 SMALLEST = 10
@@ -74,9 +75,8 @@ def source_reference(
         tensors |= {f"others/{name}": value for name, value in others.items()}
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, partial, {"described": json.dumps(described)})
-        os.replace(partial, file)
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"described": json.dumps(described)})
     return _reference(instruments, size, tensors, **described)
 
 

@@ -121,8 +121,8 @@ def _teacher(config: DistillConfig, info: StudentInfo) -> str:
 
 def _data(config: DistillConfig) -> str:
     weights = config.weights or (1.0,) * len(config.sources)
-    shares = [f" ({weight / sum(weights):.0%})" if len(weights) > 1 else "" for weight in weights]
-    return ", ".join(f"`{shown(source)}`{share}" for source, share in zip(config.sources, shares, strict=True))
+    parts = [f" ({weight / sum(weights):.0%})" if len(weights) > 1 else "" for weight in weights]
+    return ", ".join(f"`{shown(source)}`{part}" for source, part in zip(config.sources, parts, strict=True))
 
 
 def _method(config: DistillConfig) -> str:
@@ -131,8 +131,8 @@ def _method(config: DistillConfig) -> str:
         "ddim": f"DDIM with η {config.eta:g}",
         "dpmpp-sde": f"SDE-DPM-Solver++ with η {config.eta:g}, order {config.order}",
     }[config.solver]
-    share, fakes = config.adversarial_share, "; drawn fakes" if config.draws_fakes else ""
-    weight = f"λ_adv for a gradient of {share:g} times L_CD's" if share else f"λ_adv {config.adversarial_weight:g}"
+    ratio, fakes = config.adversarial_share, "; drawn fakes" if config.draws_fakes else ""
+    weight = f"λ_adv for a gradient of {ratio:g} times L_CD's" if ratio else f"λ_adv {config.adversarial_weight:g}"
     critic = f"{weight}, critic {config.critic} ({config.critic_input}{fakes})" if config.has_critic else "no critic"
     times = f", at the {config.times} times" if config.times != "all" else ""
     reuse = f", each used {config.jump_reuse} times" if config.jump_reuse > 1 else ""

@@ -101,9 +101,9 @@ def nearest(program: str, wanted: Sequence[float]) -> tuple[str, list[int]]:
 
 def _levels(table: Tensor, index: Tensor) -> Tensor:
     """Levels at fractional indices."""
-    low, share = index.floor().long(), index.frac()
+    low, fraction = index.floor().long(), index.frac()
     log = table.log()
-    return ((1 - share) * log[low] + share * log[(low + 1).clamp(max=len(table) - 1)]).exp()
+    return ((1 - fraction) * log[low] + fraction * log[(low + 1).clamp(max=len(table) - 1)]).exp()
 
 
 def _evenly(table: Tensor, steps: int) -> Tensor:

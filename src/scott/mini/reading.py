@@ -55,8 +55,8 @@ def read(picture: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> Read:
 
     def off(place: str) -> float:
         """Distance of the centre to where it is at a place, in pixels."""
-        shares, extents = PLACES[place][:2], (width, height)
-        there = (MARGIN + share * free + extent / 2 for share, free, extent in zip(shares, room, extents, strict=True))
+        fractions, extents = PLACES[place][:2], (width, height)
+        there = (MARGIN + part * free + extent / 2 for part, free, extent in zip(fractions, room, extents, strict=True))
         return math.hypot(*(c - at for c, at in zip(centre, there, strict=True)))
 
     place = min(PLACES_OF_SIZE[asked.size], key=off)

@@ -121,7 +121,12 @@ def _complaining_of(what: str | Path) -> Iterator[None]:
     except UserError:
         raise
     except _BROKEN as error:
-        raise UserError(f"{what} cannot be loaded: {first_line(error)}. Copy or download it again") from None
+        raise UserError(f"{what} cannot be loaded: {why(error)}") from None
+
+
+def why(error: Exception) -> str:
+    """The error's first line, and a way out, which that of an absent package names."""
+    return first_line(error) + ("" if isinstance(error, ImportError) else ". Copy or download it again")
 
 
 def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> Any:

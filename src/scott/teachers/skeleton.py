@@ -22,9 +22,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from scott.errors import UserError, first_line
+from scott.errors import UserError
 from scott.teacher_source import TeacherSource
-from scott.teachers.load import check_sample_size, family_of, model_index, read_json
+from scott.teachers.load import check_sample_size, family_of, model_index, read_json, why
 from scott.teachers.network import LatentBackbone
 from scott.teachers.single_file import cast
 
@@ -64,7 +64,7 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
                 parts[name] = _text_encoder(index[name][1], configs[name])
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source.teacher} cannot be built: {first_line(error)}. Copy or download it again") from None
+        raise UserError(f"{source.teacher} cannot be built: {why(error)}") from None
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             cast(part, torch.float32 if name == "vae" else dtype)

@@ -12,21 +12,12 @@ from torch import Tensor, nn
 
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
+from scott.training.counting import Calls, parameter_bytes, storage_bytes
 from scott.training.meta_step import step_cost
-from scott.training.parallel import rows_of_pass
+from scott.training.parallel import blocks_of, rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
 BLOCK = 256  # elements that share one of its scales
-
-
-@dataclass(frozen=True)
-class Calls:
-    """How often a step runs one model, forward and backward, on how many samples a call."""
-
-    model: str
-    forward: int
-    backward: int
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -72,18 +63,16 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     a_pass = replace(config, batch_size=rows.stop - rows.start)
     base = _base(backbone.network)
     parts = processes if config.shard == "full" else 1
-    calls = calls_of(a_pass, config.gradient_accumulation, backbone.teacher_calls)
     student, target, critic = (
         tuple(parameters.values())
         for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
     )
     trained = (*student, *critic)
     gradients, apart = storage_bytes(trained), config.has_critic and config.adversarial_share > 0
-    cost = step_cost(backbone, a_pass)
-    exchanged = gradients
+    cost, counts = step_cost(backbone, a_pass)
+    exchanged = counts.reduced
     if config.shard == "full":
-        exchanged += storage_bytes(student) * (config.draws_fakes or apart)  # whose fakes have a backward pass
-        exchanged = exchanged * config.gradient_accumulation + _gathered(backbone, calls)
+        exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
@@ -93,7 +82,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         parameters=sum(tensor.numel() for tensor in base if isinstance(tensor, nn.Parameter)),
         student=_count(student),
         critic=_count(critic),
-        calls=calls,
+        calls=counts.calls(config.gradient_accumulation),
         flops=cost.flops * config.gradient_accumulation * processes,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=exchanged if processes > 1 else 0,
@@ -113,54 +102,12 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     )
 
 
-def calls_of(config: DistillConfig, passes: int = 1, teacher_calls: int = 2) -> tuple[Calls, ...]:
-    """Network calls of one step that walks its jumps, by model; backward passes are counted where they arrive, each
-    time they do.
-
-    `config.batch_size` is that of a pass; `teacher_calls` the guided teacher's for a sample.
-    """
-    batch = config.batch_size
-    guided = config.guidance_max > 1 and teacher_calls > 1
-    apart = 2 if guided and config.low_memory else 1
-    calls = [
-        Calls("teacher", apart * config.substeps, 0, batch * (2 if guided else 1) // apart),
-        Calls("target", 1, 0, batch),
-        Calls("student", 1, 1, batch),
-    ]
-    fakes, r1 = batch, int(config.critic_r1 > 0)
-    if config.draws_fakes:
-        fakes = config.drawn_rows(batch)
-        calls.append(Calls("student", 2, 1, fakes))
-    elif config.has_critic and config.adversarial_share:
-        calls.append(Calls("student", 1, 1, fakes))
-    if config.has_critic:
-        # a fake's logits are walked once for each of the two updates, and but where networks are split, the critic's
-        # own as far as something is trained, like those of the data
-        encoder = 3 + r1 if config.critic == "full" else 1 if config.shard == "none" else 2
-        calls.append(Calls("critic encoder", 2 + r1, encoder, fakes))
-        if config.critic != "heads":
-            calls.append(Calls("critic decoder", 2 + r1, 3 + r1, fakes))
-    return tuple(replace(call, forward=passes * call.forward, backward=passes * call.backward) for call in calls)
-
-
-def _gathered(backbone: LatentBackbone, calls: tuple[Calls, ...]) -> int:
-    """Bytes of the weights that a process with its part of them gets from the others in a step."""
-    names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
-    decoder = [name for name in names if f"{name}.".startswith(backbone.decoder_prefixes)]
-    layers = {"": names, "decoder": decoder, "encoder": [name for name in names if name not in decoder]}
+def _outside_blocks(backbone: LatentBackbone) -> int:
+    """Bytes of the weights that are gathered once a step."""
     networks = (backbone.network, *backbone.copies.values())
-    blocks = sum(_module_bytes(network.get_submodule(name)) for network in networks for name in names)
-    total = sum(map(_module_bytes, networks)) - blocks
-    for call in calls:
-        model, _, part = call.model.partition(" ")
-        network = backbone.copies.get(model, backbone.network)
-        size = sum(_module_bytes(network.get_submodule(name)) for name in layers[part])
-        total += (call.forward + call.backward) * size
-    return total
-
-
-def _module_bytes(module: nn.Module) -> int:
-    return storage_bytes(module.parameters())
+    return sum(
+        parameter_bytes(network) - sum(map(parameter_bytes, blocks_of(backbone, network))) for network in networks
+    )
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
@@ -169,12 +116,6 @@ def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
         return sum(8 * p.numel() for p in parameters)
     sizes = [p.numel() for p in parameters]
     return sum(8 * n if n < SMALL else 2 * n + 8 * -(-n // BLOCK) for n in sizes)
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages below some tensors."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _base(network: nn.Module) -> list[Tensor]:

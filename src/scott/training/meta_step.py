@@ -7,6 +7,7 @@ does not let the schedule read its times, and FlopCounterMode keeps what is to b
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -21,26 +22,35 @@ from scott.diffusion import Denoiser
 from scott.solvers import Solver
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
-from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.counting import Counts, counted
+from scott.training.draws import Draws, sampling_times
+from scott.training.step import Engine, distillation_step
 
 
-def step_cost(backbone: LatentBackbone, config: DistillConfig) -> "Cost":
-    """Of one step, its batch and its gradients included, on a skeleton that has its student and critic."""
+def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple["Cost", Counts]:
+    """Of one step, its batch and its gradients included, on a skeleton that has its student and critic.
+
+    Times of drawn fakes are spread as their draws are on average.
+    """
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
     drawn, solver = Draws.make(shape, grid, config, torch.Generator()), cast(Solver, _Calls())
-    latents, apart = partial(torch.empty, shape, device="meta"), nullcontext() if config.adversarial_share else None
-    with Cost() as cost, gpu_kernels():
+    latents, engine = (
+        partial(torch.empty, shape, device="meta"),
+        Engine(apart=nullcontext if config.adversarial_share else None),
+    )
+    stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
+    drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
+    with Cost() as cost, gpu_kernels(), counted(backbone) as counts:
         # times and ω stay on the CPU: the schedule reads their values
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config, apart=apart)
+        distillation_step(backbone, solver, grid, batch, uncond, draws, config, engine)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None
-    return cost
+    return cost, counts
 
 
 class _Calls:

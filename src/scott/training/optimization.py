@@ -26,6 +26,7 @@ from scott.training.parallel import (
     release,
     whole,
 )
+from scott.training.step import Engine
 
 
 class Optimization:
@@ -53,6 +54,17 @@ class Optimization:
         self.balance = Balance(self.models["student"].parameters(), ratio) if ratio else None
         """Where λ_adv is not fixed."""
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=config.precision == "fp16")
+
+    def engine(self, step: int, mark: Callable[[str], None] = lambda part: None) -> Engine:
+        """How each pass of step n = 0, 1, ... is made with these models."""
+        config, balance = self.config, self.balance
+        return Engine(
+            **self.calls,
+            adversarial_weight=1.0 if balance else config.adversarial_weight * config.adversarial_factor(step),
+            apart=balance.apart if balance else None,
+            scale=lambda loss: self.scaler.scale(loss) / config.gradient_accumulation,
+            mark=mark,
+        )
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Clip, step both optimizers and move the EMA; the gradients' norms before clipping.

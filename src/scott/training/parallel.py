@@ -75,14 +75,20 @@ def shard(backbone: LatentBackbone) -> None:
     processes each, every machine holds all of it (HSDP).
     """
     mesh = _mesh(backbone.device.type)
-    names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
     for network in (backbone.network, *backbone.copies.values()):
-        for name in names:
-            fully_shard(network.get_submodule(name), mesh=mesh, reshard_after_forward=True)
+        for block in blocks_of(backbone, network):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
         root = fully_shard(network, mesh=mesh, reshard_after_forward=False)
         root.set_reshard_after_backward(False, recurse=False)
     for head in backbone.heads:
         fully_shard(head, mesh=mesh, reshard_after_forward=True)
+
+
+def blocks_of(backbone: LatentBackbone, network: nn.Module) -> list[nn.Module]:
+    """The blocks of the frozen network or of a copy, in the order of their names' definition."""
+    blocks = {*backbone.blocks}
+    names = [name for name, module in backbone.network.named_modules() if module in blocks]
+    return [network.get_submodule(name) for name in names]
 
 
 def release(backbone: LatentBackbone) -> None:

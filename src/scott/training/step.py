@@ -12,9 +12,9 @@ taken there and L_D goes back to the critic. Then it goes back to the student: t
 at f_θ, or after it where the fakes are of a forward pass of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws, sampling_times
 
+TINY = torch.finfo(torch.float32).tiny
 R1_DISTANCE = 0.01
 """In standard deviations of the data."""
 
@@ -56,6 +57,26 @@ def walk_jump(
         return solver.walk(teacher, x_n, grid.substep_times(draws.t_n), batch.cond, noises=draws.walk)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """How a step is made: by default with the backbone's own models, and in one pass."""
+
+    student: Callable[..., Tensor] | None = None
+    critic: Callable[..., Tensor] | None = None
+    """What is called instead of the backbone's own: where several processes train, models that average."""
+    adversarial_weight: float | None = None
+    """λ_adv, where it is not the config's."""
+    apart: Callable[[], AbstractContextManager[None]] | None = None
+    """Within it `grad` is to hold the student's gradient of L_adv alone, that of a forward pass of its own."""
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss
+    """What a loss is multiplied with, in the gradients and not in the terms."""
+    mark: Callable[[str], None] = lambda part: None
+    """Called as a part ends: teacher, student or critic."""
+
+
+BARE = Engine()
+
+
 def distillation_step(
     backbone: LatentBackbone,
     solver: Solver,
@@ -64,73 +85,45 @@ def distillation_step(
     uncond: Cond,
     draws: Draws,
     config: DistillConfig,
-    *,
+    engine: Engine = BARE,
     x_m: Tensor | None = None,
-    student: Callable[..., Tensor] | None = None,
-    critic: Callable[..., Tensor] | None = None,
-    adversarial_weight: float | None = None,
-    apart: AbstractContextManager[None] | None = None,
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-    mark: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Tensor]:
     """Add the gradients of both losses to the parameters' `grad`; the step's terms, 0-d tensors but for `moments`.
 
-    Among the terms is `adversarial_ratio`, ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖, where both gradients are of one forward
-    pass. `moments` is what `Spread` takes.
-
-    Args:
-        uncond: the condition that guidance pushes away from, with batch 1.
-        x_m: what `walk_jump` made of the same draws, if it was called before.
-        student, critic: what to call instead of the backbone's own: where several processes train, those that average.
-        adversarial_weight: λ_adv, if it is not the config's.
-        apart: within it `grad` is to hold the student's gradient of L_adv alone, that of a forward pass of its own.
-        scale: what a loss is multiplied with, in the gradients and not in the terms.
-        mark: called as a part ends: teacher, student or critic.
+    `uncond`, of batch 1, is what guidance pushes away from; `x_m` what `walk_jump` made of these draws, if it was
+    called. `moments` is what `Spread` takes; `adversarial_ratio`, where both gradients are of one forward pass, is
+    ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
     """
-    schedule, t_n = backbone.schedule, draws.t_n
-    cond = batch.cond | {"guidance": draws.omega}
+    schedule, t_n, cond = backbone.schedule, draws.t_n, batch.cond | {"guidance": draws.omega}
+    f = ConsistencyFunction(engine.student or backbone.student, schedule)
+    f_target = ConsistencyFunction(backbone.target, schedule)
     x0, x_n = _noised(schedule, batch, draws)
-    if x_m is None:
-        x_m = walk_jump(backbone, solver, grid, batch, uncond, draws, config)
-    mark("teacher")
-    f = ConsistencyFunction(student or backbone.student, schedule)
-    f_m = consistency_target(ConsistencyFunction(backbone.target, schedule), x_m, grid.target(t_n), cond)
+    x_m = walk_jump(backbone, solver, grid, batch, uncond, draws, config) if x_m is None else x_m
+    engine.mark("teacher")
+    f_m = consistency_target(f_target, x_m, grid.target(t_n), cond)
     f_n = f(x_n, t_n, cond)
-    weight = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
-    consistency = consistency_loss(f_n, f_m, config.loss, weight=weight)
-    terms = {"consistency": consistency.detach(), "moments": _moments(f_n, x0, t_n, grid)}
-    if not config.has_critic:
-        scale(consistency).backward()
-        mark("student")
-        return terms
-    towards_target = torch.autograd.grad(scale(consistency), f_n)[0]
-    mark("student")
-
-    weight_of_fakes = config.adversarial_weight if adversarial_weight is None else adversarial_weight
-    # a split network's graph has gathered copies of its parameters
-    trained = tuple(backbone.critic_parameters().values()) if config.shard == "none" else None
-    play = partial(_play, critic or backbone.critic, trained, grid, config, weight_of_fakes, scale)
-    shown = _Shown(f_n, x0, t_n, cond, draws)
-    if not config.draws_fakes and apart is None:
-        towards_data, played = play(shown)
-        mark("critic")
+    w = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
+    loss = consistency_loss(f_n, f_m, config.loss, weight=w)
+    terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
+    towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], _Shown(f_n, x0, t_n, cond, draws)
+    if config.has_critic and not config.draws_fakes and not engine.apart:
+        towards_data, played = _play(backbone, grid, config, engine, shown)
         f_n.backward(towards_target + towards_data)
-        tiny = torch.finfo(torch.float32).tiny
-        played["adversarial_ratio"] = towards_data.norm() / towards_target.norm().clamp(min=tiny)
+        terms |= played | {"adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=TINY)}
     else:
         f_n.backward(towards_target)
-        with apart or nullcontext():
+        with engine.apart() if engine.apart else nullcontext():
             if config.draws_fakes:
                 shown = _drawn(f, shown, grid, each=config.compile)
                 terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
-            else:
+            elif config.has_critic:
                 shown = shown._replace(fakes=f(x_n, t_n, cond))
-            mark("student")
-            towards_data, played = play(shown)
-            mark("critic")
-            shown.fakes.backward(towards_data)
-    mark("student")
-    return terms | played
+            if config.has_critic:
+                towards_data, played = _play(backbone, grid, config, engine, shown)
+                shown.fakes.backward(towards_data)
+                terms |= played
+    engine.mark("student")
+    return terms
 
 
 class _Shown(NamedTuple):
@@ -168,15 +161,14 @@ def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid, *, each: bool)
 
 
 def _play(
-    critic: Callable[..., Tensor],
-    trained: Sequence[Tensor] | None,
-    grid: JumpGrid,
-    config: DistillConfig,
-    adversarial_weight: float,
-    scale: Callable[[Tensor], Tensor],
-    shown: _Shown,
+    backbone: LatentBackbone, grid: JumpGrid, config: DistillConfig, engine: Engine, shown: _Shown
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Send L_D back to what is trained of D (None: to all there is); scaled λ_adv ∂L_adv/∂fakes, and terms."""
+    """Send L_D back to what is trained of D; scaled λ_adv ∂L_adv/∂fakes, and terms."""
+    engine.mark("student")
+    critic, scale, weight = engine.critic or backbone.critic, engine.scale, engine.adversarial_weight
+    weight = config.adversarial_weight if weight is None else weight
+    # None is all there is: a split network's graph has gathered copies of its parameters
+    trained = tuple(backbone.critic_parameters().values()) if config.shard == "none" else None
     leaf = shown.fakes.detach().requires_grad_()
     (x_fake, t_fake), (x_real, t_real) = _critic_inputs(shown._replace(fakes=leaf), grid.schedule, config)
     fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
@@ -194,8 +186,9 @@ def _play(
         nearby = critic(x_real + R1_DISTANCE * shown.draws.r1_noise[0], t_real, shown.cond)
         penalty = r1_penalty(real_logits, nearby, R1_DISTANCE)
         loss, terms["critic_r1"] = loss + config.critic_r1 * penalty, penalty.detach()
-    towards_data = torch.autograd.grad(scale(adversarial_weight * adversarial), leaf, retain_graph=True)[0]
+    towards_data = torch.autograd.grad(scale(weight * adversarial), leaf, retain_graph=True)[0]
     scale(loss).backward(inputs=trained)  # not on through a frozen encoder, down to the fake
+    engine.mark("critic")
     return towards_data, terms
 
 
@@ -219,7 +212,7 @@ def _critic_inputs(
 
 @torch.no_grad()
 def _moments(output: Tensor, x0: Tensor, t: Tensor, grid: JumpGrid) -> Tensor:
-    """(T, 5) for the T times at which samples are drawn, descending: the share of the rows that are at the time, and
+    """(T, 5) for the T times at which samples are drawn, descending: the fraction of the rows that are at the time, and
     over the whole batch the mean of those rows' output, its square, x0 and its square."""
     times = torch.tensor(sorted({*sampling_times(grid)}, reverse=True)).to(t)
     each = [torch.ones_like(output), output, output.square(), x0, x0.square()]

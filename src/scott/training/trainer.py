@@ -144,27 +144,17 @@ class _Run:
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
-        config, optimization, balance = self.config, self.optimization, self.optimization.balance
-        draws = self.jumps.draws(step, torch.Size((config.batch_size, *batch.mean.shape[1:])), self.grid)
-        weight = 1.0 if balance else config.adversarial_weight * config.adversarial_factor(step)
+        optimization, backbone = self.optimization, self.backbone
+        draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), self.grid)
+        engine = optimization.engine(step, self.timer.mark)
         terms: list[dict[str, Tensor]] = []
         for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
-            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
-            inputs = (self.backbone, self.solver, self.grid, part, self.uncond, drawn, config)
+            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(backbone.device)
+            inputs = (backbone, self.solver, self.grid, part, self.uncond, drawn, self.config)
             x_m = self.jumps.end(step, index, partial(walk_jump, *inputs))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
-                made = distillation_step(
-                    *inputs,
-                    x_m=x_m,
-                    student=optimization.calls["student"],
-                    critic=optimization.calls.get("critic"),
-                    adversarial_weight=weight,
-                    apart=balance.apart() if balance else None,
-                    scale=lambda loss: optimization.scaler.scale(loss) / len(self.passes),
-                    mark=self.timer.mark,
-                )
-            terms.append(made)
+                terms.append(distillation_step(*inputs, engine, x_m))
         means, stop = self.average(terms, stop)
         spread = self.spread.add(means.pop("moments"))
         norms = optimization.update(step)

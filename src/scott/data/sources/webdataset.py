@@ -11,8 +11,8 @@ from scott.data.sources.tables import caption_names, captions_of
 from scott.data.sources.tar import TEXTS, Parts, grouped, is_picture
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-ARCHIVES = (".tar.zst", ".tzst", ".tar.lz4", ".tar.z", ".zip", ".7z", ".rar")
-"""Endings of archives that are not read."""
+ARCHIVES = (".zst", ".tzst", ".lz4", ".z", ".zip", ".7z", ".rar")
+"""Endings of what is packed in a way that is not read: tars, and tables too."""
 
 
 class WebDataset:
