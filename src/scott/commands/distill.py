@@ -29,8 +29,8 @@ from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
 
 
-def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
-    """The config of a recipe, or of the one that its teacher's family has, with what was given.
+def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, DistillConfig]:
+    """A recipe, or the one that its teacher's family has; and its config with what was given.
 
     Raises `UserError` where a named recipe is of another family than the teacher, and as `DistillConfig` does.
     """
@@ -49,7 +49,7 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
         raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
-    return RECIPES[recipe](**given)
+    return recipe, RECIPES[recipe](**given)
 
 
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:

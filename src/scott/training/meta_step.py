@@ -5,15 +5,15 @@ does not let the schedule read its times, and FlopCounterMode keeps what is to b
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from scott.data.batch import Batch
@@ -22,58 +22,115 @@ from scott.solvers import Solver
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import distillation_step, walk_jump
 
 
-def step_cost(backbone: LatentBackbone, config: DistillConfig) -> "Cost":
+@dataclass(frozen=True)
+class StepCost:
+    """Operations, and bytes at the highest: of the teacher's walk, of one whose two calls come one after the other
+    (`low_memory`), and of all that follows."""
+
+    flops: int
+    walk: int
+    walk_apart: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.walk, self.update)
+
+    @property
+    def peak_apart(self) -> int:
+        """With `low_memory`."""
+        return max(self.walk_apart, self.update)
+
+
+def step_cost(backbone: LatentBackbone, config: DistillConfig) -> StepCost:
     """Of one step, its batch and its gradients included, on a skeleton that has its student and critic."""
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
-    drawn, solver = Draws.make(shape, grid, config, torch.Generator()), cast(Solver, _Calls())
+    drawn = Draws.make(shape, grid, config, torch.Generator())
     latents, apart = partial(torch.empty, shape, device="meta"), nullcontext() if config.adversarial_share else None
     with Cost() as cost, gpu_kernels():
+        solver = cast(Solver, _Calls(cost))
         # times and ω stay on the CPU: the schedule reads their values
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config, apart=apart)
+        given = (backbone, solver, grid, batch, uncond, draws)
+        walk_jump(*given, replace(config, low_memory=True))
+        walk_apart, cost.flops = cost.take_peak(), 0
+        x_m = walk_jump(*given, config)
+        walk = cost.take_peak()
+        distillation_step(*given, config, x_m=x_m, apart=apart)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None
-    return cost
+    return StepCost(cost.flops, walk, walk_apart, cost.peak)
 
 
 class _Calls:
-    """Stands for the run's solver: the teacher is called once a sub-step, and the state stays where it is."""
+    """Stands for the run's solver: calls of the teacher, one a sub-step, are alike, so one is made and the operations
+    of all are counted."""
+
+    def __init__(self, cost: "Cost") -> None:
+        self.cost = cost
 
     def walk(self, denoiser: Denoiser, x: Tensor, times: list[Tensor], cond: Any, noises: list[Tensor]) -> Tensor:
-        return [denoiser(x, times[0], cond) for _ in noises][-1]
+        before = self.cost.flops
+        x0 = denoiser(x, times[0], cond)
+        self.cost.flops += (len(noises) - 1) * (self.cost.flops - before)
+        return x0
 
 
 class Cost(TorchDispatchMode):
     """Bytes of the storages that operations within it make, `live` now and `peak` at most; and `flops`, the operations
-    of matrix products, convolutions and attention by torch's formulas, two a multiply-add."""
+    of matrix products, convolutions and attention by torch's formulas, two a multiply-add.
+
+    torch works out what an operation on meta tensors gives in Python. Blocks are alike, so that is kept by what the
+    operation was given, unless it gives a view.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
         self._known: set[int] = set()
+        self._results: dict[Any, tuple[Any, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        key = (func, _layout((args, *sorted((kwargs or {}).items()))))
+        if found := self._results.get(key):
+            result = _empty_like(found[0])
+            self.flops += found[1]
+            self._hold(_storages(result))
+            return result
+        result, flops = func(*args, **(kwargs or {})), 0
         if formula := flop_registry.get(func.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+            flops = formula(*args, **(kwargs or {}), out_val=result)
+        self.flops += flops
         given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._known and key not in given:
-                self._known.add(key)
+        made = [*_storages(result)]
+        new = [storage for storage in made if storage._cdata not in given]
+        self._hold(new)
+        if len(new) == len(made) > 0 and not func._schema.is_mutable and _is_meta((args, kwargs, result)):
+            self._results[key] = _layout(result), flops
+        return result
+
+    def _hold(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        for storage in storages:
+            number, size = storage._cdata, storage.nbytes()
+            if number not in self._known:
+                self._known.add(number)
                 self.live += size
                 self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, key, size)
-        return result
+                weakref.finalize(storage, self._free, number, size)
+
+    def take_peak(self) -> int:
+        """`peak`, which starts anew from what is live."""
+        peak, self.peak = self.peak, self.live
+        return peak
 
     def _free(self, key: int, size: int) -> None:
         self._known.remove(key)
@@ -125,5 +182,42 @@ def _cast(values: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]
     return tuple(v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
+class _Layout(NamedTuple):
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+
+def _layout(tree: Any) -> Any:
+    """A tree of lists and tuples, each tensor by its layout and each other value with its type, for comparison."""
+    if isinstance(tree, Tensor):
+        return _Layout(tree.shape, tree.stride(), tree.dtype, tree.device.type)
+    if isinstance(tree, list | tuple):
+        return tuple(map(_layout, tree))
+    return type(tree), tree
+
+
+def _empty_like(layout: Any) -> Any:
+    """The meta tensors that `_layout` tells of, and what else there was."""
+    if isinstance(layout, _Layout):
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")
+    if isinstance(layout[0], type):
+        return layout[1]
+    return tuple(map(_empty_like, layout))
+
+
+def _is_meta(tree: Any) -> bool:
+    return all(tensor.is_meta for tensor in _tensors(tree))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for entry in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(entry)
+
+
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return (tensor.untyped_storage() for tensor in _tensors(tree))
