@@ -16,9 +16,9 @@ from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
-from scott.students import teacher_of
+from scott.students import best_device
 from scott.teacher_source import TeacherSource
-from scott.teachers import LatentBackbone
+from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.load import model_index
 from scott.training.checkpoint import latest_checkpoint
@@ -86,7 +86,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
-    backbone = teacher_of(config, config.dtype, config.quantize)
+    backbone = load_backbone(embedded.teacher_source(config), config.dtype, config.quantize)
     check(backbone, config)
     teacher = identity(backbone)
     check_data(config.sources, backbone, config)
@@ -101,10 +101,11 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         warn = _kept(warn, config.out / WARNINGS)
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
+    backbone.park_encoders()  # a device holds them or the network, never both
+    backbone.place_network(best_device())
     add_models(backbone, config)
     if config.init and not latest_checkpoint(config.out / "checkpoints"):
         start_as(backbone, config, warn)
-    backbone.park_encoders()
     if config.shard == "full":
         shard(backbone)
     validation = Validation(backbone, grid, config, data, warn)

@@ -81,7 +81,7 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
     for part, size in budget.preparing.items():
         table.add_row(part, _bytes(size), _REMARKS[part])
-    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "the whole teacher, before the first step")
+    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "while data are prepared, before the network")
     if budget.savings:
         table.add_section()
         table.add_row("[bold]would save")

@@ -37,7 +37,8 @@ class Budget:
     """Parameters as counts, memory as bytes by part, of one process.
 
     `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
-    allocator come on top. `preparing` is what stands beside the network only while data are encoded or samples decoded.
+    allocator come on top. `preparing` is what is there while data are encoded, before the
+    network is; the VAE also while samples are decoded.
     """
 
     teacher: str
@@ -60,8 +61,8 @@ class Budget:
 
     @property
     def start(self) -> int:
-        """Before the first step, while data are prepared: the whole teacher."""
-        return self.training["frozen network"] + sum(self.preparing.values())
+        """Before the first step, while data are prepared and the network waits on the CPU."""
+        return sum(self.preparing.values())
 
     @property
     def total(self) -> int:
