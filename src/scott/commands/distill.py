@@ -1,5 +1,6 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,18 +16,21 @@ from scott.commands.validation import Validation
 from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
+from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
 from scott.students import best_device
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
-from scott.teachers.load import model_index
+from scott.teachers.load import model_index, read_json
 from scott.training.checkpoint import latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
+
+_FEW_STEP = re.compile(r"(?:^|[-_. ])(turbo|lightning|schnell|lcm|hyper)(?=$|[-_. ])", re.IGNORECASE)
+"""Published few-step students whose configs are their teachers' own."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, DistillConfig]:
@@ -36,15 +40,16 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, Distil
     """
     if (teacher := given.get("teacher")) is not None:
         files = {field.name: given[field.name] for field in fields(TeacherSource) if field.name in given}
-        pipeline = str(model_index(embedded.teacher_source(TeacherSource(**files))).get("_class_name"))
+        source = embedded.teacher_source(TeacherSource(**files))
+        pipeline = str(model_index(source).get("_class_name"))
         if pipeline not in FAMILIES:
             raise UserError(f"{teacher} is a {pipeline}; expected {', '.join(FAMILIES)}")
+        network = read_json(source, "transformer/config.json") if pipeline == "StableDiffusion3Pipeline" else {}
+        suiting = recipes_of(teacher, pipeline, network)
         if recipe is None:
-            recipe = recipe_of(teacher, pipeline)
-        elif recipe not in FAMILIES[pipeline]:
-            raise UserError(
-                f"{teacher} is a {pipeline}, which the recipe {recipe} is not for; use {recipe_of(teacher, pipeline)}"
-            )
+            recipe = suiting[0]
+        elif recipe not in suiting:
+            raise UserError(f"{teacher} is a {pipeline}, which the recipe {recipe} is not for; use {suiting[0]}")
     if recipe is None:
         raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
     if "data" not in given and not has_data(recipe):
@@ -54,8 +59,10 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, Distil
 
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
-    if backbone.original_inference_steps is not None:
-        raise UserError(f"{config.teacher} is a few-step student already; distil from the teacher it was made from")
+    named = _FEW_STEP.search(Path(config.teacher).name)
+    if backbone.original_inference_steps is not None or named:
+        by = f" by its name ({named[1]}; if it is not, rename it)" if named else ""
+        raise UserError(f"{config.teacher} is a few-step student already{by}; distil from the teacher it was made from")
     if not backbone.takes_guidance and config.guidance_min != config.guidance_max:
         raise UserError(
             f"got guidance from {config.guidance_min} to {config.guidance_max} for {config.teacher}, whose student "

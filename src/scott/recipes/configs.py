@@ -5,7 +5,7 @@ teacher: `sd15_lcm()` is `sd15(method="lcm")`. What a recipe does not set is the
 the defaults of `DistillConfig`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +246,11 @@ FAMILIES = {
 """Class of a teacher's pipeline → the recipes that suit it, first the one to take where none is named."""
 
 
-def recipe_of(teacher: str, pipeline: str) -> str:
-    """The recipe that was written for this very teacher, or else the first of its pipeline's class."""
+def recipes_of(teacher: str, pipeline: str, network: Mapping[str, Any]) -> tuple[str, ...]:
+    """The recipes that suit a teacher of a pipeline's class and a network's config, first the one to take: that which
+    was written for this very teacher, if there is one."""
     suiting = FAMILIES[pipeline]
-    return next((name for name in suiting if RECIPES[name](data="").teacher == teacher), suiting[0])
+    if pipeline == "StableDiffusion3Pipeline":  # 3.5 norms queries and keys, its medium has second attentions
+        edition = "sd35-medium" if network.get("dual_attention_layers") else "sd35-large"
+        return (edition,) if network.get("qk_norm") else ("sd3",)
+    return tuple(sorted(suiting, key=lambda name: RECIPES[name](data="").teacher != teacher))
