@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scott.commands.export import export_finished, is_exported
-from scott.commands.initial import check_start, start_as
+from scott.commands.initial import check_start, initial_lora, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
@@ -102,6 +102,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         config = replace(config, resolution=resolution)
     grid = config.make_grid(backbone.schedule)
     check_start(backbone, config)
+    begun = latest_checkpoint(config.out / "checkpoints") is not None
+    lora = {} if begun else initial_lora(backbone, config, warn)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
     if first:
@@ -111,8 +113,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     backbone.park_encoders()  # a device holds them or the network, never both
     backbone.place_network(best_device())
     add_models(backbone, config)
-    if config.init and not latest_checkpoint(config.out / "checkpoints"):
-        start_as(backbone, config, warn)
+    if config.init and not begun:
+        start_as(backbone, config, lora)
     if config.shard == "full":
         shard(backbone)
     validation = Validation(backbone, grid, config, data, warn)
