@@ -87,7 +87,8 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
-        from scott.students import teacher_of
+        from scott.mini.embedded import teacher_source
+        from scott.teachers import load_backbone
 
         preset = recipe.PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
@@ -101,8 +102,8 @@ class Prepare:
         if self.teacher is None or self.out is None:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
         recipe.use_own_device()
-        source = TeacherSource(teacher=self.teacher, **vars(self.parts))
-        backbone = teacher_of(source, recipe.PRECISIONS[self.precision])
+        source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
+        backbone = load_backbone(source, recipe.PRECISIONS[self.precision])
         with Bars(console) as bars:
             outcome = recipe.prepare_source(
                 name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset

@@ -14,7 +14,8 @@ from scott.training.config import DistillConfig
 def parsed(*arguments):
     """The config of a `scott distill` command line."""
     recipe = parse(["distill", *arguments]).recipe
-    return config_of(recipe.recipe, {k: v for group in recipe.groups for k, v in getattr(recipe, group).items()})
+    given = {k: v for group in recipe.groups for k, v in getattr(recipe, group).items()}
+    return config_of(recipe.recipe, given)[1]
 
 
 LINES = {

@@ -8,7 +8,7 @@ from tests.teachers.published import write_configs
 
 from scott.commands.plan import plan
 from scott.errors import UserError
-from scott.recipes import mini, pixart, sdxl
+from scott.recipes import mini, pixart, sd3, sdxl
 
 
 @pytest.fixture
@@ -25,6 +25,8 @@ def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
     assert all(len(line) <= 80 for line in said.splitlines())
     table = {row[0]: row[1:] for row in rows}
+    assert table["recipe"] == ["mini", "ω 2 to 4, drawn at 3; fp32"]
+    assert table["--low-memory"] == [f"{budget.savings['--low-memory'] / 1e6:,.2f} MB", "of activations"]
     assert table["network"] == [f"{budget.parameters:,}", "UNet2DConditionModel"]
     assert table["teacher"] == ["3", "on 4 samples"]
     assert table["critic decoder"] == ["2", "on 2 samples, and 3 backward"]
@@ -39,8 +41,9 @@ def test_json_is_the_budget(scott, teacher_folders):
     config = sdxl(teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
     budget = plan(config)
     totals = {"total": budget.total, "start": budget.start}
-    assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals
-    assert budget.start == budget.training["frozen network"] + sum(budget.preparing.values())
+    taken = {"recipe": "sdxl", "guidance": 8.0, "precision": "fp16"}
+    assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals | taken
+    assert budget.start == sum(budget.preparing.values())
 
 
 def test_json_without_a_dry_run_is_refused(scott, tmp_path):
@@ -67,6 +70,19 @@ def test_a_published_teacher_is_planned_without_its_weights(tmp_path):
     kept_in_fp32 = 24 * 4096 * 10240  # T5's `wo`, which overflows in fp16
     assert budget.preparing["text encoders"] == 2 * 4_762_310_656 + 2 * kept_in_fp32
     assert 3e9 < budget.total < 9e9
+
+
+def test_what_a_flag_saves_is_what_a_run_with_it_holds_less(teacher_folders):
+    given = {"teacher": str(teacher_folders["sd3"]), "data": "none", "critic": "none", "gradient_checkpointing": True}
+    without = plan(sd3(**given))
+    assert without.savings.keys() == {"--quantize int8", "--quantize nf4", "--low-memory"}
+    for flag, saved in without.savings.items():
+        name, _, value = flag.removeprefix("--").partition(" ")
+        budget = plan(sd3(**given, **{name.replace("-", "_"): value or True}))
+        assert budget.total == without.total - saved, flag
+        assert saved > 0 or flag == "--low-memory", "a walk that is not what a step holds at its highest"
+        assert flag not in budget.savings
+    assert plan(sd3(**given, train="full")).savings.keys() == {"--low-memory"}
 
 
 @pytest.mark.parametrize(

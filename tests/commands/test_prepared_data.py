@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tests.data.making import contents, noise, saved, write_tar
 
+from scott.commands import distill as distilling
 from scott.commands import prepare as recipe
 from scott.commands.check import check_named
 from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source, resolution_of
@@ -23,7 +24,8 @@ from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.mini import glyphs
 from scott.mini.scenes import render, scene
-from scott.teachers import load_backbone
+from scott.recipes import sd15
+from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 
 
@@ -54,6 +56,22 @@ def test_a_raw_source_is_prepared_once(backbone, pictures, tmp_path):
     again = open_data([str(pictures)], backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))
     assert not seen
     assert torch.equal(again.batch(0, 4).mean, source.batch(0, 4).mean)
+
+
+def test_a_device_holds_what_encodes_or_the_network(teacher_folders, pictures, tmp_path, monkeypatch):
+    moved = []
+    for module in (recipe, distilling):
+        monkeypatch.setattr(module, "best_device", lambda: "gpu")
+    monkeypatch.setattr(LatentBackbone, "place_encoders", lambda self, device: moved.append(("encoders", device)))
+    monkeypatch.setattr(LatentBackbone, "place_network", lambda self, device: moved.append(("network", device)))
+    monkeypatch.setattr(distilling, "distill", lambda *given: moved.append("train"))
+    monkeypatch.setattr(distilling, "is_exported", lambda config: True)
+    config = sd15(teacher=str(teacher_folders["sd1"]), data=str(pictures), out=tmp_path / "run", precision="fp32")
+    distilling.run(config, quiet)
+    trained = [("encoders", "cpu"), ("network", "gpu"), "train"]
+    assert moved == [("encoders", "gpu"), *trained]
+    distilling.run(config, quiet)  # on data that are prepared
+    assert moved[4:] == trained
 
 
 def test_a_source_that_changed_is_prepared_anew(backbone, pictures, tmp_path):

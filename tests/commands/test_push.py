@@ -38,12 +38,18 @@ def api(monkeypatch, tmp_path):
     """The hub's interface, which copies what is uploaded to `tmp_path / "hub"`."""
     hub = create_autospec(HfApi, instance=True)
     hub.create_repo.return_value = "https://huggingface.co/me/student"
-    hub.upload_folder.side_effect = lambda **given: shutil.copytree(given["folder_path"], tmp_path / "hub")
+    hub.upload_folder.side_effect = lambda **given: shutil.copytree(
+        given["folder_path"], tmp_path / "hub", ignore=shutil.ignore_patterns(*given["ignore_patterns"])
+    )
     monkeypatch.setattr(module, "HfApi", lambda: hub)
     return hub
 
 
-def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path):
+def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = sd15(data=("laion/some-set", str(tmp_path), "run/samples"), out=run, teacher_lora=("mine/style.x:0.5",))
+    (run / "config.json").write_text(config.to_json())
+    (run / "lora" / "card.md").write_text("runs/of/this/machine")
     assert push(run, run / "lora", "lora", "me/student") == "https://huggingface.co/me/student"
     api.create_repo.assert_called_once_with("me/student", repo_type="model", exist_ok=True)
     assert api.upload_folder.call_args.kwargs["repo_id"] == "me/student"
@@ -58,7 +64,9 @@ def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path):
     assert 'LCMScheduler.from_pretrained("me/student", subfolder="scheduler")' in code
     assert 'load_lora_weights("me/student", weight_name="pytorch_lora_weights.safetensors")' in code
     assert "at step 1,200](samples.png)" in text
-    assert str(tmp_path) not in text
+    assert not any(path in text for path in (str(tmp_path), "run/samples", "mine/style.x"))
+    assert "`samples`" in text
+    assert 'pipe.load_lora_weights("style.x")' in code
 
 
 @pytest.mark.parametrize("kind", [OSError, ConnectError])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -12,7 +13,7 @@ from PIL import Image
 
 from scott.errors import UserError
 from scott.evaluation import Results, Row
-from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
+from scott.export.card import FOLDERS, card, front_matter, readme, teacher_licence, write_cards
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
 from scott.export.single_file import save_checkpoint
@@ -50,6 +51,27 @@ def test_the_snippet_runs_as_it_stands(make_trained, tmp_path, monkeypatch, fami
     Path(Path(trained.config.teacher).name).symlink_to(trained.config.teacher)
     exec(block(card(trained.config, trained.info, kind, folder)), {})
     assert Image.open("picture.png").size == (trained.backbone.resolution,) * 2
+
+
+def test_a_pages_snippet_draws_with_the_repository(make_trained, tmp_path, monkeypatch):
+    trained, repository = make_trained("sd1", "full"), Path("me/student")
+    (tmp_path / repository).mkdir(parents=True)
+    save_checkpoint(trained, tmp_path / repository)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / name / file))
+    monkeypatch.chdir(tmp_path)
+    Path(Path(trained.config.teacher).name).symlink_to(trained.config.teacher)
+    exec(block(readme(trained.config, trained.info, "checkpoint", repository, hub=True)), {})
+    assert Image.open("picture.png").size == (trained.backbone.resolution,) * 2
+
+
+def test_a_card_names_all_that_a_teacher_was_made_of(make_trained, tmp_path):
+    trained = make_trained("sd3")
+    config = replace(trained.config, variant="fp16", vae="/here/better.safetensors", teacher_lora=("/a/style.x:0.5",))
+    text = card(config, trained.info, "lora", tmp_path)
+    for said in (", variant fp16)", ", with `style.x` merged in at 0.5", ", VAE `better.safetensors`"):
+        assert said in text
+    assert 'torch_dtype=torch.float32, variant="fp16")' in block(text)
+    assert 'pipe.vae = type(pipe.vae).from_single_file("better.safetensors")' in block(text)
 
 
 def test_what_a_full_students_card_says(make_trained, tmp_path):
@@ -121,6 +143,8 @@ def test_front_matter_is_yaml_of_what_is_known(make_trained, teacher, kind, expe
     tags = fields.pop("tags")
     assert ("lora" in tags) == (kind != "diffusers")
     assert fields == {"library_name": "diffusers", "pipeline_tag": "text-to-image"} | expected
+    of_pixart = front_matter(trained.config, replace(trained.info, pipeline="PixArtAlphaPipeline"), kind)
+    assert ('library_name: "peft"' in of_pixart) == (kind != "diffusers")
 
 
 def test_several_sources_are_a_list_with_their_shares(make_trained, tmp_path):

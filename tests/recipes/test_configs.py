@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.teachers.published import published, write_configs
 
-from scott.commands.distill import add_models, check
+from scott.commands.distill import add_models, check, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipe_of, sd15, sd15_lcm
+from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipes_of, sd15, sd15_lcm
 from scott.teachers.load import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
@@ -134,8 +135,27 @@ def test_every_family_that_loads_has_a_recipe_and_every_recipe_a_family():
 def test_a_teacher_without_a_recipe_gets_its_own_or_its_familys():
     for pipeline, names in FAMILIES.items():
         for name in names:
-            assert recipe_of(RECIPES[name](data="d").teacher, pipeline) == name
-    assert recipe_of("owner/fine-tune", "StableDiffusionPipeline") == "sd15"
+            if name == "mini" or pipeline == "PixArtSigmaPipeline":
+                continue
+            network = published(name if name != "realistic-vision" else "sd15").get("transformer/config.json", {})
+            assert recipes_of(RECIPES[name](data="d").teacher, pipeline, network)[0] == name
+    assert recipes_of("owner/fine-tune", "StableDiffusionPipeline", {})[0] == "sd15"
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35-medium", "sd35-large"])
+def test_an_edition_of_sd3_has_one_recipe_by_its_config_whatever_its_name(name, tmp_path):
+    given = {"teacher": str(write_configs(name, tmp_path)), "data": "d"}
+    assert config_of(None, given)[0] == name
+    other = "sd3" if name != "sd3" else "sd35-large"
+    with pytest.raises(UserError, match=f"which the recipe {other} is not for; use {name}"):
+        config_of(other, given)
+
+
+@pytest.mark.parametrize("name", ["owner/Z-Image-Turbo", "/here/sdxl_lightning", "FLUX.1-schnell", "lcm.safetensors"])
+def test_a_few_step_student_by_its_name_is_refused(make_backbone, name):
+    with pytest.raises(UserError, match="is a few-step student already by its name"):
+        check(make_backbone(), sd15(data="d", teacher=name))
+    check(make_backbone(), sd15(data="d", teacher=name.replace("-", "").replace("_", "").replace("lcm", "lcmix")))
 
 
 def test_the_solver_is_given_only_what_it_has():

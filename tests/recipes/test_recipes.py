@@ -19,6 +19,7 @@ from scott.recipes import RECIPES
 from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
+from scott.training.budget import budget_of
 
 PUBLISHED = {name: name for name in RECIPES if name != "mini"} | {"realistic-vision": "sd15"}
 """Recipe → the config files in tests/teachers/configs; Realistic Vision is a fine-tune of SD1.5."""
@@ -110,6 +111,24 @@ def test_what_a_recipe_trains_at_its_real_size(recipe, configs, tmp_path):
 
 def adapted(parameters):
     return {name.removesuffix(".lora_A.weight") for name in parameters if name.endswith(".lora_A.weight")}
+
+
+@pytest.mark.parametrize("recipe", sorted(PUBLISHED.keys() - {"realistic-vision"}))
+def test_a_recipes_run_fits_a_card_of_80_gb(recipe, tmp_path):
+    """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs."""
+    config, backbone = equipped(recipe, write_configs(PUBLISHED[recipe], tmp_path))
+    budget = budget_of(backbone, config)
+    assert max(budget.total, budget.start) <= 78e9
+    if config.gradient_accumulation > 1:
+        rest = budget.total - budget.training["activations"]
+        fewer = config.gradient_accumulation // 2
+        assert rest + budget.training["activations"] * config.gradient_accumulation / fewer > 78e9
+
+
+def test_a_batch_of_ones_own_is_taken_in_as_few_passes_as_fit():
+    passes = {size: RECIPES["qwen-image"](data="d", batch_size=size).gradient_accumulation for size in (1, 4, 6, 7, 64)}
+    assert passes == {1: 1, 4: 1, 6: 2, 7: 7, 64: 16}
+    assert RECIPES["qwen-image"](data="d", gradient_accumulation=8).gradient_accumulation == 8
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)

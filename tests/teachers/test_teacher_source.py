@@ -2,13 +2,17 @@
 
 import gzip
 import importlib.util
+import json
 import shutil
+from itertools import product
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import single_file_model
 from safetensors.torch import load_file, save_file
 from tests.teachers.published import write_configs
+from tests.teachers.tiny import FOLDERS
 
 from scott.errors import UserError
 from scott.export.ldm import UNET, VAE
@@ -19,7 +23,7 @@ from scott.recipes import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
-from scott.teachers.single_file import clip_tokenizer, kind_of, known_configs, tokenizer_of
+from scott.teachers.single_file import clip_tokenizer, kind_of, known_configs, lacking_parts, tokenizer_of
 from scott.teachers.skeleton import skeleton
 
 
@@ -132,7 +136,129 @@ def test_no_tokenizer_is_one_line(monkeypatch):
     with pytest.raises(
         UserError, match=r"the hub does not give stable-.*pip install open_clip_torch.*--teacher-config"
     ):
-        tokenizer_of("sd15", "tokenizer")
+        tokenizer_of("sd15", "tokenizer", "CLIPTokenizer")
+
+
+# --- files of a network alone --------------------------------------------------------------------------------
+
+SD3_NAMES = (
+    ("pos_embed.proj.", "x_embedder.proj."),
+    ("pos_embed.pos_embed", "pos_embed"),
+    ("time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
+    ("time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"),
+    ("time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0"),
+    ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"),
+    ("norm_out.linear", "final_layer.adaLN_modulation.1"),
+    ("transformer_blocks.", "joint_blocks."),
+    ("norm1.linear", "x_block.adaLN_modulation.1"),
+    ("norm1_context.linear", "context_block.adaLN_modulation.1"),
+    ("ff.net.0.proj", "x_block.mlp.fc1"),
+    ("ff.net.2", "x_block.mlp.fc2"),
+    ("ff_context.net.0.proj", "context_block.mlp.fc1"),
+    ("ff_context.net.2", "context_block.mlp.fc2"),
+    ("attn.to_out.0", "x_block.attn.proj"),
+    ("attn2.to_out.0", "x_block.attn2.proj"),
+    ("attn.to_add_out", "context_block.attn.proj"),
+    ("attn.norm_added_", "context_block.attn.ln_"),
+    ("attn.norm_", "x_block.attn.ln_"),
+    ("attn2.norm_", "x_block.attn2.ln_"),
+)
+"""diffusers' names → those of SD3's own code, where the last layer's scale and shift stand the other way round."""
+QKV = (("attn.to_{}", "x_block.attn"), ("attn2.to_{}", "x_block.attn2"), ("attn.add_{}_proj", "context_block.attn"))
+
+
+def original_sd3(network):
+    state, made = dict(network.state_dict()), {}
+    last = f"transformer_blocks.{len(network.transformer_blocks) - 1}.norm1_context"
+    for name in [name for name in state if name.startswith(("norm_out", last))]:
+        state[name] = torch.cat(state[name].chunk(2)[::-1])
+    for i, (ours, theirs), end in product(range(len(network.transformer_blocks)), QKV, ("weight", "bias")):
+        names = [f"transformer_blocks.{i}.{ours.format(letter)}.{end}" for letter in "qkv"]
+        if names[0] in state:
+            made[f"joint_blocks.{i}.{theirs}.qkv.{end}"] = torch.cat([state.pop(name) for name in names])
+    for name, value in state.items():
+        for ours, theirs in SD3_NAMES:
+            if name.startswith(ours) or f".{ours}" in name:
+                name = name.replace(ours, theirs)
+        made[name.replace("proj_out", "final_layer.linear")] = value
+    return made
+
+
+@pytest.fixture(scope="module")
+def sd35(tmp_path_factory):
+    """A tiny SD3.5: its folder, its backbone, and its network in the names of SD3's own code."""
+    folder = tmp_path_factory.mktemp("sd35")
+    FOLDERS["sd35"](folder)
+    whole = load_backbone(folder)
+    return folder, whole, {name: value.contiguous() for name, value in original_sd3(whole.network).items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_file_of_the_network_alone_has_its_other_parts_from_a_folder(sd35, tmp_path, prefix):
+    folder, whole, tensors = sd35
+    save_file({prefix + name: value for name, value in tensors.items()}, tmp_path / "network.safetensors")
+    read = load_backbone(source(tmp_path / "network.safetensors", teacher_config=folder))
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(read.network.state_dict()[name], value), name
+    assert fingerprints(read) == fingerprints(whole)
+    half = load_backbone(source(tmp_path / "network.safetensors", teacher_config=folder), torch.bfloat16)
+    dtypes = {name: part.dtype for name, part in half.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    assert dtypes.pop("vae") == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
+
+
+def of_published(name):
+    """Tensors by which diffusers' reader tells a published file's kind, without values."""
+    sides = {"sd3": (36864, 9216), "sd35-medium": (147456, 9216), "sd35-large": (36864, 14592)}
+    if name in sides:
+        places, width = sides[name]
+        found = {"pos_embed": (1, places, 8), "joint_blocks.0.context_block.adaLN_modulation.1.bias": (width,)}
+        found |= {"joint_blocks.37.x_block.mlp.fc1.weight": (8, 8)} if name == "sd35-large" else {}
+    else:
+        found = {"double_blocks.0.img_attn.norm.key_norm.scale": (8,), "img_in.weight": (8, 64)}
+        found |= {"guidance_in.in_layer.bias": (8,)} if name == "flux" else {}
+    return {key: torch.empty(shape) for key, shape in found.items()}
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35-medium", "sd35-large", "flux", "schnell"])
+def test_a_network_of_a_known_kind_says_what_it_lacks(name, tmp_path):
+    """From its configs, before anything is loaded, and so in a dry run."""
+    file = tmp_path / "file.safetensors"
+    save_file(of_published(name), file)
+    said = "is a few-step student already" if name == "schnell" else "has no text_encoder; give --teacher-config a"
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=said):
+            loads(file)
+    if name != "schnell":
+        assert kind_of(of_published(name)) == name
+
+
+def test_flux_is_read_by_its_own_names(tmp_path, monkeypatch):
+    """diffusers' converter knows the published width alone, so its answer is given; what is called with is not."""
+    FOLDERS["flux"](tmp_path / "folder")
+    whole = load_backbone(tmp_path / "folder")
+    marks = {name: torch.zeros(8) for name in of_published("flux")}
+    reader = {"checkpoint_mapping_fn": lambda checkpoint, **_: {k: v for k, v in checkpoint.items() if k not in marks}}
+    monkeypatch.setitem(single_file_model.SINGLE_FILE_LOADABLE_CLASSES, "FluxTransformer2DModel", reader)
+    save_file(of_published("flux") | whole.network.state_dict(), tmp_path / "flux.safetensors")
+    read = load_backbone(source(tmp_path / "flux.safetensors", teacher_config=tmp_path / "folder"))
+    assert fingerprints(read) == fingerprints(whole)
+    assert not differing(network_fingerprint(read), network_fingerprint(whole))
+
+
+def test_a_checkpoint_without_a_vae_needs_one(file_of, teacher_folders, tmp_path):
+    tensors = {name: value for name, value in load_file(file_of("sd1")).items() if not name.startswith(VAE)}
+    file = tmp_path / "file.safetensors"
+    save_file(tensors, file)
+    folder = teacher_folders["sd1"]
+    alone = load_backbone(source(file, teacher_config=folder))
+    DiffusionPipeline.from_pretrained(folder).vae.save_pretrained(tmp_path / "vae")
+    given = load_backbone(source(file, teacher_config=folder, vae=tmp_path / "vae"))
+    assert fingerprints(alone) == fingerprints(given) == fingerprints(load_backbone(folder))
+    index = {"vae": ["diffusers", "AutoencoderKL"]}
+    assert lacking_parts(source(file, vae=tmp_path / "vae"), index) == ["vae"]
+    with pytest.raises(UserError, match=r"has no vae; give --teacher-config .* or --vae"):
+        lacking_parts(source(file), index)
 
 
 # --- variants, LoRAs, another VAE ----------------------------------------------------------------------------
@@ -152,8 +278,43 @@ def test_the_only_variant_is_found(half, make_backbone):
         read = load_backbone(given)
         assert all(torch.equal(rounded[name], value) for name, value in read.network.state_dict().items())
         assert {p.dtype for p in (*read.network.parameters(), *read.vae.parameters())} == {torch.float32}
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match="no weights of unet of the variant ema; it has only fp16"):
+            loads(source(half, variant="ema"))
+
+
+def test_pickled_half_precision_weights_are_read_as_tensors_alone(half, make_backbone):
+    for file in half.rglob("*.fp16.safetensors"):
+        plain = "diffusion_pytorch_model" if file.name.startswith("diffusion") else "pytorch_model"
+        torch.save(load_file(file), file.with_name(f"{plain}.fp16.bin"))
+        file.unlink()
+    read = load_backbone(half).network.state_dict()
+    assert all(torch.equal(read[name], v.half().float()) for name, v in make_backbone().network.state_dict().items())
+    (file,) = (half / "unet").glob("*.bin")
+    torch.save({"code": print}, file)
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_backbone(source(half, variant="ema"))
+        load_backbone(half)
+
+
+MISSING = {
+    "a LoRA": ({"teacher_lora": ("gone.safetensors",)}, "no LoRA file at gone.safetensors"),
+    "a scale": ({"teacher_lora": ("gone.safetensors:nan",)}, "expected a finite scale"),
+    "no LoRA": ({"teacher_lora": ("FOLDER/text.safetensors:0.5",)}, "text.safetensors, which cannot be read"),
+    "a VAE": ({"vae": "gone/at/all"}, "no VAE at gone/at/all"),
+    "a VAE's file": ({"vae": "gone.safetensors"}, "got --vae gone.safetensors, which cannot be read"),
+    "no VAE": ({"vae": "FOLDER"}, "has no config.json of a VAE"),
+    "a variant": ({"variant": "ema"}, "no weights of unet of the variant ema; it has none"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), MISSING.values(), ids=MISSING.keys())
+def test_what_is_not_there_is_said_before_anything_is_read(teacher_folders, tmp_path, given, said):
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    found = json.loads(json.dumps(given).replace("FOLDER", str(tmp_path)))
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=said):
+            loads(TeacherSource(teacher=str(teacher_folders["sd1"]), **found))
 
 
 def test_of_several_variants_one_has_to_be_named(half):
@@ -192,14 +353,12 @@ def test_loras_are_merged_into_the_teacher(teacher_folders, style_lora, make_bac
     }
 
 
-def test_loras_that_fit_nothing(teacher_folders, style_lora, tmp_path):
+def test_loras_that_fit_nothing(teacher_folders, style_lora):
     def merging(family, file):
         return load_backbone(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
 
     with pytest.raises(UserError, match="diffusers loads no LoRA into a PixArtAlphaPipeline"):
         merging("pixart", style_lora("sd1"))
-    with pytest.raises(UserError, match="no LoRA file at"):
-        merging("sd1", tmp_path / "nowhere.safetensors")
     with pytest.raises(UserError, match=r"names no layer of this teacher|cannot be loaded"):
         merging("sd1", style_lora("sd3"))
 
@@ -228,8 +387,6 @@ def test_another_vae(teacher_folders, file_of, tmp_path):
         read = load_backbone(source(teacher_folders["sd1"], vae=tmp_path / place))
         for name, value in pipe.vae.state_dict().items():
             assert torch.equal(read.vae.state_dict()[name], value), (place, name)
-    with pytest.raises(UserError, match="nowhere cannot be loaded"):
-        load_backbone(source(teacher_folders["sd1"], vae=tmp_path / "nowhere"))
 
 
 def test_an_embedded_name_keeps_what_else_is_given():

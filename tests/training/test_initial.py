@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.training.runs import STEPS, final
 
-from scott.commands.initial import check_start, start_as
+from scott.commands.initial import check_start, initial_lora, start_as
 from scott.errors import UserError
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
 from scott.export.trained import Trained
+from scott.teacher_source import TeacherSource
+from scott.teachers import load_backbone
 from scott.training.checkpoint import save_checkpoint
 from scott.training.config import DistillConfig
 
@@ -36,7 +39,7 @@ def test_another_run_goes_on_with_its_optimizers_and_another_rate(start, tmp_pat
 @pytest.mark.parametrize("kind", ["run", "lora", "full run", "folder"])
 def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, kind):
     train = "lora" if kind in ("run", "lora") else "full"
-    old, new = make_backbone(train), make_backbone(train)
+    old, new = make_backbone(train), make_backbone()
     perturb(old.target_parameters())
     place, config = tmp_path / "old", replace(config, train=train, init=str(tmp_path / "old"))
     trained = Trained(old, replace(config, lora_alpha=4.0), 7)
@@ -47,7 +50,9 @@ def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, k
         place.mkdir()
         (save_lora(trained, place, "lora") if kind == "lora" else save_student(old, place, trained.grid))
     check_start(new, config)
-    start_as(new, config, lambda message: None)
+    lora = initial_lora(new, config, print)
+    new.add_student(train, rank=4, alpha=4.0)
+    start_as(new, config, lora)
     for parameters in (new.student_parameters(), new.target_parameters()):
         for name, value in old.target_parameters().items():
             assert torch.equal(parameters[name], value), name
@@ -56,13 +61,62 @@ def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, k
 def test_a_loras_update_is_kept_under_another_scale(make_backbone, config, perturb, tmp_path):
     old, new = make_backbone(), make_backbone()
     old.add_student("lora", rank=4, alpha=8.0)
-    new.add_student("lora", rank=4, alpha=2.0)
     perturb(old.target_parameters())
     save_lora(Trained(old, replace(config, lora_alpha=8.0), 7), tmp_path, "lora")
-    start_as(new, replace(config, lora_alpha=2.0, init=str(tmp_path)), lambda message: None)
+    config = replace(config, lora_alpha=2.0, init=str(tmp_path))
+    lora = initial_lora(new, config, print)
+    new.add_student("lora", rank=4, alpha=2.0)
+    start_as(new, config, lora)
     pairs = zip(old.adapters.merged_state("target"), new.adapters.merged_state("student"), strict=True)
     for (name, mine), (_, theirs) in pairs:
         torch.testing.assert_close(mine, theirs, msg=name)
+
+
+@pytest.mark.parametrize(("style", "scale"), [("diffusers", 1), ("kohya", 2)])
+def test_a_lora_of_another_program_is_a_start(make_backbone, config, style_lora, tmp_path, style, scale):
+    """Of rank 2 on attention, in diffusers' names, which tell no α, and in kohya's with an α of 4."""
+    file, new = style_lora("sd1"), make_backbone()
+    if style == "kohya":
+        tensors = {}
+        for key, value in load_file(file).items():
+            layer, _, end = key.removeprefix("unet.").rpartition(".lora_")
+            name = f"lora_unet_{layer.replace('.', '_')}"
+            tensors[f"{name}.lora_{'down' if end[0] == 'A' else 'up'}.weight"] = value
+            tensors[f"{name}.alpha"] = torch.tensor(4.0)
+        file = tmp_path / "kohya.safetensors"
+        save_file(tensors, file)
+    config = replace(config, init=str(file), lora_alpha=8.0)
+    check_start(new, config)
+    before = {name: value.clone() for name, value in new.network.state_dict().items()}
+    lora = initial_lora(new, config, print)
+    after = new.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    new.add_student("lora", rank=4, alpha=8.0)
+    start_as(new, config, lora)
+    merged = load_backbone(TeacherSource(teacher=config.teacher, teacher_lora=(f"{style_lora('sd1')}:{scale}",)))
+    for model in ("student", "target"):
+        mine = dict(new.adapters.merged_state(model))
+        for name, value in merged.network.state_dict().items():
+            torch.testing.assert_close(mine[name], value, msg=name)
+    with pytest.raises(UserError, match="has rank 2 on 16 of the student's layers; give --lora-rank 2"):
+        initial_lora(make_backbone(), replace(config, lora_rank=1), print)
+    with pytest.raises(UserError, match=r"cannot be read as a LoRA of this teacher|names no layer of this teacher"):
+        initial_lora(make_backbone(family="sd3"), config, print)
+
+
+@pytest.mark.parametrize("changes", [{"lora_rank": 8}, {"lora_variant": "rslora"}], ids=str)
+def test_a_lora_of_another_kind_is_refused_before_anything_is_written(
+    make_backbone, config, tmp_path, changes, command_line
+):
+    (tmp_path / "old").mkdir()
+    save_lora(Trained(make_backbone("lora"), config, 7), tmp_path / "old", "lora")
+    given = {"teacher": config.teacher, "data": "mini", "out": config.out, "init": tmp_path / "old"} | changes
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    for more in ([], ["--dry-run"]):
+        code, _, said = command_line("distill", "sd15", *flags, *more)
+        assert (code, "is a lora of rank 4; give --lora-rank 4" in " ".join(said.split())) == (2, True)
+    assert not config.out.exists()
 
 
 BAD = {
@@ -72,6 +126,8 @@ BAD = {
     "another rank": ({"init": "RUN", "lora_rank": 8}, "has lora_rank 4 and not 8, alpha 4.0 and not 8.0"),
     "another critic": ({"continue_from": "RUN", "critic": "none"}, "has critic lora and not none"),
     "no checkpoint": ({"init": "EMPTY"}, "has no checkpoint yet"),
+    "no LoRA": ({"init": "FOLDER"}, "no LoRA file at"),
+    "no student": ({"init": "FOLDER", "train": "full"}, "is no student's folder"),
     "another teacher": ({"continue_from": "OTHER"}, "was distilled from another teacher"),
 }
 

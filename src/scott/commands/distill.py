@@ -1,5 +1,6 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,19 +9,19 @@ from typing import Any
 import torch
 
 from scott.commands.export import export_finished, is_exported
-from scott.commands.initial import check_start, start_as
+from scott.commands.initial import check_start, initial_lora, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
 from scott.data.preparation import Report
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.recipes.configs import FAMILIES, RECIPES, recipe_of
-from scott.students import teacher_of
+from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
+from scott.students import best_device
 from scott.teacher_source import TeacherSource
-from scott.teachers import LatentBackbone
+from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
-from scott.teachers.load import model_index
+from scott.teachers.load import model_index, read_json
 from scott.training.checkpoint import latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
@@ -28,34 +29,40 @@ from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
 
+_FEW_STEP = re.compile(r"(?:^|[-_. ])(turbo|lightning|schnell|lcm|hyper)(?=$|[-_. ])", re.IGNORECASE)
+"""Published few-step students whose configs are their teachers' own."""
 
-def config_of(recipe: str | None, given: Mapping[str, Any]) -> DistillConfig:
-    """The config of a recipe, or of the one that its teacher's family has, with what was given.
+
+def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, DistillConfig]:
+    """A recipe, or the one that its teacher's family has; and its config with what was given.
 
     Raises `UserError` where a named recipe is of another family than the teacher, and as `DistillConfig` does.
     """
     if (teacher := given.get("teacher")) is not None:
         files = {field.name: given[field.name] for field in fields(TeacherSource) if field.name in given}
-        pipeline = str(model_index(embedded.teacher_source(TeacherSource(**files))).get("_class_name"))
+        source = embedded.teacher_source(TeacherSource(**files))
+        pipeline = str(model_index(source).get("_class_name"))
         if pipeline not in FAMILIES:
             raise UserError(f"{teacher} is a {pipeline}; expected {', '.join(FAMILIES)}")
+        network = read_json(source, "transformer/config.json") if pipeline == "StableDiffusion3Pipeline" else {}
+        suiting = recipes_of(teacher, pipeline, network)
         if recipe is None:
-            recipe = recipe_of(teacher, pipeline)
-        elif recipe not in FAMILIES[pipeline]:
-            raise UserError(
-                f"{teacher} is a {pipeline}, which the recipe {recipe} is not for; use {recipe_of(teacher, pipeline)}"
-            )
+            recipe = suiting[0]
+        elif recipe not in suiting:
+            raise UserError(f"{teacher} is a {pipeline}, which the recipe {recipe} is not for; use {suiting[0]}")
     if recipe is None:
         raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
-    return RECIPES[recipe](**given)
+    return recipe, RECIPES[recipe](**given)
 
 
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
-    if backbone.original_inference_steps is not None:
-        raise UserError(f"{config.teacher} is a few-step student already; distil from the teacher it was made from")
+    named = _FEW_STEP.search(Path(config.teacher).name)
+    if backbone.original_inference_steps is not None or named:
+        by = f" by its name ({named[1]}; if it is not, rename it)" if named else ""
+        raise UserError(f"{config.teacher} is a few-step student already{by}; distil from the teacher it was made from")
     if not backbone.takes_guidance and config.guidance_min != config.guidance_max:
         raise UserError(
             f"got guidance from {config.guidance_min} to {config.guidance_max} for {config.teacher}, whose student "
@@ -86,7 +93,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
-    backbone = teacher_of(config, config.dtype, config.quantize)
+    backbone = load_backbone(embedded.teacher_source(config), config.dtype, config.quantize)
     check(backbone, config)
     teacher = identity(backbone)
     check_data(config.sources, backbone, config)
@@ -95,16 +102,19 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         config = replace(config, resolution=resolution)
     grid = config.make_grid(backbone.schedule)
     check_start(backbone, config)
+    begun = latest_checkpoint(config.out / "checkpoints") is not None
+    lora = {} if begun else initial_lora(backbone, config, warn)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
     if first:
         warn = _kept(warn, config.out / WARNINGS)
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
+    backbone.park_encoders()  # a device holds them or the network, never both
+    backbone.place_network(best_device())
     add_models(backbone, config)
-    if config.init and not latest_checkpoint(config.out / "checkpoints"):
-        start_as(backbone, config, warn)
-    backbone.park_encoders()
+    if config.init and not begun:
+        start_as(backbone, config, lora)
     if config.shard == "full":
         shard(backbone)
     validation = Validation(backbone, grid, config, data, warn)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from scott.commands.prepare import Warn
 from scott.errors import UserError
-from scott.export.lora import lora_parameters, read_lora_file
+from scott.export.lora import foreign_factors, lora_info, lora_parameters, lora_path, read_lora_file
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.lora import lora_targets
 from scott.training.checkpoint import checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
@@ -18,7 +19,7 @@ _SAME_WHOLE = (*_SAME, "critic", "critic_rank", "adversarial_weight", "adversari
 
 
 def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
-    """Raise `UserError` where there is nothing at `init` or `continue_from`, or a run of another kind of student.
+    """Raise `UserError` where there is nothing at `init` or `continue_from`, or another kind of student.
 
     A run that has begun needs neither.
     """
@@ -33,6 +34,10 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
             _check_run(Path(name), backbone, config, same)
         elif config.continue_from:
             raise UserError(f"{name} is no run; expected one as --continue-from, or use --init")
+        elif config.train == "lora":
+            _check_lora(lora_path(Path(name)), config)
+        elif not (Path(name) / "model_index.json").is_file():
+            raise UserError(f"{name} is no student's folder; expected one as --init with --train full, or a run")
 
 
 def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same: tuple[str, ...]) -> None:
@@ -42,32 +47,63 @@ def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same:
     pairs = ((name, getattr(other, name), getattr(config, name)) for name in same)
     if unlike := [f"{name} {theirs} and not {mine}" for name, theirs, mine in pairs if theirs != mine]:
         raise UserError(f"{run} has {', '.join(unlike)}; give these alike")
-    if checkpoint_state(newest).get("teacher", backbone.version) != backbone.version:
+    version = backbone.version or None  # a dry run's is not known
+    if version and checkpoint_state(newest).get("teacher", version) != version:
         raise UserError(f"{run} was distilled from another teacher than {config.teacher}; give that one")
 
 
-def start_as(backbone: LatentBackbone, config: DistillConfig, warn: Warn) -> None:
-    """Make the student and its EMA what `init` names. Raises `UserError` where that does not fit them."""
+def _check_lora(file: Path, config: DistillConfig) -> None:
+    info = lora_info(file)
+    if info is None and config.lora_variant == "dora":
+        raise UserError(f"{file} is no DoRA of `scott export`; leave out --lora-variant dora")
+    if info and (info.lora_rank, info.lora_variant) != (config.lora_rank, config.lora_variant):
+        raise UserError(
+            f"{file} is a {info.lora_variant} of rank {info.lora_rank}; give --lora-rank {info.lora_rank} and "
+            f"--lora-variant {info.lora_variant}"
+        )
+
+
+def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) -> dict[str, Tensor]:
+    """The tensors of a LoRA file at `init` by the names of the student's parameters; none where it is no such file.
+
+    B is under this run's scale: s B A stays what it is. What another program wrote may have fewer layers, and a lower
+    rank. Raises `UserError` where the file does not fit this teacher. To be called before the student is made.
+    """
+    place = Path(str(config.init))
+    if not config.init or config.train != "lora" or latest_checkpoint(place / "checkpoints"):
+        return {}
+    scale = config.alpha / (config.lora_rank**0.5 if config.lora_variant == "rslora" else config.lora_rank)
+    if lora_info(file := lora_path(place)) is None:
+        return _foreign(backbone, file, config.lora_rank, scale, warn)
+    _, alpha, tensors = read_lora_file(backbone, place, warn)
+    named = lora_parameters(backbone, place, config.lora_variant, tensors)
+    factor = alpha / config.lora_rank / scale
+    return {name: factor * value if name.endswith("lora_B.weight") else value for name, value in named.items()}
+
+
+def _foreign(backbone: LatentBackbone, file: Path, rank: int, scale: float, warn: Warn) -> dict[str, Tensor]:
+    factors, adapted = foreign_factors(backbone, file), lora_targets(backbone.network, ("",), backbone.student_layers)
+    if outside := sorted(factors.keys() - {*adapted}):
+        warn(f"{file} has {len(outside)} layers that a student does not adapt, such as {outside[0]}: left out")
+    kept = {layer: update for layer, update in factors.items() if layer in {*adapted}}
+    if (highest := max((len(update.a) for update in kept.values()), default=0)) > rank or not kept:
+        raise UserError(f"{file} has rank {highest} on {len(kept)} of the student's layers; give --lora-rank {highest}")
+    tensors = {f"{layer}.lora_A.weight": update.a.detach().float() for layer, update in kept.items()}
+    return tensors | {f"{k}.lora_B.weight": update.scale / scale * update.b.detach() for k, update in kept.items()}
+
+
+def start_as(backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Tensor]) -> None:
+    """Make the student and its EMA what `init` names, whose LoRA file is read already. Raises `UserError` where that
+    does not fit them."""
     place = Path(str(config.init))
     newest = latest_checkpoint(place / "checkpoints")
     if newest:
         tensors = load_file(newest / "target.safetensors")
     elif config.train == "lora":
-        tensors = _of_lora(place, backbone, config, warn)
+        tensors = {name: value.detach().clone() for name, value in backbone.student_parameters().items()}
+        for name, value in lora.items():  # of a lower rank: B of the others is 0
+            tensors[name][tuple(slice(size) for size in value.shape)] = value
     else:
         tensors = dict(load_backbone(place).network.named_parameters())
     for parameters in (backbone.student_parameters(), backbone.target_parameters()):
         load_parameters(parameters, tensors, "student")
-
-
-def _of_lora(place: Path, backbone: LatentBackbone, config: DistillConfig, warn: Warn) -> dict[str, Tensor]:
-    """A LoRA file's tensors, B under this run's scale: s B A stays what it is."""
-    info, alpha, tensors = read_lora_file(backbone, place, warn)
-    if (info.lora_rank, info.lora_variant) != (config.lora_rank, config.lora_variant):
-        raise UserError(
-            f"{place} is a {info.lora_variant} of rank {info.lora_rank}; give --lora-rank {info.lora_rank} and "
-            f"--lora-variant {info.lora_variant}"
-        )
-    named = lora_parameters(backbone, place, config.lora_variant, tensors)
-    factor = alpha / config.lora_rank / backbone.adapters.scaling("target")
-    return {name: factor * value if name.endswith("lora_B.weight") else value for name, value in named.items()}

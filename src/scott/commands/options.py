@@ -126,11 +126,11 @@ class DistillRecipe:
         if (self.json or self.processes != 1) and not self.dry_run:
             raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
         given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
-        config = config_of(self.recipe, given)
+        recipe, config = config_of(self.recipe, given)
         if self.dry_run:
             from scott.commands.plan import show
 
-            show(config, self.processes, as_json=self.json)
+            show(recipe, config, self.processes, as_json=self.json)
             return
         with Bars(console) as bars:
             run(config, bars.report, bars.warn)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scott.commands.distill import add_models, check, config_of
+from scott.commands.initial import check_start
 from scott.commands.options import has_data
 from scott.commands.prepare import resolution_of
 from scott.errors import UserError
@@ -23,38 +24,42 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
     what its data hold, its folder and how it was launched."""
     if processes < 1:
         raise UserError(f"got --processes {processes}; expected 1 or more")
-    if config.quantize != "none":
-        raise UserError(f"got --quantize {config.quantize}, which needs weights; leave it out of a --dry-run")
     backbone = skeleton(embedded.teacher_source(config), config.dtype)
     backbone.resize(resolution_of(config.sources, backbone, config))
     check(backbone, config)
+    check_start(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
     return budget_of(backbone, config, processes)
 
 
 def planned(recipe: str, given: Mapping[str, Any], processes: int) -> tuple[DistillConfig, Budget, Table]:
     """Of a recipe with what is given, on data of its own or on pictures that nothing is read of."""
-    config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given))
+    recipe, config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given))
     budget = plan(config, processes)
-    return config, budget, as_table(budget, config)
+    return config, budget, as_table(recipe, config, budget)
 
 
-def show(config: DistillConfig, processes: int, *, as_json: bool) -> None:
+def show(recipe: str, config: DistillConfig, processes: int, *, as_json: bool) -> None:
     """Print the budget, as a table or as JSON."""
     with console.status("a step without weights"):
         budget = plan(config, processes)
     if as_json:
-        console.print_json(data=dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start})
+        said = {"recipe": recipe, "guidance": config.drawn_guidance, "precision": config.precision}
+        console.print_json(data=said | dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start})
     else:
-        console.print(as_table(budget, config))
+        console.print(as_table(recipe, config, budget))
 
 
-def as_table(budget: Budget, config: DistillConfig) -> Table:
-    """Parameters, calls and memory, in one table of 80 columns."""
+def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
+    """What is taken, parameters, calls and memory, in one table of 80 columns."""
     table = Table("", "", "", title=escape(f"{config.teacher}, {budget.teacher}"), show_header=False)
     table.columns[1].justify = "right"
     student = f"lora, rank {config.lora_rank}" if config.train == "lora" else "full"
     critic = config.critic if config.critic in ("full", "heads") else f"{config.critic}, rank {config.critic_rank}"
+    low, high = config.guidance_min, config.guidance_max
+    omega = f"ω {low:g}" if low == high else f"ω {low:g} to {high:g}, drawn at {config.drawn_guidance:g}"
+    table.add_row("recipe", recipe, f"{omega}; {config.precision}")
+    table.add_section()
     table.add_row("[bold]parameters")
     table.add_row("network", f"{budget.parameters:,}", budget.network)
     table.add_row("student", f"{budget.student:,}", f"{budget.student / budget.parameters:.2%}, {student}")
@@ -78,12 +83,17 @@ def as_table(budget: Budget, config: DistillConfig) -> Table:
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
     for part, size in budget.preparing.items():
         table.add_row(part, _bytes(size), _REMARKS[part])
-    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "the whole teacher, before the first step")
+    table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "while data are prepared, before the network")
+    if budget.savings:
+        table.add_section()
+        table.add_row("[bold]would save")
+        for flag, size in budget.savings.items():
+            table.add_row(flag, _bytes(size), "of the frozen network" if "quantize" in flag else "of activations")
     return table
 
 
 _REMARKS = {
-    "frozen network": "{config.precision}",
+    "frozen network": "{config.precision}, quantize {config.quantize}",
     "student": "fp32",
     "EMA target": "fp32",
     "critic": "fp32",

@@ -24,6 +24,7 @@ from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.mini import embedded
+from scott.students import best_device
 from scott.teachers.fingerprint import differing, fingerprints, label
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def prepare_source(
     """Shards of a source in `out`, those of this process out of `world`; a preset fills in what settings leave open.
     Raises `UserError` as `open_source` and `prepare_shards` do."""
     source, settings = open_with(name, settings, preset)
+    backbone.place_encoders(best_device())
     full = full_settings(name, source, settings, backbone, _made_for(backbone))
     return prepare_shards(source, backbone, settings, full, out, report, rank, world)
 
@@ -153,6 +155,7 @@ def _open_one(
     identity = full | {"source": made_from, "teacher": fingerprints(backbone)}
     folder = cache / sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     if not (folder / MANIFEST).is_file():
+        backbone.place_encoders(best_device())
         prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
     manifest = wait_for_manifest(folder)
     if skipped := Counter(manifest.skipped):

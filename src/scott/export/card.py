@@ -8,12 +8,13 @@ the fingerprint of its weights, an absolute path to an export by its last part.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
 from scott.export.pipeline import call_options
 from scott.export.schedules import PROGRAMS, flow_shift, nearest
-from scott.export.snippet import shown, snippet
+from scott.export.snippet import loads_lora, shown, snippet
 from scott.export.trained import StudentInfo
 from scott.files import write_atomically
 from scott.mini import embedded
@@ -42,12 +43,30 @@ def results_of(run: Path) -> list[Results]:
     return [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
 
 
-def readme(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, results: Sequence[Results] = ()) -> str:
-    """The card as a model's page on the hub."""
-    return front_matter(config, info, kind) + card(config, info, kind, folder, results)
+def readme(
+    config: DistillConfig,
+    info: StudentInfo,
+    kind: str,
+    folder: Path,
+    results: Sequence[Results] = (),
+    *,
+    hub: bool = False,
+) -> str:
+    """The card as a model's page on the hub, where it stands in `folder`; with `hub`, in the repository of that name,
+    and without the folders that relative paths of this machine go through."""
+    text = front_matter(config, info, kind)
+    return text + card(_without_paths(config) if hub else config, info, kind, folder, results, hub=hub)
 
 
-def card(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, results: Sequence[Results] = ()) -> str:
+def card(
+    config: DistillConfig,
+    info: StudentInfo,
+    kind: str,
+    folder: Path,
+    results: Sequence[Results] = (),
+    *,
+    hub: bool = False,
+) -> str:
     """The card of one export that stands in `folder`."""
     rows = {
         "teacher": _teacher(config, info),
@@ -70,7 +89,7 @@ def card(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, resu
         "\n".join(table),
         f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
         "uncond + ω (cond − uncond).",
-        f"## Draw\n\n```python\n{snippet(config, info, kind, folder)}\n```",
+        f"## Draw\n\n```python\n{snippet(config, info, kind, folder, hub=hub)}\n```",
         *_elsewhere(info, kind),
         *(["## Measured", *measured] if measured else []),
     ]
@@ -84,7 +103,7 @@ def front_matter(config: DistillConfig, info: StudentInfo, kind: str) -> str:
     if is_hub_id(config.teacher):
         fields["base_model"] = config.teacher
         fields["base_model_relation"] = "adapter" if is_lora else "finetune"
-    fields["library_name"] = "diffusers"
+    fields["library_name"] = "peft" if is_lora and not loads_lora(info) else "diffusers"
     fields["pipeline_tag"] = "text-to-image"
     if data := [source for source in config.sources if is_hub_id(source)]:
         fields["datasets"] = data
@@ -111,12 +130,31 @@ def is_hub_id(teacher: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", teacher)) and not Path(teacher).exists()
 
 
+def _without_paths(config: DistillConfig) -> DistillConfig:
+    """Paths of this machine are made absolute, of which a card shows the last part."""
+
+    def local(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    vae, layout = (name and local(name) for name in (config.vae, config.teacher_config))
+    merged = tuple(f"{file.resolve()}:{scale:g}" for file, scale in config.loras)
+    return replace(
+        config,
+        teacher=local(config.teacher),
+        data=tuple(map(local, config.sources)),
+        teacher_lora=merged,
+        vae=vae,
+        teacher_config=layout,
+    )
+
+
 def _teacher(config: DistillConfig, info: StudentInfo) -> str:
     name = config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name
     weights = f", weights {info.base['sha256'][:12]}" if info.base else ""
     merged = "".join(f", with `{file.name}` merged in at {scale:g}" for file, scale in config.loras)
     vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
-    return f"`{name}` (`{info.pipeline}`{weights}){merged}{vae}"
+    variant = f", variant {config.variant}" if config.variant else ""
+    return f"`{name}` (`{info.pipeline}`{weights}{variant}){merged}{vae}"
 
 
 def _data(config: DistillConfig) -> str:

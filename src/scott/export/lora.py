@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import TOLERANCE, check, stock_latents
 from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
+from scott.teachers.lora import lora_targets
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -137,28 +138,53 @@ def read_lora_file(
     A LoRA fits any network of its shapes, and people use it on fine-tunes of its base on purpose: another base than its
     own is a warning. Raises `UserError` when there is no such file.
     """
-    file = _lora_file(path)
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-        tensors = {key: value.float() for key, value in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); expected a LoRA file of `scott export`") from None
-    if METADATA not in metadata:
+    file = lora_path(path)
+    if (info := lora_info(file)) is None:
         raise UserError(f"{file} was not written by `scott export`, so its steps are unknown; draw it with diffusers")
-    info = StudentInfo.from_json(metadata[METADATA], file)
     if info.lora_rank is None or info.base is None:
         raise UserError(f"{file} does not say its rank and its base; export it again")
+    tensors = {key: value.float() for key, value in load_file(file).items()}
     if differing(info.base, here := network_fingerprint(backbone)):
         warn(f"{file} was made for {label(info.base)}, not for {label(here)}; a LoRA draws best on its own base")
     alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")} or {float(info.lora_rank)}
     return info, alphas.pop(), {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
 
 
+def lora_info(file: Path) -> StudentInfo | None:
+    """What a LoRA file of `save_lora` was made for; None of another's. Raises `UserError` where it cannot be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); expected a LoRA file") from None
+    return StudentInfo.from_json(metadata[METADATA], file) if METADATA in metadata else None
+
+
+def foreign_factors(backbone: LatentBackbone, file: Path) -> dict[str, Factors]:
+    """Layer → update of a LoRA file by another program, in any names that diffusers reads: kohya's, peft's, its own.
+
+    Raises `UserError` where diffusers cannot put it on this network.
+    """
+    pipeline, network = backbone.pipeline, backbone.network
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UserError(f"{file} was not written by `scott export`, and diffusers loads no LoRA into this pipeline")
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
+        found = {name: Factors.of(layer, layer.active_adapters[0]) for name, layer in layers.items()}
+        dora = any(layer.use_dora[layer.active_adapters[0]] for layer in layers.values())
+        pipeline.unload_lora_weights()
+    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a LoRA of this teacher: {first_line(error)}") from None
+    if not found or dora:
+        raise UserError(f"{file} {'is a DoRA of another program' if dora else 'names no layer of this teacher'}")
+    return found
+
+
 def lora_parameters(
     backbone: LatentBackbone, path: Path, variant: str, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The file's tensors by the names of the target's parameters. Raises `UserError` where they are of other layers."""
+    """The file's tensors by the names of a student's parameters. Raises `UserError` where they are of other layers."""
     named = [_keys(backbone, form, variant) for form in ("kohya", "diffusers", "peft")]
     keys = max(named, key=lambda keys: len(keys.keys() & tensors))
     given = set(tensors)
@@ -197,12 +223,11 @@ def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, t
 
 
 def _layers(backbone: LatentBackbone) -> list[str]:
-    ending = ".lora_A.weight"
-    return sorted(name.removesuffix(ending) for name in backbone.target_parameters() if name.endswith(ending))
+    return lora_targets(backbone.network, ("",), backbone.student_layers)
 
 
 def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
-    """Key in the file → name of the target's parameter."""
+    """Key in the file → name of a student's parameter."""
     if form == "kohya":
         if backbone.part != "unet" or variant == "dora":
             return {}
@@ -211,10 +236,13 @@ def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
         return {f"{key}.{end}": f"{layer}.{name}" for layer, key in keys.items() for end, name in ends.items()}
     prefix = backbone.part if form == "diffusers" else "base_model.model"
     # a DoRA's norms are a module within the network, and a tensor in all files
-    return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in backbone.target_parameters()}
+    parts = ("lora_A", "lora_B", *(["lora_magnitude_vector"] if variant == "dora" else []))
+    names = [f"{layer}.{part}.weight" for layer in _layers(backbone) for part in parts]
+    return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in names}
 
 
-def _lora_file(path: Path) -> Path:
+def lora_path(path: Path) -> Path:
+    """The one LoRA file that a path is, or that is in its folder. Raises `UserError` where there is none."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if len(files) != 1 or not files[0].is_file():
         raise UserError(f"no LoRA file at {path}; expected a .safetensors file, or a folder that has one")

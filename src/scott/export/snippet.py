@@ -8,19 +8,22 @@ from scott.export.pipeline import call_options
 from scott.export.single_file import FILE as CHECKPOINT
 from scott.export.trained import StudentInfo, needs_size
 from scott.mini import embedded
+from scott.teacher_source import SINGLE_FILE
 from scott.training.config import DistillConfig
 
 EXAMPLE = "a small red apple on a blue background"
 
 
-def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> str:
-    """Python that draws a picture with the export in `folder`, as it stands."""
+def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *, hub: bool = False) -> str:
+    """Python that draws a picture with the export in `folder`, or in a repository of that name, as it stands."""
     if kind == "onnx":
+        place = _quoted(shown(folder))
         lines = [
+            *(["from huggingface_hub import snapshot_download"] if hub else []),
             "from scott.evaluation import to_pil",
             "from scott.students import load_student",
             "",
-            f'student = load_student({_quoted(shown(folder))}, engine="onnx")',
+            f'student = load_student({f"snapshot_download({place})" if hub else place}, engine="onnx")',
             f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",
             'to_pil(pixels).save("picture.png")',
         ]
@@ -31,8 +34,10 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -
         loader = info.pipeline if kind == "checkpoint" or config.file else "DiffusionPipeline"
         imports[1] = f"from diffusers import {loader}, {info.scheduler}"
         imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
-        imports += [] if kind == "checkpoint" or _loads_lora(info) else ["from peft import PeftModel"]
-        load = (_load_checkpoint if kind == "checkpoint" else _load_lora)(config, info, kind, folder)
+        imports += [] if kind == "checkpoint" or loads_lora(info) else ["from peft import PeftModel"]
+        imports += ["from huggingface_hub import hf_hub_download"] if hub and kind == "checkpoint" else []
+        is_file = kind == "checkpoint"
+        load = _load_checkpoint(config, info, folder, hub) if is_file else _load_lora(config, info, kind, folder)
     # the teacher's own pipeline would draw at its size
     size = info.resolution if kind != "diffusers" or needs_size(info.pipeline) else None
     return "\n".join([*imports, "", *load, *_stock_call(info, size=size)])
@@ -71,11 +76,14 @@ def _stock_call(
     ]
 
 
-def _load_checkpoint(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
+def _load_checkpoint(config: DistillConfig, info: StudentInfo, folder: Path, hub: bool) -> list[str]:
     place, source = Path(shown(folder)), config.teacher_config if config.file else config.teacher
     layout = f", config={_named(source)}" if source else ""
+    file = _quoted(place / CHECKPOINT)
+    if hub:
+        file = f"hf_hub_download({_quoted(place)}, {_quoted(CHECKPOINT)})"
     return [
-        f"pipe = {info.pipeline}.from_single_file({_quoted(place / CHECKPOINT)}{layout})",
+        f"pipe = {info.pipeline}.from_single_file({file}{layout})",
         f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")',
     ]
 
@@ -83,7 +91,8 @@ def _load_checkpoint(config: DistillConfig, info: StudentInfo, kind: str, folder
 def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
     # parts stored in half precision would stay so, and not go together with the others
     given, place = f"{_named(config.teacher)}, torch_dtype=torch.float32", Path(shown(folder))
-    load = f"pipe = DiffusionPipeline.from_pretrained({given})"
+    variant = f", variant={_quoted(config.variant)}" if config.variant else ""
+    load = f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"
     if config.file:
         layout = f", config={_named(config.teacher_config)}" if config.teacher_config else ""
         load = f"pipe = {info.pipeline}.from_single_file({given}{layout})"
@@ -98,12 +107,21 @@ def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path
     ]
     return [
         load,
+        *_load_vae(config),
         *merged,
         f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")',
         f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
-        if _loads_lora(info)
+        if loads_lora(info)
         else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})",
     ]
+
+
+def _load_vae(config: DistillConfig) -> list[str]:
+    if config.vae is None:
+        return []
+    reader = "from_single_file" if Path(config.vae).suffix in SINGLE_FILE else "from_pretrained"
+    part = ', subfolder="vae"' if (Path(config.vae) / "vae").is_dir() else ""
+    return [f"pipe.vae = type(pipe.vae).{reader}({_quoted(shown(config.vae))}{part})"]
 
 
 def _named(teacher: str) -> str:
@@ -111,7 +129,7 @@ def _named(teacher: str) -> str:
     return "TEACHER" if teacher in embedded.TEACHERS else _quoted(shown(teacher))
 
 
-def _loads_lora(info: StudentInfo) -> bool:
+def loads_lora(info: StudentInfo) -> bool:
     """Whether the pipeline has `load_lora_weights`."""
     return not info.pipeline.startswith("PixArt")
 

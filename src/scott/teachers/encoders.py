@@ -109,10 +109,13 @@ class Encoders(ABC):
 
         Prompts are still encoded there; the VAE is moved back for as long as it decodes.
         """
-        self.vae.to("cpu")
+        self.place_encoders("cpu")
+
+    def place_encoders(self, device: torch.device | str) -> None:
+        """Move text encoders and VAE, and not the network."""
         for name, component in self.pipeline.components.items():
-            if name.startswith("text_encoder") and component is not None:
-                component.to("cpu")
+            if name.startswith(("text_encoder", "vae")) and component is not None:
+                component.to(device)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

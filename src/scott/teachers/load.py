@@ -25,10 +25,10 @@ from transformers.utils import logging as transformers_logging
 from scott.errors import UserError, first_line
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
-from scott.teachers.modified import complete, load_vae, merge_lora
+from scott.teachers.modified import check_parts, complete, load_vae, merge_lora
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
-from scott.teachers.single_file import cast, known_configs, load_single_file
+from scott.teachers.single_file import cast, known_configs, lacking_parts, load_single_file
 
 FAMILIES = {
     "StableDiffusionPipeline": ("UNet2DConditionModel", "sd", "UNetBackbone"),
@@ -47,7 +47,8 @@ FAMILIES = {
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 _BROKEN = (*_BROKEN, SingleFileComponentError)  # type: ignore[assignment]
 """What the libraries raise where files of a pipeline are missing, corrupt, or say what cannot be."""
-_VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.(\w+?)(?:-\d{5}-of-\d{5})?\.safetensors")
+_PART = r"(?:-\d{5}-of-\d{5})?"
+_WEIGHTS = re.compile(rf"(?:(?:diffusion_)?pytorch_)?model{_PART}(?:\.(\w+?))?{_PART}\.(?:safetensors|bin)")
 LARGEST = 512
 """Latents a side: 4096 pixels with the usual VAE."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
@@ -69,6 +70,7 @@ def load_backbone(
     if quantized != "none":
         require_bitsandbytes()
     source = TeacherSource.of(teacher)
+    check_parts(source)
     index = model_index(source)
     pipeline_class, network, family = family_of(source.teacher, index)
     # a part that scott does not use, which may be large, is not read
@@ -82,12 +84,19 @@ def load_backbone(
         options["requires_safety_checker"] = False
     # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
     first = torch.float32 if source.loras else dtype
+    if source.vae is not None:
+        with _complaining_of(source.vae):
+            options["vae"] = load_vae(source, getattr(diffusers, index["vae"][1]))
     with _complaining_of(source.teacher):
         if source.file:
+            for name in lacking_parts(source, index):
+                if name not in options:
+                    where = TeacherSource(teacher=str(source.teacher_config), variant=source.variant)
+                    options[name] = _whole(where, name, index[name][1], torch.float32 if name == "vae" else first)
             pipeline = load_single_file(source, pipeline_class, first, options)
         else:
             for name, entry in index.items():
-                if name in ("unet", "transformer", "vae") or (name.startswith("text_encoder") and name not in options):
+                if name not in options and name.startswith(("unet", "transformer", "vae", "text_encoder")):
                     kind = network if name in ("unet", "transformer") else entry[1]
                     options[name] = _whole(source, name, kind, torch.float32 if name == "vae" else first)
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
@@ -101,10 +110,7 @@ def load_backbone(
 
 
 def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:
-    """Give a pipeline the VAE and the LoRAs of its source."""
-    if source.vae is not None:
-        with _complaining_of(source.vae):
-            pipeline.register_modules(vae=load_vae(source, type(pipeline.vae)))
+    """Merge the LoRAs of its source into a pipeline."""
     for file, scale in source.loras:
         with _complaining_of(file):
             merge_lora(pipeline, file, scale)
@@ -135,27 +141,36 @@ def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> A
     if name in ("unet", "transformer"):
         check_sample_size(source.teacher, name, loader, loader.load_config(source.teacher, subfolder=name))
     read = partial(loader.from_pretrained, source.teacher, subfolder=name, dtype=dtype, output_loading_info=True)
-    others = _variants(Path(source.teacher) / name)
-    tries = [source.variant]
-    if source.variant is None or name not in ("unet", "transformer"):  # a variant may be of the network alone
-        tries += [None, *(others if len(others) == 1 else ())]
     errors = []
-    for variant in dict.fromkeys(tries):
+    for variant in variants(source, name):
         try:
             return complete(read(variant=variant), name)
         except OSError as error:
             errors.append(error)
-    if source.variant is None and len(others) > 1:
-        raise UserError(f"{source.teacher} has several weights of {name}; give --variant {' or '.join(others)}")
     raise errors[0]
 
 
-def _variants(folder: Path) -> list[str]:
-    """Which variants of its weights a model's folder has; of one on the hub, the usual."""
-    if not folder.is_dir():
-        return ["fp16"]
-    names = [_VARIANT.fullmatch(file.name) for file in folder.glob("*.safetensors")]
-    return sorted({name[1] for name in names if name})
+def variants(source: TeacherSource, name: str) -> list[str | None]:
+    """Which weights of a pipeline's model to read: the first of these that there are; None stands for the plain ones.
+
+    Raises `UserError` where a folder has others than the ones asked for, or several.
+    """
+    folder, wanted = Path(source.teacher) / name, source.variant
+    whole = name not in ("unet", "transformer")  # a variant may be of the network alone
+    if not folder.is_dir():  # on the hub
+        return [wanted] if wanted and not whole else [*dict.fromkeys((wanted, None, "fp16"))]
+    found = {match[1] for file in folder.iterdir() if (match := _WEIGHTS.fullmatch(file.name))}
+    named = sorted(variant for variant in found if variant)
+    if wanted in found:
+        return [wanted]
+    if wanted and not whole:
+        has = f"only {', '.join(named)}" if named else "none"
+        raise UserError(f"{source.teacher} has no weights of {name} of the variant {wanted}; it has {has}")
+    if None in found or not found:
+        return [None]
+    if len(named) > 1:
+        raise UserError(f"{source.teacher} has several weights of {name}; give --variant {' or '.join(named)}")
+    return [named[0]]
 
 
 def check_sample_size(teacher: str | Path, part: str, network: type, config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What changes a teacher before it is distilled: another VAE, and LoRAs merged into its networks."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,41 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from scott.errors import UserError
-from scott.teacher_source import TeacherSource
+from scott.errors import UserError, first_line
+from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers.single_file import config_folder, read_single_file
+
+
+def check_parts(source: TeacherSource) -> None:
+    """Raise `UserError` where a file or folder that a source names is not there, or is no such thing."""
+    for file, scale in source.loras:
+        if not math.isfinite(scale):
+            raise UserError(f"got --teacher-lora {file}:{scale}; expected a finite scale")
+        if not file.is_file():
+            raise UserError(f"no LoRA file at {file}; expected --teacher-lora FILE or FILE:SCALE")
+        _check_readable(file, "--teacher-lora")
+    place = Path(source.vae or "")
+    if source.vae is None:
+        return
+    if place.suffix in SINGLE_FILE or place.is_file():
+        _check_readable(place, "--vae")
+    elif place.is_dir() and not any((place / part / "config.json").is_file() for part in ("", "vae")):
+        raise UserError(f"{place} has no config.json of a VAE, and no vae/config.json; expected --vae with one of them")
+    elif not place.is_dir() and (place.is_absolute() or len(place.parts) != 2):
+        raise UserError(f"no VAE at {place}; expected --vae with a folder, a file or a hub id (owner/name)")
+
+
+def _check_readable(file: Path, flag: str) -> None:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                return
+        file.open("rb").close()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"got {flag} {file}, which cannot be read: {first_line(error)}") from None
 
 
 def load_vae(source: TeacherSource, kind: type[ModelMixin]) -> ModelMixin:
@@ -44,12 +75,10 @@ def complete(loaded: tuple[Any, dict[str, Any]], name: str) -> Any:
 def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
 
-    Raises `UserError` where the pipeline takes no LoRA, there is no such file, or it fits no layer.
+    Raises `UserError` where the pipeline takes no LoRA, or the file fits no layer.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
-    if not file.is_file():
-        raise UserError(f"no LoRA file at {file}; expected --teacher-lora FILE or FILE:SCALE")
     pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):

@@ -41,11 +41,15 @@ class LatentBackbone(Family):
         self.critic_model: Critic | None = None
 
     def to(self, device: torch.device | str) -> Self:
-        self.pipeline.to(device)
-        for module in (*self.copies.values(), self.critic_model):
+        self.place_encoders(device)
+        self.place_network(device)
+        return self
+
+    def place_network(self, device: torch.device | str) -> None:
+        """Move the network and the models on it, and not text encoders and VAE."""
+        for module in (self.network, *self.copies.values(), self.critic_model):
             if module is not None:
                 module.to(device)
-        return self
 
     def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
         """The teacher under guidance ω, a number or (B,): classifier-free guidance."""

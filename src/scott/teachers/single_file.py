@@ -1,7 +1,8 @@
 """A whole pipeline in one file, in the names of its original code, as model sites offer it; read by diffusers' readers.
 
 What such a file does not hold is how its networks are built, and its tokenizers. Configs of the published pipelines are
-in `configs/`; CLIP's tokenizer comes from open_clip's package, where that is installed, or from the hub.
+in `configs/`; CLIP's tokenizer comes from open_clip's package, where that is installed, or from the hub. Files of FLUX
+and SD3.5 often hold the network alone, and some files no VAE: other parts are those of --teacher-config and --vae.
 """
 
 import gzip
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import (
     DIFFUSERS_DEFAULT_PIPELINE_PATHS,
     infer_diffusers_model_type,
+    is_clip_model_in_single_file,
     is_t5_in_single_file,
     load_single_file_checkpoint,
 )
@@ -31,9 +34,23 @@ from scott.errors import UserError, first_line
 from scott.teacher_source import TeacherSource
 
 CONFIGS = Path(__file__).parent / "configs"
-KINDS = {"v1": "sd15", "v2": "sd21", "xl_base": "sdxl", "sd3": "sd3"}
+KINDS = {
+    "v1": "sd15",
+    "v2": "sd21",
+    "xl_base": "sdxl",
+    "sd3": "sd3",
+    "sd35_medium": "sd35-medium",
+    "sd35_large": "sd35-large",
+    "flux-dev": "flux",
+}
 """diffusers' name of a file's kind → the configs of its published pipeline."""
-_NETWORK = ("model.diffusion_model.", "joint_blocks.")
+_REFUSED = {
+    "playground-v2-5": "its network is preconditioned as EDM's is, which is not supported",
+    "flux-schnell": "a FLUX without guidance (schnell) is a few-step student already; distil FLUX.1-dev",
+}
+"""Kinds that no configs help."""
+_NETWORK = ("model.diffusion_model.", "joint_blocks.", "double_blocks.")
+_VAE = ("first_stage_model.", "vae.")
 _SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
 _BPE = "bpe_simple_vocab_16e6.txt.gz"
 _PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
@@ -65,20 +82,58 @@ def known_configs(file: Path) -> dict[str, Any]:
     """Path → content of the configs of a checkpoint's kind; `UserError` for one that is not known."""
     tensors = read_tensors(file)
     name = kind_of(tensors)
+    if why := _REFUSED.get(infer_diffusers_model_type(tensors)):
+        raise UserError(f"{file} cannot be distilled: {why}")
     if name is None:
         raise UserError(
             f"{file} is none of {', '.join(KINDS.values())}, whose configs are known; give --teacher-config a "
             "diffusers folder or hub id of its kind"
         )
-    configs = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    configs = published(name)
     index, scheduler = configs["model_index.json"], configs["scheduler/scheduler_config.json"]
-    if name == "sd3" and not is_t5_in_single_file(tensors):
+    if name.startswith("sd3") and not is_t5_in_single_file(tensors):
         index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
         scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in tensors}
     elif (prediction := _metadata(file).get("modelspec.prediction_type")) in _PREDICTIONS:
         scheduler["prediction_type"] = _PREDICTIONS[prediction]
     return configs | {"name": name}
+
+
+def published(name: str, *folders: Path) -> dict[str, Any]:
+    """Path → content of the config files of one published pipeline, of `CONFIGS` or other folders.
+
+    A file that is another pipeline's but for a few values names that pipeline as `like`, and which file as `like_file`.
+    """
+    (file,) = (folder / f"{name}.json" for folder in (CONFIGS, *folders) if (folder / f"{name}.json").is_file())
+    files: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for path, config in files.items():
+        if "like" in config and path != "source":
+            other = published(config.pop("like"), *folders)[config.pop("like_file", path)]
+            files[path] = other | config
+    return files
+
+
+def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
+    """Text encoders and VAE that a checkpoint has not. Raises `UserError` where no other place is named for one."""
+    assert source.file is not None
+    tensors, lacking = read_tensors(source.file), []
+    for part, (_, kind) in ((name, entry) for name, entry in index.items() if isinstance(entry, list)):
+        if part == "vae":
+            found = any(name.startswith(_VAE) for name in tensors)
+        elif part.startswith("text_encoder") and kind is not None:
+            clip = SimpleNamespace(__name__=kind)  # diffusers asks for a class, and reads its name
+            found = is_clip_model_in_single_file(clip, tensors) or (kind[0] == "T" and is_t5_in_single_file(tensors))
+        else:
+            continue
+        if not found:
+            lacking.append(part)
+            if source.teacher_config is None and (part != "vae" or source.vae is None):
+                also = ", or --vae" if part == "vae" else ""
+                raise UserError(
+                    f"{source.file} has no {part}; give --teacher-config a diffusers folder or hub id that has it{also}"
+                )
+    return lacking
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -146,27 +201,29 @@ def config_folder(source: TeacherSource) -> Iterator[str]:
                 (folder / path).write_text(json.dumps(content), encoding="utf-8")
         for part, entry in configs["model_index.json"].items():
             if part.startswith("tokenizer") and entry[0]:
-                tokenizer_of(configs["name"], part).save_pretrained(folder / part)
+                tokenizer_of(configs["name"], part, entry[1]).save_pretrained(folder / part)
         yield name
 
 
-def tokenizer_of(name: str, part: str) -> CLIPTokenizer | T5Tokenizer:
-    """A tokenizer of one of the published pipelines of `KINDS`. Raises `UserError` where it is not to be had."""
-    found = importlib.util.find_spec("open_clip") if part != "tokenizer_3" else None
+def tokenizer_of(name: str, part: str, kind: str) -> CLIPTokenizer | T5Tokenizer:
+    """A tokenizer of one of the published pipelines of `KINDS`, and of a class of transformers. Raises `UserError`
+    where it is not to be had."""
+    is_t5 = kind.startswith("T5")
+    found = None if is_t5 else importlib.util.find_spec("open_clip")
     if found and found.submodule_search_locations:
         # OpenAI's encoders were trained on captions padded by the end token, OpenCLIP's by id 0
         pad = "!" if part == "tokenizer_2" or name == "sd21" else "<|endoftext|>"
         return clip_tokenizer(Path(found.submodule_search_locations[0]) / _BPE, pad)
-    kind = next(kind for kind, known in KINDS.items() if known == name)
-    hub = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    of_file = next(of_file for of_file, known in KINDS.items() if known == name)
+    hub = DIFFUSERS_DEFAULT_PIPELINE_PATHS[of_file]["pretrained_model_name_or_path"]
     try:
-        loader = T5Tokenizer if part == "tokenizer_3" else CLIPTokenizer
+        loader = T5Tokenizer if is_t5 else CLIPTokenizer
         made = loader.from_pretrained(hub, subfolder=part)
         if made("a cat").input_ids == made("a dog").input_ids:  # transformers makes an empty one of missing files
             raise OSError("none of its files")
         return made
     except (OSError, ValueError) as error:
-        package = "" if part == "tokenizer_3" else "pip install open_clip_torch, which has it, or "
+        package = "" if is_t5 else "pip install open_clip_torch, which has it, or "
         raise UserError(
             f"the file has no tokenizer, and the hub does not give {hub}'s {part} ({first_line(error):.80}); "
             f"{package}give --teacher-config a folder that has it"

@@ -24,9 +24,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from scott.errors import UserError
 from scott.teacher_source import TeacherSource
-from scott.teachers.load import check_sample_size, family_of, model_index, read_json, why
+from scott.teachers.load import check_sample_size, family_of, model_index, read_json, variants, why
+from scott.teachers.modified import check_parts
 from scott.teachers.network import LatentBackbone
-from scott.teachers.single_file import cast
+from scott.teachers.single_file import cast, lacking_parts
 
 
 class ShapeOnlyT5(T5EncoderModel):
@@ -44,8 +45,13 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
         UserError: no pipeline there, a config missing or corrupt, or a family scott does not know.
     """
     source = TeacherSource.of(teacher)
+    check_parts(source)
     index = model_index(source)
     pipeline_class, network, backbone = family_of(source.teacher, index)
+    if source.file:
+        lacking_parts(source, index)
+    elif source.variant:
+        variants(source, backbone.part)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])

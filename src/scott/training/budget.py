@@ -7,10 +7,13 @@ carrying the step out on the meta device, where tensors have a size and no conte
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from scott.errors import UserError
 from scott.teachers import LatentBackbone
+from scott.teachers.quantize import FLAGS, saved_bytes
 from scott.training.config import DistillConfig
 from scott.training.counting import Calls, parameter_bytes, storage_bytes
 from scott.training.meta_step import step_cost
@@ -25,7 +28,8 @@ class Budget:
     """Parameters as counts, memory as bytes by part, of one process.
 
     `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
-    allocator come on top. `preparing` is what stands beside the network only while data are encoded or samples decoded.
+    allocator come on top. `preparing` is what is there while data are encoded, before the
+    network is; the VAE also while samples are decoded.
     """
 
     teacher: str
@@ -43,11 +47,13 @@ class Budget:
     gradients, once a pass, and the weights, a block at each call and backward pass, the rest once a step."""
     training: dict[str, int]
     preparing: dict[str, int]
+    savings: dict[str, int]
+    """Flags that are not given and could be → bytes of `total` that each saves."""
 
     @property
     def start(self) -> int:
-        """Before the first step, while data are prepared: the whole teacher."""
-        return self.training["frozen network"] + sum(self.preparing.values())
+        """Before the first step, while data are prepared and the network waits on the CPU."""
+        return sum(self.preparing.values())
 
     @property
     def total(self) -> int:
@@ -87,7 +93,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=exchanged if processes > 1 else 0,
         training={
-            "frozen network": storage_bytes(base) // parts,
+            "frozen network": (storage_bytes(base) - _quantized_away(backbone, config)) // parts,
             "student": storage_bytes([*student, *copies.get("student", ())]) // parts,
             "EMA target": storage_bytes([*target, *copies.get("target", ())]) // parts,
             "critic": storage_bytes([*critic, *copies.get("critic", ())]) // parts,
@@ -99,7 +105,25 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "VAE": storage_bytes(_tensors(backbone.vae)),
             "text encoders": storage_bytes(t for part in encoders if part for t in _tensors(part)),
         },
+        savings=_savings(backbone, config)
+        | ({} if config.low_memory else {"--low-memory": cost.peak - cost.peak_apart}),
     )
+
+
+def _savings(backbone: LatentBackbone, config: DistillConfig) -> dict[str, int]:
+    """Bytes that each --quantize saves which goes with the config."""
+    found = {}
+    for kind in FLAGS if config.quantize == "none" else ():
+        try:
+            changes: dict[str, Any] = {"quantize": kind}
+            found[f"--quantize {kind}"] = _quantized_away(backbone, replace(config, **changes))
+        except UserError:  # a copy of the network is trained, say
+            continue
+    return found
+
+
+def _quantized_away(backbone: LatentBackbone, config: DistillConfig) -> int:
+    return saved_bytes(backbone.blocks, config.quantize) if config.quantize != "none" else 0
 
 
 def _outside_blocks(backbone: LatentBackbone) -> int:

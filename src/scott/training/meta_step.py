@@ -5,16 +5,15 @@ does not let the schedule read its times, and FlopCounterMode keeps what is to b
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from scott.data.batch import Batch
@@ -24,66 +23,117 @@ from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.counting import Counts, counted
 from scott.training.draws import Draws, sampling_times
-from scott.training.step import Engine, distillation_step
+from scott.training.step import Engine, distillation_step, walk_jump
 
 
-def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple["Cost", Counts]:
+@dataclass(frozen=True)
+class StepCost:
+    """Operations, and bytes at the highest: of the teacher's walk, of one whose two calls come one after the other
+    (`low_memory`), and of all that follows."""
+
+    flops: int
+    walk: int
+    walk_apart: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.walk, self.update)
+
+    @property
+    def peak_apart(self) -> int:
+        """With `low_memory`."""
+        return max(self.walk_apart, self.update)
+
+
+def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost, Counts]:
     """Of one step, its batch and its gradients included, on a skeleton that has its student and critic.
 
     Times of drawn fakes are spread as their draws are on average.
     """
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
-    drawn, solver = Draws.make(shape, grid, config, torch.Generator()), cast(Solver, _Calls())
-    latents, engine = (
-        partial(torch.empty, shape, device="meta"),
-        Engine(apart=nullcontext if config.adversarial_share else None),
-    )
+    drawn = Draws.make(shape, grid, config, torch.Generator())
+    latents = partial(torch.empty, shape, device="meta")
+    solver, engine = cast(Solver, _Calls()), Engine(apart=nullcontext if config.adversarial_share else None)
     stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
     drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
-    with Cost() as cost, gpu_kernels(), counted(backbone) as counts:
+    with Cost() as cost, gpu_kernels():
         # times and ω stay on the CPU: the schedule reads their values
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        distillation_step(backbone, solver, grid, batch, uncond, draws, config, engine)
+        given = (backbone, solver, grid, batch, uncond, draws)
+        walk_jump(*given, replace(config, low_memory=True))
+        walk_apart, cost.flops = cost.take_peak(), 0
+        with counted(backbone) as counts:
+            x_m = walk_jump(*given, config)
+            walk = cost.take_peak()
+            distillation_step(*given, config, engine, x_m)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None
-    return cost, counts
+    return StepCost(cost.flops, walk, walk_apart, cost.peak), counts
 
 
 class _Calls:
     """Stands for the run's solver: the teacher is called once a sub-step, and the state stays where it is."""
 
     def walk(self, denoiser: Denoiser, x: Tensor, times: list[Tensor], cond: Any, noises: list[Tensor]) -> Tensor:
-        return [denoiser(x, times[0], cond) for _ in noises][-1]
+        x0 = x
+        for _ in noises:
+            x0 = denoiser(x, times[0], cond)
+        return x0
 
 
 class Cost(TorchDispatchMode):
     """Bytes of the storages that operations within it make, `live` now and `peak` at most; and `flops`, the operations
-    of matrix products, convolutions and attention by torch's formulas, two a multiply-add."""
+    of matrix products, convolutions and attention by torch's formulas, two a multiply-add.
+
+    torch works out what an operation on meta tensors gives in Python. Blocks are alike, so that is kept by what the
+    operation was given, unless it gives a view.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
         self._known: set[int] = set()
+        self._results: dict[Any, tuple[Any, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        key = (func, _layout((args, *sorted((kwargs or {}).items()))))
+        if found := self._results.get(key):
+            result = _empty_like(found[0])
+            self.flops += found[1]
+            self._hold(_storages(result))
+            return result
+        result, flops = func(*args, **(kwargs or {})), 0
         if formula := flop_registry.get(func.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+            flops = formula(*args, **(kwargs or {}), out_val=result)
+        self.flops += flops
         given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._known and key not in given:
-                self._known.add(key)
+        made = [*_storages(result)]
+        new = [storage for storage in made if storage._cdata not in given]
+        self._hold(new)
+        if len(new) == len(made) > 0 and not func._schema.is_mutable and _is_meta((args, kwargs, result)):
+            self._results[key] = _layout(result), flops
+        return result
+
+    def _hold(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        for storage in storages:
+            number, size = storage._cdata, storage.nbytes()
+            if number not in self._known:
+                self._known.add(number)
                 self.live += size
                 self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, key, size)
-        return result
+                weakref.finalize(storage, self._free, number, size)
+
+    def take_peak(self) -> int:
+        """`peak`, which starts anew from what is live."""
+        peak, self.peak = self.peak, self.live
+        return peak
 
     def _free(self, key: int, size: int) -> None:
         self._known.remove(key)
@@ -135,5 +185,42 @@ def _cast(values: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]
     return tuple(v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
+class _Layout(NamedTuple):
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+
+def _layout(tree: Any) -> Any:
+    """A tree of lists and tuples, each tensor by its layout and each other value with its type, for comparison."""
+    if isinstance(tree, Tensor):
+        return _Layout(tree.shape, tree.stride(), tree.dtype, tree.device.type)
+    if isinstance(tree, list | tuple):
+        return tuple(map(_layout, tree))
+    return type(tree), tree
+
+
+def _empty_like(layout: Any) -> Any:
+    """The meta tensors that `_layout` tells of, and what else there was."""
+    if isinstance(layout, _Layout):
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")
+    if isinstance(layout[0], type):
+        return layout[1]
+    return tuple(map(_empty_like, layout))
+
+
+def _is_meta(tree: Any) -> bool:
+    return all(tensor.is_meta for tensor in _tensors(tree))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for entry in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(entry)
+
+
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return (tensor.untyped_storage() for tensor in _tensors(tree))
