@@ -263,6 +263,20 @@ def teacher_folders(tiny_sd, tiny_unet, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory):
+    """family → folder of a tiny pipeline of `tests.teachers.tiny`. Not to be written to."""
+    from tests.teachers.tiny import FOLDERS  # which is made of what stands here
+
+    @functools.cache
+    def make(family):
+        path = tmp_path_factory.mktemp(family)
+        FOLDERS[family](path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def style_lora(teacher_folders, tmp_path_factory):
     """`style_lora(family)`: a LoRA file of rank 2 on attention, as diffusers' own training scripts save it."""
 

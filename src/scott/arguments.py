@@ -87,6 +87,7 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
+        from scott.diffusion.tensors import DTYPES
         from scott.mini.embedded import teacher_source
         from scott.teachers import load_backbone
 
@@ -103,7 +104,7 @@ class Prepare:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
         recipe.use_own_device()
         source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
-        backbone = load_backbone(source, recipe.PRECISIONS[self.precision])
+        backbone = load_backbone(source, DTYPES[self.precision])
         with Bars(console) as bars:
             outcome = recipe.prepare_source(
                 name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset

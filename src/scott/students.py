@@ -1,6 +1,6 @@
 """What draws: students that were saved and teachers, found by their names and loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
+from scott.training.config import DistillConfig
 
 Engine = Literal["torch", "onnx"]
 
@@ -29,10 +30,24 @@ def best_device() -> torch.device:
 
 
 def teacher_of(
-    teacher: str | TeacherSource, dtype: torch.dtype = torch.float32, quantize: str = "none"
+    teacher: str | TeacherSource,
+    dtype: torch.dtype = torch.float32,
+    quantize: str = "none",
+    resolution: int | None = None,
 ) -> LatentBackbone:
-    """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is."""
-    return load_backbone(embedded.teacher_source(teacher), dtype, quantize).to(best_device())
+    """What `load_backbone` takes, or the name of an embedded teacher, on the best device there is; at another size than
+    its own, if one is given."""
+    backbone = load_backbone(embedded.teacher_source(teacher), dtype, quantize).to(best_device())
+    if resolution:
+        backbone.resize(resolution)
+    return backbone
+
+
+def run_teacher(run: Path) -> tuple[TeacherSource, int | None]:
+    """What a run distilled, with its LoRAs, VAE and variant; and the size of its data, where that is not its own."""
+    config = DistillConfig.load(run / "config.json")
+    source = TeacherSource(**{field.name: getattr(config, field.name) for field in fields(TeacherSource)})
+    return source, config.resolution
 
 
 def is_run(folder: Path) -> bool:

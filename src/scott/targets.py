@@ -15,10 +15,9 @@ from scott.evaluation.stock import PipelineSampler, load_pipeline
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import best_device, is_run, load_student, teacher_of
+from scott.students import best_device, is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import network_version
 from scott.teachers.load import model_index
-from scott.training.config import DistillConfig
 
 FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
 
@@ -66,12 +65,13 @@ def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: f
     """Of the student's teacher under DDIM, in the steps asked for. Raises `UserError` where it is not known."""
     if not measured.teacher_steps:
         return {}
-    teacher = measured.teacher
-    if teacher is None:
-        if not is_run(Path(name)):
-            raise UserError(f"{name} is no run that would name its teacher; give --teacher beside --teacher-steps")
-        teacher = DistillConfig.load(Path(name) / "config.json").teacher
-    backbone = teacher_of(teacher, dtype)
+    if measured.teacher is not None:
+        backbone = teacher_of(measured.teacher, dtype)
+    elif is_run(Path(name)):
+        source, resolution = run_teacher(Path(name))
+        backbone = teacher_of(source, dtype, resolution=resolution)
+    else:
+        raise UserError(f"{name} is no run that would name its teacher; give --teacher beside --teacher-steps")
     return {f"teacher-ddim-{n}": TeacherSampler(backbone, n, guidance, truncate=True) for n in measured.teacher_steps}
 
 

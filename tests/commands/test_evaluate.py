@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scott import targets as module
+from scott.app.models import Models
 from scott.commands.evaluate import evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
@@ -15,7 +16,10 @@ from scott.export.trained import student_grid
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.scenes import Scenes, pictures
+from scott.recipes import sd15
 from scott.students import Student
+from scott.teacher_source import TeacherSource
+from scott.teachers import load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,14 @@ def test_what_cannot_be_measured_is_one_line(case, untrained, folder, tmp_path):
     with pytest.raises(UserError, match=said):
         evaluate_target("s", (1,), Measured(guidance=2.5, **changes), out=tmp_path / "r.json", report=ignore)
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_runs_teacher_is_all_that_it_was_made_of(teacher_folders, style_lora, tmp_path):
+    """In evaluation and in the app: with its LoRAs, at the size of its data."""
+    given = {"teacher": str(teacher_folders["sd1"]), "teacher_lora": (f"{style_lora('sd1')}:0.5",)}
+    (tmp_path / "config.json").write_text(sd15(**given, data="d", resolution=128, out=tmp_path).to_json())
+    expected = load_backbone(TeacherSource(**given))
+    measured, models = Measured(data="d", teacher_steps=(4,)), Models([str(tmp_path)])
+    (sampler,) = module._teacher_rows(str(tmp_path), measured, torch.float32, 3.0).values()
+    for backbone in (sampler.backbone, models.teacher(*models.teacher_of(str(tmp_path)))):
+        assert (backbone.version, backbone.resolution) == (expected.version, 128)

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.teachers.published import write_configs
 
 from scott.commands import export as module
 from scott.commands.export import export, export_finished, load_run
 from scott.commands.sample import find_student, load_student
+from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export import pipeline
-from scott.export.pipeline import DTYPES
 from scott.export.trained import difference, draw_latents
+from scott.recipes import RECIPES
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import Best, save_checkpoint
@@ -118,6 +120,17 @@ def test_half_precision_is_what_is_on_disk(make_run, precision):
         assert kinds == {DTYPES[precision]}
     with pytest.raises(UserError, match="with --to onnx, whose graphs are fp32"):
         export(run, "onnx", precision=precision)
+
+
+@pytest.mark.parametrize("family", ["flux2-klein", "qwen-image", "sana", "z-image"])
+def test_onnx_of_what_torch_cannot_export_is_refused_before_any_work(family, tmp_path):
+    folder = write_configs(family, tmp_path / "teacher")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(RECIPES[family](teacher=str(folder), data="d", out=run).to_json())
+    with pytest.raises(UserError, match=r"got --to onnx for a \w+, which torch cannot export; use --to diffusers"):
+        export(run, "onnx")
+    assert [file.name for file in run.iterdir()] == ["config.json"]
 
 
 def test_an_export_that_differs_leaves_the_older_one(make_run, monkeypatch):

@@ -27,15 +27,16 @@ ALPHA = 8.0
 
 @pytest.fixture
 def make_trained(make_backbone, teacher_folders, perturb, tmp_path):
-    """`make_trained(family="sd1", train="lora", backbone=None, variant="lora")`: of a run in `tmp_path`."""
+    """`make_trained(family="sd1", train="lora", backbone=None, variant="lora", teacher=None)`: of a run in `tmp_path`,
+    whose teacher is another folder than the family's where one is given."""
 
-    def make(family="sd1", train="lora", backbone=None, variant="lora"):
+    def make(family="sd1", train="lora", backbone=None, variant="lora", teacher=None):
         backbone = backbone or make_backbone(family=family)
         torch.manual_seed(1)
         backbone.add_student(train, rank=4, alpha=ALPHA, variant=variant)
         perturb(backbone.target_parameters())
         config = DistillConfig(
-            teacher=str(teacher_folders[family]),
+            teacher=str(teacher or teacher_folders[family]),
             data="mini",
             out=tmp_path,
             train=train,

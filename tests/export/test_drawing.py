@@ -117,3 +117,10 @@ def test_a_strength_that_leaves_no_step(picture, strength):
         Drawn(image=picture, strength=strength)
     with pytest.raises(UserError, match="without --image"):
         Drawn(strength=strength)
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+@pytest.mark.parametrize("pixels", [0, -64])
+def test_a_size_of_no_pixels(side, pixels):
+    with pytest.raises(UserError, match=f"got --{side} {pixels}; expected a number of pixels, 1 or more"):
+        Drawn(**{side: pixels})

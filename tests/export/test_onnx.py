@@ -1,7 +1,9 @@
 """ONNX exports answer as torch does, part by part, and draw the same picture without torch's networks."""
 
 import sys
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -48,6 +50,10 @@ def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     (tmp_path / "onnx" / STUDENT_INFO).write_text(info.to_json())
     monkeypatch.setattr(snippet, "EXAMPLE", "a dog")  # tiny tokenizers take no more
     exec(snippet.snippet(mini(), info, "onnx", tmp_path / "onnx"), {})
+    assert Image.open("picture.png").size == (backbone.resolution,) * 2
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", {"me/student": str(tmp_path / "onnx")}.get)
+    Path("picture.png").unlink()
+    exec(snippet.snippet(mini(), info, "onnx", Path("me/student"), hub=True), {})
     assert Image.open("picture.png").size == (backbone.resolution,) * 2
     with pytest.raises(UserError, match="add --engine onnx"):
         load_student(str(tmp_path / "onnx"))

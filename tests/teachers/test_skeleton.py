@@ -136,3 +136,18 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, file, text, said):
         skeleton(folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count(str(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes"),
+    [
+        ("flux", "transformer/config.json", {"guidance_embeds": False}),
+        ("flux2-klein", "model_index.json", {"is_distilled": True}),
+    ],
+)
+def test_few_step_editions_are_refused_by_their_configs(name, file, changes, tmp_path):
+    """FLUX.1-schnell and the distilled FLUX.2 [klein]."""
+    file = write_configs(name, tmp_path) / file
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=r"schnell|few-step student already"):
+        skeleton(tmp_path)

@@ -12,7 +12,6 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_model
 from safetensors.torch import load_file, save_file
 from tests.teachers.published import write_configs
-from tests.teachers.tiny import FOLDERS
 
 from scott.errors import UserError
 from scott.export.ldm import UNET, VAE
@@ -185,10 +184,9 @@ def original_sd3(network):
 
 
 @pytest.fixture(scope="module")
-def sd35(tmp_path_factory):
+def sd35(flow_folder):
     """A tiny SD3.5: its folder, its backbone, and its network in the names of SD3's own code."""
-    folder = tmp_path_factory.mktemp("sd35")
-    FOLDERS["sd35"](folder)
+    folder = flow_folder("sd35")
     whole = load_backbone(folder)
     return folder, whole, {name: value.contiguous() for name, value in original_sd3(whole.network).items()}
 
@@ -214,34 +212,39 @@ def of_published(name):
         places, width = sides[name]
         found = {"pos_embed": (1, places, 8), "joint_blocks.0.context_block.adaLN_modulation.1.bias": (width,)}
         found |= {"joint_blocks.37.x_block.mlp.fc1.weight": (8, 8)} if name == "sd35-large" else {}
+    elif name == "playground":
+        found = {"edm_mean": (4,), "model.diffusion_model.out.0.bias": (8,)}
     else:
         found = {"double_blocks.0.img_attn.norm.key_norm.scale": (8,), "img_in.weight": (8, 64)}
         found |= {"guidance_in.in_layer.bias": (8,)} if name == "flux" else {}
     return {key: torch.empty(shape) for key, shape in found.items()}
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd35-medium", "sd35-large", "flux", "schnell"])
+REFUSED = {"schnell": "is a few-step student already", "playground": "preconditioned as EDM's is"}
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35-medium", "sd35-large", "flux", *REFUSED])
 def test_a_network_of_a_known_kind_says_what_it_lacks(name, tmp_path):
     """From its configs, before anything is loaded, and so in a dry run."""
     file = tmp_path / "file.safetensors"
     save_file(of_published(name), file)
-    said = "is a few-step student already" if name == "schnell" else "has no text_encoder; give --teacher-config a"
+    said = REFUSED.get(name, "has no text_encoder; give --teacher-config a")
     for loads in (load_backbone, skeleton):
         with pytest.raises(UserError, match=said):
             loads(file)
-    if name != "schnell":
+    if name not in REFUSED:
         assert kind_of(of_published(name)) == name
 
 
-def test_flux_is_read_by_its_own_names(tmp_path, monkeypatch):
+def test_flux_is_read_by_its_own_names(flow_folder, tmp_path, monkeypatch):
     """diffusers' converter knows the published width alone, so its answer is given; what is called with is not."""
-    FOLDERS["flux"](tmp_path / "folder")
-    whole = load_backbone(tmp_path / "folder")
+    folder = flow_folder("flux")
+    whole = load_backbone(folder)
     marks = {name: torch.zeros(8) for name in of_published("flux")}
     reader = {"checkpoint_mapping_fn": lambda checkpoint, **_: {k: v for k, v in checkpoint.items() if k not in marks}}
     monkeypatch.setitem(single_file_model.SINGLE_FILE_LOADABLE_CLASSES, "FluxTransformer2DModel", reader)
     save_file(of_published("flux") | whole.network.state_dict(), tmp_path / "flux.safetensors")
-    read = load_backbone(source(tmp_path / "flux.safetensors", teacher_config=tmp_path / "folder"))
+    read = load_backbone(source(tmp_path / "flux.safetensors", teacher_config=folder))
     assert fingerprints(read) == fingerprints(whole)
     assert not differing(network_fingerprint(read), network_fingerprint(whole))
 

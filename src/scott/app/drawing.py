@@ -15,6 +15,7 @@ from scott.export.snippet import stock_snippet
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import Student
+from scott.teacher_source import TeacherSource
 
 LIVE_SECONDS = 0.5
 """A sampler that took longer is not run at every letter that is typed."""
@@ -113,17 +114,20 @@ class Drawer:
 
         Raises `UserError` for what cannot be loaded, or drawn in so many steps.
         """
-        teachers: dict[str, float] = {} if settings.students else {embedded.NAME: embedded.GUIDANCE}
+        mini = TeacherSource(teacher=embedded.NAME), None
+        teachers: dict[tuple[TeacherSource, int | None], float]
+        teachers = {} if settings.students else {mini: embedded.GUIDANCE}
         for name in settings.students:
             student = self.models.student(name)
             omega = _omega(student, settings.omega)
             for steps in settings.student_steps:
                 yield Column(name, student.sampler(steps, omega), student)
             if teacher := self.models.teacher_of(name):
-                teachers.setdefault(teacher[0], omega)
-        for name, omega in teachers.items():
+                teachers.setdefault(teacher, omega)
+        for (source, size), omega in teachers.items():
             for steps in settings.teacher_steps:
-                yield Column(f"teacher {name}", TeacherSampler(self.models.teacher(name), steps, omega))
+                sampler = TeacherSampler(self.models.teacher(source, size), steps, omega)
+                yield Column(f"teacher {source.teacher}", sampler)
 
     def draw(self, order: Order, reader: str, *, live: bool = False) -> Iterator[Picture]:
         """A picture of each seed and column, as each is done, until the same reader orders something newer.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from scott.export.card import FOLDERS
 from scott.export.trained import StudentInfo
-from scott.students import is_run, load_student, teacher_of
-from scott.teachers import LatentBackbone
-from scott.training.config import DistillConfig
+from scott.students import is_run, load_student, run_teacher, teacher_of
+from scott.teacher_source import TeacherSource
 
 
 class Models:
@@ -17,7 +16,7 @@ class Models:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self.student = cache(load_student)
-        self.teacher = cache(teacher_of)
+        self.teacher = cache(lambda source, resolution: teacher_of(source, resolution=resolution))
 
     @property
     def runs(self) -> list[str]:
@@ -29,12 +28,9 @@ class Models:
         """The names that can draw now; a run joins them when it is done."""
         return [name for name in self.names if not is_run(Path(name)) or student_folder(name).is_dir()]
 
-    def teacher_of(self, student: str) -> tuple[str, LatentBackbone] | None:
-        """Name and network of the teacher of a run's student; None of another, which does not say."""
-        if not is_run(Path(student)):
-            return None
-        name = DistillConfig.load(Path(student) / "config.json").teacher
-        return name, self.teacher(name)
+    def teacher_of(self, student: str) -> tuple[TeacherSource, int | None] | None:
+        """What `teacher` takes for a run's student; None of another, which does not say."""
+        return run_teacher(Path(student)) if is_run(Path(student)) else None
 
 
 def student_folder(name: str) -> Path:

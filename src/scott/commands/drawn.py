@@ -31,6 +31,9 @@ class Drawn:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"got {self.steps} steps; expected 1 to {MAX_STEPS}")
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size is not None and size < 1:
+                raise UserError(f"got --{name} {size}; expected a number of pixels, 1 or more")
         if self.strength is not None and self.image is None:
             raise UserError(f"got --strength {self.strength} without --image; give the picture to start from")
         if self.image and not 1 / self.steps <= self.fraction <= 1:

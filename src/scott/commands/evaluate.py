@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scott.commands.prepare import PRECISIONS, processes, use_own_device
+from scott.commands.prepare import processes, use_own_device
 from scott.data.preparation import Report
+from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.evaluation import Reference, Results
 from scott.evaluation.evaluating import evaluate_all
@@ -42,7 +43,7 @@ def evaluate_target(
     file = out or (run or Path()) / _file_name(measured.data, protocol)
     Results.check_path(file)
     use_own_device()
-    target = target_of(name, steps, measured, PRECISIONS[measured.precision])
+    target = target_of(name, steps, measured, DTYPES[measured.precision])
     if target.stored is not None and measured.diversity:
         raise UserError(f"got --diversity for {name}, whose pictures are there already; name what draws them")
 

@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from scott.choices import unknown
+from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export.card import FOLDERS, write_cards
 from scott.export.lora import read_lora, require_lora, save_lora
-from scott.export.onnx import write_onnx
+from scott.export.onnx import require_exportable, write_onnx
 from scott.export.onnx_runtime import require_onnx
-from scott.export.pipeline import DTYPES, read_student, save_student
+from scott.export.pipeline import read_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
 from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing
 from scott.mini import embedded
@@ -47,8 +48,9 @@ def export(
     config, where = _config(run), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)
-    if kind == "checkpoint":
-        require_unet(str(model_index(embedded.teacher_source(config)).get("_class_name")))
+    if kind in ("checkpoint", "onnx"):
+        pipeline = str(model_index(embedded.teacher_source(config)).get("_class_name"))
+        (require_unet if kind == "checkpoint" else require_exportable)(pipeline)
     if kind == "onnx":
         require_onnx()
         if precision != "fp32":

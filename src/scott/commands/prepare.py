@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MINI_SCENES = 8192
 USUAL = Reading()
 Warn = Callable[[str], None]
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from scott.commands.drawn import Drawn
 from scott.commands.framing import drawing
-from scott.commands.prepare import PRECISIONS, Warn
+from scott.commands.prepare import Warn
+from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError, first_line, printable
 from scott.evaluation import image_grid, to_pil
 from scott.evaluation.pictures import how_made, save_picture
@@ -44,7 +45,7 @@ def find_student(
     """The student that a command line names: by itself, or as a teacher and a LoRA."""
     if engine == "onnx" and precision != "fp32":
         raise UserError(f"got --precision {precision} with --engine onnx, whose exports are fp32; leave it out")
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     if student is not None and teacher is None and lora is None:
         return load_student(student, engine, dtype)
     if student is None and teacher is not None and lora is not None:

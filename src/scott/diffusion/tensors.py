@@ -7,6 +7,9 @@ cast once, when it meets the state.
 import torch
 from torch import Tensor
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names that options have for them."""
+
 
 def expand_like(coef: Tensor, x: Tensor) -> Tensor:
     """A coefficient (B,) or () as a tensor of x's dtype and device that broadcasts over x (B, ...)."""

@@ -35,6 +35,8 @@ _ENDS = ("weight", "bias")
 def unet_names(unet: ModelMixin, names: Sequence[str]) -> dict[str, str]:
     """Name of a U-Net's weight → its name in the original code, without `UNET`. Raises `UserError` without one."""
     per_block = unet.config.layers_per_block
+    if not isinstance(per_block, int):  # which diffusers' reader takes for granted
+        raise UserError(f"the original code has no names for {list(per_block)} layers a block; use --to diffusers")
     attention = {m[1] for name in names if (m := re.search(r"\.attentions\.\d+\.(.+)", name))}
     tables = DIFFUSERS_TO_LDM_MAPPING["unet"]
     candidates = {name for table in tables.values() for name in table.values()}

@@ -29,6 +29,16 @@ TOLERANCE = 1e-3
 """Largest difference of any part's output, and of the 2-step latent, over its standard deviation."""
 
 
+_NOT_EXPORTED = ("Flux2KleinPipeline", "QwenImagePipeline", "SanaPipeline", "ZImagePipeline")
+"""Language models and networks that branch on values, which torch's exporter does not follow."""
+
+
+def require_exportable(pipeline: str) -> None:
+    """Raise `UserError` for a pipeline's class whose parts torch cannot export."""
+    if pipeline in _NOT_EXPORTED:
+        raise UserError(f"got --to onnx for a {pipeline}, which torch cannot export; use --to diffusers")
+
+
 def write_onnx(student: Path, folder: Path) -> StudentInfo:
     """Export the student whose stock pipeline is in the folder `student` to `folder`; what it was made for.
 

@@ -28,7 +28,6 @@ from scott.export.trained import (
 )
 from scott.teachers import LatentBackbone, load_backbone
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
 deviation; both drawn on the CPU in fp32, where files in fp32 differ by rounding only. fp16 keeps 11 bits and bf16 8."""

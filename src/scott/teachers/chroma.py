@@ -8,22 +8,12 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
-from scott.teachers import Cond, lora
-from scott.teachers.flux import T5_TOKENS, image_ids
-from scott.teachers.network import LatentBackbone
-from scott.teachers.sd3 import TEXT_ATTENTION, TEXT_FEED_FORWARD
+from scott.teachers import Cond
+from scott.teachers.flux import T5_TOKENS, FluxLike, image_ids
 
 
-class ChromaBackbone(LatentBackbone):
+class ChromaBackbone(FluxLike):
     """A `ChromaPipeline`."""
-
-    part = "transformer"
-    output_layer = "proj_out"
-    block_lists = ("transformer_blocks", "single_transformer_blocks")
-    student_layers = (*lora.ATTENTION, *lora.FEED_FORWARD, "proj_mlp", *TEXT_ATTENTION, *TEXT_FEED_FORWARD)
-    critic_layers = student_layers
-    token_side, packed = 2, True
-    shifts_evenly = True
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
@@ -42,10 +32,6 @@ class ChromaBackbone(LatentBackbone):
             max_sequence_length=T5_TOKENS,
         )
         return {"text": text.to(self.device), "mask": mask.to(self.device)}
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """σ_t, which the network itself multiplies by 1000."""
-        return self.schedule.timestep(t) / 1000
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         tokens = self.pack(x_t)

@@ -15,12 +15,8 @@ from scott.teachers.sd3 import TEXT_ATTENTION, TEXT_FEED_FORWARD
 T5_TOKENS = 512  # the stock pipeline's default
 
 
-class FluxBackbone(LatentBackbone):
-    """A `FluxPipeline` whose network embeds ω (FLUX.1-dev), so that a guided teacher costs one call.
-
-    Raises:
-        UserError: the network embeds no ω: FLUX.1-schnell, a few-step student already, and editions without guidance.
-    """
+class FluxLike(LatentBackbone):
+    """What FLUX.1's network and Chroma's have in common."""
 
     part = "transformer"
     output_layer = "proj_out"
@@ -29,6 +25,19 @@ class FluxBackbone(LatentBackbone):
     critic_layers = student_layers
     token_side, packed = 2, True
     shifts_evenly = True
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """σ_t, which the network itself multiplies by 1000."""
+        return self.schedule.timestep(t) / 1000
+
+
+class FluxBackbone(FluxLike):
+    """A `FluxPipeline` whose network embeds ω (FLUX.1-dev), so that a guided teacher costs one call.
+
+    Raises:
+        UserError: the network embeds no ω: FLUX.1-schnell, a few-step student already, and editions without guidance.
+    """
+
     takes_guidance = True
     teacher_calls = 1
 
@@ -59,10 +68,6 @@ class FluxBackbone(LatentBackbone):
     def guidance_input(self, network: ModelMixin, cond: Cond) -> Tensor:
         """ω itself; 1 where a condition has none, as that of a critic may."""
         return cond.get("guidance", cond["text"].new_ones(len(cond["text"]), dtype=torch.float32))
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """σ_t, which the network itself multiplies by 1000."""
-        return self.schedule.timestep(t) / 1000
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         return network(

@@ -159,9 +159,9 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
-        import torch
+        from scott.diffusion.tensors import DTYPES
 
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return DTYPES[self.precision]
 
     def make_solver(self, schedule: "NoiseSchedule") -> "Solver":
         """The teacher's solver; only the options that it has are passed on."""
