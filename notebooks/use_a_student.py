@@ -27,6 +27,7 @@ from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 
+plt.rcParams["figure.dpi"] = 55
 UPDATES = 30
 SCENES = 64
 places = [folder / "runs" / "demo" for folder in (Path.cwd(), *Path.cwd().parents)]
