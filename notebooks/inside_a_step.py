@@ -29,7 +29,7 @@ from scott.training.draws import Draws
 from scott.training.ema import ema_update
 from scott.training.step import distillation_step, walk_jump
 
-plt.rcParams["figure.dpi"] = 55
+plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 40
 SCENES = 256
 BATCH = 8
@@ -112,7 +112,7 @@ plt.show()
 
 # %%
 batch, draws, rows = draws_of(UPDATES)
-order = draws.t_n.argsort()
+order = draws.t_n.argsort()[::2]
 batch, draws, rows = batch[order], draws[order], rows[order]
 cond = batch.cond | {"guidance": draws.omega}
 with torch.no_grad():
@@ -132,15 +132,15 @@ with torch.no_grad():
 
 
 def show(named, columns):
-    _, axes = plt.subplots(len(named), BATCH, figsize=(12, 1.55 * len(named)))
+    _, axes = plt.subplots(len(named), len(columns), figsize=(2.1 * len(columns), 2.1 * len(named)))
     for row, (name, latents) in zip(axes, named.items(), strict=True):
         for axis, picture in zip(row, teacher.decode(latents), strict=True):
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(name, fontsize=10)
     for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=10)
     plt.tight_layout()
     plt.show()
 
@@ -188,13 +188,13 @@ maps = {
 }
 most = max(logits.abs().max().item() for logits in maps.values())
 
-figure, axes = plt.subplots(2, BATCH, figsize=(12, 3.6))
+figure, axes = plt.subplots(2, len(order), figsize=(2.4 * len(order), 4))
 for row, (name, logits) in zip(axes, maps.items(), strict=True):
     for axis, picture, t in zip(row, logits, draws.t_n.tolist(), strict=True):
         shown = axis.imshow(picture, cmap="RdBu", vmin=-most, vmax=most)
-        axis.set_title(f"t_n {t}: {picture.mean():.2f}", fontsize=8)
+        axis.set_title(f"t_n {t}: {picture.mean():.2f}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    row[0].set_ylabel(name, fontsize=8)
+    row[0].set_ylabel(name, fontsize=10)
 figure.colorbar(shown, ax=axes, label="logit")
 plt.show()

@@ -27,7 +27,7 @@ from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 
-plt.rcParams["figure.dpi"] = 55
+plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 30
 SCENES = 64
 places = [folder / "runs" / "demo" for folder in (Path.cwd(), *Path.cwd().parents)]
@@ -64,7 +64,7 @@ print("a student of", "scott demo" if folder.name == "demo" else f"{UPDATES} upd
 # scale as an input: one network call a step, whatever the scale.
 
 # %%
-PROMPTS = Scenes(17 * 6, "held-out").captions()[::17]
+PROMPTS = Scenes(17 * 5, "held-out").captions()[::17]
 
 
 def draw(pipeline, steps, guidance=3.0, **more):
@@ -74,7 +74,7 @@ def draw(pipeline, steps, guidance=3.0, **more):
 
 
 def show(rows):
-    _, axes = plt.subplots(len(rows), len(PROMPTS), figsize=(11, 2 * len(rows)), squeeze=False)
+    _, axes = plt.subplots(len(rows), len(PROMPTS), figsize=(10, 2.1 * len(rows)), squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
             axis.imshow(image)

@@ -55,7 +55,14 @@ def furnish(teacher_folders, style_lora):
     _link(style_lora("sd1"), "style.safetensors")
     _link(embedded.CLIP, "openai/clip-vit-large-patch14")
     _pictures()
-    for line in (DEMO, MINE, "export runs/mine --to checkpoint", "evaluate runs/demo --out runs/demo/results.json"):
+    shards = f"prepare ./pictures --teacher {SD} --out data/laion"
+    for line in (
+        shards,
+        DEMO,
+        MINE,
+        "export runs/mine --to checkpoint",
+        "evaluate runs/demo --out runs/demo/results.json",
+    ):
         assert scott(*small(line.split())) == 0, line
     for name in ("my-merge", "odd"):
         shutil.copy("runs/mine/checkpoint/student.safetensors", f"{name}.safetensors")
@@ -73,8 +80,9 @@ def furnish(teacher_folders, style_lora):
 
 def fresh():
     """The runs as they were made, and nothing that another page's commands left."""
-    for left in ("runs", "shards", "samples", "comparison", "tables", "data"):
+    for left in ("runs", "shards", "samples", "comparison", "tables", "pictures"):
         shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree("held-out", "pictures")  # which pages draw into, too
     shutil.copytree("made", "runs", copy_function=_weights_linked)
 
 
