@@ -5,9 +5,9 @@ seconds, and the help none.
 """
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_type_hints
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import (
@@ -21,7 +21,7 @@ from tyro.conf import (
 )
 
 from scott.commands.drawn import Drawn
-from scott.commands.options import Recipes, texts_of
+from scott.commands.options import Recipes, described
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.measured import Measured
@@ -256,21 +256,6 @@ COMMANDS = {
     "app": App,
     "env": Env,
 }
-
-
-def described(command: Any) -> None:
-    """Have the help of each option, and of those within, be one paragraph that names no empty default."""
-    texts, hints = texts_of(command), get_type_hints(command, include_extras=True)
-    for option in fields(command):
-        if is_dataclass(kind := getattr(hints[option.name], "__origin__", None)):
-            described(kind)
-        else:
-            text = arg(help=texts.get(option.name), help_behavior_hint=_default)
-            command.__annotations__[option.name] = Annotated[hints[option.name], text]
-
-
-def _default(shown: str) -> str:
-    return "(optional)" if shown in ("", "''", "None") else f"(default: {shown})"
 
 
 def parse(arguments: list[str]) -> Any:

@@ -66,6 +66,21 @@ def texts_of(described: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries if text}
 
 
+def described(command: Any) -> None:
+    """Have the help of each option, and of those within, be one paragraph that names no empty default."""
+    texts, hints = texts_of(command), get_type_hints(command, include_extras=True)
+    for option in fields(command):
+        if is_dataclass(kind := getattr(hints[option.name], "__origin__", None)):
+            described(kind)
+        else:
+            text = arg(help=texts.get(option.name), help_behavior_hint=_default)
+            command.__annotations__[option.name] = Annotated[hints[option.name], text]
+
+
+def _default(shown: str) -> str:
+    return "(optional)" if shown in ("", "''", "None") else f"(default: {shown})"
+
+
 def _defaults(recipe: str | None) -> dict[str, str]:
     """Option → its default in words, with those of the other method and of the other kind of student.
 
