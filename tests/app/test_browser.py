@@ -93,7 +93,7 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
     assert seed_of(page) == 0
     page.get_by_label("Lock the seed").uncheck()
     button.click()
-    page.get_by_role("radio", name=re.compile("^[1-9]")).wait_for()
+    page.get_by_role("radio", name=re.compile(r"^[1-9]\d*: ")).wait_for()
     assert seed_of(page) != 0
     assert np.abs(drawn(page, runs[0], 2)[0] - first).max() > 1
     page.get_by_role("radio", name=f"0: {PROMPT}").check()
@@ -134,7 +134,7 @@ NAMELESS = """() => [...document.querySelectorAll("input, button, textarea, sele
 
 
 def test_it_is_used_by_the_keyboard_and_read_aloud(page):
-    """From the prompt to Draw by Tab, to the other views by arrows; every control has a name, and progress is said."""
+    """From the prompt to Draw, and from view to view, by Tab and Enter; every control has a name, progress is said."""
     page.get_by_label("Prompt").first.focus()
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -145,7 +145,7 @@ def test_it_is_used_by_the_keyboard_and_read_aloud(page):
     page.get_by_role("status").filter(has_text="5 pictures drawn").wait_for()
     page.get_by_role("tab", name="Draw").focus()
     for view in ("Watch", "Plan"):
-        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.get_by_role("tab", name=view).get_attribute("aria-selected") == "true"
         assert page.evaluate(NAMELESS) == []
@@ -163,6 +163,9 @@ def test_sixteen_seeds_of_student_and_teacher(page, runs):
         seen = [opened(source)[0] for source in figures.locator("img").evaluate_all("all => all.map(one => one.src)")]
         assert len(seen) == 16
         assert min(np.abs(one - other).max() for one in seen for other in seen if one is not other) > 1
+    page.get_by_role("radio", name="1", exact=True).check()
+    page.get_by_label("50", exact=True).check()
+    page.get_by_alt_text("in 50 steps").wait_for()
 
 
 def test_a_run_is_watched(page, runs):
