@@ -149,7 +149,7 @@ show(
     {"x0": x0, "x_n": x_n} | walked | {"target f⁻(x̂_m)": f_m, "student f(x_n)": f_n},
     [f"t_n {n} → t_m {m}" for n, m in zip(draws.t_n.tolist(), grid.target(draws.t_n).tolist(), strict=True)],
 )
-for row in rows.tolist()[-3:]:
+for row in rows.tolist():
     print(scenes[row].caption)
 
 # %% [markdown]

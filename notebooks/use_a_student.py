@@ -23,7 +23,7 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 
 from scott.commands.distill import run
-from scott.mini.embedded import TEACHER
+from scott.mini.embedded import GUIDANCE, STUDENT_GUIDANCE, TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 
@@ -67,7 +67,7 @@ print("a student of", "scott demo" if folder.name == "demo" else f"{UPDATES} upd
 PROMPTS = Scenes(17 * 5, "held-out").captions()[::17]
 
 
-def draw(pipeline, steps, guidance=3.0, **more):
+def draw(pipeline, steps, guidance=STUDENT_GUIDANCE, **more):
     generator = torch.Generator().manual_seed(0)
     made = pipeline(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generator, **more)
     return made.images
@@ -90,7 +90,7 @@ student.set_progress_bar_config(disable=True)
 teacher = DiffusionPipeline.from_pretrained(TEACHER, torch_dtype=torch.float32)
 teacher.set_progress_bar_config(disable=True)
 print("\n".join(PROMPTS))
-show({f"student, {n}": draw(student, n) for n in (1, 2, 4)} | {"teacher, 25 steps": draw(teacher, 25, 2.5)})
+show({f"student, {n}": draw(student, n) for n in (1, 2, 4)} | {"teacher, 25 steps": draw(teacher, 25, GUIDANCE)})
 
 # %%
 student.scheduler.set_timesteps(4)
@@ -103,7 +103,7 @@ print(type(student.scheduler).__name__, student.scheduler.timesteps.tolist())
 # scale of 1: its ω is trained in.
 
 # %%
-lora = distilled("lora", train="lora", guidance_min=2.5, guidance_max=2.5)
+lora = distilled("lora", train="lora", guidance_min=GUIDANCE, guidance_max=GUIDANCE)
 teacher.scheduler = LCMScheduler.from_pretrained(lora / "lora" / "scheduler")
 teacher.load_lora_weights(lora / "lora")
 show({"LoRA, 4 steps": draw(teacher, 4, 1.0)})

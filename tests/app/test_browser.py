@@ -14,6 +14,7 @@ from PIL import Image
 from tests.app.conftest import WARNING
 
 from scott.app import drawing
+from scott.mini.embedded import STUDENT_GUIDANCE as OMEGA
 
 PROMPT = "a small red apple on a blue background"
 
@@ -47,10 +48,12 @@ def seed_of(page):
 def test_the_page_draws_as_it_loads_and_asks_nobody_else(page, runs):
     for who, counts in ((runs[0], {1: 1, 2: 2, 4: 4}), ("teacher mini", {25: 50, 50: 100})):
         for steps, calls in counts.items():
-            assert re.search(rf"{calls} calls?.*\d\.\d+ s, ω 3", shown(page, who, steps).inner_text(), re.DOTALL)
+            assert re.search(
+                rf"{calls} calls?.*\d\.\d+ s, ω {OMEGA:g}", shown(page, who, steps).inner_text(), re.DOTALL
+            )
             pixels, made = drawn(page, who, steps)
             assert made["prompt"] == PROMPT
-            assert (made["seed"], made["steps"], made["guidance_scale"]) == (0, steps, 3)
+            assert (made["seed"], made["steps"], made["guidance_scale"]) == (0, steps, OMEGA)
             assert pixels.std() > 5
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
     assert not page.errors
@@ -77,7 +80,7 @@ def test_what_is_drawn_is_downloaded_and_drawn_alike_by_diffusers(page, runs):
         with Image.open(download.value.path()) as picture:
             made = json.loads(picture.info["parameters"])
             kept = np.asarray(picture.convert("RGB")).astype(int)
-        assert made == {"prompt": PROMPT, "seed": 0, "steps": steps, "guidance_scale": 3, kind: str(who)}
+        assert made == {"prompt": PROMPT, "seed": 0, "steps": steps, "guidance_scale": OMEGA, kind: str(who)}
         figure.get_by_text("In diffusers").click()
         exec(compile(figure.locator("code").inner_text(), "snippet", "exec"), {})
         with Image.open("picture.png") as picture:
@@ -109,10 +112,10 @@ def test_runs_stand_side_by_side_and_take_another_omega(page, runs):
     shown(page, "teacher mini", 25).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], drawn(page, runs[1], 2)[0]), "one student under two names"
     page.get_by_label("Each student's own ω").uncheck()
-    page.get_by_label("number input for Guidance ω").fill("2")
-    shown(page, runs[1], 4).get_by_text("ω 2").wait_for()
+    page.get_by_label("number input for Guidance ω").fill("2.5")
+    shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for()
     page.get_by_label("Each student's own ω").check()
-    shown(page, runs[1], 4).get_by_text("ω 3").wait_for()
+    shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for(state="detached")
     page.get_by_label(str(runs[1])).first.uncheck()
     shown(page, runs[1], 4).wait_for(state="detached")
 
@@ -188,7 +191,7 @@ def test_a_run_is_planned(page):
     page.get_by_text("it fits").wait_for()
     assert page.get_by_role("row", name=re.compile("critic decoder")).count() == 1
     page.get_by_label("Batch").fill("3")
-    page.get_by_label("Cards").fill("2")
+    page.get_by_label("Cards").fill("2.5")
     page.get_by_role("button", name="Plan").click()
     page.locator(".toast-body").filter(has_text="expected a multiple of 2").wait_for()
 
