@@ -1,4 +1,4 @@
-# The two commands of the README, what they stand on, and a check of the wheel. `make setup` is idempotent.
+# The README's commands, what they stand on, and a check of the wheel. `make setup` is idempotent.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +10,21 @@ OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 hugg
 	optimum==2.1.0 optimum-onnx==0.1.0
 REFERENCE := build/reference
 
-.PHONY: demo setup test lint package older site notebooks release
+.PHONY: demo app setup test lint package older site notebooks release
 
 demo: setup
 	$(BIN)/scott demo
+
+# Students beside their teachers in the browser; the demo's is made first, where it is not there.
+app: $(VENV)/.installed-app runs/demo/card.md
+	$(BIN)/scott app
+
+runs/demo/card.md: | $(VENV)/.installed
+	$(BIN)/scott demo
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(INSTALL) --editable '.[app]'
+	touch $@
 
 setup: $(VENV)/.installed
 

@@ -29,6 +29,7 @@ from scott.training.draws import Draws
 from scott.training.ema import ema_update
 from scott.training.step import distillation_step, walk_jump
 
+plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 40
 SCENES = 256
 BATCH = 8
@@ -105,42 +106,50 @@ plt.show()
 # %% [markdown]
 # ## One step, taken apart
 #
-# x0 is noised to x_n at t_n. The guided teacher walks from there to x̂_m at t_m, a jump of its stochastic solver. Student
-# and target are asked at both ends where it all comes from; the loss is the distance of what they say. Decoded, in columns
+# x0 is noised to x_n at t_n. The guided teacher walks from there to x̂_m at t_m, a jump of its stochastic solver, in sub-steps
+# of which each keeps a part of the noise and redraws the rest. Student and target are asked at both ends where it all comes from; the loss is the distance of what they say. Decoded, in columns
 # from little noise to much:
 
 # %%
 batch, draws, rows = draws_of(UPDATES)
-order = draws.t_n.argsort()
+order = draws.t_n.argsort()[::2]
 batch, draws, rows = batch[order], draws[order], rows[order]
 cond = batch.cond | {"guidance": draws.omega}
 with torch.no_grad():
     x0 = batch.mean + batch.std * draws.latent
     x_n = teacher.schedule.add_noise(x0, draws.noise, draws.t_n)
-    x_m = walk_jump(teacher, solver, grid, batch, uncond, draws, config)
+    times, guided = grid.substep_times(draws.t_n), teacher.guided_teacher(uncond, draws.omega)
+    walked = {
+        f"sub-step {k}" if k < grid.substeps else "walk's end x̂_m": solver.walk(
+            guided, x_n, times[: k + 1], batch.cond, noises=draws.walk[:k]
+        )
+        for k in range(1, grid.substeps + 1)
+    }
+    x_m = walked["walk's end x̂_m"]
+    assert torch.equal(x_m, walk_jump(teacher, solver, grid, batch, uncond, draws, config))
     f_n = ConsistencyFunction(teacher.student, teacher.schedule)(x_n, draws.t_n, cond)
     f_m = ConsistencyFunction(teacher.target, teacher.schedule)(x_m, grid.target(draws.t_n), cond)
 
 
 def show(named, columns):
-    _, axes = plt.subplots(len(named), BATCH, figsize=(12, 1.55 * len(named)))
+    _, axes = plt.subplots(len(named), len(columns), figsize=(2.1 * len(columns), 2.1 * len(named)))
     for row, (name, latents) in zip(axes, named.items(), strict=True):
         for axis, picture in zip(row, teacher.decode(latents), strict=True):
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(name, fontsize=10)
     for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=10)
     plt.tight_layout()
     plt.show()
 
 
 show(
-    {"x0": x0, "x_n": x_n, "walk's end x̂_m": x_m, "target f⁻(x̂_m)": f_m, "student f(x_n)": f_n},
+    {"x0": x0, "x_n": x_n} | walked | {"target f⁻(x̂_m)": f_m, "student f(x_n)": f_n},
     [f"t_n {n} → t_m {m}" for n, m in zip(draws.t_n.tolist(), grid.target(draws.t_n).tolist(), strict=True)],
 )
-for row in rows.tolist()[-3:]:
+for row in rows.tolist():
     print(scenes[row].caption)
 
 # %% [markdown]
@@ -166,21 +175,26 @@ for t, of_targets, off in zip(draws.t_n.tolist(), spread.tolist(), distance.toli
 # %% [markdown]
 # ## What the critic thinks
 #
-# Its head answers with logits; above zero it takes what it sees for data. Under L_D it is pushed up on x0 and down on the
-# student's f(x_n); under L_adv the student climbs.
+# Its head answers with logits, one a place; above zero (blue) it takes what it sees there for data. Under L_D it is pushed up on
+# x0 and down on the student's f(x_n); under L_adv the student climbs.
 
 # %%
 with torch.no_grad():
     on_data = teacher.critic(x0, torch.full_like(draws.t_n, teacher.schedule.t_data), cond)
     on_student = teacher.critic(f_n, draws.t_n, cond)
-print("shape of the logits:", tuple(on_data.shape))
+side = x0.shape[-1]
+maps = {
+    name: logits.unflatten(1, (-1, side, side)).mean(1) for name, logits in (("data", on_data), ("student", on_student))
+}
+most = max(logits.abs().max().item() for logits in maps.values())
 
-figure, axis = plt.subplots(figsize=(12, 2.6))
-places = torch.arange(BATCH)
-for offset, name, logits in ((-0.2, "data", on_data), (0.2, "student", on_student)):
-    axis.bar(places + offset, logits.flatten(1).mean(1), width=0.4, label=name)
-axis.axhline(0, color="black", linewidth=0.8)
-axis.set_xticks(places, [f"t_n {t}" for t in draws.t_n.tolist()])
-axis.set_ylabel("mean logit")
-axis.legend()
+figure, axes = plt.subplots(2, len(order), figsize=(2.4 * len(order), 4))
+for row, (name, logits) in zip(axes, maps.items(), strict=True):
+    for axis, picture, t in zip(row, logits, draws.t_n.tolist(), strict=True):
+        shown = axis.imshow(picture, cmap="RdBu", vmin=-most, vmax=most)
+        axis.set_title(f"t_n {t}: {picture.mean():.2f}", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    row[0].set_ylabel(name, fontsize=10)
+figure.colorbar(shown, ax=axes, label="logit")
 plt.show()

@@ -23,10 +23,11 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 
 from scott.commands.distill import run
-from scott.mini.embedded import TEACHER
+from scott.mini.embedded import GUIDANCE, STUDENT_GUIDANCE, TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 
+plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 30
 SCENES = 64
 places = [folder / "runs" / "demo" for folder in (Path.cwd(), *Path.cwd().parents)]
@@ -63,17 +64,17 @@ print("a student of", "scott demo" if folder.name == "demo" else f"{UPDATES} upd
 # scale as an input: one network call a step, whatever the scale.
 
 # %%
-PROMPTS = Scenes(17 * 6, "held-out").captions()[::17]
+PROMPTS = Scenes(17 * 5, "held-out").captions()[::17]
 
 
-def draw(pipeline, steps, guidance=3.0, **more):
+def draw(pipeline, steps, guidance=STUDENT_GUIDANCE, **more):
     generator = torch.Generator().manual_seed(0)
     made = pipeline(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generator, **more)
     return made.images
 
 
 def show(rows):
-    _, axes = plt.subplots(len(rows), len(PROMPTS), figsize=(11, 2 * len(rows)), squeeze=False)
+    _, axes = plt.subplots(len(rows), len(PROMPTS), figsize=(10, 2.1 * len(rows)), squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
             axis.imshow(image)
@@ -89,7 +90,7 @@ student.set_progress_bar_config(disable=True)
 teacher = DiffusionPipeline.from_pretrained(TEACHER, torch_dtype=torch.float32)
 teacher.set_progress_bar_config(disable=True)
 print("\n".join(PROMPTS))
-show({f"student, {n}": draw(student, n) for n in (1, 2, 4)} | {"teacher, 25 steps": draw(teacher, 25, 2.5)})
+show({f"student, {n}": draw(student, n) for n in (1, 2, 4)} | {"teacher, 25 steps": draw(teacher, 25, GUIDANCE)})
 
 # %%
 student.scheduler.set_timesteps(4)
@@ -102,7 +103,7 @@ print(type(student.scheduler).__name__, student.scheduler.timesteps.tolist())
 # scale of 1: its ω is trained in.
 
 # %%
-lora = distilled("lora", train="lora", guidance_min=2.5, guidance_max=2.5)
+lora = distilled("lora", train="lora", guidance_min=GUIDANCE, guidance_max=GUIDANCE)
 teacher.scheduler = LCMScheduler.from_pretrained(lora / "lora" / "scheduler")
 teacher.load_lora_weights(lora / "lora")
 show({"LoRA, 4 steps": draw(teacher, 4, 1.0)})

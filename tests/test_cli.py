@@ -1,8 +1,10 @@
 """The command line as a user meets it: a run from nothing to pictures, and what bad input gets."""
 
 import json
+import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import OutOfMemoryError
 
+from scott.arguments import COMMANDS
 from scott.errors import UserError, one_line
 from scott.mini.scenes import Scenes
 from scott.training import checkpoint
@@ -233,6 +236,25 @@ def test_a_full_disk_in_training_loses_nothing(scott, teacher_folders, pictures,
     monkeypatch.setattr(checkpoint, "save_file", save_file)
     assert scott(*command)[0] == 0
     assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS.keys() - {"distill"}, "distill mini", ""])
+def test_help_is_in_columns_and_names_no_empty_default(command, monkeypatch, scott):
+    """A line ends only where the next word would not have fitted."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, said = scott(*command.split(), "--help")
+    assert code == 0
+    assert not re.search(r"default:\s*(None|''|)\)", said.replace("│", ""))
+    boxed = [line[1:-1] for line in said.splitlines() if line.startswith("│")]
+    (width,) = {len(line) for line in boxed}
+    assert width <= 78
+    for above, below in pairwise(boxed):
+        indent = len(below) - len(below.lstrip())
+        continued = indent > 4 and above[:indent].isspace() and not above[indent].isspace()
+        if continued and not below.lstrip().startswith("("):
+            assert len(above.rstrip()) + 1 + len(below.split()[0]) >= width, (above, below)
+    if not command:
+        assert "scott --version" in said
 
 
 FULL = {

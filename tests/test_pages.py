@@ -1,38 +1,26 @@
-"""Every command on a page is one that there is: what `scott` is given parses; modules, targets, extras, files exist."""
+"""Every command on a page is one that there is: what `scott` is given parses; modules, targets, extras, files exist.
+
+`tests/test_pages_run.py` runs those of the README and the site.
+"""
 
 import importlib.util
 import re
-import shlex
-from pathlib import Path
+import tomllib
 
 import pytest
+from tests.pages import PAGES, ROOT, commands, inline_commands, name_of
 
 from scott.arguments import parse
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("*.md"),
-        *(ROOT / "experiments").rglob("README.md"),
-    ]
-)
-PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "src" / "scott" / "mini" / "assets" / "README.md"]
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-PROJECT = (ROOT / "pyproject.toml").read_text()
-
-
-def commands(page):
-    """The commands of a page's shell blocks, without comments and what they set in the environment."""
-    for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        lines = block.replace("\\\n", " ").replace("&&", "\n").splitlines() if language in ("", "bash") else []
-        for line in lines:
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words = words[1:]
-            if words:
-                yield words
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NEEDED = {
+    "distill": ["--data", "x"],
+    "sample": ["--prompts", "x"],
+    "export": ["RUN", "--to", "lora"],
+    "evaluate": ["RUN"],
+}
+"""Command → what it does not parse without, where a text names the command alone or with one flag of it."""
 
 
 def check_one(words):
@@ -47,7 +35,7 @@ def check_one(words):
             assert {*targets} <= {*TARGETS}, words
         case ["pip" | "pipx", *rest]:
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
-                assert all(re.search(rf"^{name} = \[", PROJECT, re.MULTILINE) for name in extra.split(","))
+                assert {*extra.split(",")} <= PROJECT["project"]["optional-dependencies"].keys()
         case ["git", "clone" | "worktree", *_] | ["cd", _]:
             pass
         case ["pytest", *rest]:
@@ -56,10 +44,37 @@ def check_one(words):
             raise AssertionError(f"not a command that is known here: {words}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_of_a_page_is_one_that_there_is(page, capsys):
     for words in commands(page):
         try:
             check_one(words)
         except SystemExit:
             pytest.fail(f"{' '.join(words)}: {capsys.readouterr().out[-600:]}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_in_a_sentence_is_one_that_there_is(page, capsys):
+    """Of one that lacks what it needs, the flags are."""
+    for command, *given in inline_commands(page):
+        if given[-1:] == ["--help"]:
+            continue
+        needed = [word for word in NEEDED.get(command, []) if word not in given]
+        for words in ([command, *given], [command, *given, *needed]):
+            try:
+                parse(words)
+                break
+            except SystemExit:
+                said = capsys.readouterr()
+        else:
+            pytest.fail(f"scott {command} {' '.join(given)}: {said.err[-600:]}")
+
+
+def test_on_pypi_the_readme_leads_nowhere_that_is_not_there():
+    text = (ROOT / "README.md").read_text()
+    hook = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert "](docs/" in text
+    for substitution in hook["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"].replace("\\1", r"\1"), text)
+    assert re.findall(r"\]\((?!https?://)[^)]*\)", text) == []
+    assert "https://arxiv.org/abs/2403.01505" in text

@@ -21,7 +21,7 @@ from tyro.conf import (
 )
 
 from scott.commands.drawn import Drawn
-from scott.commands.options import Recipes
+from scott.commands.options import Recipes, described
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.measured import Measured
@@ -61,16 +61,13 @@ class Distill:
 
 @dataclass
 class Prepare:
-    """Encode pictures and captions once, into shards that any run with the same VAE and text encoders trains on.
-
-    The same command goes on where it was stopped; under torchrun or `accelerate launch` processes share the work.
-    """
+    """Encode pictures and captions once, into shards for training. The same command goes on where it was stopped."""
 
     source: Positional[str | None] = None
     """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
     teacher: str | None = None
     """Whose VAE and text encoders encode: a pipeline folder or file, a hub id or mini."""
-    parts: Annotated[TeacherParts, arg(name="", help="")] = field(default_factory=TeacherParts)
+    parts: Annotated[TeacherParts, arg(name="teacher", help="")] = field(default_factory=TeacherParts)
     out: Path | None = None
     """A new folder; with --check, the page."""
     check: bool = False
@@ -78,9 +75,7 @@ class Prepare:
     HTML (check.html, if --out is left out)."""
     preset: Literal["coco2014", "coco2017", "laion-aesthetics-6plus"] | None = None
     """Start from that data set's public metadata, with its columns and filter."""
-    settings: Annotated[Settings, arg(name="", help="What is kept of the source, and how.")] = field(
-        default_factory=Settings
-    )
+    settings: Annotated[Settings, arg(name="reading", help="")] = field(default_factory=Settings)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the text encoders; the VAE runs in fp32."""
 
@@ -124,13 +119,13 @@ class Sample:
     """Prompts, or one .txt file with a prompt a line."""
     teacher: str | None = None
     """With --lora: the teacher it was made for, a pipeline folder or file, a hub id or `mini`."""
-    parts: Annotated[TeacherParts, arg(name="", help="")] = field(default_factory=TeacherParts)
+    parts: Annotated[TeacherParts, arg(name="teacher", help="")] = field(default_factory=TeacherParts)
     lora: str | None = None
     """A LoRA file (or its folder) that `scott export` wrote."""
     engine: Literal["torch", "onnx"] = "torch"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network and the text encoders."""
-    asked: Annotated[Drawn, arg(name="", help="")] = field(default_factory=Drawn)
+    asked: Annotated[Drawn, arg(name="drawing", help="")] = field(default_factory=Drawn)
     seed: int = 0
     """Of the first picture; each further one takes the next."""
     grid: bool = False
@@ -180,7 +175,7 @@ class Evaluate:
 
     target: Positional[str]
     """A run, an export, any text-to-image pipeline of diffusers (folder or hub id), mini, or pictures with prompts."""
-    measured: Annotated[Measured, arg(name="", help="")] = field(default_factory=Measured)
+    measured: Annotated[Measured, arg(name="measurement", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
     """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
@@ -224,7 +219,10 @@ class App:
     """Draw with runs, watch them and plan them in the browser. Needs the extra `app`."""
 
     runs: Positional[tuple[str, ...]] = ()
-    """Run folders, finished or not, and students' folders or hub ids; those in ./runs, if left out."""
+    """Run folders, finished or not, and students or other pipelines of diffusers, by folder or hub id, or
+    PIPELINE+LORA; the runs in ./runs, if left out."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of all networks; the newest four stay in memory."""
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines in, with no password."""
     port: int | None = None
@@ -233,7 +231,7 @@ class App:
     def run(self) -> None:
         from scott.commands.app import app
 
-        app(self.runs, self.host, self.port)
+        app(self.runs, self.host, self.port, self.precision)
 
 
 @dataclass
@@ -264,11 +262,14 @@ COMMANDS = {
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments name, as one of the classes above."""
+    if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
+        described(command)
     choices: Any = Union[tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())]  # noqa: UP007
     return tyro.cli(
         choices,
         prog="scott",
         args=arguments,
         config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone, PositionalMetavarFromFieldName),
-        description="Distil a text-to-image diffusion model into a student that draws in few steps.",
+        description="Distil a text-to-image diffusion model into a student that draws in few steps. "
+        "`scott --version` prints the version.",
     )

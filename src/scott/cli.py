@@ -5,7 +5,6 @@ Bad input is one line and exit code 2.
 
 import logging
 import os
-import re
 import signal
 import sys
 from io import TextIOWrapper
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 
 from scott import __version__
 from scott.arguments import Compare, Prepare, parse
-from scott.errors import Preempted, UserError, first_line, one_line
+from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
         _stop(f"[bold red]error[/] {escape(one_line(str(error)))}", 2)
     except (MemoryError, RuntimeError) as error:
-        if not re.search("out of memory|allocate", str(error)):
+        if not is_out_of_memory(error):
             raise
         _stop(f"[bold red]error[/] {escape(first_line(error))}; --dry-run says what a run holds: lower --batch-size", 2)
     except Preempted as stop:

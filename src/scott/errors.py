@@ -1,5 +1,7 @@
 """The exceptions that are messages to the user, and what a library's exception says in a line."""
 
+import re
+
 
 class UserError(ValueError):
     """Bad input from outside (a flag, a file, a folder, a prompt).
@@ -16,6 +18,12 @@ LONGEST = 2000
 def first_line(error: Exception) -> str:
     """What an error says, without what follows it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch's errors of a device are a kind of RuntimeError, and the CPU's plain ones."""
+    kinds = (MemoryError, RuntimeError)
+    return isinstance(error, kinds) and bool(re.search("out of memory|allocate", str(error)))
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.app.conftest import WARNING
 
 from scott.app import drawing
+from scott.mini.embedded import STUDENT_GUIDANCE as OMEGA
 
 PROMPT = "a small red apple on a blue background"
 
@@ -47,10 +48,12 @@ def seed_of(page):
 def test_the_page_draws_as_it_loads_and_asks_nobody_else(page, runs):
     for who, counts in ((runs[0], {1: 1, 2: 2, 4: 4}), ("teacher mini", {25: 50, 50: 100})):
         for steps, calls in counts.items():
-            assert re.search(rf"{calls} calls?.*\d\.\d+ s, ω 3", shown(page, who, steps).inner_text(), re.DOTALL)
+            assert re.search(
+                rf"{calls} calls?.*\d\.\d+ s, ω {OMEGA:g}", shown(page, who, steps).inner_text(), re.DOTALL
+            )
             pixels, made = drawn(page, who, steps)
             assert made["prompt"] == PROMPT
-            assert (made["seed"], made["steps"], made["guidance_scale"]) == (0, steps, 3)
+            assert (made["seed"], made["steps"], made["guidance_scale"]) == (0, steps, OMEGA)
             assert pixels.std() > 5
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in page.requests)
     assert not page.errors
@@ -69,18 +72,20 @@ def test_it_redraws_while_one_types_what_is_fast(page, runs, monkeypatch):
 
 
 def test_what_is_drawn_is_downloaded_and_drawn_alike_by_diffusers(page, runs):
-    figure = shown(page, runs[0], 2)
-    with page.expect_download() as download:
-        figure.get_by_role("link", name="Download").click()
-    assert download.value.suggested_filename == "demo-2-steps-seed-0.png"
-    with Image.open(download.value.path()) as picture:
-        made = json.loads(picture.info["parameters"])
-        kept = np.asarray(picture.convert("RGB")).astype(int)
-    assert made == {"prompt": PROMPT, "seed": 0, "steps": 2, "guidance_scale": 3, "student": str(runs[0])}
-    figure.get_by_text("In diffusers").click()
-    exec(compile(figure.locator("code").inner_text(), "snippet", "exec"), {})
-    with Image.open("picture.png") as picture:
-        assert np.abs(np.asarray(picture).astype(int) - kept).max() <= 1
+    for who, steps, kind in ((runs[0], 2, "student"), ("teacher mini", 25, "teacher")):
+        figure = shown(page, who, steps)
+        with page.expect_download() as download:
+            figure.get_by_role("link", name="Download").click()
+        assert download.value.suggested_filename.endswith(f"-{steps}-steps-seed-0.png")
+        with Image.open(download.value.path()) as picture:
+            made = json.loads(picture.info["parameters"])
+            kept = np.asarray(picture.convert("RGB")).astype(int)
+        assert made == {"prompt": PROMPT, "seed": 0, "steps": steps, "guidance_scale": OMEGA, kind: str(who)}
+        figure.get_by_text("In diffusers").click()
+        exec(compile(figure.locator("code").inner_text(), "snippet", "exec"), {})
+        with Image.open("picture.png") as picture:
+            assert np.abs(np.asarray(picture).astype(int) - kept).max() <= 1
+        figure.get_by_text("In diffusers").click()
 
 
 def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
@@ -91,7 +96,7 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
     assert seed_of(page) == 0
     page.get_by_label("Lock the seed").uncheck()
     button.click()
-    page.get_by_role("radio", name=re.compile("^[1-9]")).wait_for()
+    page.get_by_role("radio", name=re.compile(r"^[1-9]\d*: ")).wait_for()
     assert seed_of(page) != 0
     assert np.abs(drawn(page, runs[0], 2)[0] - first).max() > 1
     page.get_by_role("radio", name=f"0: {PROMPT}").check()
@@ -106,8 +111,11 @@ def test_runs_stand_side_by_side_and_take_another_omega(page, runs):
     shown(page, runs[1], 4).wait_for()
     shown(page, "teacher mini", 25).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], drawn(page, runs[1], 2)[0]), "one student under two names"
-    page.get_by_label("number input for Guidance ω").fill("2")
-    shown(page, runs[1], 4).get_by_text("ω 2").wait_for()
+    page.get_by_label("Each student's own ω").uncheck()
+    page.get_by_label("number input for Guidance ω").fill("2.5")
+    shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for()
+    page.get_by_label("Each student's own ω").check()
+    shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for(state="detached")
     page.get_by_label(str(runs[1])).first.uncheck()
     shown(page, runs[1], 4).wait_for(state="detached")
 
@@ -122,15 +130,45 @@ def test_what_cannot_be_done_is_a_sentence(page):
     prompt.fill(PROMPT)
 
 
+NAMELESS = """() => [...document.querySelectorAll("input, button, textarea, select, [role=tab], img")]
+    .filter(one => one.checkVisibility() && !one.labels?.length && !one.ariaLabel)
+    .filter(one => !one.ariaLabelledByElements?.length && !one.alt && !one.innerText)
+    .map(one => one.outerHTML.slice(0, 200))"""
+
+
+def test_it_is_used_by_the_keyboard_and_read_aloud(page):
+    """From the prompt to Draw, and from view to view, by Tab and Enter; every control has a name, progress is said."""
+    page.get_by_label("Prompt").first.focus()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText") == "Draw":
+            break
+    seed = seed_of(page)
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="5 pictures drawn").wait_for()
+    page.get_by_role("tab", name="Draw").focus()
+    for view in ("Watch", "Plan"):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.get_by_role("tab", name=view).get_attribute("aria-selected") == "true"
+        assert page.evaluate(NAMELESS) == []
+    page.get_by_role("tab", name="Draw").click()
+    assert page.evaluate(NAMELESS) == []
+    assert seed_of(page) != seed
+
+
 def test_sixteen_seeds_of_student_and_teacher(page, runs):
-    page.get_by_role("tab", name="Variety").click()
-    page.get_by_role("button", name="Draw 16 seeds").click()
+    page.get_by_label("50", exact=True).uncheck()
+    page.get_by_role("radio", name="16", exact=True).check()
     for who in (f"{runs[0]}, 2 steps", "teacher mini, 25 steps"):
         figures = page.get_by_role("region", name=who).locator("figure")
-        figures.filter(has_text="seed 15").wait_for()
+        figures.filter(has_text=re.compile(r"seed \d+$")).nth(15).wait_for()
         seen = [opened(source)[0] for source in figures.locator("img").evaluate_all("all => all.map(one => one.src)")]
         assert len(seen) == 16
         assert min(np.abs(one - other).max() for one in seen for other in seen if one is not other) > 1
+    page.get_by_role("radio", name="1", exact=True).check()
+    page.get_by_label("50", exact=True).check()
+    page.get_by_alt_text("in 50 steps").wait_for()
 
 
 def test_a_run_is_watched(page, runs):
@@ -153,20 +191,21 @@ def test_a_run_is_planned(page):
     page.get_by_text("it fits").wait_for()
     assert page.get_by_role("row", name=re.compile("critic decoder")).count() == 1
     page.get_by_label("Batch").fill("3")
-    page.get_by_label("Cards").fill("2")
+    page.get_by_label("Cards").fill("2.5")
     page.get_by_role("button", name="Plan").click()
     page.locator(".toast-body").filter(has_text="expected a multiple of 2").wait_for()
 
 
 @pytest.mark.parametrize("width", [1280, 480])
 def test_it_fits_its_window(page, width, tmp_path):
-    """Also makes docs/app.png, where SCOTT_APP_PICTURES names a folder."""
+    """Also makes docs/app.png, where SCOTT_APP_PICTURES names that folder."""
     page.set_viewport_size({"width": width, "height": 900})
     folder = Path(os.environ.get("SCOTT_APP_PICTURES", tmp_path))
-    for tab in ("Plan", "Watch", "Variety", "Draw"):
+    for tab in ("Plan", "Watch", "Draw"):
         if tab == "Draw":
             page.reload()
             page.get_by_alt_text("in 50 steps").wait_for()
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
-        page.screenshot(path=folder / f"app-{tab.lower()}-{width}.png")
+        name = "app" if (tab, width) == ("Draw", 1280) else f"app-{tab.lower()}-{width}"
+        page.screenshot(path=(folder if name == "app" else tmp_path) / f"{name}.png")

@@ -3,16 +3,26 @@
 import importlib.util
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline, LCMScheduler
+from PIL import Image
+from safetensors import SafetensorError
 
-from scott.app.drawing import Column, Drawer, Order, Settings
-from scott.app.models import Models
+from scott.app.drawing import Column, Drawer, Order, Settings, _omega
+from scott.app.handlers import sentence
+from scott.app.models import Models, teacher_source
 from scott.app.watching import RunState, validation_grids
 from scott.commands.app import found_runs
 from scott.errors import UserError
+from scott.export.snippet import teacher_snippet
 from scott.recipes.configs import mini
+from scott.samplers import TeacherSampler
+from scott.teacher_source import TeacherSource
+from scott.teachers import load_backbone
 
 ORDER = Order(1.0, "a fox", [3], Settings([], [], [25, 50]))
 
@@ -32,7 +42,8 @@ class Sampler:
 @pytest.fixture
 def drawer(monkeypatch):
     """A drawer of two columns, of 1 and 2 steps."""
-    monkeypatch.setattr(Drawer, "columns", lambda self, settings: (Column("teacher", Sampler(n)) for n in (1, 2)))
+    columns = [Column("teacher", "teacher", Sampler(n)) for n in (1, 2)]
+    monkeypatch.setattr(Drawer, "columns", lambda self, settings: iter(columns))
     return Drawer(Models([]))
 
 
@@ -41,10 +52,10 @@ def test_a_newer_order_has_the_older_one_given_up(drawer):
     assert next(older).image.getpixel((0, 0)) == (1, 1, 1)
     assert next(drawer.draw(ORDER, "another reader")).seed == 3
     newer = drawer.draw(replace(ORDER, time=2.0), "reader")
-    assert next(newer).column.sampler.steps == 1
+    assert next(newer).steps == 1
     assert list(older) == []
     assert list(drawer.draw(ORDER, "reader")) == [], "it was asked for earlier and arrived later"
-    assert [picture.column.sampler.steps for picture in newer] == [2]
+    assert [picture.steps for picture in newer] == [2]
 
 
 def test_while_typing_nothing_is_drawn_twice_and_nothing_slow(drawer):
@@ -68,6 +79,100 @@ def test_without_a_student_the_embedded_teacher_draws():
         ("teacher mini", 25),
         ("teacher mini", 50),
     ]
+
+
+@pytest.fixture(scope="module")
+def few_step(teacher_folders, tmp_path_factory):
+    """A pipeline made elsewhere, with an LCMScheduler and without scott's word on what it is."""
+    pipeline = DiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(folder := tmp_path_factory.mktemp("few-step"))
+    return str(folder)
+
+
+def drawn_by_its_code(picture, folder, monkeypatch):
+    """How far the picture is from what its own lines of diffusers draw."""
+    monkeypatch.chdir(folder)
+    exec(compile(picture.code, "snippet", "exec"), {})
+    with Image.open("picture.png") as stock:
+        return np.abs(np.asarray(stock).astype(int) - np.asarray(picture.image)).max()
+
+
+def test_few_step_pipelines_made_elsewhere_are_drawn_and_others_in_a_teachers_steps(
+    few_step, teacher_folders, style_lora, tmp_path, monkeypatch
+):
+    """A LoRA file beside a pipeline too; each as its own lines draw it in stock diffusers."""
+    lora = f"{teacher_folders['sd1']}+{style_lora('sd1')}"
+    names = [few_step, lora, str(teacher_folders["sd1"])]
+    pictures = list(Drawer(Models(names)).draw(Order(1.0, "a cat", [3], Settings(names, [2], [3])), "reader"))
+    assert [(picture.who, picture.steps, picture.calls) for picture in pictures] == [
+        (few_step, 2, 2),
+        (lora, 2, 2),
+        (names[2], 3, 6),
+    ]
+    assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "pixart", "sd3"])
+def test_a_teachers_lines_draw_its_picture(family, teacher_folders, tmp_path, monkeypatch):
+    teacher = TeacherSource(teacher=str(teacher_folders[family]))
+    backbone = load_backbone(teacher)
+    code = partial(teacher_snippet, teacher, backbone)
+    column = Column("teacher", "teacher", TeacherSampler(backbone, 3, 2.5), code)
+    monkeypatch.setattr(Drawer, "columns", lambda self, settings: iter([column]))
+    (picture,) = Drawer(Models([])).draw(replace(ORDER, prompt="a cat"), "reader")
+    assert drawn_by_its_code(picture, tmp_path, monkeypatch) <= 1
+
+
+def test_only_the_newest_networks_stay(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Models, "_load", lambda self, name: loaded.append(name) or name)
+    models = Models(["a", "b", "c"], kept=2)
+    for name in ("a", "b", "a", "c", "a", "b"):
+        models.student(name)
+    assert loaded == ["a", "b", "c", "b"]
+
+
+def test_an_exports_teacher_is_its_runs_or_the_one_its_card_names(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "student", elsewhere):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text(mini(out=run, teacher_lora=("style.safetensors",)).to_json())
+    (elsewhere / "README.md").write_text("---\nbase_model: someone/a-teacher\n---\n\n# A student\n")
+    for name in (run, run / "student"):
+        assert teacher_source(str(name)) == (TeacherSource(teacher="mini", teacher_lora=("style.safetensors",)), None)
+    assert teacher_source(str(elsewhere)) == (TeacherSource(teacher="someone/a-teacher"), None)
+    assert teacher_source("someone/a-student") is None
+
+
+def test_each_student_has_its_own_omega_unless_one_is_chosen():
+    class Info:
+        takes_guidance, guidance_min, guidance_max = True, 2.0, 4.0
+
+    class Made:
+        info = Info()
+
+        def guidance(self, wanted):
+            return 3.0
+
+    assert [_omega(Made(), wanted) for wanted in (None, 2.5, 1.0, 9.0)] == [3.0, 2.5, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            "start scott app with --precision fp16",
+        ),
+        (SafetensorError("Error while deserializing header: header too small"), "header too small"),
+        (UserError("got no prompt"), "got no prompt"),
+    ],
+)
+def test_what_goes_wrong_is_a_sentence(error, said):
+    assert said in sentence(error)
+    with pytest.raises(KeyError):
+        sentence(KeyError("a fault of scott's"))
 
 
 def test_runs_are_found_the_newest_first_and_read_before_their_first_step(tmp_path):

@@ -10,7 +10,7 @@ from scott.mini.scenes import Scenes
 def coco(folder, name, count):
     """`annotations/captions_NAME.json` with two captions a picture, and NAME/ beside its folder."""
     for place in ("annotations", name):
-        (folder / place).mkdir()
+        (folder / place).mkdir(exist_ok=True)
     scenes, images, annotations = Scenes(count, "held-out"), [], []
     for index in range(count):
         picture, caption = scenes[index]

@@ -73,8 +73,8 @@ def test_the_teacher_sampler_is_the_stock_pipeline(backbone):
     assert (ours - TeacherSampler(backbone, STEPS, 1.0).latents([PROMPT], 3)).abs().max() > 1e-3
 
 
-def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, folder, monkeypatch):
-    made = load_backbone(folder(family))
+def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, flow_folder, monkeypatch):
+    made = load_backbone(flow_folder(family))
     sampler = PipelineSampler(made.pipeline, STEPS, OMEGA)
     assert sampler.resolution == made.resolution
     made.resize(SIDE)

@@ -1,4 +1,4 @@
-"""The view that draws one prompt and seed with students and their teachers beside one another."""
+"""The view that draws one prompt with students and their teachers beside one another, from one seed or from many."""
 
 import random
 from collections.abc import Iterator
@@ -7,11 +7,13 @@ from typing import Any
 import gradio as gr
 
 from scott.app.drawing import SEEDS, Drawer, Order, Settings
-from scott.app.figures import figures, message
-from scott.app.handlers import AT_ONCE, EXPECTED, sentences
-from scott.app.models import Models, omega_range, usual_omega
+from scott.app.figures import figures, message, varieties
+from scott.app.handlers import AT_ONCE, sentence, sentences
+from scott.app.models import Models, omega_range
 from scott.export.snippet import EXAMPLE
 
+MANY = 16
+"""Seeds that show how much the pictures of one prompt differ: what variety of its teacher's a student kept."""
 HISTORY = 12
 """Drawings that are remembered."""
 NO_STUDENT = (
@@ -27,17 +29,19 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
             prompt = gr.Textbox(EXAMPLE, label="Prompt", info="Enter draws", max_lines=1, autofocus=True)
             seed = gr.Number(0, label="Seed", precision=0)
             lock = gr.Checkbox(False, label="Lock the seed", info="Otherwise Draw takes another one; typing keeps it")
+            count = gr.Radio([1, MANY], value=1, label="Seeds")
             button = gr.Button("Draw", variant="primary")
             students = gr.CheckboxGroup(models.students, value=models.students[:1], label="Students")
             steps = gr.CheckboxGroup([1, 2, 4, 8], value=[1, 2, 4], label="Steps of the students")
             teacher_steps = gr.CheckboxGroup([25, 50], value=[25, 50], label="Steps of their teachers")
+            own = gr.Checkbox(True, label="Each student's own ω", visible=False)
             omega = gr.Slider(label="Guidance ω", info="For students that take it, and their teachers", visible=False)
         with gr.Column(scale=3):
             gr.Markdown(NO_STUDENT, visible=not models.students)
             pictures = gr.HTML(elem_id="pictures")
             history = gr.Radio([], label="History", visible=False)
     drawn = gr.State([])
-    controls = [prompt, seed, students, steps, teacher_steps, omega]
+    controls = [prompt, seed, count, students, steps, teacher_steps, own, omega]
 
     @sentences
     def draw(request: gr.Request, *values: Any) -> Iterator[str]:
@@ -46,8 +50,8 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     def draw_while_typing(request: gr.Request, *values: Any) -> Iterator[str]:
         try:
             yield from _draw(drawer, request, *values, live=True)
-        except EXPECTED as error:
-            yield message(str(error))
+        except Exception as error:
+            yield message(sentence(error))
 
     inputs = [gr.Number(visible=False), *controls]
     shown: dict[str, Any] = {"inputs": inputs, "outputs": pictures, "show_progress": "hidden", **AT_ONCE}
@@ -56,9 +60,9 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     changes = [control.change for control in controls]
     gr.on(changes, draw_while_typing, trigger_mode="multiple", **shown)
     history.input(_recall, history, [prompt, seed, lock], show_progress="hidden").then(draw, **shown)
-    students.change(_omega_slider, students, omega, show_progress="hidden")
-    ready = page.load(lambda: usual_omega(models.students), None, omega, show_progress="hidden")
-    ready.then(_omega_slider, students, omega, show_progress="hidden").then(draw, **shown)
+    guidance: dict[str, Any] = {"inputs": [students, own], "outputs": [own, omega], "show_progress": "hidden"}
+    gr.on([students.change, own.change], _omega_controls, **guidance)
+    page.load(_omega_controls, **guidance).then(draw, **shown)
     page.load(lambda: gr.CheckboxGroup(choices=models.students), None, students, show_progress="hidden")
 
 
@@ -68,19 +72,22 @@ def _draw(
     time: float,
     prompt: str,
     seed: float,
+    count: int,
     students: list[str],
     steps: list[int],
     teacher_steps: list[int],
+    own: bool,
     omega: float,
     *,
     live: bool = False,
 ) -> Iterator[str]:
     """The page's pictures, more each time."""
-    settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), omega), []
-    order = Order(time, prompt, [int(seed or 0)], settings)
+    settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), None if own else omega), []
+    first, layout = int(seed or 0), figures if count == 1 else varieties
+    order = Order(time, prompt, range(first, first + count), settings)
     for picture in drawer.draw(order, str(request.session_hash), live=live):
         pictures.append(picture)
-        yield figures(pictures)
+        yield layout(pictures)
     if not settings.student_steps and not settings.teacher_steps:
         yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
 
@@ -102,8 +109,9 @@ def _recall(entry: str) -> tuple[str, int, bool]:
     return prompt, int(seed), True
 
 
-def _omega_slider(students: list[str]) -> Any:
-    """The slider for the students that are chosen; ω stays where its reader put it."""
-    if (found := omega_range(students)) is None:
-        return gr.Slider(visible=False)
-    return gr.Slider(minimum=found[0], maximum=found[1], step=0.1, visible=found[0] < found[1])
+def _omega_controls(students: list[str], own: bool) -> tuple[Any, Any]:
+    """Whether there is an ω to choose for the students that are chosen; it stays where its reader put it."""
+    low, high = omega_range(students) or (0.0, 0.0)
+    takes = low < high
+    slider = gr.Slider(minimum=low, maximum=high, step=0.1, visible=True) if takes else gr.Slider(visible=False)
+    return gr.Checkbox(visible=takes), slider if takes and not own else gr.Slider(visible=False)

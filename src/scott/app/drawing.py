@@ -1,24 +1,26 @@
 """What the page draws: pictures of one prompt and seed by students and their teachers, each with what it cost."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from scott.app.models import Models, student_folder
+from scott.app.models import Models, Stock, student_folder, teacher_source
 from scott.errors import UserError
-from scott.evaluation import timed, to_pil
-from scott.export.snippet import stock_snippet
+from scott.evaluation import Sampler, timed, to_pil
+from scott.export.snippet import pipeline_snippet, stock_snippet, teacher_snippet
 from scott.mini import embedded
-from scott.samplers import StudentSampler, TeacherSampler
+from scott.samplers import TeacherSampler
 from scott.students import Student
 from scott.teacher_source import TeacherSource
 
 LIVE_SECONDS = 0.5
-"""A sampler that took longer is not run at every letter that is typed."""
+"""A sampler that takes longer, for all seeds, is not run at every letter that is typed."""
 SEEDS = 2**32
 """Seeds of the page are below it: a browser's numbers are exact to 2^53."""
 
@@ -31,7 +33,7 @@ class Settings:
     student_steps: Sequence[int]
     teacher_steps: Sequence[int]
     omega: float | None = None
-    """For students that take ω, clipped to their range."""
+    """For students that take ω, clipped to their range; None draws each at its own."""
 
 
 @dataclass(frozen=True)
@@ -39,44 +41,41 @@ class Column:
     """One sampler, and whose it is."""
 
     who: str
-    sampler: StudentSampler | TeacherSampler
-    student: Student | None = None
-    """None of a teacher."""
+    kind: Literal["student", "teacher", "pipeline"]
+    sampler: Sampler
+    code: Callable[..., str] | None = None
+    """(prompt, seed) → the same picture in stock diffusers."""
 
     @property
     def key(self) -> tuple[str, int]:
         return self.who, self.sampler.steps
 
-    def code(self, prompt: str, seed: int) -> str | None:
-        """The same picture in stock diffusers; None of a teacher, and of a student that does not say what it is."""
-        if self.student is None or self.student.info is None:
-            return None
-        folder, sampler = student_folder(self.student.name), self.sampler
-        return stock_snippet(
-            self.student.info, folder, prompt=prompt, steps=sampler.steps, seed=seed, guidance=sampler.guidance
-        )
-
 
 @dataclass(frozen=True)
 class Picture:
-    """A column's picture, or none where it was too slow to draw while typing."""
+    """A column's picture and its cost, or none where it was too slow to draw while typing; it holds no network."""
 
-    column: Column
+    who: str
+    kind: str
+    steps: int
+    omega: float | None
+    """None where a pipeline draws at its own default."""
+    calls: int
+    seconds: float
     prompt: str
     seed: int
-    image: Image.Image | None
-    seconds: float
+    image: Image.Image | None = None
+    code: str | None = None
 
     @property
     def made(self) -> dict[str, Any]:
         """What a PNG says of itself."""
-        sampler, kind = self.column.sampler, "student" if self.column.student else "teacher"
-        how = {"steps": sampler.steps, "guidance_scale": sampler.guidance, kind: self.column.who}
+        how = {"steps": self.steps, "guidance_scale": self.omega, self.kind: self.who}
         return {"prompt": self.prompt, "seed": self.seed} | how
 
     @property
     def file_name(self) -> str:
-        return f"{Path(self.column.who).name}-{self.column.sampler.steps}-steps-seed-{self.seed}.png"
+        return f"{Path(self.who).name}-{self.steps}-steps-seed-{self.seed}.png"
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,27 @@ class Drawer:
     def columns(self, settings: Settings) -> Iterator[Column]:
         """The students' samplers, then those of their teachers at the same ω; of the embedded teacher without any.
 
-        Raises `UserError` for what cannot be loaded, or drawn in so many steps.
+        A pipeline of many steps draws in the teachers'. Raises `UserError` for what cannot be loaded, or drawn so.
         """
-        mini = TeacherSource(teacher=embedded.NAME), None
-        teachers: dict[tuple[TeacherSource, int | None], float]
-        teachers = {} if settings.students else {mini: embedded.GUIDANCE}
+        teachers: list[tuple[tuple[TeacherSource, int | None], float]] = []
+        if not settings.students:
+            teachers.append(((TeacherSource(teacher=embedded.NAME), None), embedded.GUIDANCE))
         for name in settings.students:
             student = self.models.student(name)
+            if isinstance(student, Stock):
+                yield from _stock_columns(name, student, settings)
+                continue
             omega = _omega(student, settings.omega)
+            code = None if student.info is None else partial(stock_snippet, student.info, student_folder(name))
             for steps in settings.student_steps:
-                yield Column(name, student.sampler(steps, omega), student)
-            if teacher := self.models.teacher_of(name):
-                teachers.setdefault(teacher, omega)
-        for (source, size), omega in teachers.items():
+                yield Column(name, "student", student.sampler(steps, omega), code)
+            if (teacher := teacher_source(name)) and (teacher, omega) not in teachers:
+                teachers.append((teacher, omega))
+        for (source, size), omega in teachers:
             for steps in settings.teacher_steps:
-                sampler = TeacherSampler(self.models.teacher(source, size), steps, omega)
-                yield Column(f"teacher {source.teacher}", sampler)
+                backbone = self.models.teacher(source, size)
+                sampler, code = TeacherSampler(backbone, steps, omega), partial(teacher_snippet, source, backbone)
+                yield Column(f"teacher {source.teacher}", "teacher", sampler, code)
 
     def draw(self, order: Order, reader: str, *, live: bool = False) -> Iterator[Picture]:
         """A picture of each seed and column, as each is done, until the same reader orders something newer.
@@ -139,6 +143,7 @@ class Drawer:
         if newest and (newest.time > order.time or (live and newest.is_like(order))):
             return
         self.newest[reader] = order
+        limit = LIVE_SECONDS / len(order.seeds) if live else math.inf
         for seed in order.seeds:
             columns = self.columns(order.settings)
             while True:
@@ -146,18 +151,33 @@ class Drawer:
                     column = next(columns, None) if self.newest[reader] is order else None
                     if column is None:
                         break
-                    picture = self._picture(column, order.prompt, seed, live)
+                    picture = self._picture(column, order.prompt, seed, limit)
+                    del column  # which would keep its network
                 if self.newest[reader] is order:
                     yield picture
 
-    def _picture(self, column: Column, prompt: str, seed: int, live: bool) -> Picture:
+    def _picture(self, column: Column, prompt: str, seed: int, limit: float) -> Picture:
+        sampler = column.sampler
         if column.key not in self.seconds:
-            replace(column.sampler, steps=1)([prompt], seed)  # warm-up
-        elif live and self.seconds[column.key] > LIVE_SECONDS:
-            return Picture(column, prompt, seed, None, self.seconds[column.key])
-        images, seconds = timed(column.sampler, [prompt], seed)
-        self.seconds[column.key] = seconds
-        return Picture(column, prompt, seed, to_pil(images[0]), seconds)
+            replace(sampler, steps=1)([prompt], seed)  # type: ignore[type-var]  # warm-up
+        if self.seconds.get(column.key, 0.0) > limit:
+            images, seconds = None, self.seconds[column.key]
+        else:
+            images, seconds = timed(sampler, [prompt], seed)
+            self.seconds[column.key] = seconds
+        omega = sampler.guidance
+        how = {"prompt": prompt, "steps": sampler.steps, "seed": seed, "guidance": omega}
+        return Picture(
+            *(column.who, column.kind, sampler.steps, omega, sampler.network_calls, seconds, prompt, seed),
+            image=None if images is None else to_pil(images[0]),
+            code=column.code(**how) if column.code else None,
+        )
+
+
+def _stock_columns(name: str, stock: Stock, settings: Settings) -> Iterator[Column]:
+    code = partial(pipeline_snippet, stock.name, stock.scheduler, stock.lora)
+    for steps in settings.student_steps if stock.is_few_step else settings.teacher_steps:
+        yield Column(name, "pipeline", stock.sampler(steps), code)
 
 
 def _omega(student: Student, wanted: float | None) -> float:

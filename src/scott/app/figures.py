@@ -27,6 +27,7 @@ CSS = """
 .figures .absent { aspect-ratio: 1; display: grid; place-content: center; text-align: center; padding: .6rem;
   border: 1px dashed var(--border-color-primary); border-radius: 4px; font-size: .85rem }
 .figures pre { overflow-x: auto; padding: .6rem; font-size: .85rem; background: var(--background-fill-secondary) }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 .scott-table { font-size: .9rem; margin-bottom: 1rem }
 .scott-table caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
 .scott-table :is(tr, td, th) { border: 0 !important; text-align: left; font-weight: normal }
@@ -38,10 +39,10 @@ p[role="alert"] { border-left: 4px solid var(--color-accent); padding: .3rem .8r
 """
 
 
-def figures(pictures: Iterable[Picture]) -> str:
+def figures(pictures: Sequence[Picture]) -> str:
     """Pictures in a row for each student and teacher, under its name."""
-    rows = []
-    for who, row in groupby(pictures, key=lambda picture: picture.column.who):
+    rows = [_drawn(pictures)]
+    for who, row in groupby(pictures, key=lambda picture: picture.who):
         cells = "".join(_figure(picture) for picture in row)
         rows.append(f'<section aria-label="{escape(who)}"><h3>{escape(who)}</h3>{_grid(cells)}</section>')
     return "".join(rows)
@@ -49,9 +50,10 @@ def figures(pictures: Iterable[Picture]) -> str:
 
 def varieties(pictures: Sequence[Picture]) -> str:
     """All seeds of each student and teacher, in a grid under its name and its number of steps."""
-    ordered = sorted(pictures, key=lambda picture: (picture.column.student is None, picture.column.key, picture.seed))
-    grids = []
-    for (who, steps), group in groupby(ordered, key=lambda picture: picture.column.key):
+    drawn = [picture for picture in pictures if picture.image is not None]
+    ordered = sorted(drawn, key=lambda picture: (picture.kind == "teacher", picture.who, picture.steps, picture.seed))
+    grids = [_drawn(pictures)]
+    for (who, steps), group in groupby(ordered, key=lambda picture: (picture.who, picture.steps)):
         cells = list(group)
         seconds = sum(picture.seconds for picture in cells)
         title = f"{escape(who)}, {_steps(steps)}"
@@ -60,7 +62,15 @@ def varieties(pictures: Sequence[Picture]) -> str:
             f'<section aria-label="{title}"><h3>{title}: {seconds:.2f} s for {len(cells)}</h3>'
             f"{_grid(inner, 'many')}</section>"
         )
+    if len(drawn) < len(pictures):
+        grids.append("<p>What is slow is not drawn while you type; press Draw.</p>")
     return "".join(grids)
+
+
+def _drawn(pictures: Sequence[Picture]) -> str:
+    """For those who do not see it: how far the drawing is."""
+    done = sum(picture.image is not None for picture in pictures)
+    return f'<p role="status" class="unseen">{_count(done, "picture")} drawn</p>'
 
 
 def message(text: str) -> str:
@@ -88,24 +98,23 @@ def table(rows: Iterable[tuple[str, str, str]], caption: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    sampler = picture.column.sampler
-    caption = f"<b>{_steps(sampler.steps)}</b>, {_count(sampler.network_calls, 'call')}<br>"
+    caption = f"<b>{_steps(picture.steps)}</b>, {_count(picture.calls, 'call')}<br>"
     if picture.image is None:
         absent = f'<div class="absent">took {picture.seconds:.1f} s: not drawn while you type; press Draw</div>'
         return f"<figure>{absent}<figcaption>{caption}</figcaption></figure>"
     href = _data(png(picture.image, picture.made))
-    name = f"{picture.column.who}, {_steps(sampler.steps)}"
-    caption += f"{picture.seconds:.3f} s, ω {sampler.guidance:g}<br>"
+    name = f"{picture.who}, {_steps(picture.steps)}"
+    caption += f"{picture.seconds:.3f} s" + ("" if picture.omega is None else f", ω {picture.omega:g}") + "<br>"
     file = escape(picture.file_name)
     caption += f'<a href="{href}" download="{file}" aria-label="Download {escape(name)}">Download</a>'
-    if code := picture.column.code(picture.prompt, picture.seed):
-        caption += f"<details><summary>In diffusers</summary><pre><code>{escape(code)}</code></pre></details>"
+    if picture.code:
+        caption += f"<details><summary>In diffusers</summary><pre><code>{escape(picture.code)}</code></pre></details>"
     return f"<figure>{_image(picture)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _image(picture: Picture) -> str:
     assert picture.image is not None
-    text = f"{picture.prompt}, drawn by {picture.column.who} in {_steps(picture.column.sampler.steps)}"
+    text = f"{picture.prompt}, drawn by {picture.who} in {_steps(picture.steps)}"
     small = ' class="small"' if picture.image.width < SMALL else ""
     return f'<img{small} src="{_data(png(picture.image, picture.made))}" alt="{escape(text)}">'
 

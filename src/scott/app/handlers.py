@@ -6,13 +6,21 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from safetensors import SafetensorError
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line, is_out_of_memory, one_line
 
-EXPECTED = (UserError, FloatingPointError, OSError)
-"""What the command line prints as one line too."""
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "js": "(_, ...values) => [Date.now(), ...values]"}
 """Of an event that draws: it starts at once, with the time as its first input; `Drawer` has older ones give up."""
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong, as the command line says it; raises an error that is none of its reader's doing."""
+    if isinstance(error, (UserError, FloatingPointError, OSError, SafetensorError)):
+        return one_line(str(error))
+    if is_out_of_memory(error):
+        return f"{first_line(error)}; choose fewer students or steps, or start scott app with --precision fp16"
+    raise error
 
 
 def sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -22,7 +30,7 @@ def sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[A
     def wrapped(*arguments: Any) -> Iterator[Any]:
         try:
             yield from handler(*arguments)
-        except EXPECTED as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+        except Exception as error:
+            raise gr.Error(escape(sentence(error)), print_exception=False) from None
 
     return wrapped

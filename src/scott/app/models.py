@@ -1,22 +1,55 @@
-"""The students and teachers of the page: each is loaded when it is first drawn with, and kept."""
+"""The students, other pipelines and teachers of the page: loaded when first drawn with, and the newest few kept."""
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from scott.export.card import FOLDERS
-from scott.export.trained import StudentInfo
-from scott.students import is_run, load_student, run_teacher, teacher_of
+import torch
+from huggingface_hub import ModelCard
+
+from scott.evaluation.stock import PipelineSampler, load_pipeline
+from scott.export.card import FOLDERS, README
+from scott.export.trained import STUDENT_INFO, StudentInfo
+from scott.students import Student, best_device, is_run, load_student, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource
+from scott.teachers import LatentBackbone
+from scott.teachers.load import model_index
+
+KEPT = 4
+"""Networks that stay in memory, students and teachers together."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A pipeline of diffusers that is no student of scott's: PIPELINE or PIPELINE+LORA, folders or hub ids."""
+
+    name: str
+    lora: str
+    pipeline: Any
+
+    @property
+    def scheduler(self) -> str:
+        return type(self.pipeline.scheduler).__name__
+
+    @property
+    def is_few_step(self) -> bool:
+        return "LCM" in self.scheduler
+
+    def sampler(self, steps: int) -> PipelineSampler:
+        """At its own default guidance; at none (1) where a few-step network has it built in and no input for it."""
+        network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        built_in = self.is_few_step and not network.config.get("time_cond_proj_dim")
+        return PipelineSampler(self.pipeline, steps, 1.0 if built_in else None)
 
 
 class Models:
-    """What `scott app` was called with: run folders, finished or not, and students' folders or hub ids."""
+    """What `scott app` was called with: run folders, finished or not, students and pipelines by folder or hub id."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self.student = cache(load_student)
-        self.teacher = cache(lambda source, resolution: teacher_of(source, resolution=resolution))
+    def __init__(self, names: Sequence[str], dtype: torch.dtype = torch.float32, kept: int = KEPT) -> None:
+        self.names, self.dtype = tuple(names), dtype
+        self._kept = lru_cache(maxsize=kept)(lambda load, what: load(what))
 
     @property
     def runs(self) -> list[str]:
@@ -28,9 +61,37 @@ class Models:
         """The names that can draw now; a run joins them when it is done."""
         return [name for name in self.names if not is_run(Path(name)) or student_folder(name).is_dir()]
 
-    def teacher_of(self, student: str) -> tuple[TeacherSource, int | None] | None:
-        """What `teacher` takes for a run's student; None of another, which does not say."""
-        return run_teacher(Path(student)) if is_run(Path(student)) else None
+    def student(self, name: str) -> Student | Stock:
+        """Raises `UserError` as `load_student` and `load_pipeline` do."""
+        return self._kept(self._load, name)
+
+    def teacher(self, source: TeacherSource, size: int | None = None) -> LatentBackbone:
+        """At a size in pixels, where it is not the teacher's own. Raises `UserError` as `load_backbone` does."""
+        return self._kept(self._load_teacher, (source, size))
+
+    def _load(self, name: str) -> Student | Stock:
+        folder = Path(name)
+        pipeline, _, lora = (name, "", "") if folder.exists() else name.partition("+")
+        if is_run(folder) or (folder / STUDENT_INFO).is_file() or (folder.exists() and not _is_pipeline(folder)):
+            return load_student(name, dtype=self.dtype)
+        flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
+        scheduler = ("FlowMatchLCMScheduler" if flows else "LCMScheduler") if lora else None
+        return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
+
+    def _load_teacher(self, what: tuple[TeacherSource, int | None]) -> LatentBackbone:
+        source, size = what
+        return teacher_of(source, self.dtype, resolution=size)
+
+
+def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:
+    """What `Models.teacher` takes for a run's student, or an export's: by the run it lies in, or the hub id that its
+    model card names."""
+    for run in (Path(student), Path(student).parent):
+        if is_run(run):
+            return run_teacher(run)
+    card = Path(student) / README
+    base = ModelCard.load(card).data.get("base_model") if card.is_file() else None
+    return (TeacherSource(teacher=base), None) if isinstance(base, str) else None
 
 
 def student_folder(name: str) -> Path:
@@ -40,15 +101,9 @@ def student_folder(name: str) -> Path:
 
 def omega_range(students: Sequence[str]) -> tuple[float, float] | None:
     """Lowest and highest ω of the students that take one; None where none does."""
-    infos = _taking_omega(students)
+    infos = [info for name in students if (info := StudentInfo.read(student_folder(name))) and info.takes_guidance]
     return (min(i.guidance_min for i in infos), max(i.guidance_max for i in infos)) if infos else None
 
 
-def usual_omega(students: Sequence[str]) -> float:
-    """What the first student that takes ω is drawn at, or 1."""
-    return next((info.guidance for info in _taking_omega(students)), 1.0)
-
-
-def _taking_omega(students: Sequence[str]) -> list[StudentInfo]:
-    infos = (StudentInfo.read(student_folder(name)) for name in students)
-    return [info for info in infos if info and info.takes_guidance]
+def _is_pipeline(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()

@@ -7,7 +7,6 @@ from scott.app.drawing import Drawer
 from scott.app.figures import CSS
 from scott.app.models import Models
 from scott.app.plan_view import Planner, plan_view
-from scott.app.variety_view import variety_view
 from scott.app.watch_view import watch_view
 
 FONTS = ("system-ui", "sans-serif")
@@ -16,13 +15,10 @@ FONTS = ("system-ui", "sans-serif")
 
 def build(models: Models, planned: Planner) -> gr.Blocks:
     """The page, not yet served."""
-    drawer = Drawer(models)
     with gr.Blocks(title="SCott", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# SCott")
         with gr.Tab("Draw"):
-            draw_view(models, drawer, page)
-        with gr.Tab("Variety"):
-            variety_view(models, drawer)
+            draw_view(models, Drawer(models), page)
         with gr.Tab("Watch"):
             watch_view(models, page)
         with gr.Tab("Plan"):

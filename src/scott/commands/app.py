@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scott.commands.plan import planned
+from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.progress import console
 from scott.students import is_run
@@ -14,7 +15,7 @@ RUNS = Path("runs")
 """Where runs are looked for if none is named."""
 
 
-def app(names: Sequence[str], host: str, port: int | None) -> None:
+def app(names: Sequence[str], host: str, port: int | None, precision: str) -> None:
     """Serve the page until it is stopped.
 
     Raises `UserError` when gradio is not installed, or a name is neither a run nor a student.
@@ -25,7 +26,7 @@ def app(names: Sequence[str], host: str, port: int | None) -> None:
     from scott.app.models import Models
     from scott.app.page import build, serve
 
-    models = Models(names or found_runs())
+    models = Models(names or found_runs(), DTYPES[precision])
     for name in set(names) & set(models.students):
         models.student(name)  # what cannot be loaded is known before the page is served
     page = build(models, planned)

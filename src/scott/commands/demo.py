@@ -13,7 +13,7 @@ from scott.data.preparation import Report
 from scott.evaluation import Generate, Progress, Reference, Results, Row, evaluate, image_grid, timed
 from scott.evaluation.references import BATCH, Tick, check_samples
 from scott.evaluation.report import write_report
-from scott.export.card import write_cards
+from scott.export.card import method_of, write_cards
 from scott.mini.embedded import GUIDANCE, NAME, STUDENT_GUIDANCE
 from scott.mini.protocol import mini_reference, recorded_teacher_row
 from scott.mini.scenes import Scenes
@@ -101,9 +101,7 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
     statements = [
         "A 5 M-parameter Stable Diffusion in miniature, trained on captioned emoji, was distilled with SCott: "
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
-        f"The teacher walked each jump of {config.jump} training steps in {config.substeps} sub-steps of "
-        f"{config.solver}; the loss was weighted {config.weighting}; a rank-{config.critic_rank} LoRA critic on the "
-        f"teacher's decoder weighed {config.adversarial_weight}.",
+        f"Settings: {method_of(config)}.",
         f"FID, CLIP score and coverage: Mini-CLIP features of {by_name['scott-2'].samples:,} images of held-out "
         f"captions, the teacher at guidance {GUIDANCE} and the student at {STUDENT_GUIDANCE}, each at its best.",
     ]

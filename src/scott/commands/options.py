@@ -36,7 +36,7 @@ GROUPS = {
 
 def grouped_options(recipe: str | None) -> dict[str, Any]:
     """Group → a TypedDict of its options, for tyro; those of a recipe, or of one that is yet to be found."""
-    types, texts, defaults = _types(), _texts(), _defaults(recipe)
+    types, texts, defaults = _types(), texts_of(DistillConfig), _defaults(recipe)
     groups = {title: names.split() for title, names in GROUPS.items()}
     groups["device"] = [name for name in types if not any(name in names for names in groups.values())]
     sets = {}
@@ -59,11 +59,26 @@ def _types() -> dict[str, Any]:
 
 
 @cache
-def _texts() -> dict[str, str]:
-    """Field → its docstring in one line, where it has one."""
-    classes = [base for base in reversed(DistillConfig.__mro__) if is_dataclass(base)]
-    described = [(entry.arg_name, entry.description) for base in classes for entry in parse_from_object(base).params]
-    return {name: " ".join(text.split()) for name, text in described if text}
+def texts_of(described: type) -> dict[str, str]:
+    """Field of a dataclass → its docstring in one line, where it has one."""
+    classes = [base for base in reversed(described.__mro__) if is_dataclass(base)]
+    entries = [(entry.arg_name, entry.description) for base in classes for entry in parse_from_object(base).params]
+    return {name: " ".join(text.split()) for name, text in entries if text}
+
+
+def described(command: Any) -> None:
+    """Have the help of each option, and of those within, be one paragraph that names no empty default."""
+    texts, hints = texts_of(command), get_type_hints(command, include_extras=True)
+    for option in fields(command):
+        if is_dataclass(kind := getattr(hints[option.name], "__origin__", None)):
+            described(kind)
+        else:
+            text = arg(help=texts.get(option.name), help_behavior_hint=_default)
+            command.__annotations__[option.name] = Annotated[hints[option.name], text]
+
+
+def _default(shown: str) -> str:
+    return "(optional)" if shown in ("", "''", "None") else f"(default: {shown})"
 
 
 def _defaults(recipe: str | None) -> dict[str, str]:

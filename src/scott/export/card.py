@@ -72,7 +72,7 @@ def card(
         "teacher": _teacher(config, info),
         "licence of the teacher": teacher_licence(config.teacher),
         "data": _data(config),
-        "method": _method(config),
+        "method": method_of(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
         f"{config.ema_decay:g}, frozen network in {config.precision}, seed {config.seed}",
         "trained": _trained(info),
@@ -163,7 +163,8 @@ def _data(config: DistillConfig) -> str:
     return ", ".join(f"`{shown(source)}`{part}" for source, part in zip(config.sources, parts, strict=True))
 
 
-def _method(config: DistillConfig) -> str:
+def method_of(config: DistillConfig) -> str:
+    """Solver, jump, loss and critic in a line."""
     solver = {
         "er-sde": f"ER-SDE with φ {config.phi}, order {config.order}",
         "ddim": f"DDIM with η {config.eta:g}",

@@ -1,0 +1,123 @@
+"""A folder that has what the pages name: tiny teachers under their hub ids, pictures, finished runs."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tests.evaluation.conftest import coco
+from tests.teachers.tiny import FOLDERS
+
+from scott.cli import main
+from scott.mini import embedded
+from scott.mini.scenes import Scenes
+from scott.recipes.configs import RECIPES
+
+VAE = "first_stage_model."
+SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+NAMED = ("my-fine-tune", "my-pipeline-folder", "SG161222/Realistic_Vision_V5.1_noVAE", SD)
+DEMO = "distill mini --out runs/demo --max-steps 300 --batch-size 8"
+MINE = "distill sd15 --teacher ./my-fine-tune --data ./pictures --out runs/mine"
+FEWER = {
+    "distill": "--max-steps 1 --batch-size 2 --gradient-accumulation 1 --lora-rank 2 --critic-rank 2 --tracker none "
+    "--precision fp32 --no-gradient-checkpointing --loader-workers 0",
+    "evaluate": "--samples 10 --bootstrap 0",
+}
+"""What a command is given besides, so that it takes a second: later flags win."""
+
+
+def scott(*words):
+    """The exit code of a command line, run in this process."""
+    sys.argv = ["scott", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def small(words):
+    return [*words, *FEWER.get(words[0], "").split()]
+
+
+def furnish(teacher_folders, style_lora):
+    """Fill the working directory. The runs are those of the pages' own first commands."""
+    for name in NAMED:
+        _link(teacher_folders["sd1"], name)
+    _link(teacher_folders["sdxl"], "my-sdxl")
+    for recipe, make in RECIPES.items():
+        _link_teacher(recipe, Path(make(data="x").teacher), teacher_folders)
+    pipeline = DiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    pipeline.save_pretrained("my-folder", variant="fp16")
+    _link(style_lora("sd1"), "style.safetensors")
+    _link(embedded.CLIP, "openai/clip-vit-large-patch14")
+    _pictures()
+    shards = f"prepare ./pictures --teacher {SD} --out data/laion"
+    for line in (
+        shards,
+        DEMO,
+        MINE,
+        "export runs/mine --to checkpoint",
+        "evaluate runs/demo --out runs/demo/results.json",
+    ):
+        assert scott(*small(line.split())) == 0, line
+    for name in ("my-merge", "odd"):
+        shutil.copy("runs/mine/checkpoint/student.safetensors", f"{name}.safetensors")
+    inside = load_file("odd.safetensors")
+    vae = {name.removeprefix(VAE): value for name, value in inside.items() if name.startswith(VAE)}
+    save_file(vae, "vae-ft-mse.safetensors")
+    for copy in ("mini", "lcm", "a", "b", "other"):
+        shutil.copytree("runs/demo", f"runs/{copy}")
+    for copy in ("a", "b"):
+        shutil.copy("runs/demo/results.json", f"runs/{copy}/evaluation.json")
+    for copy in ("first", "sd15-scott", "sd15-lcm", "rv51-scott"):
+        shutil.copytree("runs/mine", f"runs/{copy}")
+    shutil.move("runs", "made")
+
+
+def fresh():
+    """The runs as they were made, and nothing that another page's commands left."""
+    for left in ("runs", "shards", "samples", "comparison", "tables", "pictures"):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree("held-out", "pictures")  # which pages draw into, too
+    shutil.copytree("made", "runs", copy_function=_weights_linked)
+
+
+def _weights_linked(source, to):
+    return os.link(source, to) if source.endswith(".safetensors") else shutil.copy(source, to)
+
+
+def _link(folder, name):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(name).exists():
+        Path(name).symlink_to(folder)
+
+
+def _link_teacher(recipe, place, teacher_folders):
+    if recipe in teacher_folders:
+        _link(teacher_folders[recipe], place)
+    elif recipe != "mini" and not place.exists():
+        place.mkdir(parents=True)
+        FOLDERS["sd35" if recipe.startswith("sd35") else recipe](place)
+
+
+def _pictures():
+    scenes = Scenes(12, "held-out")
+    for folder in ("pictures", "held-out"):
+        Path(folder).mkdir()
+        for index in range(12):
+            picture, caption = scenes[index]
+            picture.save(f"{folder}/{index}.png")
+            Path(folder, f"{index}.txt").write_text(caption)
+    scenes[0][0].save("sketch.png")
+    Path("prompts.txt").write_text("a cat\na dog\n")
+    for split in ("val2017", "train2017", "val2014", "train2014"):
+        coco(Path(), split, 12)
+    Path("MJHQ-30K/mjhq30k_imgs/animals").mkdir(parents=True)
+    names = {f"{index}": {"category": "animals", "prompt": scenes[index][1]} for index in range(12)}
+    for index in range(12):
+        scenes[index][0].save(f"MJHQ-30K/mjhq30k_imgs/animals/{index}.jpg")
+    Path("MJHQ-30K/meta_data.json").write_text(json.dumps(names))
