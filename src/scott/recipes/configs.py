@@ -58,12 +58,19 @@ _MINI: dict[str, Any] = {
     "weighting":            "snr+1",
     "decay":                    0.2,
     "learning_rate":           1e-4,
-    "critic_learning_rate":    3e-4,
+    "critic_learning_rate":    1e-3,
+    "critic_betas":      (0.0, 0.99),
+    "critic_warmup":             30,
     "warmup_steps":              50,
     "ema_decay":               0.98,
-    "adversarial_weight":       0.1,
-    "critic_input":       "matched",
-    "critic_rank":               16,
+    "jump_reuse":                 3,
+    "jump_store":              4096,
+    "critic":               "heads",
+    "critic_fakes":         "drawn",
+    "critic_input":         "clean",
+    "adversarial_share":        0.3,
+    "adversarial_weighting": "uniform",
+    "adversarial_ramp":          20,
     "sample_every":             500,
     "checkpoint_every":         250,
     "loader_workers":             0,
@@ -79,14 +86,18 @@ def mini(**changes: Any) -> DistillConfig:
     A 5 M-parameter network takes larger steps than SD1.5 does: 1e-4 instead of 8e-6. So few updates do not carry the
     data through 42 jumps of 24, and each jump adds the student's own error to its target; hence jumps of 300, which
     SDE-DPM-Solver++(2M) walks in 3 sub-steps, and by LCM, whose own 20 are as short, 100. The loss is weighted as one
-    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's best. The critic gets t_n for
-    data too, since it otherwise reads the answer off the time.
+    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's best. The critic is heads on the
+    frozen network, which are shown samples as they are drawn; its gradient is held to .3 of the consistency loss's.
+    Each walked jump is learnt from three times, by LCM too.
     """
     train = changes.get("train", "full")
     low, high = (1.0, 3.0) if train == "full" else (2.0, 2.0)
     settings: dict[str, Any] = {"teacher": "mini", "data": "mini", "out": Path("runs/mini"), "train": train}
     settings |= _MINI | {"guidance_min": low, "guidance_max": high}
-    methods = {"paper": PAPER_SETTINGS | {"jump": 300}, "lcm": LCM_SETTINGS | {"jump": 100, "decay": 0.0}}
+    methods = {
+        "paper": PAPER_SETTINGS | {"jump": 300},
+        "lcm": LCM_SETTINGS | {"jump": 100, "decay": 0.0, "adversarial_share": 0.0},
+    }
     return _made(settings, changes, methods)
 
 
