@@ -73,7 +73,7 @@ package:
 	$(PACKAGE)/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PACKAGE)/*.whl
 	cd $(PACKAGE) && venv/bin/python -c "$$IMPORT_ALL"
 	cd $(PACKAGE) && venv/bin/scott demo --max-steps 2 --samples 10
-	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small red apple" --steps 2
+	cd $(PACKAGE) && venv/bin/scott sample runs/demo --prompts "a small green apple" --steps 2
 
 # Checks, builds and tags the version that src/scott/__init__.py has; CONTRIBUTING.md has what goes before and after.
 release: VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/scott/__init__.py)

@@ -40,7 +40,7 @@ def outcome(run: Path) -> str:
             *lines,
             "next:",
             f"  scott app {quoted}",
-            f'  scott sample {quoted} --prompts "a small red apple" --steps 2',
+            f'  scott sample {quoted} --prompts "a small green apple" --steps 2',
             f"  scott export {quoted} --to onnx",
         ]
     )

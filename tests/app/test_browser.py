@@ -16,7 +16,7 @@ from tests.app.conftest import WARNING
 from scott.app import drawing
 from scott.mini.embedded import STUDENT_GUIDANCE as OMEGA
 
-PROMPT = "a small red apple on a blue background"
+PROMPT = "a small green apple on a blue background"
 
 
 @pytest.fixture(autouse=True)
