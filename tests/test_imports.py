@@ -11,7 +11,7 @@ import scott
 
 ROOT = Path(scott.__file__).parent
 LEVELS = [
-    {"errors", "choices", "files", "rng", "progress", "measured", "teacher_source"},
+    {"errors", "choices", "device", "files", "rng", "progress", "measured", "teacher_source"},
     {"diffusion"},
     {"solvers", "guidance", "sampling", "teachers", "data", "evaluation"},
     {"objective"},

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from scott.device import best_device
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
 from scott.export.card import FOLDERS
@@ -20,13 +21,6 @@ from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 
 Engine = Literal["torch", "onnx"]
-
-
-def best_device() -> torch.device:
-    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def teacher_of(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from scott.data.sources import open_source
+from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import Sampler
 from scott.evaluation.references import StoredPictures
@@ -15,7 +16,7 @@ from scott.evaluation.stock import PipelineSampler, load_pipeline
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import best_device, is_run, load_student, run_teacher, teacher_of
+from scott.students import is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import network_version
 from scott.teachers.load import model_index
 

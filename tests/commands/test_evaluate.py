@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scott import targets as module
-from scott.app.models import Models
+from scott.app.models import Models, teacher_source
 from scott.commands.evaluate import evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
@@ -158,5 +158,5 @@ def test_a_runs_teacher_is_all_that_it_was_made_of(teacher_folders, style_lora, 
     expected = load_backbone(TeacherSource(**given))
     measured, models = Measured(data="d", teacher_steps=(4,)), Models([str(tmp_path)])
     (sampler,) = module._teacher_rows(str(tmp_path), measured, torch.float32, 3.0).values()
-    for backbone in (sampler.backbone, models.teacher(*models.teacher_of(str(tmp_path)))):
+    for backbone in (sampler.backbone, models.teacher(*teacher_source(str(tmp_path)))):
         assert (backbone.version, backbone.resolution) == (expected.version, 128)

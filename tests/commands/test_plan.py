@@ -19,13 +19,13 @@ def scott(command_line, monkeypatch, tmp_path):
 
 
 def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):
-    code, said, _ = scott("distill", "mini", "--dry-run", "--batch-size", "2")
+    code, said, _ = scott("distill", "mini", "--method", "paper", "--dry-run", "--batch-size", "2")
     assert code == 0
-    budget = plan(mini(batch_size=2))
+    budget = plan(mini(batch_size=2, method="paper"))
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
     assert all(len(line) <= 80 for line in said.splitlines())
     table = {row[0]: row[1:] for row in rows}
-    assert table["recipe"] == ["mini", "ω 2 to 4, drawn at 3; fp32"]
+    assert table["recipe"] == ["mini", "ω 1 to 3, drawn at 2; fp32"]
     assert table["--low-memory"] == [f"{budget.savings['--low-memory'] / 1e6:,.2f} MB", "of activations"]
     assert table["network"] == [f"{budget.parameters:,}", "UNet2DConditionModel"]
     assert table["teacher"] == ["3", "on 4 samples"]

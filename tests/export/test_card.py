@@ -105,7 +105,9 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
     config = mini(train="lora")
     text = card(config, trained.info, "lora", tmp_path)
     assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in text
-    assert "l2 loss weighted by snr+1; λ_adv 0.1, critic lora (matched); rates fall over the last 20% of the" in text
+    assert (
+        "each used 3 times; l2 loss weighted by snr+1; λ_adv for a gradient of 0.3 times L_CD's, critic heads" in text
+    )
 
 
 def test_cards_take_up_what_was_measured(make_trained, tmp_path):

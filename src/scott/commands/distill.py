@@ -14,10 +14,10 @@ from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
 from scott.data.preparation import Report
+from scott.device import best_device
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
-from scott.students import best_device
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity

@@ -8,6 +8,7 @@ from typing import Any
 
 from scott.commands.prepare import processes, use_own_device
 from scott.data.preparation import Report
+from scott.device import best_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.evaluation import Reference, Results
@@ -20,7 +21,7 @@ from scott.export.card import write_cards
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.protocol import MINI
-from scott.students import best_device, is_run
+from scott.students import is_run
 from scott.targets import Target, made_by, target_of
 from scott.training.config import DistillConfig
 

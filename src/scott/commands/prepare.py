@@ -22,9 +22,9 @@ from scott.data.records import Columns, Source
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
+from scott.device import best_device
 from scott.errors import UserError
 from scott.mini import embedded
-from scott.students import best_device
 from scott.teachers.fingerprint import differing, fingerprints, label
 
 if TYPE_CHECKING:
