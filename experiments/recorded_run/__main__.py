@@ -29,7 +29,7 @@ class Record:
     Rows that the file has already, of as many samples, are kept: the command goes on where it was stopped.
     """
 
-    students: tuple[str, ...] = ("scott=runs/mini", "lcm-time=runs/lcm-time", "lcm=runs/lcm")
+    students: tuple[str, ...] = ("scott=runs/mini", "lcm=runs/lcm")
     """name=run folder, each measured at 1, 2 and 4 steps."""
     teacher_steps: tuple[int, ...] = (50, 25, 2)
     samples: int = 5000
