@@ -33,13 +33,13 @@ plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 40
 SCENES = 256
 BATCH = 8
-config = mini(batch_size=BATCH, max_steps=UPDATES)
+config = mini(method="paper", critic_rank=16, batch_size=BATCH, max_steps=UPDATES)
 
 # %% [markdown]
 # ## One resident network
 #
 # The teacher is Stable Diffusion in miniature: a VAE, a text encoder and a U-Net of 5 million parameters. The recipe `mini`
-# trains a full copy as the student (and another is its moving average, the target); the critic is the teacher's own network
+# in the paper's form (`--method paper`) trains a full copy as the student (and another is its moving average, the target); the critic is the teacher's own network
 # with a LoRA on its decoder and one small head.
 
 # %%
