@@ -22,6 +22,7 @@ NOT_HERE = {
     "scott demo": "takes minutes; tests/commands/test_demo.py",
     "--preset laion-aesthetics-6plus": "reads the hub",
     "compare runs/sd15-scott": "students of one step close no gap; tests/evaluation/test_comparison.py",
+    "flux1-merge": "a file of FLUX's real size; tests/teachers/test_teacher_source.py",
     "--to onnx": "takes a minute; tests/export/test_onnx.py",
 }
 SHORTER = {"a small green apple on a blue background": "a cat", "a small green apple": "a cat"}

@@ -125,7 +125,7 @@ def no_work(make_backbone, monkeypatch, tmp_path):
     # flags like an unknown one, which tyro looks for in the options of all recipes: four fifths of this test's time
     monkeypatch.setattr(_tyro_help_formatting, "recursive_arg_search", lambda **_: ([], False, False))
     monkeypatch.setattr(distill, "start_processes", lambda config: OneProcess())
-    monkeypatch.setattr(distill, "teacher_of", lambda *_: make_backbone())
+    monkeypatch.setattr(distill, "load_backbone", lambda *_: make_backbone())
     monkeypatch.setattr(distill, "open_data", works)
     monkeypatch.setattr(plan, "budget_of", works)
     monkeypatch.setattr(prepare, "prepare_source", works)

@@ -32,13 +32,13 @@ def test_lcm_differs_from_scott_in_its_settings_only(name):
     scott, lcm = (dataclasses.asdict(RECIPES[name](method=method, data="mini")) for method in ("scott", "lcm"))
     differ = {key for key in scott if scott[key] != lcm[key]}
     # on the embedded teacher each has the rates that suit it
-    assert differ == set(LCM_SETTINGS) | ({"decay"} if name == "mini" else set())
+    assert differ == set(LCM_SETTINGS) | ({"decay", "adversarial_share"} if name == "mini" else set())
 
 
 def test_lcm_is_reached_by_flags_alone():
     flags = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
     # the recipe's own jump is too long for one sub-step, and its rates fall
-    scott = mini(**flags, jump=100, decay=0.0)
+    scott = mini(**flags, jump=100, decay=0.0, adversarial_share=0.0)
     assert dataclasses.replace(scott, method="lcm") == mini_lcm()
     assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15_lcm(data="d")
 

@@ -144,7 +144,9 @@ def test_a_full_student_is_the_whole_network_and_a_unets_takes_omega(recipe, tmp
 
 def test_the_embedded_teachers_recipe():
     plain = skeleton(TEACHER)
-    config, backbone = equipped("mini", TEACHER)
+    ours, with_heads = equipped("mini", TEACHER)
+    assert (ours.train, ours.critic, adapted(with_heads.critic_parameters())) == ("full", "heads", set())
+    config, backbone = equipped("mini", TEACHER, method="paper", critic_rank=16)
     assert (config.train, config.critic, config.critic_rank) == ("full", "lora", 16)
     width = plain.network.config.block_out_channels[0]
     assert size(backbone.student_parameters()) == plain.network.num_parameters() + 256 * width
