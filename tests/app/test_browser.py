@@ -92,14 +92,14 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
     button, first = page.get_by_role("button", name="Draw", exact=True), drawn(page, runs[0], 2)[0]
     page.get_by_label("Lock the seed").check()
     button.click()
-    page.get_by_role("radio", name=f"0: {PROMPT}").wait_for()
+    page.get_by_role("radio", name=f"0: {PROMPT}", exact=True).wait_for()
     assert seed_of(page) == 0
     page.get_by_label("Lock the seed").uncheck()
     button.click()
     page.get_by_role("radio", name=re.compile(r"^[1-9]\d*: ")).wait_for()
     assert seed_of(page) != 0
     assert np.abs(drawn(page, runs[0], 2)[0] - first).max() > 1
-    page.get_by_role("radio", name=f"0: {PROMPT}").check()
+    page.get_by_role("radio", name=f"0: {PROMPT}", exact=True).check()
     page.get_by_role("link", name=re.compile("Download .*50 steps")).and_(
         page.locator('[download$="seed-0.png"]')
     ).wait_for()
@@ -188,7 +188,7 @@ def test_a_run_is_planned(page):
     page.get_by_role("tab", name="Plan").click()
     page.get_by_role("button", name="Plan").click()
     page.get_by_text("it fits").wait_for()
-    assert page.get_by_role("row", name=re.compile("frozen network")).count() == 1
+    assert page.get_by_role("row", name=re.compile("^frozen network")).count() == 1
     page.get_by_label("Batch").fill("3")
     page.get_by_label("Cards").fill("2.5")
     page.get_by_role("button", name="Plan").click()
