@@ -103,7 +103,7 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"Settings: {method_of(config)}.",
         f"FID, CLIP score and coverage: Mini-CLIP features of {by_name['scott-2'].samples:,} images of held-out "
-        f"captions, the teacher at guidance {GUIDANCE} and the student at {STUDENT_GUIDANCE}, each at its best.",
+        f"captions, the teacher at guidance {GUIDANCE} and the student at {STUDENT_GUIDANCE}.",
     ]
     write_report(
         out / "report.html",

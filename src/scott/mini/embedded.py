@@ -25,7 +25,7 @@ RECORDED = ASSETS / "recorded.json"
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
 
 GUIDANCE, STUDENT_GUIDANCE = 2.0, 2.0
-"""ω of teacher and student: each where its FID is lowest on the validation split, SCott's and LCM's students alike."""
+"""ω of teacher and student, SCott's and LCM's alike: the teacher's by validation (experiments/embedded_teacher)."""
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
 FEATURES: dict[str, Path] = {NAME: CLIP}

@@ -86,7 +86,7 @@ def mini(**changes: Any) -> DistillConfig:
     A 5 M-parameter network takes larger steps than SD1.5 does: 1e-4 instead of 8e-6. So few updates do not carry the
     data through 42 jumps of 24, and each jump adds the student's own error to its target; hence jumps of 300, which
     SDE-DPM-Solver++(2M) walks in 3 sub-steps, and by LCM, whose own 20 are as short, 100. The loss is weighted as one
-    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's best. The critic is heads on the
+    of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's. The critic is heads on the
     frozen network, which are shown samples as they are drawn; its gradient is held to .3 of the consistency loss's.
     Each walked jump is learnt from three times, by LCM too.
     """
