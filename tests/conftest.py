@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
+from hypothesis import HealthCheck, settings
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import (
     CLIPTextConfig,
@@ -37,22 +39,43 @@ from transformers import (
 )
 
 from scott.cli import main
+from scott.commands import validation
 from scott.diffusion import JumpGrid
 from scott.teachers import load_backbone
 
 TESTS = Path(__file__).parent
-SLOW = ("training/test_processes.py", "training/test_split.py", "golden/test_golden.py", "training/test_stopped.py")
+SLOW = ("training/test_processes.py", "golden/test_golden.py", "training/test_stopped.py")
 SLOW += ("training/test_budget.py", "training/test_trainer.py")
 SLOW += ("recipes/test_real_scale.py", "test_cli_export.py", "test_benchmarks.py", "teachers/test_families.py")
 MAX_TOKENS = 16
 disable_progress_bar()
 set_verbosity_error()
+FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck))  # how long anything takes is no test's business
+settings.register_profile("scott", FUZZ, max_examples=40)
+settings.register_profile("thorough", FUZZ, max_examples=1000)  # pytest --hypothesis-profile thorough
+settings.load_profile("scott")
+gc.disable()  # until all tests are imported, of which nothing is garbage
 
 
 def pytest_collection_modifyitems(items):
     """Slow files first: whoever is free last then has a short one left."""
     rank = {TESTS / name: place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through again whenever garbage is collected."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_steps_of_the_teacher():
+    """Beside a student that a run draws on its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "TEACHER_STEPS", 2)
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tyro._backends import _tyro_help_formatting
@@ -150,7 +150,7 @@ def command_lines(draw):
     return line
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, database=None)
 @given(line=command_lines())
 def test_any_flags_end_in_work_or_in_one_line(line, places, no_work, monkeypatch, capsys):
     parse, parsed = cli.parse, []

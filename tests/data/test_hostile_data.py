@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
@@ -28,7 +28,6 @@ from scott.data.sources.tar import grouped
 from scott.errors import UserError
 
 PICTURE = saved(noise(0))
-FUZZ = settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def reasons(source):
@@ -148,7 +147,6 @@ CELL = st.none() | st.binary(max_size=9) | st.text(max_size=9) | st.integers() |
 TYPES = [pyarrow.binary(), pyarrow.int64(), pyarrow.float32(), pyarrow.timestamp("ms"), pyarrow.date64(), None]
 
 
-@FUZZ
 @given(
     cells=st.lists(st.binary(max_size=9), min_size=1, max_size=4), type=st.sampled_from(TYPES), where=st.integers(0, 2)
 )
@@ -168,7 +166,6 @@ def test_any_cells_are_kept_or_counted(tmp_path, cells, type, where):
 # --- rows of text ------------------------------------------------------------------------------------------------
 
 
-@FUZZ
 @given(text=st.text(max_size=200) | st.binary(max_size=200), name=st.sampled_from(["m.csv", "m.tsv", "m.jsonl"]))
 def test_any_table_of_text_is_read_or_refused(tmp_path, text, name):
     header = "" if name == "m.jsonl" else "file_name\ttext\n" if name == "m.tsv" else "file_name,text\n"
@@ -186,7 +183,6 @@ ROW = st.dictionaries(
 )
 
 
-@FUZZ
 @given(rows=st.lists(ROW, max_size=4))
 def test_any_rows_of_json_are_kept_or_counted(tmp_path, rows):
     (tmp_path / "a.png").write_bytes(PICTURE)
@@ -388,7 +384,6 @@ FILES = st.dictionaries(
 )
 
 
-@FUZZ
 @given(files=FILES)
 def test_any_folder_is_read_or_refused_and_of_pictures_every_one_is_counted(files):
     with tempfile.TemporaryDirectory() as folder:
@@ -415,7 +410,6 @@ MEMBERS = st.lists(
 )
 
 
-@FUZZ
 @given(members=MEMBERS)
 def test_of_any_tar_every_member_is_in_one_record(members):
     """Whatever the order and however often a name comes: none is lost, none is in two records."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scott.data.batch import Batch
@@ -169,7 +169,6 @@ def test_a_broken_folder_is_refused_when_it_is_opened(tmp_path, spoil, said):
 JSON = st.none() | st.booleans() | st.integers(-5, 10**6) | st.text(max_size=3) | st.just([]) | st.just({})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_manifest_is_read_or_refused(tmp_path, data):
     folder = write(tmp_path / "data", [2, 3])

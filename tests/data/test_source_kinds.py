@@ -17,7 +17,7 @@ import zipfile
 import datasets
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from tests.data.making import add, noise, saved, write_tar
@@ -366,10 +366,6 @@ def test_a_compressed_tar(tmp_path):
     assert [picture for picture, _, _ in read(open_source(str(tmp_path / "a.tar.gz")))] == PICTURES[:2]
 
 
-FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@FUZZ
 @given(
     changes=st.lists(st.tuples(st.integers(0, 10**5), st.binary(min_size=1, max_size=20)), max_size=5), data=st.data()
 )
@@ -384,7 +380,6 @@ def test_any_tar_is_read_or_left_out(tmp_path, changes, data):
         assert isinstance(entry, (tuple, Rejected))
 
 
-@FUZZ
 @given(st.binary(max_size=3000))
 def test_any_bytes_are_no_tar(data):
     assert all(isinstance(entry, (tuple, Rejected)) for entry in grouped(io.BytesIO(data), "x.tar"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scott.diffusion import (
@@ -25,7 +25,6 @@ DEFINITIONS = {
 DEFINITIONS |= {"v_prediction": DEFINITIONS["v"], "sample": DEFINITIONS["x0"], "flow_prediction": DEFINITIONS["flow"]}
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(sorted(DEFINITIONS)),
     alpha=st.floats(0.01, 1),

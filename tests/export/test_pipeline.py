@@ -21,12 +21,16 @@ from scott.teachers import load_backbone
 WITHOUT_SCOTT = """
 import sys, torch
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-latents = pipe("a dog", num_inference_steps=2, guidance_scale=float(sys.argv[2]), generator=torch.manual_seed(3),
-               output_type="latent").images
+for folder, scale in zip(sys.argv[1::2], sys.argv[2::2]):
+    pipe = DiffusionPipeline.from_pretrained(folder + "/student")
+    latents = pipe("a dog", num_inference_steps=2, guidance_scale=float(scale), generator=torch.manual_seed(3),
+                   output_type="latent").images
+    torch.save(latents, folder + "/latents.pt")
 assert not [name for name in sys.modules if name.split(".")[0] == "scott"]
-torch.save(latents, sys.argv[3])
 """
+
+
+STUDENTS = [("sd1", "lora"), ("sdxl", "full")]
 
 
 def drawn(trained: Trained):
@@ -55,13 +59,16 @@ def test_the_stock_call_draws_the_student(make_trained, tmp_path, family, train)
 
 
 def test_the_stock_call_needs_no_scott(make_trained, tmp_path):
-    trained = make_trained("sdxl", "full")
-    write(trained, tmp_path / "student")
-    out = tmp_path / "latents.pt"
-    command = [sys.executable, "-c", WITHOUT_SCOTT, tmp_path / "student", "4.0", out]
+    students = {tmp_path / f"{family}-{train}": make_trained(family, train) for family, train in STUDENTS}
+    command = [sys.executable, "-c", WITHOUT_SCOTT]
+    for folder, trained in students.items():
+        folder.mkdir()
+        write(trained, folder / "student")
+        command += [folder, str(trained.info.guidance_scale)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert difference(drawn(trained), torch.load(out)) < 1e-4
+    for folder, trained in students.items():
+        assert difference(drawn(trained), torch.load(folder / "latents.pt")) < 1e-4
 
 
 def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path):

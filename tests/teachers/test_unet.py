@@ -1,20 +1,11 @@
 """What is the U-Nets' own: their predictions, ω, and the paper's critic."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from scott.diffusion import JumpGrid
-from scott.export.pipeline import save_student
-from scott.samplers import StudentSampler
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
-
-PROMPT = "a cat"
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -75,29 +66,3 @@ def test_omega_reaches_a_full_student_as_the_stock_pipeline_feeds_it(make_backbo
     assert torch.equal(seen[0], stock)
     torch.testing.assert_close(other[0], mine[0])
     assert not torch.allclose(other[1], mine[1])
-
-
-# --- the student as a stock pipeline -------------------------------------------------------------------------
-
-STOCK = """
-import sys, torch
-from diffusers import StableDiffusionPipeline
-folder, out, steps, scale = sys.argv[1:]
-pipeline = StableDiffusionPipeline.from_pretrained(folder)
-images = pipeline("a cat", num_inference_steps=int(steps), guidance_scale=float(scale), output_type="latent",
-                  generator=torch.Generator().manual_seed(5)).images
-assert not [name for name in sys.modules if name.split(".")[0] == "scott"]
-torch.save(images, out)
-"""
-
-
-def test_the_saved_student_needs_no_scott(make_backbone, perturb, tmp_path):
-    backbone = make_backbone("lora")
-    perturb(backbone.target_parameters())
-    grid = JumpGrid(backbone.schedule)
-    save_student(backbone, tmp_path / "student", grid)
-    command = [sys.executable, "-c", STOCK, tmp_path / "student", tmp_path / "out.pt", "2", "1.0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
-    ours = StudentSampler(backbone, backbone.target, grid, 2, 1.0).latents([PROMPT], 5)
-    torch.testing.assert_close(ours, torch.load(tmp_path / "out.pt"), rtol=0, atol=1e-4)
