@@ -10,7 +10,7 @@ OLDER_PACKAGES := diffusers==0.35.2 transformers==4.57.6 tokenizers==0.22.1 hugg
 	optimum==2.1.0 optimum-onnx==0.1.0
 REFERENCE := build/reference
 
-.PHONY: demo app setup test lint package older site notebooks release
+.PHONY: demo app setup test pytest lint package older site notebooks release
 
 demo: setup
 	$(BIN)/scott demo
@@ -48,9 +48,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test: lint pytest
+
 # A file of tests at a time in each of two processes, so that what a file makes once is made once. xdist would begin with
 # the files of most tests; tests/conftest.py has the slow ones first, so that none is left at the end.
-test: lint $(REFERENCE)/.installed
+pytest: $(VENV)/.installed-dev $(REFERENCE)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The documentation site, in build/site.

@@ -99,12 +99,10 @@ plt.show()
 
 # %%
 ETAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6)
+lossy = [FixedPoint(THREE_MODES, make("ddim", schedule, eta=eta), grid) for eta in ETAS]
 for steps in (1, 2, 4):
-    shares = []
-    for eta in ETAS:
-        student = FixedPoint(THREE_MODES, make("ddim", schedule, eta=eta), grid)
-        shares.append(student.sample(steps, SAMPLES, torch.Generator().manual_seed(steps)).std().item())
-    plt.plot(ETAS, shares, marker="o", label=f"{steps} step{'s'[: steps - 1]}")
+    drawn = [student.sample(steps, SAMPLES, torch.Generator().manual_seed(steps)) for student in lossy]
+    plt.plot(ETAS, [samples.std().item() for samples in drawn], marker="o", label=f"{steps} step{'s'[: steps - 1]}")
 plt.axhline(1, color="black", linewidth=0.8)
 plt.xlabel("η")
 plt.ylabel("standard deviation of samples / of data")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from scott.app import draw_view
 from scott.app.models import Models
 from scott.app.page import build, serve
 from scott.commands import prepare
@@ -16,6 +17,8 @@ from scott.recipes.configs import mini
 from scott.training.metrics import WARNINGS
 
 WARNING = "step 2: the critic tells nothing"
+FEWER, MORE = (25, 50) if "SCOTT_APP_PICTURES" in os.environ else (3, 5)
+"""Steps of the teacher: those that the page offers, or such as take no time."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,9 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(runs):
-    page = build(Models([str(run) for run in runs]), planned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw_view, "TEACHER_STEPS", [FEWER, MORE])
+        page = build(Models([str(run) for run in runs]), planned)
     yield serve(page, "127.0.0.1", None)
     page.close()
 
@@ -64,5 +69,5 @@ def page(browser, address):
     page.on("request", lambda request: page.requests.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(address)
-    page.get_by_alt_text("in 50 steps").wait_for()
+    page.get_by_alt_text(f"in {MORE} steps").wait_for()
     return page

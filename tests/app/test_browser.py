@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.app.conftest import WARNING
+from tests.app.conftest import FEWER, MORE, WARNING
 
 from scott.app import drawing
 from scott.mini.embedded import STUDENT_GUIDANCE as OMEGA
@@ -46,7 +46,7 @@ def seed_of(page):
 
 
 def test_the_page_draws_as_it_loads_and_asks_nobody_else(page, runs):
-    for who, counts in ((runs[0], {1: 1, 2: 2, 4: 4}), ("teacher mini", {25: 50, 50: 100})):
+    for who, counts in ((runs[0], {1: 1, 2: 2, 4: 4}), ("teacher mini", {FEWER: 2 * FEWER, MORE: 2 * MORE})):
         for steps, calls in counts.items():
             assert re.search(
                 rf"{calls} calls?.*\d\.\d+ s, ω {OMEGA:g}", shown(page, who, steps).inner_text(), re.DOTALL
@@ -66,13 +66,13 @@ def test_it_redraws_while_one_types_what_is_fast(page, runs, monkeypatch):
     page.get_by_text("not drawn while you type").first.wait_for()
     monkeypatch.setattr(drawing, "LIVE_SECONDS", math.inf)
     prompt.fill(PROMPT)
-    page.get_by_alt_text(f"{PROMPT}, drawn by teacher mini in 50 steps").wait_for()
+    page.get_by_alt_text(f"{PROMPT}, drawn by teacher mini in {MORE} steps").wait_for()
     assert drawn(page, runs[0], 4)[1]["prompt"] == PROMPT
     assert seed_of(page) == 0
 
 
 def test_what_is_drawn_is_downloaded_and_drawn_alike_by_diffusers(page, runs):
-    for who, steps, kind in ((runs[0], 2, "student"), ("teacher mini", 25, "teacher")):
+    for who, steps, kind in ((runs[0], 2, "student"), ("teacher mini", FEWER, "teacher")):
         figure = shown(page, who, steps)
         with page.expect_download() as download:
             figure.get_by_role("link", name="Download").click()
@@ -100,7 +100,7 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
     assert seed_of(page) != 0
     assert np.abs(drawn(page, runs[0], 2)[0] - first).max() > 1
     page.get_by_role("radio", name=f"0: {PROMPT}", exact=True).check()
-    page.get_by_role("link", name=re.compile("Download .*50 steps")).and_(
+    page.get_by_role("link", name=re.compile(f"Download .*{MORE} steps")).and_(
         page.locator('[download$="seed-0.png"]')
     ).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], first)
@@ -109,7 +109,7 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
 def test_runs_stand_side_by_side_and_take_another_omega(page, runs):
     page.get_by_label(str(runs[1])).first.check()
     shown(page, runs[1], 4).wait_for()
-    shown(page, "teacher mini", 25).wait_for()
+    shown(page, "teacher mini", FEWER).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], drawn(page, runs[1], 2)[0]), "one student under two names"
     page.get_by_label("Each student's own ω").uncheck()
     page.get_by_label("number input for Guidance ω").fill("2.5")
@@ -157,17 +157,17 @@ def test_it_is_used_by_the_keyboard_and_read_aloud(page):
 
 
 def test_sixteen_seeds_of_student_and_teacher(page, runs):
-    page.get_by_label("50", exact=True).uncheck()
+    page.get_by_label(str(MORE), exact=True).uncheck()
     page.get_by_role("radio", name="16", exact=True).check()
-    for who in (f"{runs[0]}, 2 steps", "teacher mini, 25 steps"):
+    for who in (f"{runs[0]}, 2 steps", f"teacher mini, {FEWER} steps"):
         figures = page.get_by_role("region", name=who).locator("figure")
         figures.filter(has_text=re.compile(r"seed \d+$")).nth(15).wait_for()
         seen = [opened(source)[0] for source in figures.locator("img").evaluate_all("all => all.map(one => one.src)")]
         assert len(seen) == 16
         assert min(np.abs(one - other).max() for one in seen for other in seen if one is not other) > 1
     page.get_by_role("radio", name="1", exact=True).check()
-    page.get_by_label("50", exact=True).check()
-    page.get_by_alt_text("in 50 steps").wait_for()
+    page.get_by_label(str(MORE), exact=True).check()
+    page.get_by_alt_text(f"in {MORE} steps").wait_for()
 
 
 def test_a_run_is_watched(page, runs):
@@ -203,7 +203,7 @@ def test_it_fits_its_window(page, width, tmp_path):
     for tab in ("Plan", "Watch", "Draw"):
         if tab == "Draw":
             page.reload()
-            page.get_by_alt_text("in 50 steps").wait_for()
+            page.get_by_alt_text(f"in {MORE} steps").wait_for()
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
         name = "app" if (tab, width) == ("Draw", 1280) else f"app-{tab.lower()}-{width}"

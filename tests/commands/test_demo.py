@@ -22,7 +22,7 @@ def finished(tmp_path_factory):
     phases = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "MINI_SCENES", 48)
-        results = demo(out, max_steps=2, samples=20, seed=0, report=lambda phase, *_: phases.append(phase))
+        results = demo(out, max_steps=2, samples=10, seed=0, report=lambda phase, *_: phases.append(phase))
     return out, results, phases
 
 

@@ -30,6 +30,7 @@ def start(make_backbone):
             "checkpoint_every": 2,
             "sample_every": 3,
             "loader_workers": 0,
+            "tracker": "none",
         }
         config = DistillConfig(**(settings | changes))
         if backbone is None:

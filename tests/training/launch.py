@@ -15,7 +15,7 @@ from scott.cli import main
 from scott.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 480
+LIMIT = 900
 """Seconds after which a process that neither ends nor gets on is given up."""
 
 

@@ -1,4 +1,4 @@
-"""One of several processes, all split or averaged: `torchrun … -m tests.training.parallel_worker CASES`.
+"""One of several processes, all split or averaged: `main()` under `several`, with CASES.
 
 Before that the first one makes two steps by itself, on the whole batch. It writes how far losses, weights and
 optimizers' states are from those, what part of them a process holds, and the bytes that went between the processes in a
@@ -104,7 +104,7 @@ def train(folder, config, *, split, checkpointing):
 
 
 def compare(one, folder, config, checkpointing):
-    """What test_split asks for. All processes call it."""
+    """What `test_processes` asks for. All processes call it."""
     losses, norms, tensors, held, traffic = train(folder, config, split=True, checkpointing=checkpointing)
     if one is None:
         return None

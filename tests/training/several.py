@@ -1,22 +1,22 @@
-"""Several command lines of scott, one after another: `… -m tests.training.several COMMANDS`, a JSON list of lists.
+"""Several modules' main functions, one after another in the same processes: `… -m tests.training.several RUNS`, a JSON
+list of a module and its words each.
 
-They have one process group, which a command would leave behind it closed.
+They have one process group, which each would leave behind it closed.
 """
 
+import importlib
 import json
 import sys
 
 import torch.distributed
 from accelerate.state import AcceleratorState, GradientState
 
-from scott.cli import main
-
 if __name__ == "__main__":
     close, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, lambda *group: None
-    for words in json.loads(sys.argv[1]):
-        sys.argv = ["scott", *words]
+    for module, *words in json.loads(sys.argv[1]):
+        sys.argv = [module, *words]
         try:
-            main()
+            importlib.import_module(module).main()
         except SystemExit as stop:
             if stop.code:
                 raise

@@ -32,16 +32,30 @@ GPU_ATTENTION = "_scaled_dot_product_efficient_attention"
 
 
 @pytest.fixture
-def make(teacher_folders, tmp_path):
+def make_bones(teacher_folders, tmp_path):
+    """`make_bones(family, **settings)`: a config, and the models it asks for without weights."""
+
+    def make(family, **settings):
+        small = {"batch_size": SIZE, "lora_rank": 4, "critic_rank": 4, "max_steps": 1, "tracker": "none"}
+        config = DistillConfig(**{"teacher": family, "data": "random", "out": tmp_path / "run", **small, **settings})
+        return config, equipped(skeleton(folder_of(family, teacher_folders), config.dtype), config)
+
+    return make
+
+
+@pytest.fixture
+def make(make_bones, teacher_folders):
     """`make(family, **settings)`: a config, and the models it asks for twice, with weights and without."""
 
     def both(family, **settings):
-        small = {"batch_size": SIZE, "lora_rank": 4, "critic_rank": 4, "max_steps": 1}
-        config = DistillConfig(**{"teacher": family, "data": "random", "out": tmp_path / "run", **small, **settings})
-        folder = TEACHER if family == "mini" else teacher_folders[family]
-        return config, *(equipped(of(folder, config.dtype), config) for of in (load_backbone, skeleton))
+        config, bones = make_bones(family, **settings)
+        return config, equipped(load_backbone(folder_of(family, teacher_folders), config.dtype), config), bones
 
     return both
+
+
+def folder_of(family, teacher_folders):
+    return TEACHER if family == "mini" else teacher_folders[family]
 
 
 def equipped(backbone, config):
@@ -184,9 +198,9 @@ TWICE = {"critic_fakes": "drawn", "critic_r1": 0.1}
     ],
     ids=["sd3", "split", "low memory", "no guidance", "no critic", "full critic", "lcm", "share", "drawn", "heads"],
 )
-def test_calls_of_a_step(make, family, settings, expected):
+def test_calls_of_a_step(make_bones, family, settings, expected):
     """Forward passes, backward passes and samples; a fake's logits go back once for each of the two updates."""
-    config, _, bones = make(family, **settings)
+    config, bones = make_bones(family, **settings)
     rows = [dataclasses.astuple(calls) for calls in budget_of(bones, config).calls]
     drawn = [("student", 1, 0, 1), ("student", 1, 1, 2)] if config.draws_fakes else []
     assert sorted(rows) == sorted([*((model, *row) for model, row in expected.items()), *drawn])
@@ -245,9 +259,9 @@ def test_a_step_of_other_settings_holds_what_was_said(make, family, settings, to
     assert step_cost(bones, config)[0].peak == pytest.approx(real_step(backbone, config)[0], rel=tolerance)
 
 
-def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make):
+def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make_bones):
     def activations(**settings):
-        config, _, bones = make("sd1", critic="none", **settings)
+        config, bones = make_bones("sd1", critic="none", **settings)
         return budget_of(bones, config).training["activations"]
 
     few, many = activations(batch_size=4), activations(batch_size=64)
@@ -255,8 +269,8 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make):
     assert activations(batch_size=64, gradient_checkpointing=True) < many / 2
 
 
-def test_a_walk_of_two_calls_one_after_the_other_holds_half(make):
-    config, _, bones = make("sd1")
+def test_a_walk_of_two_calls_one_after_the_other_holds_half(make_bones):
+    config, bones = make_bones("sd1")
     cost, apart = (step_cost(bones, dataclasses.replace(config, low_memory=low))[0] for low in (False, True))
     assert cost.walk_apart == apart.walk == apart.walk_apart < 0.6 * cost.walk
     assert (cost.flops, cost.update) == (apart.flops, apart.update)
@@ -279,8 +293,8 @@ def test_the_live_bytes_of_a_known_computation():
     assert (live.live, live.peak) == (0, 8000)
 
 
-def test_nothing_of_torch_is_changed_afterwards(make):
-    config, _, bones = make("sd1")
+def test_nothing_of_torch_is_changed_afterwards(make_bones):
+    config, bones = make_bones("sd1")
     query = torch.empty(1, 2, 8, 8, device="meta", requires_grad=True)
     before = type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn)
     step_cost(bones, dataclasses.replace(config, batch_size=1))
@@ -290,9 +304,9 @@ def test_nothing_of_torch_is_changed_afterwards(make):
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def test_a_process_of_several_has_its_part_of_the_batch(make):
-    config, _, bones = make("sdxl")
-    _, _, again = make("sdxl")
+def test_a_process_of_several_has_its_part_of_the_batch(make_bones):
+    config, bones = make_bones("sdxl")
+    _, again = make_bones("sdxl")
     alone = budget_of(bones, dataclasses.replace(config, batch_size=SIZE // 2))
     of_two = budget_of(again, config, 2)
     assert of_two.calls == alone.calls
@@ -304,9 +318,9 @@ def test_a_process_of_several_has_its_part_of_the_batch(make):
         budget_of(again, config, 3)
 
 
-def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make):
-    config, _, bones = make("sd3", gradient_accumulation=2, shard="full")
-    _, _, again = make("sd3")
+def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make_bones):
+    config, bones = make_bones("sd3", gradient_accumulation=2, shard="full")
+    _, again = make_bones("sd3")
     split = budget_of(bones, config, 2)
     plain = budget_of(
         again, dataclasses.replace(config, shard="none", gradient_accumulation=1, batch_size=SIZE // 4), 1

@@ -1,4 +1,8 @@
-"""One run comes out of one process, of two or four, split or not."""
+"""One run comes out of one process, of two or four, split or not; and each of its steps does.
+
+Two launches do it all, since processes that start cost more than these runs: two processes as accelerate's config for a
+CPU starts them, and four on two machines, as its config for several does.
+"""
 
 import json
 import shutil
@@ -6,7 +10,7 @@ import signal
 
 import pytest
 import torch
-from tests.training.launch import finish, start, stop_after
+from tests.training.launch import finish, free_port, start, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
 from scott.errors import UserError
@@ -14,7 +18,29 @@ from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import rows_of_pass
 
-pytestmark = pytest.mark.timeout(900)  # of a fixture, which makes several runs
+pytestmark = pytest.mark.timeout(1800)  # of fixtures, which make several runs
+DRAWN = {"critic": "heads", "critic_fakes": "drawn", "critic_input": "clean", "adversarial_share": 0.3}
+DRAWN |= {"solver": "ddim", "jump": 8, "substeps": 1}
+SPLIT = {
+    "full, in two passes": ("sd1", {"train": "full", "critic": "full", "gradient_accumulation": 2}),
+    "fp16 and checkpointing": ("sd3", {"train": "lora", "checkpointing": True, "precision": "fp16"}),
+    "compiled": ("sd1", {"train": "lora", "compile": True}),
+    "drawn": ("sd3", {"train": "lora", "critic_r1": 0.1, **DRAWN}),
+    "drawn, averaged": ("sd1", {"train": "full", "shard": "none", **DRAWN}),
+}
+MACHINES = {"two machines": ("sd1", {"train": "lora"})}
+
+
+def carried_out(teacher_folders, cases, commands, *launches, **options):
+    """By case, what `parallel_worker` found in the processes of some launches, which carried out the commands then."""
+    given = json.dumps({case: (str(teacher_folders[family]), more) for case, (family, more) in cases.items()})
+    runs = [["tests.training.parallel_worker", given], *(["scott.cli", *words] for words in commands)]
+    port, several = free_port(), ("tests.training.several", json.dumps(runs))
+    started = [start(*several, port=port, launch=flags, **options) for flags in launches]
+    done = [finish(process) for process in started]
+    assert not any(code for code, _ in done), done
+    lines = [json.loads(line) for _, output in done for line in output.splitlines() if line.startswith('{"case"')]
+    return {line["case"]: line for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -25,45 +51,43 @@ def stopped(distil, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(words, stopped, tmp_path_factory):
-    """Folders of runs of two processes, by their flags; one had been stopped, and goes on."""
+def two(words, stopped, teacher_folders, tmp_path_factory):
+    """Of two processes: folders of runs by their flags, one of which had been stopped and goes on; and split steps."""
     folder = tmp_path_factory.mktemp("two")
     flags = {"plain": (), "two passes": ("--gradient-accumulation", "2"), "split": ("--shard", "full")}
     shutil.copytree(stopped[0], folder / "stopped")
     commands = [words(folder / name, *more) for name, more in (flags | {"stopped": ()}).items()]
-    code, output = finish(start("tests.training.several", json.dumps(commands), processes=2))
-    assert code == 0, output
-    return {name: folder / name for name in (*flags, "stopped")}
+    return folder, carried_out(teacher_folders, SPLIT, commands, (), processes=2, accelerate="cpu")
 
 
 @pytest.fixture(scope="module")
-def four(words, one, tmp_path_factory):
-    """Runs of four processes under accelerate's launcher: a whole one, and a split one that goes on with one's."""
+def four(words, one, teacher_folders, tmp_path_factory):
+    """Of two machines of two processes each: a whole run, a split one that goes on with one's; and split steps."""
     folder = tmp_path_factory.mktemp("four")
     shutil.copytree(one, folder / "gone on")
     checkpoints = folder / "gone on" / "checkpoints"
     shutil.rmtree(latest_checkpoint(checkpoints))
     assert checkpoint_step(latest_checkpoint(checkpoints)) == SPREAD_STEPS - 1
     commands = [words(folder / "whole"), words(folder / "gone on", "--shard", "full")]
-    code, output = finish(start("tests.training.several", json.dumps(commands), processes=4, accelerate="cpu"))
-    assert code == 0, output
-    return folder
+    here = ("--num_machines", 2, "--main_process_ip", "127.0.0.1", "--machine_rank")
+    launches = ((*here, 0), (*here, 1))
+    return folder, carried_out(teacher_folders, MACHINES, commands, *launches, processes=4, accelerate="multi_node")
 
 
 @pytest.mark.parametrize("spread", ["plain", "two passes", "split"])
 def test_the_same_batch_over_two_processes_is_the_same_run(one, two, spread):
-    assert_same_up_to_sums(one, two[spread])
+    assert_same_up_to_sums(one, two[0] / spread)
 
 
 @pytest.mark.parametrize("spread", ["whole", "gone on"])
 def test_the_same_batch_over_four_processes_is_the_same_run(one, four, spread):
     """Also where they go on, split, from the checkpoint before the last of one process."""
-    assert_same_up_to_sums(one, four / spread)
+    assert_same_up_to_sums(one, four[0] / spread)
 
 
 def test_spread_batches_are_not_compared_with_themselves(one, two):
     """Another order of sums leaves other bits."""
-    parts, others = final(one)[0]["student"], final(two["plain"])[0]["student"]
+    parts, others = final(one)[0]["student"], final(two[0] / "plain")[0]["student"]
     assert any(not torch.equal(parts[name], others[name]) for name in parts)
 
 
@@ -73,8 +97,20 @@ def test_two_processes_that_are_stopped_come_out_bit_for_bit(stopped, two):
     assert code == 1, output  # torchrun has a code of its own
     assert "stopped by SIGTERM after step" in " ".join(output.split())
     assert 2 <= final(out)[1]["step"] < SPREAD_STEPS
-    assert_same_run(two["stopped"], two["plain"])
-    assert [record["step"] for record in metrics(two["stopped"])] == list(range(1, SPREAD_STEPS + 1))
+    again, plain = (two[0] / name for name in ("stopped", "plain"))
+    assert_same_run(again, plain)
+    assert [record["step"] for record in metrics(again)] == list(range(1, SPREAD_STEPS + 1))
+
+
+@pytest.mark.parametrize("case", [*SPLIT, *MACHINES])
+def test_two_steps_split_over_processes_are_those_of_a_whole_network(request, case):
+    """Frozen network, student, target and critic with their optimizers, and what the budget says goes between them."""
+    found = request.getfixturevalue("two" if case in SPLIT else "four")[1][case]
+    tolerance = 1e-2 if case.startswith("fp16") else 1e-4
+    assert max(found["losses"], found["norms"], found["weights"]) < tolerance
+    assert found["held"] < 0.55 or case == "drawn, averaged", "half of all"
+    if case != "drawn, averaged":  # which DDP sends
+        assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
 
 
 # --- without processes ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from scott.export.snippet import EXAMPLE
 
 MANY = 16
 """Seeds that show how much the pictures of one prompt differ: what variety of its teacher's a student kept."""
+TEACHER_STEPS = [25, 50]
 HISTORY = 12
 """Drawings that are remembered."""
 NO_STUDENT = (
@@ -33,7 +34,7 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
             button = gr.Button("Draw", variant="primary")
             students = gr.CheckboxGroup(models.students, value=models.students[:1], label="Students")
             steps = gr.CheckboxGroup([1, 2, 4, 8], value=[1, 2, 4], label="Steps of the students")
-            teacher_steps = gr.CheckboxGroup([25, 50], value=[25, 50], label="Steps of their teachers")
+            teacher_steps = gr.CheckboxGroup(TEACHER_STEPS, value=TEACHER_STEPS, label="Steps of their teachers")
             own = gr.Checkbox(True, label="Each student's own ω", visible=False)
             omega = gr.Slider(label="Guidance ω", info="For students that take it, and their teachers", visible=False)
         with gr.Column(scale=3):

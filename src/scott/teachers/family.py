@@ -92,7 +92,7 @@ class Family(Encoders):
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        return next(self.network.parameters()).device  # diffusers' own looks for hooks in every module
 
     @property
     def factor(self) -> int:
