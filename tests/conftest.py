@@ -45,8 +45,15 @@ from scott.teachers import load_backbone
 
 TESTS = Path(__file__).parent
 SLOW = ("training/test_processes.py", "golden/test_golden.py", "training/test_stopped.py")
-SLOW += ("training/test_budget.py", "training/test_trainer.py")
-SLOW += ("recipes/test_real_scale.py", "test_cli_export.py", "test_benchmarks.py", "teachers/test_families.py")
+SLOW += ("training/test_trainer.py", "test_pages_run.py", "recipes/test_recipes.py", "training/test_budget.py")
+SLOW += ("commands/test_demo.py", "app/test_browser.py", "test_notebooks.py", "test_cli_export.py")
+SLOW += (
+    "test_benchmarks.py",
+    "recipes/test_real_scale.py",
+    "teachers/test_families.py",
+    "teachers/test_flow_families.py",
+    "test_cli.py",
+)
 MAX_TOKENS = 16
 disable_progress_bar()
 set_verbosity_error()

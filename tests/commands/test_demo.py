@@ -22,6 +22,7 @@ def finished(tmp_path_factory):
     phases = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "MINI_SCENES", 48)
+        patch.setattr(demo_module, "TEACHER_STEPS", (10, 2))
         results = demo(out, max_steps=2, samples=10, seed=0, report=lambda phase, *_: phases.append(phase))
     return out, results, phases
 
@@ -36,10 +37,10 @@ def test_the_files_the_readme_promises(finished):
 def test_the_rows(finished):
     out, results, _ = finished
     rows = {row["name"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
-    assert list(rows) == ["real-vs-real", "teacher-ddim-50", "teacher-ddim-2", "scott-1", "scott-2", "scott-4"]
-    assert [rows[name]["network_calls"] for name in ("teacher-ddim-50", "teacher-ddim-2", "scott-2")] == [100, 4, 2]
+    assert list(rows) == ["real-vs-real", "teacher-ddim-10", "teacher-ddim-2", "scott-1", "scott-2", "scott-4"]
+    assert [rows[name]["network_calls"] for name in ("teacher-ddim-10", "teacher-ddim-2", "scott-2")] == [20, 4, 2]
     assert all(rows[name]["seconds_per_image"] > 0 for name in rows if name != "real-vs-real")
-    assert rows["teacher-ddim-50"]["fid"] < rows["teacher-ddim-2"]["fid"]
+    assert rows["teacher-ddim-10"]["fid"] < rows["teacher-ddim-2"]["fid"]
     assert results.fid_ratio(results.rows[1]) == 1
 
 

@@ -303,7 +303,7 @@ from scott.data.pictures import cropped, decode
 from scott.data.records import Record
 from scott.data.settings import Settings
 
-def picture(kind, mode, side=3000):
+def picture(kind, mode, side=2000):
     image, file, exif = Image.linear_gradient("L").resize((side, side)), io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     image = image.convert(mode) if mode == "I;16" else image.convert("RGB").convert(mode)
@@ -323,7 +323,7 @@ for argument in sys.argv[1:]:
         open("/proc/self/clear_refs", "w").write("5")
         many(data) if what == "many" else cropped(decode(data), [(512, 512)])
         peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) << 10
-        print(argument, peak - before - len(data), 3000**2 * DECODED_BYTES.get(kind, 12), flush=True)
+        print(argument, peak - before - len(data), 2000**2 * DECODED_BYTES.get(kind, 12), flush=True)
         os._exit(0)
     assert os.wait()[1] == 0
 """
