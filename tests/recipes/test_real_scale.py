@@ -126,8 +126,8 @@ def small(tiny_sd, teacher_folders, tmp_path_factory):
     return load
 
 
-def fall(backbone, config, updates):
-    """ln(L_0 / L_updates) of the student's L_CD on one batch of two, at a low and a middle time."""
+def fall(backbone, config):
+    """ln(L_0 / L_200) of the student's L_CD on one batch of two, at a low and a middle time."""
     torch.manual_seed(0)
     backbone.add_student(config.train, rank=RANK, alpha=float(RANK))
     optimization, times = Optimization(backbone, config), config.make_grid(backbone.schedule).times
@@ -137,7 +137,7 @@ def fall(backbone, config, updates):
     x_m, t_m, cond = walked(backbone, config, x_n, t_n, walk)
     student, target = (ConsistencyFunction(f, backbone.schedule) for f in (backbone.student, backbone.target))
     losses = []
-    for step in range(updates):
+    for step in range(200):
         with torch.no_grad():
             f_m = target(x_m, t_m, cond)
         loss = consistency_loss(student(x_n, t_n, cond), f_m)
@@ -147,9 +147,9 @@ def fall(backbone, config, updates):
     return math.log(losses[0] / losses[-1])
 
 
-@pytest.mark.parametrize(("recipe", "updates"), [("sd15", 80), ("pixart", 200), ("sd3", 80)])
-def test_a_lora_learns_as_fast_as_a_full_student(recipe, updates, small):
-    """At its recipe's rates, to within a third of the logarithm of what the updates bring the loss down by."""
+@pytest.mark.parametrize("recipe", ["sd15", "pixart", "sd3"])
+def test_a_lora_learns_as_fast_as_a_full_student(recipe, small):
+    """At its recipe's rates, to within a third of the logarithm of what 200 updates bring the loss down by."""
     plain = {
         "precision": "fp32",
         "adversarial_weight": 0.0,
@@ -158,5 +158,5 @@ def test_a_lora_learns_as_fast_as_a_full_student(recipe, updates, small):
         "guidance_min": 3.0,
     }
     made = RECIPES[recipe]
-    full, lora = (fall(small(recipe), made(data="d", train=train, **plain), updates) for train in ("full", "lora"))
+    full, lora = (fall(small(recipe), made(data="d", train=train, **plain)) for train in ("full", "lora"))
     assert lora == pytest.approx(full, rel=1 / 3)
