@@ -121,7 +121,7 @@ class Comparison:
         return training, training.train(report) / 60
 
     def updates(self, blank: Row, out: Path, report: Report) -> int:
-        """Of a run that has begun, its own; else what its budget allows."""
+        """Of a run that has begun, its own; of a method another seed was trained by, as many; else what its budget allows."""
         if (out / "config.json").is_file():
             return DistillConfig.load(out / "config.json").max_steps
         if blank.matched == "updates":
@@ -129,6 +129,8 @@ class Comparison:
             if not ours:
                 raise UserError(f"got {blank.method} at equal updates without ours; add ours to --methods")
             return ours[0]
+        if there := [row.updates for row in self.rows() if row.run[:3] == blank.run[:3]]:
+            return there[0]
         _, minutes = self.trained(blank.method, f"calibration-{blank.method}", CALIBRATION, 0, report)
         return max(1, int(blank.budget * CALIBRATION / minutes))
 
