@@ -25,7 +25,7 @@ RESULTS = Results(
     {"guidance": 3.0, "samples": 5000},
 )
 METRICS = [
-    {"step": s, "consistency": 1 / (s + 1), "critic_real": 0.5, "critic_grad_norm": 2.0, "lr": 8e-6}
+    {"step": s, "consistency": 1 / (s + 1), "critic_real_accuracy": 0.5, "critic_gradient_norm": 2.0, "lr": 8e-6}
     for s in range(1000)
 ]
 
@@ -138,11 +138,11 @@ def test_curves_sort_metrics_into_panels() -> None:
     builder = ElementTree.TreeBuilder(insert_comments=True)
     root = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder))
     texts = [str(node.text).strip() for node in root.iter() if node.tag is ElementTree.Comment]
-    titles = [title for title, _ in PANELS]
+    titles = [*PANELS]
     assert [text for text in texts if text in titles or text in METRICS[0]] == [
         *("Consistency loss", "consistency"),
-        *("Critic", "critic_real"),
-        *("Gradient norm", "critic_grad_norm"),
+        *("Critic", "critic_real_accuracy"),
+        *("Gradient norm", "critic_gradient_norm"),
     ]
 
 

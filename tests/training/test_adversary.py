@@ -87,6 +87,7 @@ def test_an_adaptive_weight_is_a_share_of_the_gradients_norms(make_backbone, per
     assert values["consistency_norm"] == pytest.approx(norms[0].item(), rel=1e-4)
     assert values["adversarial_norm"] == pytest.approx(norms[1].item(), rel=1e-4)
     assert values["adversarial_weight"] == pytest.approx(weight.item(), rel=1e-4)
+    assert values["adversarial_ratio"] == pytest.approx(0.5 * 0.3, rel=1e-4)
     made = gradients(parameters)
     assert_close([g / 4 for g in made], [g + weight * a for g, a in zip(consistency, adversarial, strict=True)])
 

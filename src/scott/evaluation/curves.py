@@ -9,13 +9,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-PANELS = (
-    ("Consistency loss", "consistency"),
-    ("Adversarial loss", "adversarial"),
-    ("Critic", "critic"),
-    ("Gradient norm", "grad"),
-)
-"""(title, word): a metric belongs to the last panel whose word is part of its name, or to none."""
+PANELS = {
+    "Consistency loss": ("consistency",),
+    "Adversarial loss": ("adversarial",),
+    "Critic": ("critic", "critic_real_accuracy", "critic_fake_accuracy"),
+    "Adversarial ratio": ("adversarial_ratio",),
+    "Gradient norm": ("student_gradient_norm", "critic_gradient_norm"),
+}
+"""Title → its metrics."""
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
@@ -24,12 +25,12 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
     A thin line is the metric, a thick one its exponential average over a twentieth of the run. The value axis leaves
     out half a percent at each end, where the spikes are.
     """
-    panels: dict[str, dict[str, np.ndarray]] = {title: {} for title, _ in PANELS}
-    for name in sorted({name for row in metrics for name in row}):
-        title = next((title for title, word in reversed(PANELS) if word in name), None)
-        if title is not None and (points := finite_points(metrics, name)).shape[1] > 1:
-            panels[title][name] = points
-    shown = {title: series for title, series in panels.items() if series}
+    panels = {title: {name: finite_points(metrics, name) for name in names} for title, names in PANELS.items()}
+    shown = {
+        title: kept
+        for title, series in panels.items()
+        if (kept := {name: points for name, points in series.items() if points.shape[1] > 1})
+    }
     if not shown:
         return None
     rows = math.ceil(len(shown) / 2)

@@ -40,7 +40,8 @@ class Balance:
             self._exchange()
 
     def combine(self, scale: float, factor: float) -> dict[str, Tensor]:
-        """grad ← ∂L_CD/∂θ + factor λ ∂L_adv/∂θ, as both come; the norms and what L_adv was multiplied with.
+        """grad ← ∂L_CD/∂θ + factor λ ∂L_adv/∂θ, as both come; the norms, what L_adv was multiplied with, and how much
+        of L_CD's norm it then has.
 
         Norms that are not finite leave the means as they were.
 
@@ -59,6 +60,7 @@ class Balance:
         torch._foreach_add_(mine, theirs, alpha=weight)
         self._other = [None] * len(self.parameters)
         values = {"consistency_norm": norms[0], "adversarial_norm": norms[1], "adversarial_weight": weight}
+        values["adversarial_ratio"] = weight * norms[1] / norms[0] if norms[0] else 0.0
         return {name: torch.tensor(value) for name, value in values.items()}
 
     def state(self) -> dict[str, Any]:
