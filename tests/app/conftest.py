@@ -23,8 +23,9 @@ FEWER, MORE = (25, 50) if "SCOTT_APP_PICTURES" in os.environ else (3, 5)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs of one student in the working directory: a finished one that SCOTT_APP_RUN names, or one made here."""
-    first, second = Path("runs/demo"), Path("runs/other")
+    """Runs of one student in the working directory: a finished one that SCOTT_APP_RUN names or that is made here, its
+    copy with a warning, and one whose files are broken."""
+    first, second, broken = Path("runs/demo"), Path("runs/other"), Path("runs/older")
     ready = os.environ.get("SCOTT_APP_RUN")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("app"))
@@ -36,7 +37,10 @@ def runs(tmp_path_factory):
             run(mini(out=first, **steps), lambda *_: None)
         shutil.copytree(first, second)
         (second / WARNINGS).write_text(f"{WARNING}\n")
-        yield first, second
+        shutil.copytree(first, broken)
+        (broken / "metrics.jsonl").write_bytes(b"\xff\xfe no UTF-8")
+        next((broken / "student" / "unet").glob("*.safetensors")).write_bytes(b"cut short")
+        yield first, second, broken
 
 
 @pytest.fixture(scope="module")

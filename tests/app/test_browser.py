@@ -125,9 +125,26 @@ def test_what_cannot_be_done_is_a_sentence(page):
     prompt.fill("apple " * 40)
     page.get_by_role("alert").filter(has_text="40 tokens").wait_for()
     prompt.press("Enter")
-    page.locator(".toast-body").filter(has_text="40 tokens").wait_for()
+    page.get_by_role("alert").filter(has_text="40 tokens").wait_for()
+    assert page.locator(".toast-body").count() == 0, "it would be gone before it is read"
     assert "Traceback" not in page.content()
     prompt.fill(PROMPT)
+
+
+def test_a_broken_run_is_a_sentence_that_stays_and_other_runs_are_drawn(page, runs):
+    page.get_by_label(str(runs[2])).first.check()
+    page.get_by_role("alert").filter(has_text="cannot be loaded").wait_for()
+    assert drawn(page, runs[0], 4)[1]["prompt"] == PROMPT
+    page.get_by_role("tab", name="Watch").click()
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name=str(runs[2])).click()
+    page.get_by_role("alert").filter(has_text="metrics.jsonl").wait_for()
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name=str(runs[0])).click()
+    page.get_by_role("row", name="time left").wait_for()
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_label(str(runs[2])).first.uncheck()
+    shown(page, "teacher mini", 50).wait_for()
 
 
 NAMELESS = """() => [...document.querySelectorAll("input, button, textarea, select, [role=tab], img")]
@@ -137,7 +154,7 @@ NAMELESS = """() => [...document.querySelectorAll("input, button, textarea, sele
 
 
 def test_it_is_used_by_the_keyboard_and_read_aloud(page):
-    """From the prompt to Draw, and from view to view, by Tab and Enter; every control has a name, progress is said."""
+    """From the prompt to Draw by Tab, from view to view by Tab or arrows; controls have names, progress is said."""
     page.get_by_label("Prompt").first.focus()
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -147,13 +164,11 @@ def test_it_is_used_by_the_keyboard_and_read_aloud(page):
     page.keyboard.press("Enter")
     page.get_by_role("status").filter(has_text="5 pictures drawn").wait_for()
     page.get_by_role("tab", name="Draw").focus()
-    for view in ("Watch", "Plan"):
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
+    for view, keys in (("Watch", ["Tab", "Enter"]), ("Plan", ["ArrowRight"]), ("Draw", ["ArrowRight"])):
+        for key in keys:
+            page.keyboard.press(key)
         assert page.get_by_role("tab", name=view).get_attribute("aria-selected") == "true"
         assert page.evaluate(NAMELESS) == []
-    page.get_by_role("tab", name="Draw").click()
-    assert page.evaluate(NAMELESS) == []
 
 
 def test_sixteen_seeds_of_student_and_teacher(page, runs):
@@ -192,7 +207,7 @@ def test_a_run_is_planned(page):
     page.get_by_label("Batch").fill("3")
     page.get_by_label("Cards").fill("2.5")
     page.get_by_role("button", name="Plan").click()
-    page.locator(".toast-body").filter(has_text="expected a multiple of 2").wait_for()
+    page.get_by_role("alert").filter(has_text="expected a multiple of 2").wait_for()
 
 
 @pytest.mark.parametrize("width", [1280, 480])

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from scott.app.drawing import Column, Drawer, Order, Settings, _omega
-from scott.app.handlers import sentence
+from scott.app.handlers import problem
 from scott.app.models import Models, teacher_source
 from scott.app.watching import RunState, validation_grids
 from scott.commands.app import found_runs
@@ -170,9 +170,9 @@ def test_each_student_has_its_own_omega_unless_one_is_chosen():
     ],
 )
 def test_what_goes_wrong_is_a_sentence(error, said):
-    assert said in sentence(error)
+    assert said in problem(error)
     with pytest.raises(KeyError):
-        sentence(KeyError("a fault of scott's"))
+        problem(KeyError("a fault of scott's"))
 
 
 def test_runs_are_found_the_newest_first_and_read_before_their_first_step(tmp_path):

@@ -8,7 +8,7 @@ import gradio as gr
 
 from scott.app.drawing import SEEDS, Drawer, Order, Settings
 from scott.app.figures import figures, message, varieties
-from scott.app.handlers import AT_ONCE, sentence, sentences
+from scott.app.handlers import AT_ONCE, problem
 from scott.app.models import Models, omega_range
 from scott.export.snippet import EXAMPLE
 
@@ -44,15 +44,11 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     drawn = gr.State([])
     controls = [prompt, seed, count, students, steps, teacher_steps, own, omega]
 
-    @sentences
     def draw(request: gr.Request, *values: Any) -> Iterator[str]:
         yield from _draw(drawer, request, *values)
 
     def draw_while_typing(request: gr.Request, *values: Any) -> Iterator[str]:
-        try:
-            yield from _draw(drawer, request, *values, live=True)
-        except Exception as error:
-            yield message(sentence(error))
+        yield from _draw(drawer, request, *values, live=True)
 
     inputs = [gr.Number(visible=False), *controls]
     shown: dict[str, Any] = {"inputs": inputs, "outputs": pictures, "show_progress": "hidden", **AT_ONCE}
@@ -82,13 +78,16 @@ def _draw(
     *,
     live: bool = False,
 ) -> Iterator[str]:
-    """The page's pictures, more each time."""
+    """The page's pictures, more each time, and behind them what kept others from being drawn."""
     settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), None if own else omega), []
     first, layout = int(seed or 0), figures if count == 1 else varieties
-    order = Order(time, prompt, range(first, first + count), settings)
-    for picture in drawer.draw(order, str(request.session_hash), live=live):
-        pictures.append(picture)
-        yield layout(pictures)
+    try:
+        order = Order(time, prompt, range(first, first + count), settings)
+        for picture in drawer.draw(order, str(request.session_hash), live=live):
+            pictures.append(picture)
+            yield layout(pictures)
+    except Exception as error:
+        yield layout(pictures) + problem(error)
     if not settings.student_steps and not settings.teacher_steps:
         yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
 

@@ -17,6 +17,8 @@ CSS = """
 .figures { display: grid; gap: .8rem; margin: 0 0 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
 .figures.many { grid-template-columns: repeat(8, minmax(3.2rem, 1fr)); gap: .4rem }
+section h2 { font-size: 1.1rem }
+button[role="tab"][aria-selected="true"] { color: var(--body-text-color) }
 .figures figure { margin: 0 }
 .figures figure:has(details[open]) { grid-column: 1 / -1 }
 .figures figure:has(details[open]) img { max-width: 16rem }
@@ -30,8 +32,8 @@ CSS = """
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 .scott-table { font-size: .9rem; margin-bottom: 1rem }
 .scott-table caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
-.scott-table :is(tr, td, th) { border: 0 !important; text-align: left; font-weight: normal }
-.scott-table :is(td, th) { padding: .15rem .8rem .15rem 0 }
+.scott-table, .scott-table * { border: 0 !important; text-align: left }
+.scott-table td, .scott-table th { padding: .15rem .8rem .15rem 0; font-weight: normal }
 .scott-table th[scope="rowgroup"] { font-weight: 600; padding-top: .6rem }
 p[role="alert"] { border-left: 4px solid var(--color-accent); padding: .3rem .8rem }
 .scott-wide img, .scott-wide svg { max-width: 100%; height: auto; background: white }
@@ -44,7 +46,7 @@ def figures(pictures: Sequence[Picture]) -> str:
     rows = [_drawn(pictures)]
     for who, row in groupby(pictures, key=lambda picture: picture.who):
         cells = "".join(_figure(picture) for picture in row)
-        rows.append(f'<section aria-label="{escape(who)}"><h3>{escape(who)}</h3>{_grid(cells)}</section>')
+        rows.append(f'<section aria-label="{escape(who)}"><h2>{escape(who)}</h2>{_grid(cells)}</section>')
     return "".join(rows)
 
 
@@ -59,7 +61,7 @@ def varieties(pictures: Sequence[Picture]) -> str:
         title = f"{escape(who)}, {_steps(steps)}"
         inner = "".join(f"<figure>{_image(cell)}<figcaption>seed {cell.seed}</figcaption></figure>" for cell in cells)
         grids.append(
-            f'<section aria-label="{title}"><h3>{title}: {seconds:.2f} s for {len(cells)}</h3>'
+            f'<section aria-label="{title}"><h2>{title}: {seconds:.2f} s for {len(cells)}</h2>'
             f"{_grid(inner, 'many')}</section>"
         )
     if len(drawn) < len(pictures):

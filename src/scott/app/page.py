@@ -11,6 +11,26 @@ from scott.app.watch_view import watch_view
 
 FONTS = ("system-ui", "sans-serif")
 """The reader's own: nothing is fetched from elsewhere."""
+ARROWS = """() => document.addEventListener("keydown", event => {
+  const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], tab = event.target.closest("[role=tab]")
+  if (!step || !tab) return
+  const tabs = [...tab.closest("[role=tablist]").querySelectorAll("[role=tab]")]
+  const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length]
+  next.focus(); next.click()
+})"""
+"""From view to view by the arrow keys, which gradio's tabs leave out."""
+
+
+def _theme() -> gr.themes.Base:
+    """gradio's own, with small text and buttons dark enough to be read (a contrast of 4.5 or more)."""
+    theme = gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace"))
+    return theme.set(
+        block_info_text_color="*neutral_600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
 
 
 def build(models: Models, planned: Planner) -> gr.Blocks:
@@ -36,7 +56,8 @@ def serve(page: gr.Blocks, host: str, port: int | None) -> str:
         quiet=True,
         footer_links=[],
         prevent_thread_lock=True,
-        theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=_theme(),
         css=CSS,
+        js=ARROWS,
     )
     return address

@@ -1,6 +1,6 @@
 """The view that plans a run: what a teacher and a recipe need on some cards, from `scott distill … --dry-run`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scott.app.figures import table
-from scott.app.handlers import sentences
+from scott.app.handlers import problem
 from scott.recipes.configs import RECIPES
 from scott.training.budget import Budget
 from scott.training.config import DistillConfig
@@ -47,12 +47,14 @@ def plan_view(planned: Planner) -> None:
     button = gr.Button("Plan", variant="primary")
     budget = gr.HTML(elem_id="budget")
 
-    @sentences
-    def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> Iterator:
+    def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> str:
         given: dict[str, Any] = {"train": train}
         given |= {"teacher": teacher.strip()} if teacher.strip() else {}
         given |= {"batch_size": int(batch)} if batch else {}
-        yield _page(*planned(recipe, given, int(count)), int(count), CARDS[card], reached / 100)
+        try:
+            return _page(*planned(recipe, given, int(count)), int(count), CARDS[card], reached / 100)
+        except Exception as error:
+            return problem(error)
 
     gr.on([button.click, teacher.submit], show, [recipe, teacher, train, batch, count, card, reached], budget)
 

@@ -1,6 +1,5 @@
 """The view that follows a run: curves, warnings, the time left, and what it drew on its way."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from scott.app.figures import image, message, table
-from scott.app.handlers import sentences
+from scott.app.handlers import problem
 from scott.app.models import Models
 from scott.app.watching import RunState, validation_grids
 
@@ -43,20 +42,18 @@ def watch_view(models: Models, page: gr.Blocks) -> None:
     slider = gr.Slider(0, 1, value=0, step=1, label="Validation", info="Which of the run's grids", visible=False)
     grid = gr.HTML()
 
-    @sentences
-    def show(run: str, number: float) -> Iterator[tuple[str, Any, str]]:
+    def show(run: str, number: float) -> tuple[str, Any, str]:
         grids = validation_grids(Path(run))
         last = max(len(grids) - 1, 0)
-        yield (
-            _summary(RunState.read(Path(run))),
-            gr.Slider(maximum=max(last, 1), visible=last > 0),
-            _grid(grids, min(int(number), last)),
-        )
+        chosen = gr.Slider(maximum=max(last, 1), visible=last > 0)
+        try:
+            return _summary(RunState.read(Path(run))), chosen, _grid(grids, min(int(number), last))
+        except Exception as error:
+            return problem(error), chosen, ""
 
-    @sentences
-    def newest(run: str) -> Iterator[Any]:
+    def newest(run: str) -> Any:
         last = max(len(validation_grids(Path(run))) - 1, 0)
-        yield gr.Slider(value=last, maximum=max(last, 1), visible=last > 0)
+        return gr.Slider(value=last, maximum=max(last, 1), visible=last > 0)
 
     parts: dict[str, Any] = {"inputs": [run, slider], "outputs": [summary, slider, grid], "show_progress": "hidden"}
     gr.on([page.load, run.input], newest, run, slider, show_progress="hidden").then(show, **parts)
@@ -86,4 +83,4 @@ def _grid(grids: list[Path], number: int) -> str:
     step = int(file.stem.removeprefix("step-"))
     with Image.open(file) as picture:
         text = f"The run's student in few steps over its teacher, after step {step}"
-        return f"<h3>After step {step:,}</h3>" + image(picture, text)
+        return f"<h2>After step {step:,}</h2>" + image(picture, text)
