@@ -243,6 +243,7 @@ def test_help_is_in_columns_and_names_no_empty_default(command, monkeypatch, sco
     code, said = scott(*command.split(), "--help")
     assert code == 0
     assert not re.search(r"default:\s*(None|''|)\)", said.replace("│", ""))
+    assert len(said.splitlines()[2]) <= 80, "nothing wraps what is above the columns"
     boxed = [line[1:-1] for line in said.splitlines() if line.startswith("│")]
     (width,) = {len(line) for line in boxed}
     assert width <= 78

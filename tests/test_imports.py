@@ -32,7 +32,7 @@ HOMES = {
     "gradio": {"app"},
     "jinja2": {"evaluation"},
     "matplotlib": {"evaluation"},
-    "tyro": {"arguments", "commands"},
+    "tyro": {"arguments", "cli", "commands"},
 }
 """Library → the rooms that know it."""
 FILES = sorted(

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from tests.pages import PAGES, ROOT, commands, inline_commands, name_of
 
-from scott.arguments import parse
+from scott.cli import parse
 
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -5,7 +5,7 @@ import shlex
 
 from rich.console import Console
 
-from scott.arguments import parse
+from scott.cli import parse
 from scott.progress import Bars, outcome
 
 

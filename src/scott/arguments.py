@@ -1,4 +1,4 @@
-"""The commands of the command line, each as what it is given; tyro makes its help and its parser of it.
+"""The commands of the command line, each as what it is given; tyro makes its help and its parser of it (`cli.parse`).
 
 What a command does is in its file in `commands/`, imported when the command runs: torch, and what stands on it, takes
 seconds, and the help none.
@@ -7,21 +7,13 @@ seconds, and the help none.
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import (
-    DisallowNone,
-    OmitArgPrefixes,
-    OmitSubcommandPrefixes,
-    Positional,
-    PositionalMetavarFromFieldName,
-    arg,
-    subcommand,
-)
+from tyro.conf import Positional, arg
 
 from scott.commands.drawn import Drawn
-from scott.commands.options import Recipes, described
+from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.measured import Measured
@@ -51,7 +43,7 @@ class Demo:
 
 @dataclass
 class Distill:
-    """Distil a teacher into a few-step student. The same command on its run folder resumes it."""
+    """Distil a teacher into a few-step student; the same command resumes the run."""
 
     recipe: Recipes
 
@@ -61,7 +53,7 @@ class Distill:
 
 @dataclass
 class Prepare:
-    """Encode pictures and captions once, into shards for training. The same command goes on where it was stopped."""
+    """Encode pictures and captions once, into shards; the same command resumes it."""
 
     source: Positional[str | None] = None
     """A folder, parquet, tars, COCO's JSON, a Hugging Face dataset (docs/data.md), or mini; a preset has its own."""
@@ -100,18 +92,17 @@ class Prepare:
         recipe.use_own_device()
         source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
         backbone = load_backbone(source, DTYPES[self.precision])
+        rank, count = recipe.processes()
         with Bars(console) as bars:
-            outcome = recipe.prepare_source(
-                name, backbone, self.out, self.settings, bars.report, *recipe.processes(), preset=preset
-            )
-            if recipe.processes()[0] == 0:  # who speaks, speaks for all
-                outcome = replace(outcome, manifest=recipe.wait_for_manifest(self.out))
-        console.print(recipe.summary(outcome, self.out))
+            made = recipe.prepare_source(name, backbone, self.out, self.settings, bars.report, rank, count, preset)
+            if rank == 0:  # who speaks, speaks for all
+                made = replace(made, manifest=recipe.wait_for_manifest(self.out))
+        console.print(recipe.summary(made, self.out))
 
 
 @dataclass
 class Sample:
-    """Draw with a student: a run folder, one of its exports, or a teacher and a LoRA file."""
+    """Draw with a student: a run, one of its exports, or a teacher and a LoRA file."""
 
     student: Positional[str | None] = None
     """A run folder, a student's pipeline folder or hub id, or (with --engine onnx) an ONNX export."""
@@ -192,7 +183,7 @@ class Evaluate:
 
 @dataclass
 class Compare:
-    """Results beside one another: a table, figures of quality against cost, and the share of LCM's gap closed."""
+    """Results side by side: a table, quality against cost, LCM's gap and its closing."""
 
     results: Positional[tuple[Path, ...]] = ()
     """Files that `scott evaluate` wrote."""
@@ -241,35 +232,10 @@ class Env:
     def run(self) -> None:
         from scott.commands.env import environment
 
-        found = environment()
-        width = max(map(len, found))
-        for name, what in found.items():
-            console.print(f"{name:{width}}  {what}", markup=False, highlight=False, soft_wrap=True)
+        console.print(environment(), markup=False, highlight=False, soft_wrap=True)
 
 
 COMMANDS = {
-    "demo": Demo,
-    "prepare": Prepare,
-    "distill": Distill,
-    "sample": Sample,
-    "export": Export,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "app": App,
-    "env": Env,
+    kind.__name__.lower(): kind for kind in (Demo, Prepare, Distill, Sample, Export, Evaluate, Compare, App, Env)
 }
-
-
-def parse(arguments: list[str]) -> Any:
-    """The command that the arguments name, as one of the classes above."""
-    if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
-        described(command)
-    choices: Any = Union[tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())]  # noqa: UP007
-    return tyro.cli(
-        choices,
-        prog="scott",
-        args=arguments,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes, DisallowNone, PositionalMetavarFromFieldName),
-        description="Distil a text-to-image diffusion model into a student that draws in few steps. "
-        "`scott --version` prints the version.",
-    )
+"""Name → what is given after it."""

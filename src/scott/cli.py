@@ -8,15 +8,39 @@ import os
 import signal
 import sys
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn, Union
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
+from tyro import conf
 
 from scott import __version__
-from scott.arguments import Compare, Prepare, parse
+from scott.arguments import COMMANDS, Compare, Distill, Prepare
+from scott.commands.options import described
 from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments name, as one of `COMMANDS`."""
+    if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
+        described(command)
+    choices: Any = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+    manners = (
+        conf.OmitArgPrefixes,
+        conf.OmitSubcommandPrefixes,
+        conf.DisallowNone,
+        conf.PositionalMetavarFromFieldName,
+    )
+    return tyro.cli(
+        choices,
+        prog="scott",
+        args=arguments,
+        config=manners,
+        description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
+        "`scott --version` prints the version.",
+    )
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scott.arguments import parse
+from scott.cli import parse
 from scott.commands.distill import config_of
 from scott.recipes.configs import RECIPES, mini_lcm, sd15, sd15_lcm, sdxl
 from scott.training.config import DistillConfig

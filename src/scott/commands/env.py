@@ -12,12 +12,12 @@ from scott import __version__
 EXTRAS = ("app", "data", "eval", "onnx", "quantize")
 
 
-def environment() -> dict[str, str]:
-    """Name → version, of scott, Python, the system, the devices, and what scott and each extra of it require."""
+def environment() -> str:
+    """A line each of scott, Python, the system, the devices, and what scott and each extra of it require."""
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     devices = [f"{card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards]
     needs = [Requirement(line) for line in requires("scott-diffusion") or ()]
-    return {
+    found = {
         "scott": __version__,
         "python": platform.python_version(),
         "system": f"{platform.platform()}, {os.cpu_count()} cores",
@@ -33,6 +33,8 @@ def environment() -> dict[str, str]:
             for extra in EXTRAS
         },
     }
+    width = max(map(len, found))
+    return "\n".join(f"{name:{width}}  {what}" for name, what in found.items())
 
 
 def _version(distribution: str) -> str:
