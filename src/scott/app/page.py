@@ -25,7 +25,7 @@ def _theme() -> gr.themes.Base:
     """gradio's own, with small text and buttons dark enough to be read (a contrast of 4.5 or more)."""
     theme = gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace"))
     return theme.set(
-        block_info_text_color="*neutral_600",
+        body_text_color_subdued="*neutral_600",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
