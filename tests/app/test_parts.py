@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from scott.app.drawing import Column, Drawer, Order, Settings, _omega
-from scott.app.handlers import problem
+from scott.app.figures import problem
 from scott.app.models import Models, teacher_source
 from scott.app.watching import RunState, validation_grids
 from scott.commands.app import found_runs

@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 
 from scott.app.drawing import SEEDS, Drawer, Order, Settings
-from scott.app.figures import figures, message, varieties
-from scott.app.handlers import AT_ONCE, problem
+from scott.app.figures import figures, message, problem, varieties
 from scott.app.models import Models, omega_range
 from scott.export.snippet import EXAMPLE
 
@@ -17,6 +16,8 @@ MANY = 16
 TEACHER_STEPS = [25, 50]
 HISTORY = 12
 """Drawings that are remembered."""
+AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "js": "(_, ...values) => [Date.now(), ...values]"}
+"""Of an event that draws: it starts at once, with the time as its first input; `Drawer` has older ones give up."""
 NO_STUDENT = (
     "There is no student here yet, so the embedded teacher draws alone. `scott demo` makes a student in minutes; "
     "then load this page again."

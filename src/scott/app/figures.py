@@ -1,4 +1,4 @@
-"""Pictures as HTML: a figure each, with a text for those who do not see it, what it cost, and a PNG to keep."""
+"""What the page shows, as HTML: pictures with texts for those who do not see them and PNGs to keep, tables, errors."""
 
 import base64
 import io
@@ -7,8 +7,10 @@ from html import escape
 from itertools import groupby
 
 from PIL import Image
+from safetensors import SafetensorError
 
 from scott.app.drawing import Picture
+from scott.errors import UserError, first_line, is_out_of_memory, one_line
 from scott.evaluation.pictures import png
 
 SMALL = 256
@@ -78,6 +80,19 @@ def _drawn(pictures: Sequence[Picture]) -> str:
 def message(text: str) -> str:
     """A sentence in a picture's place, read out as it appears."""
     return f'<p role="alert">{escape(text)}</p>'
+
+
+def problem(error: Exception) -> str:
+    """What is wrong, as the command line says it, in the place of what was asked for: it stays until that is there.
+
+    Raises an error that is none of its reader's doing.
+    """
+    if isinstance(error, (UserError, FloatingPointError, OSError, SafetensorError)):
+        return message(one_line(str(error)))
+    if is_out_of_memory(error):
+        said = f"{first_line(error)}; choose fewer students or steps, or start scott app with --precision fp16"
+        return message(said)
+    raise error
 
 
 def image(picture: Image.Image, text: str) -> str:

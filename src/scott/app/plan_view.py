@@ -7,14 +7,15 @@ import gradio as gr
 from rich.table import Table
 from rich.text import Text
 
-from scott.app.figures import table
-from scott.app.handlers import problem
+from scott.app.figures import problem, table
 from scott.recipes.configs import RECIPES
 from scott.training.budget import Budget
 from scott.training.config import DistillConfig
 
 Planner = Callable[[str, dict[str, Any], int], tuple[DistillConfig, Budget, Table]]
 """(recipe, options, processes) → the config, what it needs, and that as a table."""
+
+OWN = "the recipe's"
 
 
 class Card(NamedTuple):
@@ -38,7 +39,7 @@ def plan_view(planned: Planner) -> None:
     with gr.Row():
         recipe = gr.Dropdown(list(RECIPES), label="Recipe")
         teacher = gr.Textbox(label="Teacher", info="A pipeline folder or a hub id; the recipe's own, if left empty")
-        train = gr.Radio(["lora", "full"], value="lora", label="What is trained")
+        train = gr.Radio([OWN, "lora", "full"], value=OWN, label="What is trained")
     with gr.Row():
         batch = gr.Number(0, label="Batch", info="Of all cards; 0 is the recipe's", precision=0)
         count = gr.Number(1, label="Cards", precision=0)
@@ -48,7 +49,7 @@ def plan_view(planned: Planner) -> None:
     budget = gr.HTML(elem_id="budget")
 
     def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> str:
-        given: dict[str, Any] = {"train": train}
+        given: dict[str, Any] = {} if train == OWN else {"train": train}
         given |= {"teacher": teacher.strip()} if teacher.strip() else {}
         given |= {"batch_size": int(batch)} if batch else {}
         try:

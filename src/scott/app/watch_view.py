@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from scott.app.figures import image, message, table
-from scott.app.handlers import problem
+from scott.app.figures import image, message, problem, table
 from scott.app.models import Models
 from scott.app.watching import RunState, validation_grids
 
