@@ -58,7 +58,7 @@ def test_terminal_table_shows_every_row() -> None:
     console.print(table(RESULTS))
     text = console.export_text()
     assert all(row.name in text for row in RESULTS.rows)
-    assert "1.08" in text
+    assert all(figure in text for figure in ("21.6", "1.08", "0.310", "0.911", "5,000"))
 
 
 class Page(HTMLParser):

@@ -67,17 +67,18 @@ def table(results: Results) -> Table:
     """For the terminal: `rich.print(table(results))`. Footnotes stand in the caption."""
     shown = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         show_edge=False,
         pad_edge=False,
         caption="\n".join(footnotes(results)) or None,
         caption_justify="left",
     )
-    for column in columns(results):
-        named = column == "sampler"
-        shown.add_column(column, justify="left" if named else "right", no_wrap=named)
-    for row in results.rows:
-        shown.add_row(*cells(results, row), style="bold" if row is results.baseline() else None)
+    rows = [cells(results, row) for row in results.rows]
+    for column, *values in zip(columns(results), *rows, strict=True):
+        width = max(map(len, (*values, *column.split())))  # headers are broken, so that 80 columns hold all figures
+        shown.add_column(column, justify="left" if column == "sampler" else "right", width=width)
+    for row, values in zip(results.rows, rows, strict=True):
+        shown.add_row(*values, style="bold" if row is results.baseline() else None)
     return shown
 
 
