@@ -108,9 +108,10 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, folder
     assert "split" not in meta
 
 
-def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path):
+def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path, monkeypatch):
     """Place, size and background against what was asked for, the floor 1; the spread beside that of the data."""
     file = tmp_path / "results.json"
+    monkeypatch.setattr("scott.evaluation.evaluating.SPREAD_CAPTIONS", 5)
     shown = ["--metrics", "fid", "place", "size", "background", "--features", "efficientnet", "--bootstrap", 0]
     arguments = ["--steps", 1, 6, "--guidance", 2.5, "--samples", 10, "--diversity", 2, "--out", file]
     code, _, error = command_line("evaluate", "mini", *shown, *arguments)

@@ -34,6 +34,8 @@ def test_the_list_of_coco_2014_is_that_of_the_smallest_digests() -> None:
     assert digests[-1] == pytest.approx(30_000 / 40_504, abs=0.008)
     assert [entry.key for entry in by_digest(entries(*reversed(names[:50])))] == names[:50]
     assert [entry.key for entry in by_list(entries("another", *reversed(names[:50])))] == names[:50]
+    with pytest.raises(UserError, match="got 1 pictures, none of COCO's val2014"):
+        by_list(entries("another"))
 
 
 def test_the_list_of_a_protocol_needs_no_picture(mjhq, coco2014, tmp_path) -> None:
@@ -61,11 +63,17 @@ def test_a_published_list_is_taken_in_its_order() -> None:
         chosen(there, ["d"], "x")
 
 
-def test_data_that_are_not_a_protocols_whole_are_refused(coco2014) -> None:
+def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
+    def prompts(**options):
+        measured = Measured(data=str(coco2014), **options)
+        return KNOWN["coco2014-30k"].reference(measured, 30_000, 64, {}, lambda *_: None).prompts
+
     with pytest.raises(UserError, match=r"got 23 readable .* expected 30,000 or more; complete them, or .* --samples"):
-        KNOWN["coco2014-30k"].reference(Measured(data=str(coco2014)), 30_000, 64, {}, lambda *_: None)
-    measured = Measured(data=str(coco2014), samples=30_000)
-    assert len(KNOWN["coco2014-30k"].reference(measured, 30_000, 64, {}, lambda *_: None).prompts) == 23
+        prompts()
+    assert len(prompts(samples=30_000)) == 23
+    names = prompts_of("coco2014-30k", str(coco2014))[0][:12]
+    (tmp_path / "names").write_text("\n".join(names))
+    assert len(prompts(names=tmp_path / "names")) == 12
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:

@@ -95,7 +95,8 @@ class Protocol:
         floor = self.open(measured.floor_data, columns, measured.data_split) if measured.floor_data else None
         names = names_in(measured.names) if measured.names else None
         choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
-        least = samples if self.whole and measured.samples is None else SMALLEST
+        whole = samples if names is None else min(samples, len(names))
+        least = whole if self.whole and measured.samples is None else SMALLEST
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": [self.name, names], "least": least}
         return source_reference(source, samples, size, instruments, tick, **options)
 
@@ -106,10 +107,14 @@ class Protocol:
 
 
 def by_list(entries: Entries) -> Entries:
-    """COCO's pictures of coco2014-30k.txt, in its order."""
+    """COCO's pictures of coco2014-30k.txt, in its order. Raises `UserError` where there is none."""
     numbers = Path(__file__).with_name("coco2014-30k.txt").read_text(encoding="utf-8").split()
     ranks = {f"COCO_val2014_{int(number):012d}.jpg": rank for rank, number in enumerate(numbers)}
-    return sorted((entry for entry in entries if entry.key in ranks), key=lambda entry: ranks[entry.key])
+    if not (listed := [entry for entry in entries if entry.key in ranks]):
+        raise UserError(
+            f"got {len(entries):,} pictures, none of COCO's val2014; give annotations/captions_val2014.json"
+        )
+    return sorted(listed, key=lambda entry: ranks[entry.key])
 
 
 def by_digest(entries: Entries) -> Entries:
