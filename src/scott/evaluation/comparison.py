@@ -30,7 +30,7 @@ Axis = tuple[str, str]
 
 
 def combined(files: Sequence[Path]) -> Results:
-    """The rows of several files; one whose name another file has too is called after its folder, or file, as well.
+    """The rows of several files, equal ones once; of others of one name each is called after its folder, or file, too.
 
     Raises `UserError` for files of other protocols or networks, whose figures have nothing in common.
     """
@@ -39,13 +39,16 @@ def combined(files: Sequence[Path]) -> Results:
         _check_same(key, files, [results.meta.get(key) for results in loaded])
     for key in sorted({key for results in loaded for key in results.meta.get("networks", {})}):
         _check_same(key, files, [results.meta.get("networks", {}).get(key) for results in loaded])
-    names = [row.name for results in loaded for row in results.rows]
     folders, stems = [file.resolve().parent.name for file in files], [file.stem for file in files]
     labels = folders if len(set(folders)) == len(files) else stems
+    found: list[tuple[str, Row]] = []
+    for label, results in zip(labels, loaded, strict=True):
+        there = [(row.name, row.samples, row.metrics) for _, row in found]
+        found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
+    names = [row.name for _, row in found]
     rows = [
         row if names.count(row.name) == 1 or len(files) == 1 else dataclasses.replace(row, name=f"{label}/{row.name}")
-        for label, results in zip(labels, loaded, strict=True)
-        for row in results.rows
+        for label, row in found
     ]
     return Results(rows, {"files": [str(file) for file in files]} | (loaded[0].meta if len(files) == 1 else {}))
 
