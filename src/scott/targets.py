@@ -12,7 +12,7 @@ from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import Sampler
 from scott.evaluation.references import StoredPictures
-from scott.evaluation.stock import PipelineSampler, load_pipeline
+from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
@@ -45,6 +45,8 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         stock = stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP
         if stock:
             return _stock_target(name, str(folder), steps, measured, dtype)
+    if folder.suffix == ".safetensors" or (not is_run(folder) and any(folder.glob("*.safetensors"))):
+        raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if stock:
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
@@ -58,7 +60,8 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
     label = f"{Path(name).name}-{type(pipeline.scheduler).__name__.removesuffix('Scheduler').lower()}"
-    samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, measured.guidance) for n in steps}
+    guidance = default_guidance(pipeline) if measured.guidance is None else measured.guidance
+    samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)
 
 

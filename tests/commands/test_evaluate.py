@@ -108,9 +108,10 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, folder
     assert "split" not in meta
 
 
-def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path):
+def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_path, monkeypatch):
     """Place, size and background against what was asked for, the floor 1; the spread beside that of the data."""
     file = tmp_path / "results.json"
+    monkeypatch.setattr("scott.evaluation.evaluating.SPREAD_CAPTIONS", 5)
     shown = ["--metrics", "fid", "place", "size", "background", "--features", "efficientnet", "--bootstrap", 0]
     arguments = ["--steps", 1, 6, "--guidance", 2.5, "--samples", 10, "--diversity", 2, "--out", file]
     code, _, error = command_line("evaluate", "mini", *shown, *arguments)
@@ -130,6 +131,10 @@ BAD = {
     "what is read off mini alone": ({"data": "PICTURES", "metrics": ("place",)}, "pictures of mini alone"),
     "a protocol's data": ({"protocol": "coco2017-5k"}, "give COCO's annotations/captions_val2017.json"),
     "weights of nothing": ({"models": {"vgg": "x"}}, "got --models vgg; expected inception"),
+    "fewer than no resamples": ({"bootstrap": -1}, "got --bootstrap -1; expected 0 or more"),
+    "no seed": ({"seeds": ()}, "each once"),
+    "a seed twice": ({"seeds": (1, 1)}, "each once"),
+    "no metric": ({"metrics": ()}, "got the metric of no name"),
     "one picture a caption": ({"diversity": 1}, "2 or more pictures a caption"),
     "no such data": ({"data": "nowhere/at/all", "features": "CLIP"}, "no data at nowhere/at/all"),
     "no such CLIP": ({"data": "PICTURES", "features": "PICTURES"}, "is not a CLIP model"),

@@ -1,21 +1,30 @@
 """Data sets as they are published, of a few pictures."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from scott.evaluation import protocols
 from scott.mini.scenes import Scenes
+
+VAL2014 = [int(number) for number in Path(protocols.__file__).with_name("coco2014-30k.txt").read_text().split()]
 
 
 def coco(folder, name, count):
-    """`annotations/captions_NAME.json` with two captions a picture, and NAME/ beside its folder."""
+    """`annotations/captions_NAME.json` with two captions a picture, and NAME/ beside its folder.
+
+    Of val2014 one that is not in the list that ships, then the first of that list, backwards.
+    """
     for place in ("annotations", name):
         (folder / place).mkdir(exist_ok=True)
     scenes, images, annotations = Scenes(count, "held-out"), [], []
-    for index in range(count):
+    numbers = [1, *reversed(VAL2014[: count - 1])] if name == "val2014" else range(count)
+    for index, number in enumerate(numbers):
         picture, caption = scenes[index]
-        picture.resize((80, 64)).save(folder / name / f"{index:012d}.png")
-        images.append({"id": index, "file_name": f"{index:012d}.png"})
+        file = f"COCO_val2014_{number:012d}.jpg" if name == "val2014" else f"{number:012d}.png"
+        picture.resize((80, 64)).save(folder / name / file)
+        images.append({"id": index, "file_name": file})
         annotations += [{"image_id": index, "caption": text} for text in ("cat", caption)]
     file = folder / "annotations" / f"captions_{name}.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations}))

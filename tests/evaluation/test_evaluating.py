@@ -15,7 +15,7 @@ from scott.evaluation import (
     frechet_distance,
 )
 from scott.evaluation.evaluating import Diversity, Reference
-from scott.evaluation.measures import figures
+from scott.evaluation.measures import Figure, figures, too_small
 
 
 class MeanColour:
@@ -187,6 +187,20 @@ def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
         run(images=tmp_path, made={"guidance": 7.5})
 
 
+def test_a_kept_picture_has_its_calls(tmp_path) -> None:
+    """Also of a sampler that counts them while it draws."""
+
+    class Counting(Painter):
+        network_calls = 0
+
+        def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+            self.network_calls = 4
+            return paint(prompts, seed)
+
+    rows = [evaluate(Counting(), reference(), name="student", images=tmp_path) for _ in range(2)]
+    assert [row.network_calls for row in rows] == [4, 4]
+
+
 def test_two_processes_share_the_drawing(tmp_path) -> None:
     other = run(images=tmp_path, process=(1, 2))
     assert len(list(tmp_path.rglob("*.png"))) == 3, "the second of three batches"
@@ -203,14 +217,19 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
     figure = Diversity(measured, 3, seed=1).of(two)["diversity"]
     assert figure.value == figure.floor == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)
 
+    asked = []
+
     def black(prompts: Sequence[str], seed: int) -> Tensor:
+        asked.append((len(prompts), seed))
         return torch.zeros(len(prompts), 3, 4, 4)
 
     def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
         return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
 
     measured.reading_variants, measured.redrawn = reading, None
-    figures = Diversity(measured, 3, seed=1).of(black)
+    figures = Diversity(measured, 3, seed=1, batch_size=2).of(black)
+    assert [count for count, _ in asked] == [2, 1, 2, 1]
+    assert len({seed for _, seed in asked}) == 4
     assert (figures["diversity"].value, figures["diversity"].floor) == (0, None)
     assert figures["first"].value == 0.5, "over the pictures and captions where it applies"
 
@@ -229,3 +248,9 @@ def test_a_sample_too_small_is_said() -> None:
     remark = run(of=measured, batch_size=7).remark
     assert "fid: 7 samples do not fill the covariance of 9 features" in remark
     assert "coverage: at its ceiling" in remark
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.975, True), (0.97, False)])
+def test_coverage_within_chance_of_the_floor_is_at_its_ceiling(value: float, said: bool) -> None:
+    # two deviations of a difference of two shares of 1,000: 2 √(2 · .984 · .016 / 1000) = .0112
+    assert bool(too_small("coverage", Figure(value, floor=0.984), 1000, 0)) == said

@@ -5,25 +5,49 @@ from hashlib import sha256
 from typing import get_args, get_type_hints
 
 import pytest
+from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
 from scott.data.records import Record
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
-from scott.evaluation.protocols import Mjhq, by_category, by_digest, chosen
+from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
+
+
+def digest(name):
+    return sha256(name.encode()).digest()
 
 
 def entries(*names):
     return [Record(name, bytes, "a caption") for name in names]
 
 
-def test_some_of_coco_are_those_with_the_smallest_digests() -> None:
-    names = [f"COCO_val2014_{index:012d}.jpg" for index in range(50)]
-    ordered = [entry.key for entry in by_digest(entries(*reversed(names)))]
-    assert ordered == sorted(names, key=lambda name: sha256(name.encode()).hexdigest())
+def test_the_list_of_coco_2014_is_that_of_the_smallest_digests() -> None:
+    """30,000 of 40,504 draws from [0, 1) end at .741, with a standard deviation of .002."""
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in VAL2014]
+    digests = [int(sha256(name.encode()).hexdigest(), 16) / 2**256 for name in names]
+    assert digests == sorted(set(digests))
+    assert len(digests) == 30_000
+    assert digests[-1] == pytest.approx(30_000 / 40_504, abs=0.008)
+    assert [entry.key for entry in by_digest(entries(*reversed(names[:50])))] == names[:50]
+    assert [entry.key for entry in by_list(entries("another", *reversed(names[:50])))] == names[:50]
+    with pytest.raises(UserError, match="got 1 pictures, none of COCO's val2014"):
+        by_list(entries("another"))
+
+
+def test_the_list_of_a_protocol_needs_no_picture(mjhq, coco2014, tmp_path) -> None:
+    """And is what the command measures on."""
+    names, prompts = prompts_of("mjhq-5k", str(mjhq))
+    assert names[:2] == [min((n for n in names if n.startswith(c)), key=digest) for c in ("animals/", "food/")]
+    assert len(prompts) == 24
+    write_list(tmp_path / "list.csv", *prompts_of("coco2014-30k", str(coco2014)))
+    assert (tmp_path / "list.csv").read_text().splitlines()[:2] == [
+        "name,prompt",
+        f"COCO_val2014_{VAL2014[0]:012d}.jpg,cat",
+    ]
 
 
 def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
@@ -37,6 +61,19 @@ def test_a_published_list_is_taken_in_its_order() -> None:
     assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a"]
     with pytest.raises(UserError, match="has no d"):
         chosen(there, ["d"], "x")
+
+
+def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
+    def prompts(**options):
+        measured = Measured(data=str(coco2014), **options)
+        return KNOWN["coco2014-30k"].reference(measured, 30_000, 64, {}, lambda *_: None).prompts
+
+    with pytest.raises(UserError, match=r"got 23 readable .* expected 30,000 or more; complete them, or .* --samples"):
+        prompts()
+    assert len(prompts(samples=30_000)) == 23
+    names = prompts_of("coco2014-30k", str(coco2014))[0][:12]
+    (tmp_path / "names").write_text("\n".join(names))
+    assert len(prompts(names=tmp_path / "names")) == 12
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:
@@ -67,13 +104,12 @@ def evaluated(command_line, teacher_folders, tmp_path, monkeypatch):
 def test_the_coco_2014_command_draws_the_rules_captions_at_256_px(evaluated, coco2014, tmp_path) -> None:
     results = evaluated("--protocol", "coco2014-30k", "--data", coco2014, "--samples", 10, "--bootstrap", 5)
     floor, row = results.rows
-    assert (floor.name, floor.samples, row.samples) == ("real-vs-real", 10, 10), "24 pictures have room for both"
+    assert (floor.name, floor.samples, row.samples) == ("real-vs-real", 10, 10), "23 pictures have room for both"
     assert row.metrics["fid"].floor == floor.fid
     assert row.metrics["fid"].interval is not None
     assert results.meta["size"] == 256
     listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))
-    expected = by_digest(entries(*(f"{index:012d}.png" for index in range(24))))[:10]
-    assert [name for name, _ in listed] == ["name", *(entry.key for entry in expected)]
+    assert [name for name, _ in listed] == ["name", *(f"COCO_val2014_{number:012d}.jpg" for number in VAL2014[:10])]
     assert {prompt for _, prompt in listed[1:]} == {"cat"}, "the first caption"
 
     cached = list((tmp_path / "cache").rglob("*.safetensors"))

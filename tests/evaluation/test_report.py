@@ -42,6 +42,11 @@ def test_markdown() -> None:
     assert lines[12].startswith("† ")
 
 
+def test_a_remark_of_several_rows_stands_once() -> None:
+    rows = [Row(name, 2, 2, 0.1, 5.0, samples=100, remark="few") for name in ("a", "b")]
+    assert "a, b: few" in markdown_table(Results(rows)).splitlines()
+
+
 def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.9, 5.3)), "kid": Figure(0.25)})
     header, _, line, *rest = markdown_table(Results([one])).splitlines()

@@ -5,6 +5,7 @@ import pytest
 
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
+from scott.evaluation.tables import footnotes
 
 TEACHER = Row("teacher-50", 50, 100, 1.5, 20.0, 0.318, 0.913, 5000, recorded=True, remark="DDIM")
 STUDENT = Row("scott-2", 2, 2, 0.04, 21.6, 0.31, 0.9114, 5000)
@@ -72,6 +73,9 @@ def test_a_file_of_before_is_read(tmp_path) -> None:
 def test_no_ratio_of_figures_with_different_sample_sizes() -> None:
     assert Results([TEACHER, replace(STUDENT, samples=1000)]).fid_ratio(STUDENT) is not None
     assert Results([TEACHER, STUDENT]).fid_ratio(replace(STUDENT, samples=1000)) is None
+    assert "FID ratio: to teacher-50." in footnotes(Results([TEACHER, STUDENT]))
+    few = Results([TEACHER, replace(STUDENT, samples=1000)])
+    assert "FID ratio: to teacher-50, of as many samples alone." in footnotes(few)
 
 
 def test_the_floor_is_that_of_as_many_samples() -> None:

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
@@ -29,17 +30,35 @@ Axis = tuple[str, str]
 
 
 def combined(files: Sequence[Path]) -> Results:
-    """The rows of several files; one whose name another file has too is called after its folder as well."""
-    loaded = [(file, Results.load(file)) for file in files]
-    names = [row.name for _, results in loaded for row in results.rows]
+    """The rows of several files, equal ones once; of others of one name each is called after its folder, or file, too.
+
+    Raises `UserError` for files of other protocols or networks, whose figures have nothing in common.
+    """
+    loaded = [Results.load(file) for file in files]
+    for key in ("protocol", "split", "size"):
+        _check_same(key, files, [results.meta.get(key) for results in loaded])
+    for key in sorted({key for results in loaded for key in results.meta.get("networks", {})}):
+        _check_same(key, files, [results.meta.get("networks", {}).get(key) for results in loaded])
+    folders, stems = [file.resolve().parent.name for file in files], [file.stem for file in files]
+    labels = folders if len(set(folders)) == len(files) else stems
+    found: list[tuple[str, Row]] = []
+    for label, results in zip(labels, loaded, strict=True):
+        there = [(row.name, row.samples, row.metrics) for _, row in found]
+        found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
+    names = [row.name for _, row in found]
     rows = [
-        row
-        if names.count(row.name) == 1 or len(files) == 1
-        else dataclasses.replace(row, name=f"{file.parent.name}/{row.name}")
-        for file, results in loaded
-        for row in results.rows
+        row if names.count(row.name) == 1 or len(files) == 1 else dataclasses.replace(row, name=f"{label}/{row.name}")
+        for label, row in found
     ]
-    return Results(rows, {"files": [str(file) for file in files]} | (loaded[0][1].meta if len(files) == 1 else {}))
+    return Results(rows, {"files": [str(file) for file in files]} | (loaded[0].meta if len(files) == 1 else {}))
+
+
+def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
+    """Raise `UserError` where two files have other values; a file that says none may stand beside any."""
+    known = [(value, file) for value, file in zip(values, files, strict=True) if value is not None]
+    if other := next((pair for pair in known if pair[0] != known[0][0]), None):
+        (first, file), (value, another) = known[0], other
+        raise UserError(f"{file} has {key} {first} and {another} {value}; compare figures of one kind")
 
 
 def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:

@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scott.data.pictures import cropped
+from scott.data.records import slices
 from scott.evaluation.features import Instruments, features_of
 from scott.evaluation.grids import to_pil
 from scott.evaluation.measures import FEATURES, METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
-from scott.evaluation.pictures import Batches, Generate, Progress, batch_seed, write_captions
+from scott.evaluation.pictures import Batches, Generate, Progress, Sampler, batch_seed, write_captions
 from scott.evaluation.results import FLOOR, Row
 from scott.measured import Measured
 
@@ -22,21 +23,6 @@ Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
 """(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
 SPREAD_CAPTIONS = 50
 """Captions whose pictures `Diversity` compares."""
-
-
-class Sampler(Protocol):
-    """`Generate`, and what an image costs."""
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def network_calls(self) -> int: ...
-
-    @property
-    def guidance(self) -> float | None: ...
 
 
 @dataclass
@@ -124,15 +110,17 @@ def evaluate(
             batches.draw_own(progress)
         if process[0] == 0:
             each.append(_figures(batches, reference, reference.replicates if not each else 0, costs, progress))
-    row = Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
     if process[0] > 0:
-        return row
+        return Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
     metrics = over_seeds(each, reference.floors)
     remarks = [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
     seconds, counts = zip(*(costs[1:] or costs), strict=True)
-    return replace(
-        row,
-        seconds_per_image=sum(seconds) / sum(counts),
+    return Row(
+        name,
+        sampler.steps,
+        batches.calls(),
+        sum(seconds) / sum(counts),
+        samples=samples,
         metrics=metrics,
         guidance=sampler.guidance,
         seeds=tuple(seeds),
@@ -176,6 +164,7 @@ class Diversity:
     reference: Reference
     count: int
     seed: int
+    batch_size: int = 64
 
     def of(self, generate: Generate) -> dict[str, Figure]:
         """What `reading_variants` reads off the pictures is averaged beside it."""
@@ -191,7 +180,10 @@ class Diversity:
         distances, shown = [], defaultdict(list)
         read, instrument = self.reference.reading_variants, self.reference.instruments[FEATURES]
         for index, prompt in enumerate(self.reference.prompts[:SPREAD_CAPTIONS]):
-            images = generate([prompt] * self.count, batch_seed(self.seed, index)).float()
+            sizes = [len(part) for part in slices(self.count, self.batch_size)]
+            seeds = [batch_seed(self.seed, index + SPREAD_CAPTIONS * batch) for batch in range(len(sizes))]
+            drawn = [generate([prompt] * size, seed) for size, seed in zip(sizes, seeds, strict=True)]
+            images = torch.cat(drawn).float()
             distances.append(torch.pdist(instrument.images(images).double()).mean())
             for name, values in (read(images, index) if read else {}).items():
                 shown[name].append(values.nanmean())
@@ -209,7 +201,9 @@ def evaluate_all(
 ) -> list[Row]:
     """The floor's row, where there is one, and those of samplers by their names; none but of the first process."""
     rows = [reference.floor()] if reference.floors else []
-    diversity = Diversity(reference, measured.diversity, measured.seeds[0]) if measured.diversity else None
+    diversity = (
+        Diversity(reference, measured.diversity, measured.seeds[0], measured.batch_size) if measured.diversity else None
+    )
     for name, sampler in samplers.items():
         row = evaluate(
             sampler,

@@ -1,5 +1,6 @@
 """Which metrics there are, which network each reads, and what comes with a figure: interval, floor, seeds."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -96,8 +97,9 @@ class Figure:
 
 
 def check_metrics(names: Collection[str]) -> None:
-    if unknown := [name for name in names if name not in (*METRICS, *SHOWN)]:
-        raise UserError(f"got the metric {unknown[0]}; expected some of {', '.join((*METRICS, *SHOWN))}")
+    known = (*METRICS, *SHOWN)
+    if unknown := [name for name in names or [""] if name not in known]:
+        raise UserError(f"got the metric {unknown[0] or 'of no name'}; expected some of {', '.join(known)}")
 
 
 def instruments_of(metrics: Collection[str]) -> set[str]:
@@ -168,6 +170,10 @@ def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None
     """Why a sample is too small for a metric of features (N, `width`); None where it is not."""
     if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
         return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; read its excess."
-    if name == "coverage" and figure.floor is not None and figure.value >= figure.floor:
-        return f"coverage: at its ceiling, as real pictures have {figure.floor:.3f} at {samples:,} samples."
+    if name == "coverage" and figure.floor is not None:
+        chance = 2 * math.sqrt(
+            2 * figure.floor * (1 - figure.floor) / samples
+        )  # two deviations of a difference of shares
+        if figure.value >= figure.floor - chance:
+            return f"coverage: at its ceiling, real pictures' {figure.floor:.3f} at {samples:,} samples, within chance."
     return None

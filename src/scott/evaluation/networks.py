@@ -168,6 +168,8 @@ def dinov2(path: str | Path | None, device: Device) -> Features:
     source = path or "facebook/dinov2-large"
     try:
         network = AutoModel.from_pretrained(source, dtype=torch.float32).to(device)
+        if network.config.model_type != "dinov2":
+            raise ValueError(f"it is of the kind {network.config.model_type}")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{str(source)!r} is not a DINOv2 model: expected a transformers folder or hub id ({error})"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,24 @@ Generate = Callable[[Sequence[str], int], Tensor]
 Progress = Callable[[int, int], None]
 """Called after each batch with (images done, images in all)."""
 
-SECONDS = "seconds"
+SECONDS, CALLS = "seconds", "calls"
+"""What a picture cost, kept beside how it was made."""
 POLL_SECONDS = 0.5
+
+
+class Sampler(Protocol):
+    """`Generate`, and what an image costs."""
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def network_calls(self) -> int: ...
+
+    @property
+    def guidance(self) -> float | None: ...
 
 
 def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
@@ -58,16 +74,16 @@ def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
         if not file.exists():
             return False
         found = how_made(file)
-        if not isinstance(found, dict) or {k: v for k, v in found.items() if k != SECONDS} != dict(wanted):
+        if not isinstance(found, dict) or {k: v for k, v in found.items() if k not in (SECONDS, CALLS)} != dict(wanted):
             raise UserError(f"{file} was made otherwise; choose another folder for the pictures, nothing was changed")
     return True
 
 
-def keep(images: Tensor, files: Sequence[Path], made: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Write pictures (B, 3, H, W), each of which took `seconds`."""
+def keep(images: Tensor, files: Sequence[Path], made: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> None:
+    """Write pictures (B, 3, H, W), each of which took `cost`."""
     files[0].parent.mkdir(parents=True, exist_ok=True)
     for image, file, how in zip(images, files, made, strict=True):
-        save_picture(to_pil(image), file, {**how, SECONDS: seconds})
+        save_picture(to_pil(image), file, {**how, **cost})
 
 
 def read(files: Sequence[Path], *, wait: bool = False) -> tuple[Tensor, float]:
@@ -116,7 +132,7 @@ class Batches:
     waits for the others'.
     """
 
-    generate: Generate
+    generate: Sampler
     prompts: Sequence[str]
     seed: int
     size: int
@@ -136,7 +152,7 @@ class Batches:
             files, made = self._files(index)
             if not kept(files, made):
                 images, seconds = self._drawn(index)
-                keep(images, files, made, seconds / len(images))
+                keep(images, files, made, {SECONDS: seconds / len(images), CALLS: self.generate.network_calls})
             if progress is not None:
                 progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
 
@@ -146,6 +162,12 @@ class Batches:
             return self._drawn(index)
         files, _ = self._files(index)
         return read(files, wait=self.process[1] > 1)
+
+    def calls(self) -> int:
+        """Network calls a picture: kept with it, since some samplers count them while they draw."""
+        if self.folder is None:
+            return self.generate.network_calls
+        return how_made(self._files(0)[0][0]).get(CALLS, self.generate.network_calls)
 
     def _prompts(self, index: int) -> Sequence[str]:
         return self.prompts[index * self.size : (index + 1) * self.size]

@@ -5,8 +5,9 @@
     mjhq-5k        500 of each of MJHQ-30K's ten categories, each with its prompt
 
 Pictures are cropped at their centre and resized by Lanczos, real and drawn alike. Where a protocol takes some of the
-pictures, those come first whose names have the smallest SHA-256: an order that anyone can compute, that favours
-nothing, and that no file needs to keep. A published list of names replaces it (`chosen`).
+pictures, they are those whose names have the smallest SHA-256, in that order: one that anyone can compute and that
+favours nothing. coco2014-30k.txt beside this file has the ids of those of val2014. Another list of names replaces it
+(`chosen`).
 """
 
 import csv
@@ -20,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Record, Skip, Source, Unit, slices
 from scott.data.sources import open_source
@@ -28,7 +30,7 @@ from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import Entries, Tick, check_samples, reasons, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, reasons, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 
@@ -45,6 +47,8 @@ class Protocol:
     """Pixels a side that pictures are measured at; None takes what the sampler draws."""
     order: Callable[[Entries], Entries] | None = None
     """Of all that the source has; None keeps its order."""
+    whole: bool = True
+    """Whether data with fewer pictures than `samples` are refused, where --samples asks for no fewer."""
     open: Callable[[str, Columns, str], Source] = open_source
     features: str = "inception"
     """`--features`, where it is left out."""
@@ -61,9 +65,14 @@ class Protocol:
         check_metrics(measured.metrics)
         if hidden := [name for name in measured.metrics if name in SHOWN and name not in self.shown]:
             raise UserError(f"got the metric {hidden[0]}, which is read off pictures of mini alone; leave it out")
-        if measured.batch_size < 1 or measured.diversity == 1:
+        for name, low in {"batch-size": 1, "bootstrap": 0, "size": 1}.items():
+            if (value := getattr(measured, name.replace("-", "_"))) is not None and value < low:
+                raise UserError(f"got --{name} {value}; expected {low} or more")
+        if measured.diversity < 0 or measured.diversity == 1:
+            raise UserError(f"got --diversity {measured.diversity}; expected 2 or more pictures a caption, or 0")
+        if not measured.seeds or min(measured.seeds) < 0 or len(set(measured.seeds)) < len(measured.seeds):
             raise UserError(
-                "got a batch of none, or --diversity 1; expected 1 or more, and 2 or more pictures a caption"
+                f"got --seeds {' '.join(map(str, measured.seeds))}; expected numbers of 0 or more, each once"
             )
         if unknown := set(measured.models) - {*NETWORKS, *CLIPS}:
             raise UserError(f"got --models {' '.join(sorted(unknown))}; expected {', '.join([*NETWORKS, *CLIPS])}")
@@ -86,13 +95,26 @@ class Protocol:
         floor = self.open(measured.floor_data, columns, measured.data_split) if measured.floor_data else None
         names = names_in(measured.names) if measured.names else None
         choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
-        key = [self.name, names]
-        return source_reference(source, samples, size, instruments, tick, choose=choose, floor=floor, key=key)
+        whole = samples if names is None else min(samples, len(names))
+        least = whole if self.whole and measured.samples is None else SMALLEST
+        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": [self.name, names], "least": least}
+        return source_reference(source, samples, size, instruments, tick, **options)
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""
         left_out = {"left out": reasons(reference.skipped)} if reference.skipped else {}
         return {"data": measured.data, "size": reference.size} | left_out
+
+
+def by_list(entries: Entries) -> Entries:
+    """COCO's pictures of coco2014-30k.txt, in its order. Raises `UserError` where there is none."""
+    numbers = Path(__file__).with_name("coco2014-30k.txt").read_text(encoding="utf-8").split()
+    ranks = {f"COCO_val2014_{int(number):012d}.jpg": rank for rank, number in enumerate(numbers)}
+    if not (listed := [entry for entry in entries if entry.key in ranks]):
+        raise UserError(
+            f"got {len(entries):,} pictures, none of COCO's val2014; give annotations/captions_val2014.json"
+        )
+    return sorted(listed, key=lambda entry: ranks[entry.key])
 
 
 def by_digest(entries: Entries) -> Entries:
@@ -146,6 +168,15 @@ class Mjhq:
             raise Skip("missing-file") from None
 
 
+def prompts_of(protocol: str, data: str) -> tuple[list[str], list[str]]:
+    """Names and prompts of the pictures that a protocol takes of its data, by their captions alone."""
+    one = PROTOCOLS[protocol]
+    entries = list(entries_of(one.open(data, Columns(), "train")))
+    taken = [entry for entry in (one.order(entries) if one.order else entries) if isinstance(entry, Record)]
+    taken = taken[: one.samples]
+    return [entry.key for entry in taken], [read_captions(entry.captions)[0] for entry in taken]
+
+
 def names_in(file: Path) -> list[str]:
     """The first column of a CSV, or lines."""
     try:
@@ -172,9 +203,9 @@ PROTOCOLS = {
             data="COCO's annotations/captions_val2014.json",
             samples=30_000,
             size=256,
-            order=by_digest,
+            order=by_list,
         ),
         Protocol(name="mjhq-5k", data="MJHQ-30K's meta_data.json", samples=5000, order=by_category, open=Mjhq),
-        Protocol(name="custom", data="captioned pictures", samples=1000),
+        Protocol(name="custom", data="captioned pictures", samples=1000, whole=False),
     )
 }

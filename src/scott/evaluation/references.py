@@ -41,6 +41,7 @@ def source_reference(
     choose: Callable[[Entries], Entries] | None = None,
     floor: Source | None = None,
     key: Sequence[Any] | None = None,
+    least: int = SMALLEST,
 ) -> Reference:
     """The first pictures that can be read, of those that `choose` makes of all, each with its first caption.
 
@@ -49,7 +50,7 @@ def source_reference(
     features for the next time; without it nothing is kept.
 
     Raises:
-        UserError: fewer than 10 can be read; see `open_source`.
+        UserError: fewer than `least` can be read; see `open_source`.
     """
     check_samples(samples)
     file = None
@@ -65,9 +66,10 @@ def source_reference(
     with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
         real, described = _read(found, samples, instruments, lambda done: tick("the real pictures", done, samples))
         count = len(described["prompts"])
-        if count < SMALLEST:
+        if count < least:
             skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
-            raise UserError(f"got {count} readable pictures with captions{skips}; expected {SMALLEST} or more")
+            fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
+            raise UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
         with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
             others, _ = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
     tensors = {f"real/{name}": value for name, value in real.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,14 @@ from scott.teachers.family import DEFAULT_SIZE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+OWN_GUIDANCE: dict[str, Callable[[float], dict[str, Any]]] = {
+    "QwenImagePipeline": lambda omega: {"true_cfg_scale": omega, "negative_prompt": ""},
+    "ZImagePipeline": lambda omega: {"guidance_scale": omega - 1},
+}
+"""Pipeline → how it is asked for ω: Qwen-Image has another name for it, and Z-Image takes the s of
+cond + s (cond − uncond)."""
 
 
 @dataclass
@@ -64,20 +73,19 @@ class PipelineSampler:
 
 
 def call_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
-    """How a pipeline is asked for ω, and for no other size than the one it is given.
-
-    Qwen-Image has another name for ω, and Z-Image takes the s of cond + s (cond − uncond).
-    """
+    """How a pipeline is asked for ω, and for no other size than the one it is given."""
     options: dict[str, Any] = {}
     if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
         options["use_resolution_binning"] = False
     if omega is None:
         return options
-    own: dict[str, dict[str, Any]] = {
-        "QwenImagePipeline": {"true_cfg_scale": omega, "negative_prompt": ""},
-        "ZImagePipeline": {"guidance_scale": omega - 1},
-    }
-    return options | own.get(type(pipeline).__name__, {"guidance_scale": omega})
+    return options | OWN_GUIDANCE.get(type(pipeline).__name__, lambda scale: {"guidance_scale": scale})(omega)
+
+
+def default_guidance(pipeline: DiffusionPipeline) -> float | None:
+    """ω of the pipeline's own call; None where it has another form."""
+    scale = inspect.signature(pipeline.__call__).parameters.get("guidance_scale")
+    return scale.default if scale and type(pipeline).__name__ not in OWN_GUIDANCE else None
 
 
 def load_pipeline(
@@ -89,6 +97,8 @@ def load_pipeline(
     """
     import diffusers
 
+    if lora is not None and lora.endswith(".safetensors") and not Path(lora).is_file():
+        raise UserError(f"there is no file {lora}; give --lora a file, or the hub id of a LoRA")
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype)
         if lora is not None:
@@ -96,6 +106,12 @@ def load_pipeline(
     except (OSError, ValueError, AttributeError) as error:
         what = f"{name} with {lora}" if lora else name
         raise UserError(f"{what} does not open as a pipeline: {first_line(error)}") from None
+    accepted = inspect.signature(pipeline.__call__).parameters
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if network is None or "prompt" not in accepted or "num_frames" in accepted:
+        raise UserError(f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts")
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # it draws black what it takes offence at, and is not what is measured
     if scheduler is not None:
         made: Any = getattr(diffusers, scheduler, None)
         if not hasattr(made, "from_config"):

@@ -46,9 +46,11 @@ def cells(results: Results, row: Row) -> list[str]:
 
 
 def footnotes(results: Results) -> list[str]:
-    lines = [f"{row.name}: {row.remark}" for row in results.rows if row.remark]
+    remarks = dict.fromkeys(row.remark for row in results.rows if row.remark)
+    lines = [f"{', '.join(row.name for row in results.rows if row.remark == one)}: {one}" for one in remarks]
     if baseline := results.baseline():
-        lines.append(f"FID ratio: to {baseline.name}.")
+        others = any(row.fid is not None and row.samples != baseline.samples for row in results.rows)
+        lines.append(f"FID ratio: to {baseline.name}{', of as many samples alone' if others else ''}.")
     if any(figure and figure.floor is not None for figure in (results.figure(row, "fid") for row in results.rows)):
         lines.append("Excess: FID over that of as many real pictures.")
     figures = [figure for row in results.rows for figure in row.metrics.values()]

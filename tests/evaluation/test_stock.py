@@ -1,0 +1,46 @@
+"""Stock pipelines as they are loaded to be measured."""
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from scott.errors import UserError
+from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
+
+CPU = torch.device("cpu")
+
+
+def test_nothing_is_drawn_black_for_safety(teacher_folders, tmp_path) -> None:
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(vision_config=tower | {"image_size": 32, "patch_size": 32}, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(-10)  # takes offence at everything
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    parts = {"safety_checker": checker, "feature_extractor": processor}
+    StableDiffusionPipeline.from_pretrained(teacher_folders["sd1"], **parts).save_pretrained(tmp_path)
+    pipeline = load_pipeline(str(tmp_path), None, None, torch.float32, CPU)
+    assert PipelineSampler(pipeline, 1, 1.0)(["a cat"], 0).max() > 0
+
+
+def test_the_guidance_of_a_pipelines_own_call_is_known(teacher_folders) -> None:
+    """SD's call has 7.5."""
+    pipeline = load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
+    assert default_guidance(pipeline) == 7.5
+    own, given = (PipelineSampler(pipeline, 1, omega)(["a cat"], 0) for omega in (None, 7.5))
+    assert torch.equal(own, given)
+
+
+def test_a_pipeline_without_prompts_is_refused(tmp_path) -> None:
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    network = UNet2DModel(sample_size=8, norm_num_groups=4, layers_per_block=1, **blocks)
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a DDPMPipeline; expected a pipeline that draws pictures of prompts"):
+        load_pipeline(str(tmp_path), None, None, torch.float32, CPU)
+
+
+def test_a_lora_that_is_not_there_is_said(teacher_folders) -> None:
+    with pytest.raises(UserError, match=r"there is no file style\.safetensors"):
+        load_pipeline(str(teacher_folders["sd1"]), None, "style.safetensors", torch.float32, CPU)
