@@ -80,15 +80,18 @@ def _name(title: str) -> str:
 
 def _families() -> dict[str, str]:
     """Page → its text: a section of teachers.md, its rows of the table there, and the recipes that it names."""
-    recipes, rows = _sections(RECIPES), re.findall(r"^\|.*\|$", (ROOT / "docs" / TEACHERS).read_text(), re.MULTILINE)
+    recipes, overview = _sections(RECIPES), (ROOT / "docs" / TEACHERS).read_text().partition("## ")[0]
+    rows_of_all = [table.splitlines() for table in re.findall(r"(?:^\|.*\|\n)+", overview, re.MULTILINE)]
     pages = {}
     for title, text in _sections(TEACHERS).items():
         named = dict.fromkeys(recipe for recipe in re.findall(r"scott distill (\S+)", text) if recipe in recipes)
         named |= {"realistic-vision": None} if "sd15" in named else {}
         named |= {"sd35-large": None} if "sd35-medium" in named else {}
-        table = [*rows[:2], *(row for row in rows[2:] if any(f"`{recipe}`" in row for recipe in named))]
+        own = [
+            [*rows[:2], *(row for row in rows if any(f"`{recipe}`" in row for recipe in named))] for rows in rows_of_all
+        ]
         tables = "\n".join(f"## Recipe `{recipe}`\n\n{recipes[recipe]}" for recipe in named)
-        body = f"# {title}\n\n" + "\n".join(table) + f"\n\n{text}\n{tables}"
+        body = f"# {title}\n\n" + "\n\n".join("\n".join(rows) for rows in own) + f"\n\n{text}\n{tables}"
         common = "\nEvery other value is [every recipe's](recipes.md#every-recipe-of-a-real-teacher).\n"
         pages[_name(title)] = LINK.sub(r"\1../\2", body + common)
     return pages

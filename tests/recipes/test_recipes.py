@@ -1,6 +1,5 @@
 """Every recipe's models at their real size, on the meta device; and each recipe run on a tiny pipeline."""
 
-import dataclasses
 import json
 import re
 
@@ -8,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests.recipes.needs import PUBLISHED, TABLE, equipped, row
 from tests.teachers.published import write_configs
 from torch import nn
 
-from scott.commands.distill import add_models, run
+from scott.commands.distill import run
 from scott.commands.sample import load_student
 from scott.mini import embedded
 from scott.mini.embedded import TEACHER
@@ -20,9 +20,6 @@ from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
-
-PUBLISHED = {name: name for name in RECIPES if name != "mini"} | {"realistic-vision": "sd15"}
-"""Recipe → the config files in tests/teachers/configs; Realistic Vision is a fine-tune of SD1.5."""
 
 COUNTED = {
     # (recipe, configs): (network, student's LoRA, its layers, critic with its head, its layers), all at rank 64
@@ -54,13 +51,6 @@ NOT_ADAPTED = re.compile(
 )
 """All that a student's LoRA leaves out: input and output layers, and what embeds times, sizes and text."""
 FEED_FORWARD = re.compile(r"\.ff(_context)?\.|\.proj_(in|out)$")
-
-
-def equipped(recipe, folder, **settings):
-    config = RECIPES[recipe](teacher=str(folder), data="none", **settings)
-    backbone = skeleton(folder, config.dtype)
-    add_models(backbone, dataclasses.replace(config, compile=False))
-    return config, backbone
 
 
 def size(parameters):
@@ -115,10 +105,11 @@ def adapted(parameters):
 
 @pytest.mark.parametrize("recipe", sorted(PUBLISHED.keys() - {"realistic-vision"}))
 def test_a_recipes_run_fits_a_card_of_80_gb(recipe, tmp_path):
-    """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs."""
+    """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs. docs/teachers.md says so."""
     config, backbone = equipped(recipe, write_configs(PUBLISHED[recipe], tmp_path))
     budget = budget_of(backbone, config)
     assert max(budget.total, budget.start) <= 78e9
+    assert row(recipe, config, backbone, budget) in TABLE.read_text().splitlines()
     if config.gradient_accumulation > 1:
         rest = budget.total - budget.training["activations"]
         fewer = config.gradient_accumulation // 2
@@ -167,26 +158,36 @@ def pictures(tmp_path_factory):
 TINY = {"mini": None, "sd15": "sd1", "realistic-vision": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
 
 
-@pytest.mark.parametrize(("recipe", "family"), [*TINY.items(), ("sd15", "sd2")])
-def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, pictures, tmp_path):
-    """Three steps and a picture in two, with the recipe's own settings but for sizes and rates.
+FLOWS = {name: name for name in ("flux", "chroma", "flux2-klein", "qwen-image", "z-image", "sana")}
+FLOWS |= {"sd35-medium": "sd35"}
+
+
+@pytest.mark.parametrize(("recipe", "family"), [*TINY.items(), ("sd15", "sd2"), *FLOWS.items()])
+def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, flow_folder, pictures, tmp_path):
+    """Three steps (of later families one), the exports of every run, and a picture in two by the student that was
+    saved, with the recipe's own settings but for sizes and rates.
 
     Warming up to 8e-6 would move a student by less than bf16 shows.
     """
-    small = {"batch_size": 2, "max_steps": 3, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
+    steps = 1 if recipe in FLOWS else 3
+    small = {"batch_size": 2, "max_steps": steps, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
     fast = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2, "warmup_steps": 0}
-    teacher = str(teacher_folders[family]) if family else "mini"
+    teacher = "mini"
+    if family:
+        teacher = str(flow_folder(family) if recipe in FLOWS else teacher_folders[family])
+    small |= {"resolution": 64} if recipe in FLOWS else {}  # their pipelines' own are too many for a test
     config = RECIPES[recipe](teacher=teacher, data=str(pictures), out=tmp_path / "run", **small, **fast)
     run(config, lambda *_: None)
 
     log = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in log] == [1, 2, 3, 3], "the last step is drawn too"
+    assert [record["step"] for record in log] == [*range(1, steps + 1), steps], "the last step is drawn too"
     for model in ("student", "target", "critic"):
         (file,) = config.out.glob(f"checkpoints/*/{model}.safetensors")
         assert all(bool(parameter.isfinite().all()) for parameter in load_file(file).values())
     omega = (config.guidance_min + config.guidance_max) / 2
     student = load_student(str(config.out))
     backbone, plain = student.backbone, load_backbone(embedded.teacher_folder(teacher))
+    plain.resize(backbone.resolution)
     drawn = student.sampler(2, omega)(["a cat", "dog"], 0)
     untrained = StudentSampler(plain, plain.teacher, student.grid, 2, omega)(["a cat", "dog"], 0)
     assert drawn.shape == (2, 3, backbone.resolution, backbone.resolution)

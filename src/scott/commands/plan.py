@@ -18,6 +18,10 @@ from scott.teachers.skeleton import skeleton
 from scott.training.budget import Budget, budget_of
 from scott.training.config import DistillConfig
 
+H100 = 989e12
+"""Dense fp16 FLOP/s of an H100 SXM, by its data sheet."""
+REACHED = 0.3
+
 
 def plan(config: DistillConfig, processes: int = 1) -> Budget:
     """The budget of each of a run's processes, at the size of its data. Raises `UserError` where the run would, but for
@@ -72,6 +76,7 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
     table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", "over all processes")
     table.add_row("TFLOP in all", f"{budget.flops * config.max_steps / 1e12:,.0f}", f"{config.max_steps:,} steps")
+    table.add_row("hours", f"{gpu_hours(config, budget):,.1f}", f"of an H100, {REACHED:.0%} of its peak assumed")
     samples = config.max_steps * config.batch_size
     table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
     if budget.exchanged:
@@ -90,6 +95,11 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
         for flag, size in budget.savings.items():
             table.add_row(flag, _bytes(size), "of the frozen network" if "quantize" in flag else "of activations")
     return table
+
+
+def gpu_hours(config: DistillConfig, budget: Budget) -> float:
+    """All steps on one H100 that reaches `REACHED` of its peak, which is an assumption; n of them take 1/n of it."""
+    return budget.flops * config.max_steps / (REACHED * H100) / 3600
 
 
 _REMARKS = {

@@ -124,7 +124,7 @@ class Trained:
             guidance_max=config.guidance_max,
             takes_guidance=backbone.takes_guidance and (backbone.teacher_calls == 1 or not is_lora),
             original_inference_steps=count,
-            times={str(steps): _network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
+            times={str(steps): network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
             lora_alpha=config.alpha if is_lora else None,
             lora_variant=config.lora_variant,
@@ -239,7 +239,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _network_times(grid: JumpGrid, steps: int) -> list[float]:
+def network_times(grid: JumpGrid, steps: int) -> list[float]:
+    """Where a student of this grid calls its network in so many steps: training times, of a flow σ."""
     times = torch.tensor(grid.inference_times(steps), dtype=grid.schedule.time_dtype)
     if isinstance(grid.schedule, FlowSchedule):
         return [round(sigma, 4) for sigma in grid.schedule.sigma(times).tolist()]
