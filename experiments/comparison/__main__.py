@@ -23,7 +23,7 @@ from scott.errors import UserError
 from scott.evaluation import evaluate
 from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import MiniReference, mini_reference
-from scott.recipes.configs import mini, mini_lcm
+from scott.recipes.configs import mini
 from scott.samplers import TeacherSampler
 from scott.students import teacher_of
 from scott.training.config import DistillConfig
@@ -31,7 +31,7 @@ from scott.training.config import DistillConfig
 HERE = Path(__file__).parent
 METHODS: dict[str, Callable[..., DistillConfig]] = {
     "ours": mini,
-    "lcm": mini_lcm,
+    "lcm": partial(mini, method="lcm"),
     "scott-paper": partial(mini, method="paper"),
 }
 BASELINES: dict[str, type[Baseline]] = {"instaflow": InstaFlow, "ufogen": UFOGen}

@@ -1,12 +1,10 @@
 """The recipes: what a teacher is distilled with, one function a teacher (docs/recipes.md: each value with its source).
 
 A recipe returns the whole config of a run; its keywords replace values of it, and `method="lcm"` is LCM on the same
-teacher: `sd15_lcm()` is `sd15(method="lcm")`. What a recipe does not set is the paper's (SCott, AAAI 2025), which are
-the defaults of `DistillConfig`.
+teacher. What a recipe does not set is the paper's (SCott, AAAI 2025), which are the defaults of `DistillConfig`.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,29 +216,9 @@ def _made(
     return DistillConfig(**(settings | methods.get(changes.get("method", "scott"), {}) | changes))
 
 
-mini_lcm: Recipe = partial(mini, method="lcm")
-sd15_lcm: Recipe = partial(sd15, method="lcm")
-realistic_vision_lcm: Recipe = partial(realistic_vision, method="lcm")
-sdxl_lcm: Recipe = partial(sdxl, method="lcm")
-pixart_lcm: Recipe = partial(pixart, method="lcm")
-sd3_lcm: Recipe = partial(sd3, method="lcm")
-
-RECIPES: dict[str, Recipe] = {
-    "mini": mini,
-    "sd15": sd15,
-    "realistic-vision": realistic_vision,
-    "sdxl": sdxl,
-    "pixart": pixart,
-    "sd3": sd3,
-    "sd35-medium": sd35_medium,
-    "sd35-large": sd35_large,
-    "flux": flux,
-    "chroma": chroma,
-    "flux2-klein": flux2_klein,
-    "qwen-image": qwen_image,
-    "z-image": z_image,
-    "sana": sana,
-}
+_ALL: list[Recipe] = [mini, sd15, realistic_vision, sdxl, pixart, sd3, sd35_medium, sd35_large]
+_ALL += [flux, chroma, flux2_klein, qwen_image, z_image, sana]
+RECIPES: dict[str, Recipe] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 FAMILIES = {
     "StableDiffusionPipeline": ("sd15", "realistic-vision", "mini"),
     "StableDiffusionXLPipeline": ("sdxl",),
