@@ -18,7 +18,7 @@ from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import network_version
-from scott.teachers.load import model_index
+from scott.teachers.layout import model_index
 
 FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
 

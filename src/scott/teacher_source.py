@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from scott.errors import UserError
 
@@ -20,6 +21,9 @@ class TeacherParts:
     """LoRA files that are merged into the teacher before it is distilled, each FILE or FILE:SCALE."""
     vae: str | None = None
     """Another VAE: its folder or hub id, that of a pipeline, or its file."""
+    prediction: Literal["epsilon", "v", "v-ztsnr"] | None = None
+    """What the network predicts, where its scheduler's config or its file does not say or says otherwise: the noise, as
+    SD2's base edition does; v; or v with zero terminal SNR."""
     variant: str | None = None
     """Which of a folder's weights to read where there are several, such as fp16; the plain ones, or else the only
     ones, if left out."""

@@ -10,16 +10,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from scott.errors import UserError
 from scott.evaluation import Results, Row
-from scott.export.card import FOLDERS, card, front_matter, readme, teacher_licence, write_cards
+from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
+from scott.export.ldm import VAE
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
-from scott.export.single_file import save_checkpoint
+from scott.export.single_file import FILE, save_checkpoint
 from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
 from scott.recipes import mini
+from scott.teacher_source import TeacherSource
+from scott.teachers import load_backbone
 
 
 def block(text):
@@ -60,8 +64,30 @@ def test_a_pages_snippet_draws_with_the_repository(make_trained, tmp_path, monke
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / name / file))
     monkeypatch.chdir(tmp_path)
     Path(Path(trained.config.teacher).name).symlink_to(trained.config.teacher)
-    exec(block(readme(trained.config, trained.info, "checkpoint", repository, hub=True)), {})
+    exec(block(card(trained.config, trained.info, "checkpoint", repository, hub=True)), {})
     assert Image.open("picture.png").size == (trained.backbone.resolution,) * 2
+
+
+@pytest.mark.parametrize("vae", ["the config's", "another"])
+def test_the_snippet_reads_a_file_that_has_no_vae(make_trained, teacher_folders, tmp_path, monkeypatch, vae):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(teacher_folders["sd1"])
+    save_checkpoint(make_trained(), tmp_path)
+    tensors = {name: value for name, value in load_file(FILE).items() if not name.startswith(VAE)}
+    save_file(tensors, "teacher.safetensors")
+    given = {"teacher": "teacher.safetensors", "teacher_config": "configs"}
+    given |= {"vae": "configs"} if vae == "another" else {}
+    backbone = load_backbone(TeacherSource(**given))
+    trained, folder = make_trained(backbone=backbone), tmp_path / "lora"
+    folder.mkdir()
+    save_lora(trained, folder, "lora")
+    program = block(card(replace(trained.config, **given), trained.info, "lora", folder))
+    assert ("AutoencoderKL.from_pretrained" in program) == (vae == "another")
+    exec(program, made := {})
+    for mine, theirs in zip(backbone.vae.parameters(), made["pipe"].vae.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    Path("teacher.safetensors").unlink()
+    assert "from_single_file" in card(replace(trained.config, **given), trained.info, "lora", folder)
 
 
 def test_a_card_names_all_that_a_teacher_was_made_of(make_trained, tmp_path):

@@ -11,7 +11,7 @@ from scott.commands.distill import add_models, check, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.recipes.configs import FAMILIES, RECIPES, mini, recipes_of, sd15
-from scott.teachers.load import FAMILIES as PIPELINES
+from scott.teachers.layout import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
 

@@ -99,7 +99,7 @@ def test_weights_of_a_variant_alone_are_taken(teacher_folders, tmp_path, parts):
 def test_a_file_that_is_no_checkpoint(name, tmp_path, monkeypatch):
     """The hub is not asked for a name that stands for a file here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scott.teachers.load.hf_hub_download", None)
+    monkeypatch.setattr("scott.teachers.layout.hf_hub_download", None)
     (tmp_path / "models").mkdir()
     (tmp_path / name).write_bytes(b"weights")
     refused(name, "cannot be read")

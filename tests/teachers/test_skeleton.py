@@ -9,7 +9,7 @@ from tests.teachers.published import NAMES, write_configs
 from torch import nn
 
 from scott.errors import UserError
-from scott.teachers import load, load_backbone
+from scott.teachers import layout, load_backbone
 from scott.teachers.skeleton import skeleton
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -101,7 +101,7 @@ def test_a_hub_teacher_costs_its_config_files_alone(monkeypatch, tmp_path):
         asked.append(name)
         return str(folder / name)
 
-    monkeypatch.setattr(load, "hf_hub_download", download)
+    monkeypatch.setattr(layout, "hf_hub_download", download)
     assert skeleton("stabilityai/stable-diffusion-3-medium-diffusers").network.num_parameters() == 2_028_328_000
     assert sorted(asked) == sorted(str(file.relative_to(folder)) for file in folder.rglob("*.json"))
 

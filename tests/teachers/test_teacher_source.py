@@ -11,19 +11,21 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_model
 from safetensors.torch import load_file, save_file
+from tests.conftest import tiny_vae
 from tests.teachers.published import write_configs
 
 from scott.errors import UserError
 from scott.export.ldm import UNET, VAE
 from scott.export.single_file import FILE, original_tensors, save_checkpoint
 from scott.export.trained import Trained
-from scott.mini.embedded import teacher_source
+from scott.mini.embedded import TEACHER, teacher_source
 from scott.recipes import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
-from scott.teachers.single_file import clip_tokenizer, kind_of, known_configs, lacking_parts, tokenizer_of
+from scott.teachers.single_file import kind_of, known_configs, lacking_parts
 from scott.teachers.skeleton import skeleton
+from scott.teachers.tokenizers import clip_tokenizer, tokenizer_of
 
 
 def source(teacher, **more):
@@ -63,10 +65,6 @@ def test_a_ckpt_is_read_if_it_holds_tensors_alone(file_of, teacher_folders, tmp_
         load_backbone(tmp_path / "code.ckpt")
 
 
-def without_some(tensors):
-    return {name: value for name, value in tensors.items() if ".middle_block." not in name}
-
-
 BROKEN = {
     "a LoRA": (lambda tensors: {"lora_unet_conv_in.lora_up.weight": torch.ones(1)}, "give it as --teacher-lora"),
     "a network alone": (lambda tensors: {"conv_in.weight": torch.ones(1)}, "expected a file with a whole pipeline"),
@@ -82,9 +80,17 @@ def test_a_file_that_is_no_known_pipeline(file_of, tmp_path, change, said):
             loads(tmp_path / "file.safetensors")
 
 
+def test_a_file_that_is_laid_out_otherwise_than_its_configs(file_of, teacher_folders):
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=r"the network of .* weights and that of its configs .*--teacher-config"):
+            loads(source(file_of("sd1"), teacher_config=teacher_folders["sdxl"]))
+
+
 def test_a_file_that_lacks_weights(file_of, teacher_folders, tmp_path):
-    save_file(without_some(load_file(file_of("sd1"))), tmp_path / "file.safetensors")
-    with pytest.raises(UserError, match="it lacks weights that its configs ask for"):
+    tensors = load_file(file_of("sd1"))
+    del tensors["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
+    save_file(tensors, tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match="it lacks "):
         load_backbone(source(tmp_path / "file.safetensors", teacher_config=teacher_folders["sd1"]))
 
 
@@ -103,20 +109,56 @@ def test_the_published_pipelines_are_told_by_the_names_they_get(name, tmp_path):
     assert (unet, vae, len(plain) - unet - vae) == COUNTS[name]
 
 
-def test_a_file_says_how_it_predicts(tmp_path, monkeypatch):
+SAYS = {
+    "nothing": ({}, None, None, ("epsilon", None)),
+    "v": ({"v_pred": torch.ones(0)}, None, None, ("v_prediction", False)),
+    "v and zero SNR": ({"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, None, None, ("v_prediction", True)),
+    "v in words": ({}, {"modelspec.prediction_type": "v"}, None, ("v_prediction", False)),
+    "nothing, and is told by a flag": ({}, None, "v-ztsnr", ("v_prediction", True)),
+    "other than a flag": ({"v_pred": torch.ones(0)}, None, "epsilon", ("epsilon", False)),
+}
+
+
+@pytest.mark.parametrize(("tensors", "metadata", "flag", "expected"), SAYS.values(), ids=SAYS.keys())
+def test_a_file_says_how_it_predicts(tmp_path, monkeypatch, tensors, metadata, flag, expected):
     monkeypatch.setattr(single_file, "kind_of", lambda tensors: "sdxl")
-    key = {"model.diffusion_model.x": torch.ones(1)}
-    for index, (tensors, metadata, prediction, zero) in enumerate(
-        (
-            ({}, None, "epsilon", None),
-            ({"v_pred": torch.ones(0)}, None, "v_prediction", False),
-            ({"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, None, "v_prediction", True),
-            ({}, {"modelspec.prediction_type": "v"}, "v_prediction", None),
-        )
-    ):
-        save_file(key | tensors, tmp_path / f"{index}.safetensors", metadata)
-        found = known_configs(tmp_path / f"{index}.safetensors")["scheduler/scheduler_config.json"]
-        assert (found["prediction_type"], found.get("rescale_betas_zero_snr")) == (prediction, zero)
+    save_file({"model.diffusion_model.x": torch.ones(1)} | tensors, tmp_path / "file.safetensors", metadata)
+    found = known_configs(tmp_path / "file.safetensors", flag)["scheduler/scheduler_config.json"]
+    assert (found["prediction_type"], found.get("rescale_betas_zero_snr")) == expected
+
+
+SD2 = {
+    "2.1, which says nothing": (None, None, ("v_prediction", 96)),
+    "of the base edition by the flag": (None, "epsilon", ("epsilon", 64)),
+    "of the base edition in words": ({"modelspec.architecture": "stable-diffusion-v2-512"}, None, ("epsilon", 64)),
+}
+
+
+@pytest.mark.parametrize(("metadata", "flag", "expected"), SD2.values(), ids=SD2.keys())
+def test_sd2s_base_edition_predicts_noise_of_512_pixels(tmp_path, metadata, flag, expected):
+    """Its networks are 2.1's, weight by weight in shape, so that a file has to say it, or who gives it."""
+    key = {"model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": torch.ones(1, 1024)}
+    save_file(key, tmp_path / "file.safetensors", metadata)
+    configs = known_configs(tmp_path / "file.safetensors", flag)
+    got = configs["scheduler/scheduler_config.json"]["prediction_type"], configs["unet/config.json"]["sample_size"]
+    assert got == expected
+
+
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+def test_a_prediction_is_given_to_any_teacher(teacher_folders, loads):
+    folder = teacher_folders["sd1"]
+    for prediction, name, last in (("v", "v_prediction", 0.068), ("v-ztsnr", "v_prediction", 0.0)):
+        backbone = loads(source(folder, prediction=prediction))
+        alpha = backbone.schedule.alpha(torch.tensor([999])).item()
+        assert (backbone.prediction, alpha) == (name, pytest.approx(last, abs=1e-3))
+    with pytest.raises(UserError, match="for a flow, which predicts its velocity; leave it out"):
+        loads(source(teacher_folders["sd3"], prediction="v"))
+
+
+def test_a_network_that_answers_noise_with_noise_predicts_no_v():
+    """The embedded teacher, which is trained."""
+    with pytest.raises(UserError, match="its network predicts the noise; give --prediction epsilon"):
+        load_backbone(source(TEACHER, prediction="v"))
 
 
 def test_clips_tokenizer_is_made_of_its_merges(tmp_path):
@@ -362,8 +404,11 @@ def test_loras_that_fit_nothing(teacher_folders, style_lora):
 
     with pytest.raises(UserError, match="diffusers loads no LoRA into a PixArtAlphaPipeline"):
         merging("pixart", style_lora("sd1"))
-    with pytest.raises(UserError, match=r"names no layer of this teacher|cannot be loaded"):
-        merging("sd1", style_lora("sd3"))
+    for family, base in (("sd1", "sd3"), ("sd1", "sdxl"), ("sdxl", "sd1")):  # other names, and other sizes
+        with pytest.raises(
+            UserError, match="is a LoRA of another kind of teacher; give one of this teacher's own base"
+        ):
+            merging(family, style_lora(base))
 
 
 def test_a_scale_and_a_name_with_a_colon():
@@ -390,6 +435,13 @@ def test_another_vae(teacher_folders, file_of, tmp_path):
         read = load_backbone(source(teacher_folders["sd1"], vae=tmp_path / place))
         for name, value in pipe.vae.state_dict().items():
             assert torch.equal(read.vae.state_dict()[name], value), (place, name)
+
+
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+def test_a_vae_of_other_channels_is_refused(loads, teacher_folders, tmp_path):
+    tiny_vae(channels=16).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the network takes 4 channels and the VAE has 16; expected as many"):
+        loads(source(teacher_folders["sd1"], vae=tmp_path))
 
 
 def test_an_embedded_name_keeps_what_else_is_given():

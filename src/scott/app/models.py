@@ -16,7 +16,7 @@ from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.students import Student, is_run, load_student, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
-from scott.teachers.load import model_index
+from scott.teachers.layout import model_index
 
 KEPT = 4
 """Networks that stay in memory, students and teachers together."""

@@ -21,7 +21,7 @@ from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
-from scott.teachers.load import model_index, read_json
+from scott.teachers.layout import model_index, read_json
 from scott.training.checkpoint import latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes

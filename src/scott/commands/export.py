@@ -24,7 +24,7 @@ from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, r
 from scott.mini import embedded
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint
-from scott.teachers.load import model_index
+from scott.teachers.layout import model_index
 from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters

@@ -21,7 +21,7 @@ from scott.training.config import DistillConfig
 
 GROUPS = {
     "training": "teacher data out method seed max_steps batch_size",
-    "teacher": "teacher_config teacher_lora vae variant",
+    "teacher": "teacher_config teacher_lora vae prediction variant",
     "reading": " ".join(("weights", *(field.name for field in fields(Reading)))),
     "rate": "learning_rate warmup_steps decay optimizer weight_decay clip_norm",
     "solver": "solver eta phi order jump substeps times jump_reuse jump_store guidance_min guidance_max guidance",

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from scott.errors import UserError, first_line
-from scott.export.card import CARD, README, readme, results_of
+from scott.export.card import CARD, README, card, front_matter, results_of
 from scott.export.trained import StudentInfo
 from scott.files import write_atomically
 from scott.training.config import DistillConfig
@@ -31,7 +31,8 @@ def push(run: Path, folder: Path, kind: str, repository: str) -> str:
     """
     config, info = DistillConfig.load(run / "config.json"), StudentInfo.read(folder)
     assert info is not None
-    text = readme(config, info, kind, Path(repository), results_of(folder.parent), hub=True)
+    text = front_matter(config, info, kind)
+    text += card(config, info, kind, Path(repository), results_of(folder.parent), hub=True)
     if samples := max((run / "samples").glob("step-*.png"), default=None):
         shutil.copy(samples, folder / SAMPLES)
         title = f"The student in 1, 2, 4 and 8 steps and the teacher, at step {int(samples.stem[5:]):,}"

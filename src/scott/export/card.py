@@ -1,5 +1,5 @@
 """What a student is, how to draw with it, what was measured: `card.md` beside every export and in the run folder, and
-`README.md`, the same as a model card for the hub.
+`README.md`, the same under the hub's front matter.
 
 A path of this machine helps nobody whom a card is published for: a teacher's folder is named by its last part and by
 the fingerprint of its weights, an absolute path to an export by its last part.
@@ -33,7 +33,7 @@ def write_cards(run: Path, config: DistillConfig) -> None:
         if info := StudentInfo.read(run / name):
             text = card(config, info, kind, run / name, results)
             write_atomically(run / name / CARD, text)
-            write_atomically(run / name / README, readme(config, info, kind, run / name, results))
+            write_atomically(run / name / README, front_matter(config, info, kind) + text)
             if kind == "diffusers":
                 write_atomically(run / CARD, text)
 
@@ -41,21 +41,6 @@ def write_cards(run: Path, config: DistillConfig) -> None:
 def results_of(run: Path) -> list[Results]:
     """What was measured of a run."""
     return [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
-
-
-def readme(
-    config: DistillConfig,
-    info: StudentInfo,
-    kind: str,
-    folder: Path,
-    results: Sequence[Results] = (),
-    *,
-    hub: bool = False,
-) -> str:
-    """The card as a model's page on the hub, where it stands in `folder`; with `hub`, in the repository of that name,
-    and without the folders that relative paths of this machine go through."""
-    text = front_matter(config, info, kind)
-    return text + card(_without_paths(config) if hub else config, info, kind, folder, results, hub=hub)
 
 
 def card(
@@ -67,7 +52,9 @@ def card(
     *,
     hub: bool = False,
 ) -> str:
-    """The card of one export that stands in `folder`."""
+    """The card of one export that stands in `folder`; with `hub`, in the repository of that name, and without the
+    folders that relative paths of this machine go through."""
+    config = _without_paths(config) if hub else config
     rows = {
         "teacher": _teacher(config, info),
         "licence of the teacher": teacher_licence(config.teacher),
@@ -154,6 +141,7 @@ def _teacher(config: DistillConfig, info: StudentInfo) -> str:
     merged = "".join(f", with `{file.name}` merged in at {scale:g}" for file, scale in config.loras)
     vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
     variant = f", variant {config.variant}" if config.variant else ""
+    variant += f", read as one of {config.prediction}" if config.prediction else ""
     return f"`{name}` (`{info.pipeline}`{weights}{variant}){merged}{vae}"
 
 

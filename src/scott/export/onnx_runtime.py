@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scott.errors import UserError
 from scott.teachers import LatentBackbone
-from scott.teachers.load import family_of, model_index
+from scott.teachers.layout import family_of, model_index
 
 FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -13,6 +13,8 @@ from scott.export.trained import StudentInfo, needs_size
 from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
+from scott.teachers.layout import model_index
+from scott.teachers.single_file import lacking_parts
 from scott.training.config import DistillConfig
 
 EXAMPLE = "a small green apple on a blue background"
@@ -25,31 +27,38 @@ def shown(path: str | Path) -> str:
 
 def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *, hub: bool = False) -> str:
     """Python that draws a picture with the export in `folder`, or in a repository of that name, as it stands."""
+    place = Path(shown(folder))
     if kind == "onnx":
-        place = _quoted(shown(folder))
+        export = f"snapshot_download({_quoted(place)})" if hub else _quoted(place)
         lines = [
             *(["from huggingface_hub import snapshot_download"] if hub else []),
             "from scott.evaluation import to_pil",
             "from scott.students import load_student",
             "",
-            f'student = load_student({f"snapshot_download({place})" if hub else place}, engine="onnx")',
+            f'student = load_student({export}, engine="onnx")',
             f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",
             'to_pil(pixels).save("picture.png")',
         ]
         return "\n".join(lines)
-    imports = ["import torch", "from diffusers import DiffusionPipeline"]
-    load = [f"pipe = DiffusionPipeline.from_pretrained({_quoted(shown(folder))})"]
-    if kind != "diffusers":
-        loader = info.pipeline if kind == "checkpoint" or config.file else "DiffusionPipeline"
-        imports[1] = f"from diffusers import {loader}, {info.scheduler}"
-        imports += ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
-        imports += [] if kind == "checkpoint" or loads_lora(info) else ["from peft import PeftModel"]
-        imports += ["from huggingface_hub import hf_hub_download"] if hub and kind == "checkpoint" else []
-        is_file = kind == "checkpoint"
-        load = _load_checkpoint(config, info, folder, hub) if is_file else _load_lora(config, info, kind, folder)
     # the teacher's own pipeline would draw at its size
     size = info.resolution if kind != "diffusers" or needs_size(info.pipeline) else None
-    return "\n".join([*imports, "", *load, *_student_call(info, size=size)])
+    call = _student_call(info, size=size)
+    if kind == "diffusers":
+        return "\n".join([*_loaded(str(place)), *call])
+    scheduler = f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")'
+    embedding = ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
+    if kind == "checkpoint":
+        source = config.teacher_config if _is_file(config) else config.teacher
+        file = f"hf_hub_download({_quoted(place)}, {_quoted(CHECKPOINT)})" if hub else _quoted(place / CHECKPOINT)
+        load = [f"pipe = {info.pipeline}.from_single_file({file}{f', config={_named(source)}' if source else ''})"]
+        embedding += ["from huggingface_hub import hf_hub_download"] if hub else []
+        return "\n".join([*_imports(info.pipeline, info.scheduler), *embedding, "", *load, scheduler, *call])
+    names, load = _load_teacher(config, info.pipeline)
+    lora = f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
+    if not loads_lora(info):
+        embedding += ["from peft import PeftModel"]
+        lora = f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})"
+    return "\n".join([*_imports(*names, info.scheduler), *embedding, "", *load, scheduler, lora, *call])
 
 
 def stock_snippet(
@@ -82,14 +91,18 @@ def teacher_snippet(
     if not isinstance(backbone.schedule, FlowSchedule):
         solver = "DDIMScheduler"
         trailing = 'timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False'
+        if teacher.prediction:
+            config = scheduler.config
+            trailing += f", prediction_type={_quoted(config.prediction_type)}"
+            trailing += f", rescale_betas_zero_snr={config.rescale_betas_zero_snr}"
         made = f"{solver}.from_config(pipe.scheduler.config, {trailing})"
     elif solver != "FlowMatchEulerDiscreteScheduler" or pipeline == "Flux2KleinPipeline":  # which shifts few steps more
         solver = "FlowMatchEulerDiscreteScheduler"
         made = f"{solver}(shift={backbone.schedule.shift})"
-    imports = ", ".join([pipeline if teacher.file else "DiffusionPipeline", *([solver] if made else [])])
-    lines = ["import torch", f"from diffusers import {imports}"]
+    names, load = _load_teacher(teacher, pipeline, str)
+    lines = _imports(*names, *([solver] if made else []))
     lines += ["from scott.mini.embedded import TEACHER"] if teacher.teacher in embedded.TEACHERS else []
-    lines += ["", *_load_teacher(teacher, pipeline, str), *([f"pipe.scheduler = {made}"] if made else [])]
+    lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance} | call_options(pipeline)
     if pipeline == "QwenImagePipeline":
         options |= {"true_cfg_scale": guidance, "negative_prompt": ""}
@@ -102,13 +115,11 @@ def teacher_snippet(
 
 
 def _loaded(name: str, *more: str) -> list[str]:
-    imports = ", ".join(["DiffusionPipeline", *more])
-    return [
-        "import torch",
-        f"from diffusers import {imports}",
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({_quoted(name)})",
-    ]
+    return [*_imports("DiffusionPipeline", *more), "", f"pipe = DiffusionPipeline.from_pretrained({_quoted(name)})"]
+
+
+def _imports(*names: str) -> list[str]:
+    return ["import torch", f"from diffusers import {', '.join(dict.fromkeys(names))}"]
 
 
 def _student_call(
@@ -137,55 +148,56 @@ def _call(prompt: str, seed: int, options: dict[str, Any]) -> list[str]:
     ]
 
 
-def _load_checkpoint(config: DistillConfig, info: StudentInfo, folder: Path, hub: bool) -> list[str]:
-    place, source = Path(shown(folder)), config.teacher_config if config.file else config.teacher
-    layout = f", config={_named(source)}" if source else ""
-    file = _quoted(place / CHECKPOINT)
-    if hub:
-        file = f"hf_hub_download({_quoted(place)}, {_quoted(CHECKPOINT)})"
-    return [
-        f"pipe = {info.pipeline}.from_single_file({file}{layout})",
-        f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")',
-    ]
-
-
-def _load_lora(config: DistillConfig, info: StudentInfo, kind: str, folder: Path) -> list[str]:
-    place = Path(shown(folder))
-    return [
-        *_load_teacher(config, info.pipeline),
-        f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")',
-        f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
-        if loads_lora(info)
-        else f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})",
-    ]
-
-
-def _load_teacher(teacher: TeacherSource, pipeline: str, place: Callable[[str | Path], str] = shown) -> list[str]:
+def _load_teacher(
+    teacher: TeacherSource, pipeline: str, place: Callable[[str | Path], str] = shown
+) -> tuple[list[str], list[str]]:
+    """What to import from diffusers, and the lines that make a `pipe` of a teacher."""
     # parts stored in half precision would stay so, and not go together with the others
     given = f"{_named(teacher.teacher, place)}, torch_dtype=torch.float32"
-    variant = f", variant={_quoted(teacher.variant)}" if teacher.variant else ""
-    load = f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"
-    if teacher.file:
-        layout = f", config={_named(teacher.teacher_config, place)}" if teacher.teacher_config else ""
-        load = f"pipe = {pipeline}.from_single_file({given}{layout})"
-    merged = [
-        line
-        for file, scale in teacher.loras
-        for line in (
-            f"pipe.load_lora_weights({_quoted(place(file))})",
-            f"pipe.fuse_lora(lora_scale={scale:g})",
-            "pipe.unload_lora_weights()",
-        )
-    ]
-    return [load, *_load_vae(teacher, place), *merged]
+    if _is_file(teacher):
+        names, parts, lines = _parts_of_file(teacher, pipeline, place)
+        lines += [f"pipe = {pipeline}.from_single_file({', '.join([given, *parts])})"]
+    else:
+        variant = f", variant={_quoted(teacher.variant)}" if teacher.variant else ""
+        names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
+        lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place)}"] if teacher.vae else []
+    for file, scale in teacher.loras:
+        lines += [f"pipe.load_lora_weights({_quoted(place(file))})", f"pipe.fuse_lora(lora_scale={scale:g})"]
+        lines += ["pipe.unload_lora_weights()"]
+    return names, lines
 
 
-def _load_vae(teacher: TeacherSource, place: Callable[[str | Path], str]) -> list[str]:
-    if teacher.vae is None:
-        return []
-    reader = "from_single_file" if Path(teacher.vae).suffix in SINGLE_FILE else "from_pretrained"
-    part = ', subfolder="vae"' if (Path(teacher.vae) / "vae").is_dir() else ""
-    return [f"pipe.vae = type(pipe.vae).{reader}({_quoted(place(teacher.vae))}{part})"]
+def _parts_of_file(
+    teacher: TeacherSource, pipeline: str, place: Callable[[str | Path], str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Of a single file: what to import, what its reader is given besides, and the lines that make that."""
+    names, options = [pipeline], []
+    lines: list[str] = []
+    index = model_index(teacher) if Path(teacher.teacher).is_file() else {}
+    others = lacking_parts(teacher, index) if index else []
+    if teacher.vae:
+        names += ["AutoencoderKL"]
+        options = [f"vae={_vae('AutoencoderKL', teacher.vae, place)}"]
+        others = [name for name in others if name != "vae"]
+    if teacher.teacher_config:
+        layout = _named(teacher.teacher_config, place)
+        options = [f"config={layout}", *options, *(f"{name}=parts.{name}" for name in others)]
+        if others:
+            names += ["DiffusionPipeline"]
+            left = f"{'unet' if 'unet' in index else 'transformer'}=None, torch_dtype=torch.float32"
+            lines = [f"parts = DiffusionPipeline.from_pretrained({layout}, {left})"]
+    return names, options, lines
+
+
+def _vae(kind: str, vae: str, place: Callable[[str | Path], str]) -> str:
+    reader = "from_single_file" if Path(vae).suffix in SINGLE_FILE else "from_pretrained"
+    part = ', subfolder="vae"' if (Path(vae) / "vae").is_dir() else ""
+    return f"{kind}.{reader}({_quoted(place(vae))}{part})"
+
+
+def _is_file(teacher: TeacherSource) -> bool:
+    """Whether a teacher is a single file, which need not be there any more."""
+    return Path(teacher.teacher).suffix in SINGLE_FILE
 
 
 def _named(teacher: str, place: Callable[[str | Path], str] = shown) -> str:

@@ -57,7 +57,10 @@ class Family(Encoders):
         self.network: ModelMixin = getattr(pipeline, self.part)
         channels, own = self.network.config.in_channels, self.latent_channels * self.normaliser.patch**2
         if channels != (has := own * (self.token_side**2 if self.packed else 1)):
-            raise UserError(f"the network takes {channels} channels and the VAE has {has}; inpainting is not supported")
+            raise UserError(
+                f"the network takes {channels} channels and the VAE has {has}; expected as many (networks for "
+                "inpainting, which take more, are not supported)"
+            )
         size = self.network.config.get("sample_size") or DEFAULT_SIZE // self.normaliser.patch
         self.latent_shape = (own, size, size)
         self.resolution = size * self.factor

@@ -1,6 +1,8 @@
-"""What changes a teacher before it is distilled: another VAE, and LoRAs merged into its networks."""
+"""What changes a teacher before it is distilled: another VAE or prediction, and LoRAs merged into its networks."""
 
+import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from torch import nn
 
 from scott.errors import UserError, first_line
 from scott.teacher_source import SINGLE_FILE, TeacherSource
-from scott.teachers.single_file import config_folder, read_single_file
+from scott.teachers.single_file import PREDICTIONS, config_folder, read_single_file
+
+_OF_ANOTHER = "is a LoRA of another kind of teacher; give one of this teacher's own base"
 
 
 def check_parts(source: TeacherSource) -> None:
@@ -72,6 +76,27 @@ def complete(loaded: tuple[Any, dict[str, Any]], name: str) -> Any:
     return model
 
 
+def vae_config(source: TeacherSource, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the VAE that a source names, where it is a folder here; or else the teacher's `own`."""
+    place = Path(source.vae or "")
+    files = (place / part / "config.json" for part in ("vae", ""))
+    found = next((file for file in files if source.vae and file.is_file()), None)
+    return json.loads(found.read_text(encoding="utf-8")) if found else dict(own)
+
+
+def scheduler_config(config: Mapping[str, Any], prediction: str | None) -> dict[str, Any]:
+    """A scheduler's config with another `prediction` (`TeacherParts.prediction`), if one is given.
+
+    Raises `UserError` for a flow, whose networks predict nothing else.
+    """
+    if prediction is None:
+        return dict(config)
+    if "prediction_type" not in config or "flow" in config["prediction_type"]:
+        raise UserError(f"got --prediction {prediction} for a flow, which predicts its velocity; leave it out")
+    kind, _, zero = prediction.partition("-")
+    return {**config, "prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
+
+
 def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
 
@@ -79,9 +104,12 @@ def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    except RuntimeError as error:  # torch's, of many lines, the first of which says nothing
+        raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):
-        raise UserError(f"{file} names no layer of this teacher, so it is for another; give one of its own base")
+        raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()

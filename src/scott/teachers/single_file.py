@@ -5,8 +5,6 @@ in `configs/`; CLIP's tokenizer comes from open_clip's package, where that is in
 and SD3.5 often hold the network alone, and some files no VAE: other parts are those of --teacher-config and --vae.
 """
 
-import gzip
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.single_file_utils import (
-    DIFFUSERS_DEFAULT_PIPELINE_PATHS,
     infer_diffusers_model_type,
     is_clip_model_in_single_file,
     is_t5_in_single_file,
@@ -27,34 +24,22 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, T5Tokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from scott.errors import UserError, first_line
 from scott.teacher_source import TeacherSource
+from scott.teachers.tokenizers import KINDS, tokenizer_of
 
 CONFIGS = Path(__file__).parent / "configs"
-KINDS = {
-    "v1": "sd15",
-    "v2": "sd21",
-    "xl_base": "sdxl",
-    "sd3": "sd3",
-    "sd35_medium": "sd35-medium",
-    "sd35_large": "sd35-large",
-    "flux-dev": "flux",
-}
-"""diffusers' name of a file's kind → the configs of its published pipeline."""
 _REFUSED = {
     "playground-v2-5": "its network is preconditioned as EDM's is, which is not supported",
     "flux-schnell": "a FLUX without guidance (schnell) is a few-step student already; distil FLUX.1-dev",
 }
 """Kinds that no configs help."""
-_NETWORK = ("model.diffusion_model.", "joint_blocks.", "double_blocks.")
+_UNET = "model.diffusion_model."
+_NETWORK = (_UNET, "joint_blocks.", "double_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
-_BPE = "bpe_simple_vocab_16e6.txt.gz"
-_PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
-_MERGES = 49152 - 256 - 2
+PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -78,8 +63,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 @cache
-def known_configs(file: Path) -> dict[str, Any]:
-    """Path → content of the configs of a checkpoint's kind; `UserError` for one that is not known."""
+def known_configs(file: Path, prediction: str | None = None) -> dict[str, Any]:
+    """Path → content of the configs of a checkpoint's kind, of the prediction that is given or else the file's own.
+
+    Raises `UserError` for one that is not known.
+    """
     tensors = read_tensors(file)
     name = kind_of(tensors)
     if why := _REFUSED.get(infer_diffusers_model_type(tensors)):
@@ -93,11 +81,36 @@ def known_configs(file: Path) -> dict[str, Any]:
     index, scheduler = configs["model_index.json"], configs["scheduler/scheduler_config.json"]
     if name.startswith("sd3") and not is_t5_in_single_file(tensors):
         index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
-        scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in tensors}
-    elif (prediction := _metadata(file).get("modelspec.prediction_type")) in _PREDICTIONS:
-        scheduler["prediction_type"] = _PREDICTIONS[prediction]
+    kind, _, zero = (prediction or _prediction(file, tensors)).partition("-")
+    if kind:
+        scheduler |= {"prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
+    if (name, kind) == ("sd21", "epsilon"):  # SD2's base edition, whose networks are 2.1's, of 512 pixels
+        configs["unet/config.json"]["sample_size"] = 64
     return configs | {"name": name}
+
+
+def _prediction(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """What a file says that it predicts: epsilon, v or v-ztsnr; or nothing."""
+    if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
+        return "v-ztsnr" if "ztsnr" in tensors else "v"
+    said = _metadata(file)
+    if said.get("modelspec.architecture", "").startswith("stable-diffusion-v2-512"):
+        return "epsilon"
+    return kind if (kind := said.get("modelspec.prediction_type", "")) in PREDICTIONS else ""
+
+
+def check_network(file: Path, kind: type[ModelMixin], config: dict[str, Any]) -> None:
+    """Raise `UserError` where a file's U-Net has another number of weights than that of a class and its config."""
+    if kind.__name__ != "UNet2DConditionModel":
+        return
+    with torch.device("meta"):
+        expected = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+    found = sum(value.numel() for name, value in read_tensors(file).items() if name.startswith(_UNET))
+    if found != expected:
+        raise UserError(
+            f"the network of {file} has {found:,} weights and that of its configs {expected:,}; give "
+            "--teacher-config a diffusers folder or hub id of its kind"
+        )
 
 
 def published(name: str, *folders: Path) -> dict[str, Any]:
@@ -192,7 +205,7 @@ def config_folder(source: TeacherSource) -> Iterator[str]:
     if (place := source.teacher_config or ("" if source.file else source.teacher)) or not source.file:
         yield place
         return
-    configs = known_configs(source.file)
+    configs = known_configs(source.file, source.prediction)
     with TemporaryDirectory() as name:
         folder = Path(name)
         for path, content in configs.items():
@@ -203,41 +216,3 @@ def config_folder(source: TeacherSource) -> Iterator[str]:
             if part.startswith("tokenizer") and entry[0]:
                 tokenizer_of(configs["name"], part, entry[1]).save_pretrained(folder / part)
         yield name
-
-
-def tokenizer_of(name: str, part: str, kind: str) -> CLIPTokenizer | T5Tokenizer:
-    """A tokenizer of one of the published pipelines of `KINDS`, and of a class of transformers. Raises `UserError`
-    where it is not to be had."""
-    is_t5 = kind.startswith("T5")
-    found = None if is_t5 else importlib.util.find_spec("open_clip")
-    if found and found.submodule_search_locations:
-        # OpenAI's encoders were trained on captions padded by the end token, OpenCLIP's by id 0
-        pad = "!" if part == "tokenizer_2" or name == "sd21" else "<|endoftext|>"
-        return clip_tokenizer(Path(found.submodule_search_locations[0]) / _BPE, pad)
-    of_file = next(of_file for of_file, known in KINDS.items() if known == name)
-    hub = DIFFUSERS_DEFAULT_PIPELINE_PATHS[of_file]["pretrained_model_name_or_path"]
-    try:
-        loader = T5Tokenizer if is_t5 else CLIPTokenizer
-        made = loader.from_pretrained(hub, subfolder=part)
-        if made("a cat").input_ids == made("a dog").input_ids:  # transformers makes an empty one of missing files
-            raise OSError("none of its files")
-        return made
-    except (OSError, ValueError) as error:
-        package = "" if is_t5 else "pip install open_clip_torch, which has it, or "
-        raise UserError(
-            f"the file has no tokenizer, and the hub does not give {hub}'s {part} ({first_line(error):.80}); "
-            f"{package}give --teacher-config a folder that has it"
-        ) from None
-
-
-def clip_tokenizer(file: Path, pad: str) -> CLIPTokenizer:
-    """CLIP's of 77 tokens, from the file of merges that OpenAI published it with.
-
-    Its ids: the bytes as characters, those at a word's end, the merges in their order, start and end.
-    """
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : 1 + _MERGES]]
-    letters = [*bytes_to_unicode().values()]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)

@@ -24,10 +24,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from scott.errors import UserError
 from scott.teacher_source import TeacherSource
-from scott.teachers.load import check_sample_size, family_of, model_index, read_json, variants, why
-from scott.teachers.modified import check_parts
+from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
+from scott.teachers.load import why
+from scott.teachers.modified import check_parts, scheduler_config, vae_config
 from scott.teachers.network import LatentBackbone
-from scott.teachers.single_file import cast, lacking_parts
+from scott.teachers.single_file import cast, check_network, lacking_parts
 
 
 class ShapeOnlyT5(T5EncoderModel):
@@ -50,12 +51,14 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     pipeline_class, network, backbone = family_of(source.teacher, index)
     if source.file:
         lacking_parts(source, index)
+        check_network(source.file, getattr(diffusers, network), read_json(source, f"{backbone.part}/config.json"))
     elif source.variant:
         variants(source, backbone.part)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
-    scheduler = read_json(source, "scheduler/scheduler_config.json")
+    configs["vae"] = vae_config(source, configs["vae"])
+    scheduler = scheduler_config(read_json(source, "scheduler/scheduler_config.json"), source.prediction)
     known = inspect.signature(pipeline_class).parameters
     options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
     parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
