@@ -10,6 +10,7 @@ import torch
 from experiments.baselines import student
 from experiments.baselines.instaflow import Flow, InstaFlow
 from experiments.baselines.ufogen import UFOGen, critic_loss, generator_loss
+from tests.tiny.parts import tiny_unet
 
 from scott.diffusion import DiscreteSchedule, expand_like
 from scott.errors import UserError
@@ -102,7 +103,7 @@ MADE = {
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_unet, tmp_path_factory):
+def folder(tmp_path_factory):
     """The embedded teacher with a tiny network in the place of its own."""
     folder, pipeline = tmp_path_factory.mktemp("teacher"), embedded.load_teacher().pipeline
     same = ("sample_size", "in_channels", "out_channels", "cross_attention_dim")

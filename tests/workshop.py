@@ -9,7 +9,6 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import coco
-from tests.teachers.tiny import FOLDERS
 
 from scott.cli import main
 from scott.mini import embedded
@@ -97,11 +96,8 @@ def _link(folder, name):
 
 
 def _link_teacher(recipe, place, teacher_folders):
-    if recipe in teacher_folders:
-        _link(teacher_folders[recipe], place)
-    elif recipe != "mini" and not place.exists():
-        place.mkdir(parents=True)
-        FOLDERS["sd35" if recipe.startswith("sd35") else recipe](place)
+    if recipe != "mini":
+        _link(teacher_folders["sd35" if recipe.startswith("sd35") else recipe], place)
 
 
 def _pictures():

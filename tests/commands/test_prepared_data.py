@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.data.making import contents, noise, saved, write_tar
+from tests.tiny.stable import tiny_sd
 
 from scott.commands import distill as distilling
 from scott.commands import prepare as recipe
@@ -103,7 +104,7 @@ def test_prepared_shards_are_opened_as_they_are(backbone, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
-def test_shards_of_another_teacher_are_refused_with_both_names(pictures, tiny_sd, backbone, tmp_path, part):
+def test_shards_of_another_teacher_are_refused_with_both_names(pictures, backbone, tmp_path, part):
     prepare_source(str(pictures), backbone, tmp_path / "shards", Settings(), quiet)
     other = load_backbone(tiny_sd(tmp_path / "other"))
     open_data([str(tmp_path / "shards")], other, tmp_path, 0, quiet)  # the same weights elsewhere

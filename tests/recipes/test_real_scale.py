@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.teachers.tiny import FOLDERS
+from tests.tiny.stable import tiny_sd
 
 from scott.diffusion import ConsistencyFunction
 from scott.mini import embedded
@@ -21,15 +21,13 @@ BATCH = 16
 
 
 @pytest.fixture(scope="module")
-def teacher(teacher_folders, tmp_path_factory):
+def teacher(teacher_folders):
     """`teacher(recipe, dtype)`: a tiny teacher of a recipe's family, or the embedded one, which is trained."""
-    folders = {recipe: teacher_folders[family] for recipe, family in TINY.items()} | embedded.TEACHERS
+    families = TINY | NEWER
 
     def make(recipe, dtype=torch.float32):
-        if recipe not in folders:
-            folders[recipe] = tmp_path_factory.mktemp(recipe)
-            FOLDERS[NEWER[recipe]](folders[recipe])
-        backbone = load_backbone(folders[recipe], dtype)
+        folder = embedded.TEACHERS[recipe] if recipe in embedded.TEACHERS else teacher_folders[families[recipe]]
+        backbone = load_backbone(folder, dtype)
         if recipe in NEWER:
             backbone.resize(SIDE)
         return backbone
@@ -112,7 +110,7 @@ RANK = 8  # to a width of 32 what 64 is to SD1.5's 320
 
 
 @pytest.fixture(scope="module")
-def small(tiny_sd, teacher_folders, tmp_path_factory):
+def small(teacher_folders, tmp_path_factory):
     """`small(recipe)`: a teacher of one level or few blocks, on which 200 updates take seconds."""
     folders = {"sd15": tiny_sd(tmp_path_factory.mktemp("small"), **ONE_LEVEL)}
 

@@ -163,7 +163,7 @@ FLOWS |= {"sd35-medium": "sd35"}
 
 
 @pytest.mark.parametrize(("recipe", "family"), [*TINY.items(), ("sd15", "sd2"), *FLOWS.items()])
-def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, flow_folder, pictures, tmp_path):
+def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, pictures, tmp_path):
     """Three steps (of later families one), the exports of every run, and a picture in two by the student that was
     saved, with the recipe's own settings but for sizes and rates.
 
@@ -172,9 +172,7 @@ def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, flow_folde
     steps = 1 if recipe in FLOWS else 3
     small = {"batch_size": 2, "max_steps": steps, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
     fast = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2, "warmup_steps": 0}
-    teacher = "mini"
-    if family:
-        teacher = str(flow_folder(family) if recipe in FLOWS else teacher_folders[family])
+    teacher = str(teacher_folders[family]) if family else "mini"
     small |= {"resolution": 64} if recipe in FLOWS else {}  # their pipelines' own are too many for a test
     config = RECIPES[recipe](teacher=teacher, data=str(pictures), out=tmp_path / "run", **small, **fast)
     run(config, lambda *_: None)

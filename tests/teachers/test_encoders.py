@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Pipeline
-from tests.conftest import tiny_vae
+from tests.tiny.parts import tiny_vae
 
 from scott.teachers.encoders import LatentNormaliser
 from scott.teachers.fingerprint import differing, fingerprints

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.tiny.stable import tiny_sd
 
 from scott.teachers.fingerprint import differing, fingerprints
 
@@ -20,7 +21,7 @@ def test_the_dtype_weights_are_loaded_in_does_not_matter(make_backbone, dtype):
     assert (here["text_encoder"]["sha256"] == there["text_encoder"]["sha256"]) or dtype == torch.float16
 
 
-def test_weights_that_were_stored_as_halves_are_the_same(tiny_sd, tmp_path):
+def test_weights_that_were_stored_as_halves_are_the_same(tmp_path):
     from scott.teachers import load_backbone
 
     backbone = load_backbone(tiny_sd(tmp_path / "sd"))
@@ -44,7 +45,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("part", "change"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_is_seen(tiny_sd, tmp_path, part, change):
+def test_a_change_is_seen(tmp_path, part, change):
     from scott.teachers import load_backbone
 
     backbone = load_backbone(tiny_sd(tmp_path / "sd"))

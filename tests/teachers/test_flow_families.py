@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from tests.teachers.stock_pipelines import assert_same_latents
-from tests.teachers.tiny import FOLDERS
+from tests.tiny.families import FLOWS
 
 from scott import evaluation
 from scott.commands.distill import add_models
@@ -34,14 +34,14 @@ GUIDANCE = {
 """How a pipeline is asked for OMEGA, if it is not by `guidance_scale` alone."""
 
 
-@pytest.fixture(params=FOLDERS)
+@pytest.fixture(params=FLOWS)
 def family(request):
     return request.param
 
 
 @pytest.fixture
-def backbone(flow_folder, family):
-    made = load_backbone(flow_folder(family))
+def backbone(teacher_folders, family):
+    made = load_backbone(teacher_folders[family])
     made.resize(SIDE)
     return made
 
@@ -73,8 +73,8 @@ def test_the_teacher_sampler_is_the_stock_pipeline(backbone):
     assert (ours - TeacherSampler(backbone, STEPS, 1.0).latents([PROMPT], 3)).abs().max() > 1e-3
 
 
-def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, flow_folder, monkeypatch):
-    made = load_backbone(flow_folder(family))
+def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, teacher_folders, monkeypatch):
+    made = load_backbone(teacher_folders[family])
     sampler = PipelineSampler(made.pipeline, STEPS, OMEGA)
     assert sampler.resolution == made.resolution
     made.resize(SIDE)
@@ -104,15 +104,16 @@ def test_pictures_are_decoded_as_the_stock_pipeline_does(backbone):
     torch.testing.assert_close(backbone.normaliser.restore(mean), z, atol=1e-4, rtol=0)
 
 
-def config_of(family, flow_folder, **settings):
+def config_of(family, teacher_folders, **settings):
     small = {"batch_size": 2, "lora_rank": 2, "critic_rank": 2, "precision": "fp32", "resolution": SIDE, "data": "none"}
-    return RECIPES[family if family != "sd35" else "sd35-medium"](teacher=str(flow_folder(family)), **small | settings)
+    recipe = family if family != "sd35" else "sd35-medium"
+    return RECIPES[recipe](teacher=str(teacher_folders[family]), **small | settings)
 
 
 @pytest.mark.parametrize("critic", ["lora", "heads"])
-def test_a_step_trains_student_and_critic(backbone, family, flow_folder, critic):
+def test_a_step_trains_student_and_critic(backbone, family, teacher_folders, critic):
     """With the recipe's own settings: from the teacher's walk to gradients of both losses, blocks checkpointed."""
-    config = config_of(family, flow_folder, critic=critic, critic_input="matched")
+    config = config_of(family, teacher_folders, critic=critic, critic_input="matched")
     add_models(backbone, config)
     grid, shape = config.make_grid(backbone.schedule), torch.Size((2, *backbone.latent_shape))
     batch = Batch(torch.zeros(shape), torch.ones(shape), backbone.encode_prompts([PROMPT, "dog"]))
@@ -127,12 +128,12 @@ def test_a_step_trains_student_and_critic(backbone, family, flow_folder, critic)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_an_export_is_drawn_by_the_stock_pipeline_as_by_scott(backbone, family, flow_folder, perturb, tmp_path, train):
+def test_an_export_is_drawn_by_the_stock_pipeline(backbone, family, teacher_folders, perturb, tmp_path, train):
     """`read_student` and `read_lora` compare what the stock pipeline draws with what the student in memory does."""
     backbone.add_student(train, rank=2, alpha=4.0)
     perturb(backbone.target_parameters())
     lora = {"lora_alpha": 4.0} if train == "lora" else {}
-    trained = Trained(backbone, config_of(family, flow_folder, train=train, **lora), updates=1)
+    trained = Trained(backbone, config_of(family, teacher_folders, train=train, **lora), updates=1)
     expected = trained.expected()
     save_student(backbone, tmp_path / "student", trained.grid)
     read_student(tmp_path / "student", expected)
@@ -142,8 +143,8 @@ def test_an_export_is_drawn_by_the_stock_pipeline_as_by_scott(backbone, family, 
         read_lora(tmp_path / "lora", "lora", "diffusers", expected)
 
 
-def test_a_skeleton_has_the_conditions_and_tensors_of_the_loaded_one(flow_folder, family):
-    loaded, made = load_backbone(flow_folder(family)), skeleton(flow_folder(family))
+def test_a_skeleton_has_the_conditions_and_tensors_of_the_loaded_one(teacher_folders, family):
+    loaded, made = load_backbone(teacher_folders[family]), skeleton(teacher_folders[family])
 
     def shapes(tensors):
         return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
@@ -160,17 +161,17 @@ def test_a_skeleton_has_the_conditions_and_tensors_of_the_loaded_one(flow_folder
 
 
 @pytest.mark.parametrize(("name", "passes"), [("flux", 1), ("chroma", 2)])
-def test_a_teacher_that_embeds_guidance_is_counted_once(flow_folder, name, passes):
-    config, bones = config_of(name, flow_folder), skeleton(flow_folder(name))
+def test_a_teacher_that_embeds_guidance_is_counted_once(teacher_folders, name, passes):
+    config, bones = config_of(name, teacher_folders), skeleton(teacher_folders[name])
     bones.resize(SIDE)
     add_models(bones, config)
     teacher = next(calls for calls in budget_of(bones, config).calls if calls.model == "teacher")
     assert teacher.samples == passes * config.batch_size
 
 
-def test_chromas_mask_counts_where_activations_are_computed_again(flow_folder):
+def test_chromas_mask_counts_where_activations_are_computed_again(teacher_folders):
     """diffusers leaves it out of what it recomputes a single block with."""
-    backbone = load_backbone(flow_folder("chroma"))
+    backbone = load_backbone(teacher_folders["chroma"])
     backbone.resize(SIDE)
     backbone.checkpoint_activations()
     x, t, cond = torch.randn(1, *backbone.latent_shape), torch.tensor([0.5]), backbone.encode_prompts([PROMPT])

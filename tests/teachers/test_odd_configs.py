@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from tests.tiny.stable import tiny_sd
 
 from scott.errors import UserError
 from scott.teachers import load_backbone
@@ -60,7 +61,7 @@ def test_a_tokenizer_that_does_not_say_its_length(edited, teacher_folders):
         assert all(torch.equal(given[name], whole[name]) for name in whole)
 
 
-def test_a_unet_without_a_middle(tiny_sd, tmp_path):
+def test_a_unet_without_a_middle(tmp_path):
     backbone = load_backbone(tiny_sd(tmp_path / "teacher", mid_block_type=None))
     assert None not in backbone.blocks
     backbone.add_student("lora", rank=2)

@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_model
 from safetensors.torch import load_file, save_file
-from tests.conftest import tiny_vae
 from tests.teachers.published import write_configs
+from tests.tiny.parts import tiny_vae
 
 from scott.errors import UserError
 from scott.export.ldm import UNET, VAE
@@ -226,9 +226,9 @@ def original_sd3(network):
 
 
 @pytest.fixture(scope="module")
-def sd35(flow_folder):
+def sd35(teacher_folders):
     """A tiny SD3.5: its folder, its backbone, and its network in the names of SD3's own code."""
-    folder = flow_folder("sd35")
+    folder = teacher_folders["sd35"]
     whole = load_backbone(folder)
     return folder, whole, {name: value.contiguous() for name, value in original_sd3(whole.network).items()}
 
@@ -278,9 +278,9 @@ def test_a_network_of_a_known_kind_says_what_it_lacks(name, tmp_path):
         assert kind_of(of_published(name)) == name
 
 
-def test_flux_is_read_by_its_own_names(flow_folder, tmp_path, monkeypatch):
+def test_flux_is_read_by_its_own_names(teacher_folders, tmp_path, monkeypatch):
     """diffusers' converter knows the published width alone, so its answer is given; what is called with is not."""
-    folder = flow_folder("flux")
+    folder = teacher_folders["flux"]
     whole = load_backbone(folder)
     marks = {name: torch.zeros(8) for name in of_published("flux")}
     reader = {"checkpoint_mapping_fn": lambda checkpoint, **_: {k: v for k, v in checkpoint.items() if k not in marks}}

@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from tests.tiny.stable import tiny_sd
 from tests.training.launch import here
 from tests.training.launch import start as start_process
 from tests.training.runs import SPREAD_STEPS, STEPS, source
@@ -42,7 +43,7 @@ def start(make_backbone):
 
 
 @pytest.fixture(scope="session")
-def small_teacher(tiny_sd, tmp_path_factory):
+def small_teacher(tmp_path_factory):
     """A pipeline whose U-Net has one block on each side, for runs in many processes."""
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     return tiny_sd(tmp_path_factory.mktemp("small"), block_out_channels=(32,), **blocks)

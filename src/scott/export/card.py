@@ -55,6 +55,8 @@ def card(
     """The card of one export that stands in `folder`; with `hub`, in the repository of that name, and without the
     folders that relative paths of this machine go through."""
     config = _without_paths(config) if hub else config
+    is_flow = info.scheduler == "FlowMatchLCMScheduler"
+    grid = "" if is_flow else f" with `original_inference_steps={info.original_inference_steps}`"
     rows = {
         "teacher": _teacher(config, info),
         "licence of the teacher": teacher_licence(config.teacher),
@@ -62,14 +64,20 @@ def card(
         "method": method_of(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
         f"{config.ema_decay:g}, frozen network in {config.precision}, seed {config.seed}",
-        "trained": _trained(info),
+        "trained": "the whole network"
+        if info.train == "full"
+        else f"LoRA of rank {info.lora_rank}, α {info.lora_alpha:g}",
         "guidance ω": _guidance(info),
-        "scheduler": _scheduler(info),
+        "scheduler": f"`{info.scheduler}`{grid}",
         "times": "; ".join(f"{steps}: {', '.join(f'{t:g}' for t in times)}" for steps, times in info.times.items()),
     }
-    unit = "the network's σ" if info.scheduler == "FlowMatchLCMScheduler" else "training steps"
-    table = ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())]
-    measured = [f"{markdown_table(result)}\n{_conditions(result)}" for result in results]
+    unit = "the network's σ" if is_flow else "training steps"
+    cells = {name: value.replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
+    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())]
+    conditions = [", ".join(f"{name} {value}" for name, value in result.meta.items()) for result in results]
+    measured = [
+        f"{markdown_table(result)}\nMeasured with {said}." for result, said in zip(results, conditions, strict=True)
+    ]
     parts = [
         "# A few-step student",
         "Distilled with SCott (Stochastic Consistency Distillation, <https://arxiv.org/abs/2403.01505>).",
@@ -169,12 +177,6 @@ def method_of(config: DistillConfig) -> str:
     return f"{config.method}: {solver}; {walk}; {config.loss} loss{weighting}; {critic}{decay}"
 
 
-def _trained(info: StudentInfo) -> str:
-    if info.train == "full":
-        return "the whole network"
-    return f"LoRA of rank {info.lora_rank}, α {info.lora_alpha:g}"
-
-
 def _guidance(info: StudentInfo) -> str:
     low, high = f"{info.guidance_min:g}", f"{info.guidance_max:g}"
     if info.takes_guidance:
@@ -182,12 +184,6 @@ def _guidance(info: StudentInfo) -> str:
     call = {"guidance_scale": 1.0} | call_options(info.pipeline)
     words = [f"`{name}={scale}`" for name, scale in call.items() if name.endswith("_scale") and scale is not None]
     return f"{low}, built in: draw with {', '.join(words)}"
-
-
-def _scheduler(info: StudentInfo) -> str:
-    if info.scheduler == "LCMScheduler":
-        return f"`LCMScheduler` with `original_inference_steps={info.original_inference_steps}`"
-    return f"`{info.scheduler}`"
 
 
 def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
@@ -220,11 +216,3 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
         how = f"The teacher's checkpoint, {file} at strength 1, {how}"
     return ["## In ComfyUI and A1111", how, "\n".join(rows)]
-
-
-def _conditions(results: Results) -> str:
-    return "Measured with " + ", ".join(f"{name} {value}" for name, value in results.meta.items()) + "."
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -40,7 +40,10 @@ _COND, _FIRST = "time_embedding.cond_proj.weight", "time_embedding.linear_1"
 def require_unet(pipeline: str) -> None:
     """Raise `UserError` unless a pipeline's class is one whose checkpoints are written."""
     if not pipeline.startswith("StableDiffusion") or pipeline.startswith("StableDiffusion3"):
-        raise UserError(f"got --to checkpoint for a {pipeline}; expected SD1.x, SD2.x or SDXL; use --to diffusers")
+        raise UserError(
+            f"got --to checkpoint for a {pipeline}; expected SD1.x, SD2.x or SDXL; use --to diffusers, or --to lora "
+            "of a LoRA student"
+        )
 
 
 def save_checkpoint(trained: Trained, folder: Path, dtype: torch.dtype = torch.float32) -> StudentInfo:

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the families that `tests.conftest` has not: `FOLDERS[family](folder)` writes one."""
+"""Tiny pipelines of the flows that came after Stable Diffusion 3: `tiny_flux(folder)` writes one."""
 
 import string
 
@@ -19,13 +19,10 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tests.conftest import tiny_clip_config, tiny_sd3, tiny_t5, tiny_tokenizer, tiny_vae
-from tokenizers.pre_tokenizers import ByteLevel
+from tests.tiny.parts import language_model, tiny_clip_config, tiny_qwen_tokenizer, tiny_t5, tiny_tokenizer, tiny_vae
 from transformers import (
     CLIPTextModel,
     Gemma2Config,
@@ -33,7 +30,6 @@ from transformers import (
     GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -41,15 +37,6 @@ from transformers import (
 
 SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "max_image_seq_len": 4096}
 """As FLUX.1's scheduler shifts by size."""
-
-
-def tiny_sd35(folder):
-    """SD3.5 medium: SD3 with normed queries and keys, and a second attention in its first blocks."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3(folder))
-    torch.manual_seed(0)
-    changes = {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}
-    pipeline.transformer = SD3Transformer2DModel.from_config({**pipeline.transformer.config, **changes})
-    pipeline.save_pretrained(folder)
 
 
 def flux_like(**options):
@@ -107,23 +94,6 @@ def tiny_flux2(folder):
         tokenizer=tokenizer,
         transformer=Flux2Transformer2DModel(**flux_like(**axes)),
     ).save_pretrained(folder)
-
-
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-
-
-def tiny_qwen_tokenizer():
-    """One token a byte."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {token: i for i, token in enumerate([*specials, *sorted(ByteLevel.alphabet())])}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=specials[1:], model_max_length=2048)
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def language_model(vocab, **options):
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return sizes | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": vocab, "pad_token_id": 0} | options
 
 
 def tiny_qwen_image(folder):
@@ -211,14 +181,3 @@ def tiny_sana(folder):
         ),
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     ).save_pretrained(folder)
-
-
-FOLDERS = {
-    "sd35": tiny_sd35,
-    "flux": tiny_flux,
-    "chroma": tiny_chroma,
-    "flux2-klein": tiny_flux2,
-    "qwen-image": tiny_qwen_image,
-    "z-image": tiny_z_image,
-    "sana": tiny_sana,
-}
