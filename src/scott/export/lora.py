@@ -30,6 +30,7 @@ from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_st
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets
+from scott.teachers.modified import load_lora
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -162,14 +163,12 @@ def lora_info(file: Path) -> StudentInfo | None:
 
 def foreign_factors(backbone: LatentBackbone, file: Path) -> dict[str, Factors]:
     """Layer → update of a LoRA file by another program, in any names that diffusers reads: kohya's, peft's, its own.
-
-    Raises `UserError` where diffusers cannot put it on this network.
-    """
+    Raises `UserError` where it is not one of this network."""
     pipeline, network = backbone.pipeline, backbone.network
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"{file} was not written by `scott export`, and diffusers loads no LoRA into this pipeline")
     try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        load_lora(pipeline, file)
         layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
         found = {name: Factors.of(layer, layer.active_adapters[0]) for name, layer in layers.items()}
         dora = any(layer.use_dora[layer.active_adapters[0]] for layer in layers.values())

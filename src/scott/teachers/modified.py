@@ -1,6 +1,7 @@
 """What changes a teacher before it is distilled: another VAE or prediction, and LoRAs merged into its networks."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -97,6 +98,18 @@ def scheduler_config(config: Mapping[str, Any], prediction: str | None) -> dict[
     return {**config, "prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
 
 
+def load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
+    """A LoRA file put on a pipeline by diffusers. Raises `UserError` where its layers have other sizes."""
+    log = logging.getLogger("diffusers.loaders.peft")
+    log.disabled = True  # it says of every layer what is raised, and in a line here
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    except RuntimeError as error:
+        raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
+    finally:
+        log.disabled = False
+
+
 def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
 
@@ -104,10 +117,7 @@ def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    except RuntimeError as error:  # torch's, of many lines, the first of which says nothing
-        raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
+    load_lora(pipeline, file)
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
