@@ -61,7 +61,8 @@ def read_checkpoint(folder: Path, expected: Expected, dtype: torch.dtype = torch
     """Raise `UserError` where the file, read by diffusers as the teacher is laid out, draws another 2-step latent."""
     teacher = expected.teacher
     place = teacher.teacher_config if teacher.file else teacher.teacher
-    pipeline = load_backbone(TeacherSource(teacher=str(folder / FILE), teacher_config=place)).pipeline
+    source = TeacherSource(teacher=str(folder / FILE), teacher_config=place, prediction=teacher.prediction)
+    pipeline = load_backbone(source).pipeline
     pipeline.scheduler = expected.scheduler
     got = stock_latents(pipeline, 1.0, expected.resolution)
     check("from_single_file", folder, expected.latents, got, TOLERANCE[dtype])

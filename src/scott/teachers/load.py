@@ -109,7 +109,8 @@ def _check_prediction(backbone: LatentBackbone) -> None:
         return
     x = torch.randn(1, backbone.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
     last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
-    output = backbone.output(None, x, last, backbone.unconditional())
+    cond = backbone.unconditional() | {"guidance": torch.ones(1)}
+    output = backbone.output(None, x, last, cond)
     if torch.cosine_similarity(x.flatten(), output.flatten(), dim=0) > 0.7:
         raise UserError(
             "the teacher is said to predict v, and its network predicts the noise; give --prediction epsilon "
