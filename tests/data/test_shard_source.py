@@ -166,7 +166,7 @@ def test_a_broken_folder_is_refused_when_it_is_opened(tmp_path, spoil, said):
         ShardSource(folder, 0)
 
 
-JSON = st.none() | st.booleans() | st.integers(-5, 10**6) | st.text(max_size=3) | st.just([]) | st.just({})
+JSON = st.none() | st.booleans() | st.integers(-5, 10**12) | st.text(max_size=3) | st.just([]) | st.just({})
 
 
 @given(data=st.data())
