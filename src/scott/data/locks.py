@@ -18,8 +18,8 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 
 
 @contextmanager
-def locked(folder: Path, part: str) -> Iterator[None]:
-    """Hold the part `<rank>-of-<world>` of a folder. The system lets go of a killed process's lock.
+def locked(folder: Path, part: str = "0-of-1") -> Iterator[None]:
+    """Hold a folder, or its part `<rank>-of-<world>`. The system lets go of a killed process's lock.
 
     Raises:
         UserError: another process holds that part, or one of a launch of another number of processes.
