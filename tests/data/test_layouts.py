@@ -711,7 +711,8 @@ def test_a_tar_that_is_something_else_says_so(tmp_path):
     [
         ("a{08..11}.tar", ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]),
         ("{2..0}{a,b}", ["2a", "2b", "1a", "1b", "0a", "0b"]),
-        ("a{0..10..5}{x}{", ["a{0..10..5}{x}{"]),
+        ("a{0..10..5}{x}{", ["a0{x}{", "a5{x}{", "a10{x}{"]),
+        ("{" * 5000, ["{" * 5000]),
         ("{", ["{"]),
         ("}{", ["}{"]),
     ],
@@ -721,7 +722,7 @@ def test_what_braces_stand_for(pattern, names):
 
 
 def test_braces_of_too_many(tmp_path):
-    with pytest.raises(UserError, match="stands for 1,000,000,000,000 files"):
+    with pytest.raises(UserError, match="stands for more than 1,000,000 files"):
         open_source(f"{tmp_path}/{{0..999999}}{{0..999999}}.tar")
     with pytest.raises(UserError, match="no data at"):
         open_source("{")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from scott.commands.prepare import Warn
@@ -10,7 +9,7 @@ from scott.errors import UserError
 from scott.export.lora import foreign_factors, lora_info, lora_parameters, lora_path, read_lora_file
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.lora import lora_targets
-from scott.training.checkpoint import checkpoint_state, latest_checkpoint
+from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -104,7 +103,7 @@ def start_as(backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Te
     place = Path(config.init)
     newest = latest_checkpoint(place / "checkpoints")
     if newest:
-        tensors = load_file(newest / "target.safetensors")
+        tensors = checkpoint_part(newest, "target")
     elif config.train == "lora":
         tensors = {name: value.detach().clone() for name, value in backbone.student_parameters().items()}
         for name, value in lora.items():  # of a lower rank: B of the others is 0

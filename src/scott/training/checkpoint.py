@@ -57,14 +57,18 @@ def _name(step: int) -> str:
 
 def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
     """The parts and the state of one checkpoint folder; `UserError` when it cannot be read or a file has changed."""
-    state, parts = checkpoint_state(path), {}
+    state = checkpoint_state(path)
+    state.pop("sha256", None)
+    return {file.stem: checkpoint_part(path, file.stem) for file in sorted(path.glob("*.safetensors"))}, state
+
+
+def checkpoint_part(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one part; `UserError` when they cannot be read or are not what was written."""
+    file, hashes = path / f"{name}.safetensors", checkpoint_state(path).get("sha256", {})  # older versions wrote none
     with readable(path):
-        hashes = dict(state.pop("sha256", {}))  # of a checkpoint that older versions wrote
-        for file in sorted(path.glob("*.safetensors")):
-            if file.name in hashes and _sha256(file) != hashes[file.name]:
-                raise ValueError(f"{file.name} is not what was written, by its SHA-256")
-            parts[file.stem] = load_file(file)
-    return parts, state
+        if file.name in hashes and _sha256(file) != hashes[file.name]:
+            raise ValueError(f"{file.name} is not what was written, by its SHA-256")
+        return load_file(file)
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
