@@ -136,6 +136,12 @@ LAYOUTS = {
             {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
         ),
     },
+    "COCO's picture twice": {
+        "a.png": PICTURE,
+        "captions_train.json": json.dumps(
+            {"images": [{"id": 1, "file_name": "a.png"}] * 2, "annotations": [{"image_id": 1, "caption": "a cat"}]}
+        ),
+    },
     "pictures as lists": {"a.png": PICTURE, "metadata.jsonl": [{"images": ["a.png"], "text": "a cat"}]},
     "no header": {"a.png": PICTURE, "captions.csv": "a.png,a cat\n"},
     "no header, captions first": {"a.png": PICTURE, "list.tsv": "a cat\ta.png\n"},
