@@ -147,7 +147,18 @@ def test_examples_are_the_first_samples(tmp_path):
     assert len(source.examples(99)[1]) == 5
 
 
+def edited(folder, old, new):
+    file = folder / "manifest.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
 BROKEN = {
+    "visits without end": (lambda f: edited(f, '"repeats": 1', '"repeats": 1000000000000'), "not as scott writes it"),
+    "a size in words": (
+        lambda f: edited(f, '"settings": {}', '"settings": {"resolution": "big"}'),
+        "not as scott writes it",
+    ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json cannot be read"),
     "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     "no object": (lambda f: (f / "manifest.json").write_text("[]"), "no JSON object"),
