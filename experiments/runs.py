@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from scott.choices import unknown
-from scott.commands.distill import add_models, check
-from scott.commands.prepare import open_data
+from scott.commands.distill import check, data_and_models
+from scott.commands.initial import check_start, initial_lora
 from scott.data.records import chunks
 from scott.errors import UserError
 from scott.evaluation import Row, evaluate
@@ -23,13 +23,12 @@ from scott.files import write_atomically
 from scott.mini.embedded import STUDENT_GUIDANCE
 from scott.mini.protocol import MiniReference
 from scott.mini.scenes import pictures
-from scott.progress import Bars
+from scott.progress import Bars, warn
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import teacher_of
 from scott.teachers import LatentBackbone
-from scott.training.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint
+from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
-from scott.training.parallel import load_parameters
 from scott.training.trainer import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -87,12 +86,10 @@ class Training:
     """One run of the trainer in `config.out`: the same config goes on where it was stopped.
 
     Args:
-        source: a checkpoint folder, or a run's, whose student, EMA and critic this run begins with.
         data: the folder that prepared shards are kept in, for all runs on the same data.
     """
 
     config: DistillConfig
-    source: Path | None = None
     data: Path = Path("runs/data")
     backbone: LatentBackbone = field(init=False)
 
@@ -101,10 +98,9 @@ class Training:
         config = self.config
         self.backbone = teacher_of(config.teacher, config.dtype, config.quantize)
         check(self.backbone, config)
-        data = open_data(config.sources, self.backbone, self.data, config.seed, report, reading=config)
-        add_models(self.backbone, config)
-        if self.source is not None:
-            load_models(self.backbone, self.source)
+        check_start(self.backbone, config)
+        lora = initial_lora(self.backbone, config, warn)
+        data = data_and_models(self.backbone, config, lora, self.data, report, warn)
         spent = Spent(config.out, config.out / "checkpoints")
 
         def progress(done: int, terms: dict[str, float]) -> None:
@@ -138,20 +134,6 @@ class Spent:
 
     def total(self, done: int) -> float:
         return self.steps[done]
-
-
-def load_models(backbone: LatentBackbone, source: Path) -> None:
-    """Take student, EMA, and critic where both have one, of a checkpoint. Raises `UserError` where they differ."""
-    folder = latest_checkpoint(source / "checkpoints") if (source / "checkpoints").is_dir() else source
-    if folder is None:
-        raise UserError(f"{source} has no checkpoint yet; go on with the command that started it")
-    parts, _ = load_checkpoint(folder)
-    if "student" not in parts or "target" not in parts:
-        raise UserError(f"{folder} is no checkpoint of a run; expected a folder with student.safetensors")
-    load_parameters(backbone.student_parameters(), parts["student"], "student")
-    load_parameters(backbone.target_parameters(), parts["target"], "target")
-    if backbone.critic_model is not None and "critic" in parts:
-        load_parameters(backbone.critic_parameters(), parts["critic"], "critic")
 
 
 @dataclass(frozen=True)

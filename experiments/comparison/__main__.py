@@ -121,7 +121,7 @@ class Comparison:
         return training, training.train(report) / 60
 
     def updates(self, blank: Row, out: Path, report: Report) -> int:
-        """Of a run that has begun, its own; of a method another seed was trained by, as many; else what its budget allows."""
+        """Of a run that has begun, its own; as many as another seed's; else what its budget allows."""
         if (out / "config.json").is_file():
             return DistillConfig.load(out / "config.json").max_steps
         if blank.matched == "updates":

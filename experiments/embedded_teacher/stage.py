@@ -133,77 +133,108 @@ def run_stage(
         UserError: the folder is of another stage, seed or number of steps.
     """
     module.to(config.device)
-    graphed = torch.device(config.device).type == "cuda"
-    optimizer = torch.optim.AdamW(
-        groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=config.weight_decay,
-        fused=True,
-        capturable=graphed,
-    )
-    current = module.state_dict()
-    average = {key: value.detach().clone() for key, value in current.items()}
-    start = 0
-    whose = {"stage": name, "seed": seed, "steps": config.steps}
-    if latest := latest_checkpoint(folder):
-        parts, state = load_checkpoint(latest)
-        if found := {key: state.get(key) for key, value in whose.items() if state.get(key) != value}:
-            raise UserError(f"{folder} holds another stage: {found} instead of {whose}; choose another --work")
-        module.load_state_dict(parts["model"])
-        average = {key: value.to(config.device) for key, value in parts["average"].items()}
-        start = state["step"]
-    if config.as_is or start == config.steps:
-        return _on_cpu(module, average)
-    if latest:
-        load_optimizer_tensors(module, optimizer, parts["optimizer"])
-    if graphed:  # a recorded step reads its rate from memory
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(config.learning_rate, device=config.device)
-    floats = [key for key, value in average.items() if value.is_floating_point()]
-    names: list[str] = []
+    stage = _Stage(name, module, losses, config, folder, seed, groups)
+    if not config.as_is:
+        stage.train(draw)
+    module.cpu()
+    return {key: value.cpu() for key, value in stage.average.items()}
 
-    def update(drawn: Tensors) -> Tensor:
-        terms = losses(drawn)
-        names[:] = terms
+
+class _Stage:
+    """A module, its optimizer and its average, at the newest checkpoint of the folder."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        losses: Losses,
+        config: StageConfig,
+        folder: Path,
+        seed: int,
+        groups: Sequence[dict[str, Any]] | None,
+    ) -> None:
+        self.name, self.module, self.losses, self.config, self.folder = name, module, losses, config, folder
+        self.whose = {"stage": name, "seed": seed, "steps": config.steps}
+        self.graphed = torch.device(config.device).type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=self.graphed,
+        )
+        self.current = module.state_dict()
+        self.average = {key: value.detach().clone() for key, value in self.current.items()}
+        self.start = 0
+        self.terms: list[str] = []
+        """Names of the loss's, once it was computed."""
+        if latest := latest_checkpoint(folder):
+            self._load(latest)
+        if self.graphed:  # a recorded step reads its rate from memory
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(config.learning_rate, device=config.device)
+
+    def _load(self, checkpoint: Path) -> None:
+        parts, state = load_checkpoint(checkpoint)
+        if found := {key: state.get(key) for key, value in self.whose.items() if state.get(key) != value}:
+            raise UserError(
+                f"{self.folder} holds another stage: {found} instead of {self.whose}; choose another --work"
+            )
+        self.module.load_state_dict(parts["model"])
+        self.average = {key: value.to(self.config.device) for key, value in parts["average"].items()}
+        self.start = state["step"]
+        load_optimizer_tensors(self.module, self.optimizer, parts["optimizer"])
+
+    def train(self, draw: Draw) -> None:
+        """Make the steps that are left."""
+        config, launched = self.config, Launched(self._update, self.config.device)
+        steps = range(self.start, config.steps)
+        if not steps:
+            return
+        began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = MetricsLog(self.folder / "log.jsonl", self.start)
+        data = ahead(_Steps(draw, config.batch_size, self.whose["seed"]), steps, config)
+        for step, drawn in zip(steps, data, strict=True):
+            done, rate = step + 1, config.learning_rate * _schedule(step, config)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["lr"].fill_(rate) if self.graphed else rate
+            *terms, norm = launched(drawn).tolist()
+            values = dict(zip(self.terms, terms, strict=True))
+            if not math.isfinite(sum(terms)):
+                raise FloatingPointError(f"{self.name}: step {step}: {values}")
+            self._move_average(step)
+            if done % config.log_every == 0 or done == config.steps:
+                seconds = (time.monotonic() - began) / (done - self.start)
+                pace = {"seconds_per_step": seconds, "eta_minutes": (config.steps - done) * seconds / 60}
+                log.write(done, {"lr": rate, "gradient_norm": norm, **values, **pace})
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                self._save(done)
+
+    def _update(self, drawn: Tensors) -> Tensor:
+        """One step of the optimizer: the loss's terms, and the norm of the gradient before it is clipped."""
+        terms = self.losses(drawn)
+        self.terms[:] = terms
         values = torch.stack(list(terms.values()))
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         values.sum().backward()
-        norms = [nn.utils.clip_grad_norm_(group["params"], config.clip_norm) for group in optimizer.param_groups]
-        optimizer.step()
+        groups = self.optimizer.param_groups
+        norms = [nn.utils.clip_grad_norm_(group["params"], self.config.clip_norm) for group in groups]
+        self.optimizer.step()
         return torch.cat([values.detach(), nn.utils.get_total_norm(norms).detach()[None]])
 
-    launched = Launched(update, config.device)
-    began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(folder / "log.jsonl", start)
-    steps = range(start, config.steps)
-    for step, drawn in zip(steps, ahead(_Steps(draw, config.batch_size, seed), steps, config), strict=True):
-        done = step + 1
-        rate = config.learning_rate * _schedule(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"].fill_(rate) if graphed else rate
-        *terms, norm = launched(drawn).tolist()
-        values = dict(zip(names, terms, strict=True))
-        if not math.isfinite(sum(terms)):
-            raise FloatingPointError(f"{name}: step {step}: {values}")
-        # the average forgets its start: early on it is the mean over the last tenth of the steps so far
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
-        ema_update([average[key] for key in floats], [current[key] for key in floats], decay)
-        if done % config.log_every == 0 or done == config.steps:
-            seconds = (time.monotonic() - began) / (done - start)
-            pace = {"seconds_per_step": seconds, "eta_minutes": (config.steps - done) * seconds / 60}
-            log.write(done, {"lr": rate, "gradient_norm": norm, **values, **pace})
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            saved = {"model": current, "average": average, "optimizer": optimizer_tensors(module, optimizer)}
-            save_checkpoint(folder, done, saved, whose)
-            prune_checkpoints(folder, keep=2)
-    return _on_cpu(module, average)
+    def _move_average(self, step: int) -> None:
+        """It forgets its start: early on it is the mean over the last tenth of the steps so far."""
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        floats = [key for key, value in self.average.items() if value.is_floating_point()]
+        ema_update([self.average[key] for key in floats], [self.current[key] for key in floats], decay)
 
-
-def _on_cpu(module: nn.Module, average: Tensors) -> Tensors:
-    module.cpu()
-    return {key: value.cpu() for key, value in average.items()}
+    def _save(self, done: int) -> None:
+        optimizer = optimizer_tensors(self.module, self.optimizer)
+        parts = {"model": self.current, "average": self.average, "optimizer": optimizer}
+        save_checkpoint(self.folder, done, parts, self.whose)
+        prune_checkpoints(self.folder, keep=2)
 
 
 def _schedule(step: int, config: StageConfig) -> float:

@@ -29,7 +29,7 @@ class Trial:
     set: tuple[str, ...] = ()
     """key=value of a run's config, as `scott distill mini` has them (critic_rank=8)."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """A run, or one of its checkpoints, whose student, EMA and critic it begins with; optimizers begin anew."""
+    """A run whose student's EMA it begins with (`scott distill --init`); critic and optimizers begin anew."""
     method: Literal["scott", "lcm"] = "scott"
     updates: int = 300
     samples: int = 1000
@@ -66,7 +66,7 @@ class Trial:
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
         reference = mini_reference(self.samples, "validation")  # raises before the training
-        training = Training(self.config(), self.source, self.runs / "data")
+        training = Training(self.config(), self.runs / "data")
         seconds = training.train(report)
         figures = measured(training.samplers(), reference, report)
         return {"cpu_seconds": round(seconds, 1), "steps": figures}
@@ -74,7 +74,8 @@ class Trial:
     def config(self) -> DistillConfig:
         out = self.runs / f"{self.name}-{self.seed}"
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | parsed(self.set)
-        return mini(**{"method": self.method} | settings, out=out, seed=self.seed, max_steps=self.updates)
+        settings |= {"method": self.method, "init": None if self.source is None else str(self.source)} | settings
+        return mini(**settings, out=out, seed=self.seed, max_steps=self.updates)
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ def replacing(path: Path, partial: Path | None = None, *, durable: bool = False)
         durable: it is on the disk before the name is, and the name when the block has ended.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or a quota or the largest size of a file is reached.
     """
     partial = partial or path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -31,11 +31,12 @@ def replacing(path: Path, partial: Path | None = None, *, durable: bool = False)
         if durable:
             sync(path.parent)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         free = shutil.disk_usage(path.parent).free
         raise UserError(
-            f"no room at {path.parent} ({free:,} bytes free); make some, and the same command goes on where it stopped"
+            f"no room at {path.parent} ({error.strerror}; {free:,} bytes free); make some, and the same command goes "
+            "on where it stopped"
         ) from None
     finally:
         partial.unlink(missing_ok=True)

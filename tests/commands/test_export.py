@@ -161,7 +161,11 @@ def test_a_run_without_a_checkpoint_or_with_anothers(make_run, tmp_path):
     (run / "config.json").write_text(replace(config, train="lora").to_json())
     with pytest.raises(UserError, match="does not fit"):
         load_run(run)
-    (run / "checkpoints" / "step-00000002" / "target.safetensors").write_bytes(b"half")
+    file = run / "checkpoints" / "step-00000002" / "target.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError, match="is not what was written, by its SHA-256"):
+        load_run(run)
+    file.write_bytes(b"half")
     with pytest.raises(UserError, match="cannot be read"):
         load_run(run)
     (tmp_path / "new").mkdir()

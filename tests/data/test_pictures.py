@@ -15,6 +15,10 @@ BAD = {
     "zero bytes": (b"", "empty-file"),
     "text": (b"<html>404</html>", "not-a-picture"),
     "a picture cut in half": (PNG[: len(PNG) // 2], "truncated"),
+    "a TIFF without its directory, which is its end": (
+        saved(noise(0), "TIFF", compression="tiff_lzw")[:1000],
+        "truncated",
+    ),
     "a jpeg cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
     "a header cut in half": (PNG[:20], "corrupt"),
     "a GIF cut in its header": (saved(noise(0), "GIF")[:500], "corrupt"),

@@ -147,7 +147,18 @@ def test_examples_are_the_first_samples(tmp_path):
     assert len(source.examples(99)[1]) == 5
 
 
+def edited(folder, old, new):
+    file = folder / "manifest.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
 BROKEN = {
+    "visits without end": (lambda f: edited(f, '"repeats": 1', '"repeats": 1000000000000'), "not as scott writes it"),
+    "a size in words": (
+        lambda f: edited(f, '"settings": {}', '"settings": {"resolution": "big"}'),
+        "not as scott writes it",
+    ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json cannot be read"),
     "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     "no object": (lambda f: (f / "manifest.json").write_text("[]"), "no JSON object"),
@@ -166,7 +177,7 @@ def test_a_broken_folder_is_refused_when_it_is_opened(tmp_path, spoil, said):
         ShardSource(folder, 0)
 
 
-JSON = st.none() | st.booleans() | st.integers(-5, 10**6) | st.text(max_size=3) | st.just([]) | st.just({})
+JSON = st.none() | st.booleans() | st.integers(-5, 10**12) | st.text(max_size=3) | st.just([]) | st.just({})
 
 
 @given(data=st.data())

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import tarfile
 
 import pytest
@@ -78,14 +79,15 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
 
 
-FULL = fails_with(OSError(errno.ENOSPC, "No space left on device"))
-NO_ROOM = r"no room at .* \([\d,]+ bytes free\); make some"
+NO_ROOM = r"no room at .* \(\w[\w ]+; [\d,]+ bytes free\); make some"
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, number):
+    full = fails_with(OSError(number, os.strerror(number)))
     with pytest.raises(UserError, match=NO_ROOM):
-        write_one(tmp_path / "x.tar", lambda writer: monkeypatch.setattr(writer, "_write", FULL))
-    monkeypatch.setattr(files.os, "fsync", FULL)
+        write_one(tmp_path / "x.tar", lambda writer: monkeypatch.setattr(writer, "_write", full))
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=NO_ROOM):
         write_one(tmp_path / "x.tar")
     with pytest.raises(UserError, match=NO_ROOM):

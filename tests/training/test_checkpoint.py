@@ -140,6 +140,13 @@ def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '{"step": "x", "metric": "fid", "value": 1}'])
+def test_a_best_checkpoint_that_is_not_said_is_an_error_with_the_way_out(tmp_path, content):
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(UserError, match=r"best\.json cannot be read .*; delete it to have the best found anew"):
+        prune_checkpoints(tmp_path, keep=2)
+
+
 def test_the_newest_are_kept(tmp_path):
     for step in (3, 20, 100, 1):
         save_checkpoint(tmp_path, step, {"a": {"x": torch.ones(1)}}, {})

@@ -56,6 +56,11 @@ def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, k
     for parameters in (new.student_parameters(), new.target_parameters()):
         for name, value in old.target_parameters().items():
             assert torch.equal(parameters[name], value), name
+    if kind.endswith("run"):
+        file = place / "checkpoints" / "step-00000007" / "target.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(UserError, match="is not what was written, by its SHA-256"):
+            start_as(new, config, lora)
 
 
 def test_a_loras_update_is_kept_under_another_scale(make_backbone, config, perturb, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 from tests.training.launch import here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
+from scott.data.locks import locked
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -29,6 +31,12 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(one, distil, words, tm
     here(*words(out))
     assert_same_run(out, one)
     assert [record["step"] for record in metrics(out)] == list(range(1, SPREAD_STEPS + 1))
+
+
+def test_a_run_that_another_command_writes_is_refused(one, words, capsys):
+    with locked(one), pytest.raises(AssertionError):
+        here(*words(one))
+    assert "is being written by another command (process" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, tmp_path):

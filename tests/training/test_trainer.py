@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -307,6 +308,16 @@ def test_a_launch_with_an_engine_that_is_not_run_is_refused(start, tmp_path, mon
         start(tmp_path)
 
 
+@pytest.mark.parametrize("state", [{}, {"spread": [[1.0]]}, {"spread": None}])
+def test_a_checkpoint_without_what_a_run_counts_is_refused(start, tmp_path, state):
+    start(tmp_path, max_steps=2)
+    file = latest_checkpoint(tmp_path / "checkpoints") / "state.json"
+    left = {name: value for name, value in json.loads(file.read_text()).items() if name != "spread"}
+    file.write_text(json.dumps(left | state))
+    with pytest.raises(UserError, match=r"step-00000002 cannot be read .*delete it to resume from the one before"):
+        start(tmp_path)
+
+
 def test_one_process_splits_nothing(start, tmp_path):
     with pytest.raises(UserError, match="got --shard full in one process"):
         start(tmp_path, shard="full")
@@ -492,6 +503,14 @@ def test_a_steps_seconds_are_those_of_its_parts_whatever_stands_between(start, m
     timed = [record for record in read_metrics(tmp_path / "metrics.jsonl") if "seconds_per_step" in record]
     assert [record["step"] for record in timed] == [2, 4, 6]
     assert {(r["seconds_data"], r["seconds_update"], r["seconds_per_step"]) for r in timed} == {(2.0, 3.0, 5.0)}
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[1]\n", b"3\n", b'{"a": 1}\n', b'{"step": null}\n', None])
+def test_a_log_that_no_run_wrote_is_refused(tmp_path, content):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(content) if content else os.mkfifo(file)
+    with pytest.raises(UserError, match="move it away"):
+        MetricsLog(file)
 
 
 def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):

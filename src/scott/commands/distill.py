@@ -2,18 +2,23 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scott.commands.export import export_finished, is_exported
 from scott.commands.initial import check_start, initial_lora, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
+from scott.data.locks import locked
+from scott.data.mixture import Mixture
 from scott.data.preparation import Report
+from scott.data.shard_source import ShardSource
 from scott.device import best_device
 from scott.errors import UserError
 from scott.mini import embedded
@@ -22,7 +27,6 @@ from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
-from scott.training.checkpoint import latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.metrics import WARNINGS
@@ -100,33 +104,40 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     if (resolution := resolution_of(config.sources, backbone, config)) != backbone.resolution:
         backbone.resize(resolution)
         config = replace(config, resolution=resolution)
-    grid = config.make_grid(backbone.schedule)
     check_start(backbone, config)
-    begun = latest_checkpoint(config.out / "checkpoints") is not None
-    lora = {} if begun else initial_lora(backbone, config, warn)
+    lora = initial_lora(backbone, config, warn)
     with accelerator.main_process_first():
         open_run(config, backbone.version, write=first)
-    if first:
-        warn = _kept(warn, config.out / WARNINGS)
+    with locked(config.out) if first else nullcontext():
+        if first:
+            warn = _kept(warn, config.out / WARNINGS)
+        data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
+        if config.shard == "full":
+            shard(backbone)
+        validation = Validation(backbone, config.make_grid(backbone.schedule), config, data, warn)
+        if config.validate_every:
+            validation.make_ready()
+        hooks = _hooks(config, validation, report, warn, first)
+        made = distill(backbone, data, config, hooks, accelerator)
+        del backbone, data, validation, hooks  # the export holds a network of its own
+        if first and (made or not is_exported(config)):
+            report("export", 0, 1, {})
+            export_finished(config, teacher)
+            report("export", 1, 1, {})
+
+
+def data_and_models(
+    backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Tensor], cache: Path, report: Report, warn: Warn
+) -> ShardSource | Mixture:
+    """The data, prepared in `cache` where they are not; then the student, which starts as `init` says (`lora`: what
+    `initial_lora` read of that), and the critic."""
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
-    data = open_data(config.sources, backbone, config.out / "data", config.seed, report, **how)
+    data = open_data(config.sources, backbone, cache, config.seed, report, **how)
     backbone.park_encoders()  # a device holds them or the network, never both
     backbone.place_network(best_device())
     add_models(backbone, config)
-    if config.init and not begun:
-        start_as(backbone, config, lora)
-    if config.shard == "full":
-        shard(backbone)
-    validation = Validation(backbone, grid, config, data, warn)
-    if config.validate_every:
-        validation.make_ready()
-    hooks = _hooks(config, validation, report, warn, first)
-    made = distill(backbone, data, config, hooks, accelerator)
-    del backbone, data, validation, hooks  # the export holds a network of its own
-    if first and (made or not is_exported(config)):
-        report("export", 0, 1, {})
-        export_finished(config, teacher)
-        report("export", 1, 1, {})
+    start_as(backbone, config, lora)
+    return data
 
 
 def _kept(warn: Warn, file: Path) -> Warn:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from scott.choices import unknown
 from scott.diffusion.tensors import DTYPES
@@ -25,7 +23,7 @@ from scott.mini import embedded
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint
 from scott.teachers.layout import model_index
-from scott.training.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint
+from scott.training.checkpoint import best_checkpoint, checkpoint_part, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -118,11 +116,7 @@ def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) 
     if config.resolution:
         backbone.resize(config.resolution)
     base = network_fingerprint(backbone)
-    file = newest / "target.safetensors"
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete {newest} to use the one before") from None
+    tensors = checkpoint_part(newest, "target")
     if config.train == "full":
         backbone.become(tensors)
     else:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from scott.commands.prepare import Warn
@@ -10,7 +9,7 @@ from scott.errors import UserError
 from scott.export.lora import foreign_factors, lora_info, lora_parameters, lora_path, read_lora_file
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.lora import lora_targets
-from scott.training.checkpoint import checkpoint_state, latest_checkpoint
+from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -23,7 +22,7 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
 
     A run that has begun needs neither.
     """
-    if latest_checkpoint(config.out / "checkpoints"):
+    if _has_begun(config):
         return
     for name, same in ((config.init, _SAME), (config.continue_from, _SAME_WHOLE)):
         if not name:
@@ -38,6 +37,10 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
             _check_lora(lora_path(Path(name)), config)
         elif not (Path(name) / "model_index.json").is_file():
             raise UserError(f"{name} is no student's folder; expected one as --init with --train full, or a run")
+
+
+def _has_begun(config: DistillConfig) -> bool:
+    return latest_checkpoint(config.out / "checkpoints") is not None
 
 
 def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same: tuple[str, ...]) -> None:
@@ -70,7 +73,7 @@ def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) ->
     rank. Raises `UserError` where the file does not fit this teacher. To be called before the student is made.
     """
     place = Path(str(config.init))
-    if not config.init or config.train != "lora" or latest_checkpoint(place / "checkpoints"):
+    if not config.init or config.train != "lora" or latest_checkpoint(place / "checkpoints") or _has_begun(config):
         return {}
     scale = config.alpha / (config.lora_rank**0.5 if config.lora_variant == "rslora" else config.lora_rank)
     if lora_info(file := lora_path(place)) is None:
@@ -93,12 +96,14 @@ def _foreign(backbone: LatentBackbone, file: Path, rank: int, scale: float, warn
 
 
 def start_as(backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Tensor]) -> None:
-    """Make the student and its EMA what `init` names, whose LoRA file is read already. Raises `UserError` where that
-    does not fit them."""
-    place = Path(str(config.init))
+    """Make the student and its EMA what `init` names, whose LoRA file is read already, unless their run has begun.
+    Raises `UserError` where that does not fit them."""
+    if not config.init or _has_begun(config):
+        return
+    place = Path(config.init)
     newest = latest_checkpoint(place / "checkpoints")
     if newest:
-        tensors = load_file(newest / "target.safetensors")
+        tensors = checkpoint_part(newest, "target")
     elif config.train == "lora":
         tensors = {name: value.detach().clone() for name, value in backbone.student_parameters().items()}
         for name, value in lora.items():  # of a lower rank: B of the others is 0

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
-from scott.data.records import Columns, Source
+from scott.data.records import Source
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
@@ -62,12 +62,6 @@ PRESETS = {
 }
 
 
-def open_named(name: str, columns: Columns, split: str) -> Source:
-    """Embedded data by their name, or what `open_source` recognises. Raises `UserError` as that does."""
-    scenes = embedded.SOURCES.get(name)
-    return scenes(MINI_SCENES) if scenes else open_source(name, columns, split)
-
-
 def prepare_source(
     name: str,
     backbone: "LatentBackbone",
@@ -86,12 +80,13 @@ def prepare_source(
     return prepare_shards(source, backbone, settings, full, out, report, rank, world)
 
 
-def open_with(name: str, settings: Settings, preset: Preset | None) -> tuple[Source, Settings]:
-    """A source, and the settings with what a preset fills in."""
+def open_with(name: str, settings: Settings, preset: Preset | None = None) -> tuple[Source, Settings]:
+    """Embedded data by their name, or what `open_source` recognises; and the settings with what a preset fills in."""
     if preset is not None:
         unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
         settings = replace(settings, **unnamed)
-    source = open_named(name, settings.columns, settings.split)
+    scenes = embedded.SOURCES.get(name)
+    source = scenes(MINI_SCENES) if scenes else open_source(name, settings.columns, settings.split)
     if preset is not None and preset.scores:
         score = next((column for column in preset.scores if column in source.columns), preset.scores[0])
         where = f"({settings.where}) and {score} >= 6" if settings.where else f"{score} >= 6"
@@ -147,15 +142,14 @@ def _open_one(
         source = ShardSource(folder, seed)
         check_made_for(source.manifest, backbone, name)
         return source
-    settings, (rank, world) = Settings(**_given(reading)), processes()
-    opened = open_named(name, settings.columns, settings.split)
+    opened, settings = open_with(name, Settings(**_given(reading)))
     full = full_settings(name, opened, settings, backbone, _made_for(backbone))
     made_from = {key: value for key, value in full["source"].items() if key != "name"}
     identity = full | {"source": made_from, "teacher": fingerprints(backbone)}
     folder = cache / sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     if not (folder / MANIFEST).is_file():
         backbone.place_encoders(best_device())
-        prepare_shards(opened, backbone, settings, full, folder, report, rank, world)
+        prepare_shards(opened, backbone, settings, full, folder, report, *processes())
     manifest = wait_for_manifest(folder)
     if skipped := Counter(manifest.skipped):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
@@ -181,8 +175,7 @@ def check_data(names: Sequence[str], backbone: "LatentBackbone", reading: Readin
     """Raise `UserError` where there is nothing that `open_data` could open for this teacher; writes nothing."""
     for name in names:
         if not _is_prepared(name):
-            source = open_named(name, reading.columns, reading.split)
-            full_settings(name, source, Settings(**_given(reading)), backbone, {})
+            full_settings(name, *open_with(name, Settings(**_given(reading))), backbone, {})
             continue
         manifest = Manifest.load(Path(name))
         check_made_for(manifest, backbone, name)

@@ -51,9 +51,14 @@ def _one(value: object) -> str:
 
 
 def utf8(data: bytes) -> bytes:
-    """Without the mark in front; of what has UTF-16's, which editors of Windows write, the same text in UTF-8."""
+    """Without the mark in front; of what has UTF-32's or UTF-16's, as editors of Windows write it, the same text in
+    UTF-8. Raises `UnicodeError` for either without its mark, in which every other byte is 0."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return data.decode("utf-32").encode()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16").encode()
+    if len(start := data[:64]) > 3 and 2 * start.count(0) >= len(start) - 1 and start.strip(b"\0"):
+        raise UnicodeError("it is in UTF-16 or UTF-32, without the mark that says which")
     return data.removeprefix(codecs.BOM_UTF8)
 
 

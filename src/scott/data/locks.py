@@ -1,11 +1,10 @@
 """One writer a folder: a lock that says who holds it and ends with its process."""
 
 import errno
-import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,8 +17,8 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 
 
 @contextmanager
-def locked(folder: Path, part: str) -> Iterator[None]:
-    """Hold the part `<rank>-of-<world>` of a folder. The system lets go of a killed process's lock.
+def locked(folder: Path, part: str = "0-of-1") -> Iterator[None]:
+    """Hold a folder, or its part `<rank>-of-<world>`. The system lets go of a killed process's lock.
 
     Raises:
         UserError: another process holds that part, or one of a launch of another number of processes.
@@ -30,7 +29,7 @@ def locked(folder: Path, part: str) -> Iterator[None]:
             with _lock(other):  # a killed process left it
                 pass
     with _lock(mine):
-        mine.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        mine.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
 
 
@@ -40,9 +39,12 @@ def _lock(file: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
+        holder = ""
+        with suppress(OSError):  # it has just ended
+            holder = file.read_text(encoding="utf-8", errors="backslashreplace")
         raise UserError(
-            f"{file.parent} is being written by another command ({_holder(file)}); wait for its end, stop it, or give "
-            "another --out"
+            f"{file.parent} is being written by another command ({holder or 'which has just begun'}); wait "
+            "for its end, stop it, or give another --out"
         ) from None
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
@@ -52,11 +54,3 @@ def _lock(file: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)
         lock.release()
-
-
-def _holder(file: Path) -> str:
-    try:
-        found = json.loads(file.read_text())
-        return f"process {found['process']} on {found['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
-        return "which has just begun"

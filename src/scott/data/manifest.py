@@ -14,6 +14,7 @@ from scott.errors import UserError, first_line, printable
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
+MAX_REPEATS = 999
 _HASHES = ("sha256", "half", "signs")
 """Of a teacher's part, in its fingerprint. Where one of the first two agrees, its weights are the same but rounded."""
 
@@ -76,12 +77,12 @@ class Manifest:
 
     def _check(self, folder: Path) -> None:
         counts = [count for shard in self.shards for count in (shard.samples, shard.bytes, shard.repeats - 1)]
-        counts += [side for shape in self.tensors.values() for side in shape]
+        counts += [side for shape in self.tensors.values() for side in shape] + [self.settings.get("resolution", 1)]
         sound = (
             all(isinstance(value, dict) for value in (self.settings, self.skipped))
             and all(isinstance(shape, list) for shape in self.tensors.values())
             and all(isinstance(count, int) and count >= 0 for count in counts)
-            and all(isinstance(shard.sha256, str) for shard in self.shards)
+            and all(isinstance(shard.sha256, str) and shard.repeats <= MAX_REPEATS for shard in self.shards)
             and all(len(self.tensors[name]) == 3 for name in ("mean", "std"))
         )
         for numbers in ([count for _, _, count in shard.buckets] for shard in self.shards):
@@ -129,6 +130,8 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
         same = any(key in before and before[key] == now.get(key) for key in ("sha256", "half"))
         for key in (key for key in before | now if not (same and key in _HASHES)):
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now and name == "source.version":
+        yield "the source's files have other names, sizes or times of change"
     elif before != now and name not in ("source.name", "teacher.name"):  # what they hold counts, wherever it is
         yield f"{name}: {before} → {now}"
 

@@ -68,8 +68,9 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
     except Skip:
         raise
     except UnidentifiedImageError:
-        if data.startswith(_TIFF_STARTS):  # whose samples Pillow has no mode for
-            raise Skip("unsupported-mode") from None
+        if data.startswith(_TIFF_STARTS):  # its directory lies behind the end, or Pillow has no mode for its samples
+            directory = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+            raise Skip("truncated" if directory + 2 > len(data) else "unsupported-mode") from None
         if data.startswith(LFS_POINTER):
             raise Skip("git-lfs-pointer", "run git lfs pull") from None
         if starts_as_picture(data):

@@ -104,13 +104,7 @@ def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
     for unit in units:
         count = limit if unit.count is None else min(limit, unit.count)
         if count:
-            kept.append(
-                replace(
-                    unit,
-                    count=unit.count and count,
-                    records=partial(_first, unit, count),
-                )
-            )
+            kept.append(replace(unit, count=unit.count and count, records=partial(_first, unit, count)))
         limit -= count
     return kept
 

@@ -67,7 +67,7 @@ class Balance:
         return {"balance": self.means}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.means = list(state["balance"])
+        self.means = [*map(float, state["balance"])]
 
     def _exchange(self) -> None:
         # a copy: DDP's gradients lie in its buckets, which its next backward pass fills anew

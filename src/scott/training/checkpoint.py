@@ -9,7 +9,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -57,29 +58,35 @@ def _name(step: int) -> str:
 def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
     """The parts and the state of one checkpoint folder; `UserError` when it cannot be read or a file has changed."""
     state = checkpoint_state(path)
-    hashes = state.pop("sha256", {})  # of a checkpoint that older versions wrote
-    parts = {}
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            changed = file.name in hashes and _sha256(file) != hashes[file.name]
-            parts[file.stem] = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from None
-        if changed:
-            raise _unreadable(path, f"{file.name} is not what was written, by its SHA-256")
-    return parts, state
+    state.pop("sha256", None)
+    return {file.stem: checkpoint_part(path, file.stem) for file in sorted(path.glob("*.safetensors"))}, state
+
+
+def checkpoint_part(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one part; `UserError` when they cannot be read or are not what was written."""
+    file, hashes = path / f"{name}.safetensors", checkpoint_state(path).get("sha256", {})  # older versions wrote none
+    with readable(path):
+        if file.name in hashes and _sha256(file) != hashes[file.name]:
+            raise ValueError(f"{file.name} is not what was written, by its SHA-256")
+        return load_file(file)
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
     """What a checkpoint holds besides tensors; `UserError` when it cannot be read."""
-    try:
+    with readable(path):
         return dict(json.loads((path / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, why: object) -> UserError:
-    return UserError(f"checkpoint {path} cannot be read ({why}); delete it to resume from the one before")
+@contextmanager
+def readable(path: Path, way_out: str = "resume from the one before") -> Iterator[None]:
+    """What is read within of a checkpoint is there and of its kind, or a `UserError` says that it is not."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        why = repr(error) if isinstance(error, LookupError) else error
+        raise UserError(f"checkpoint {path} cannot be read ({why}); delete it to {way_out}") from None
 
 
 def _sha256(file: Path) -> str:
@@ -134,8 +141,11 @@ class Best:
     def read(cls, folder: Path) -> "Best | None":
         """Of a run's `checkpoints` folder; None before the first validation, or when its checkpoint was deleted."""
         file = folder / "best.json"
-        best = cls(**json.loads(file.read_text())) if file.is_file() else None
-        return best if best and (folder / _name(best.step)).is_dir() else None
+        if not file.is_file():
+            return None
+        with readable(file, "have the best found anew"):
+            best = cls(**json.loads(file.read_text()))
+            return best if (folder / _name(best.step)).is_dir() else None
 
 
 def best_checkpoint(folder: Path) -> Path | None:

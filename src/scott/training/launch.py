@@ -65,7 +65,8 @@ def open_run(config: DistillConfig, teacher: str, *, write: bool = True) -> int:
     if start > config.max_steps:
         raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
     if write:
-        (out / "samples").mkdir(parents=True, exist_ok=True)
+        for name in ("samples", "checkpoints"):
+            (out / name).mkdir(parents=True, exist_ok=True)
         write_atomically(file, config.to_json())
     return start
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,21 @@ class MetricsLog:
 def read_metrics(file: Path) -> list[dict[str, float]]:
     """The records of a metrics file, oldest first; a last line cut off by a crash is left out.
 
-    Raises `UserError` when it is no text.
+    Raises `UserError` when it is no file of text, or a line is no record.
     """
-    if not file.is_file():
+    if not file.exists():
         return []
+    if not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is no file, as a run writes it; move it away")
     try:
-        text = file.read_text(encoding="utf-8")
+        lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text, as a run writes it; restore it, or move it away") from None
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    records = list[Any]()
+    with suppress(ValueError):
+        records.extend(map(json.loads, lines))
+    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+        raise UserError(f"{file} has lines that are no records of steps; restore it, or move it away")
     return records
 
 
@@ -168,7 +170,7 @@ class Spread:
         return f"step {step}: {worst}: the student's spread is {off[worst]:.2f} of the data's; {remedy} balances it"
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.sums = torch.tensor(state["spread"], dtype=torch.float64)
+        self.sums = torch.tensor(state["spread"], dtype=torch.float64).view_as(self.sums)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scott.errors import UserError
 from scott.teachers import LatentBackbone
 from scott.training.balance import Balance
-from scott.training.checkpoint import Parts, latest_checkpoint, load_checkpoint
+from scott.training.checkpoint import Parts, latest_checkpoint, load_checkpoint, readable
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
 from scott.training.parallel import (
@@ -136,10 +136,11 @@ class Optimization:
         for name, statistic in statistics.items():
             statistic.copy_(parts["critic_statistics"][name])
         release(self.backbone)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        if self.balance:
-            self.balance.load(state)
+        with readable(newest):
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            if self.balance:
+                self.balance.load(state)
         return state
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from scott.data.batch import Batch, BatchSource
 from scott.errors import Preempted, UserError
 from scott.teachers import Cond, LatentBackbone
-from scott.training.checkpoint import Best, prune_checkpoints, save_checkpoint
+from scott.training.checkpoint import Best, latest_checkpoint, prune_checkpoints, readable, save_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.draws import sampling_times
 from scott.training.jumps import Jumps
@@ -87,7 +87,8 @@ class _Run:
         self.spread = Spread(sampling_times(self.grid), config)
         if start:
             state = self.optimization.load(self.checkpoints)
-            self.spread.load(state)
+            with readable(latest_checkpoint(self.checkpoints) or self.checkpoints):
+                self.spread.load(state)
             if (before := state.get("data")) != data.version:
                 raise UserError(
                     f"the data of {config.out} are {data.version} and were {before} at step {start}; "

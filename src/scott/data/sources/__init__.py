@@ -45,6 +45,7 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     Raises:
         UserError: nothing there, nothing that is known, or several kinds in one folder; what each kind refuses.
     """
+    name = name.removeprefix("file://")
     path = Path(name)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()

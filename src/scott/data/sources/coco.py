@@ -40,14 +40,16 @@ class Coco:
             for annotation in content["annotations"]:
                 captions[_key(annotation["image_id"])].append(annotation["caption"])
             folder = _folder_of(file, pictures)
-            self.rows += [(picture, captions.pop(_key(picture["id"]), []), folder) for picture in pictures]
+            numbers = [_key(picture["id"]) for picture in pictures]  # of which one may stand there twice
+            self.rows += [(picture, captions.get(n, []), folder) for n, picture in zip(numbers, pictures, strict=True)]
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{file} is no COCO caption file ({error!r}); expected images and annotations, or a list of rows"
             ) from None
-        self.left_out += [Rejected(f"image {number}", "no-picture", "has captions alone") for number in captions]
+        alone = sorted(captions.keys() - {*numbers})
+        self.left_out += [Rejected(f"image {number}", "no-picture", "has captions alone") for number in alone]
         if folder and folder.name == Path(file).stem.removeprefix("captions_"):
             named = {str(picture.get("file_name")).rpartition("/")[2] for picture in pictures}
             there = [name for name in survey(folder).files if named_as_picture(name)]

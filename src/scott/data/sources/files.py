@@ -24,8 +24,9 @@ TIMEOUT = 20.0
 _BUCKETS = ("s3://", "gs://", "hf://")
 _REMOTE_ERRORS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs")
 
-_COMPRESSIONS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"PK\3\4": "zip", b"7z\xbc\xaf": "7z"}
-_COMPRESSIONS |= {b"Rar!": "rar", b"\x1f\x9d": "compress"}
+_COMPRESSIONS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+_COMPRESSIONS |= {b"\x1f\x9d": "compress", b"PK\3\4": "zip, or a table of Excel"}
+_PAGES = (b"<!doctype", b"<html", b"<?xml")
 
 
 def unsafe(name: str) -> bool:
@@ -145,7 +146,7 @@ def opened(name: str, compression: str | None = None) -> Iterator[BinaryIO]:
         raise UserError(
             f"{name} needs a package: {first_line(error)} (http: pip install 'scott-diffusion[data]')"
         ) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each protocol has its own
         raise UserError(f"{name} cannot be read: {cause(error)}; expected a file, http://, s3://, ...") from None
     try:
         with file as stream:
@@ -159,9 +160,15 @@ def opened(name: str, compression: str | None = None) -> Iterator[BinaryIO]:
 def kind_of(name: str) -> tuple[str, str] | None:
     """The reason why a data file is not read, and what to do, where its first bytes are another kind's."""
     with opened(name) as file:
-        start = file.read(len(LFS_POINTER))
+        return kind_of_start(file.read(len(LFS_POINTER)))
+
+
+def kind_of_start(start: bytes) -> tuple[str, str] | None:
+    """`kind_of` by a file's first bytes."""
     if start.startswith(LFS_POINTER):
         return "git-lfs-pointer", "run git lfs pull"
+    if start.lstrip().lower().startswith(_PAGES):
+        return "web-page", "what a server says where it does not give the file; download it again"
     packed = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), None)
     return ("unsupported-compression", f"{packed}; unpack it first") if packed else None
 

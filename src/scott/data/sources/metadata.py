@@ -1,8 +1,10 @@
 """Tables of paths and captions in text: metadata.jsonl or .csv, as Hugging Face's `imagefolder` has them, or others."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,7 +93,7 @@ class MetadataFolder:
     def _record(self, key: str, cell: object, row: Row, folder: Path, of_text: bool) -> Record:
         picture = picture_in(cell)
         names = caption_names(row, self.wanted.captions)
-        captions = captions_of(row, names)
+        captions = _entries(captions_of(row, names)) if of_text else captions_of(row, names)
         rest = {name: _number(value) if of_text else value for name, value in row.items() if name not in names}
         if isinstance(picture, bytes):
             return Record(key, lambda: picture, captions, rest, len(picture))
@@ -114,6 +116,14 @@ class MetadataFolder:
                 if place and PurePosixPath(place).is_relative_to(inside):
                     return place
         return None
+
+
+def _entries(cell: object) -> object:
+    """A list that a cell of text holds, as JSON or as pandas writes it; any other cell as it is."""
+    if isinstance(cell, str) and cell.startswith(('["', "['")):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(cell)
+    return cell
 
 
 def _number(cell: Any) -> Any:

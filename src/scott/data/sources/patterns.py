@@ -1,47 +1,29 @@
-"""The files that a pattern stands for: `{000..009}` all the numbers, `{a,b}` either, `*` anything."""
+"""The files that a pattern stands for: braces as a shell has them (`{000..009}`, `{a,b}`), `*` anything."""
 
 import glob
-import math
 import re
-from itertools import product
 from pathlib import Path
 
+import bracex
 import fsspec
 
 from scott.errors import UserError, first_line
 
 MAX_FILES = 1_000_000
-_BRACES = re.compile(r"\{(\d{1,18}\.\.\d{1,18}|[^{}]*,[^{}]*)\}")
 
 
 def braces(pattern: str) -> list[str]:
-    """All names that a pattern's braces stand for, the last brace counting fastest; any other brace is itself.
-
-    Numbers are padded as a shell does it: all to one width where an end is written with a zero in front.
+    """All names that a pattern's braces stand for, the last brace counting fastest; a lone brace is itself.
 
     Raises:
         UserError: more than a million names.
     """
-    pieces = _BRACES.split(pattern)  # text, inside of a brace, text, ...
-    counts = [_count(piece) if i % 2 else 1 for i, piece in enumerate(pieces)]
-    if math.prod(counts) > MAX_FILES:
-        raise UserError(f"got {pattern}, which stands for {math.prod(counts):,} files; name at most {MAX_FILES:,}")
-    choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
-    return list(map("".join, product(*choices)))
-
-
-def _count(inside: str) -> int:
-    first, dots, last = inside.partition("..")
-    return abs(int(last) - int(first)) + 1 if dots and "," not in inside else inside.count(",") + 1
-
-
-def _choices(inside: str) -> list[str]:
-    if "," in inside:
-        return inside.split(",")
-    first, _, last = inside.partition("..")
-    padded = any(end != "0" and end.startswith("0") for end in (first, last))
-    width, step = max(len(first), len(last)) if padded else 0, 1 if int(first) <= int(last) else -1
-    return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
+    try:
+        return bracex.expand(pattern, keep_escapes=True, limit=MAX_FILES)
+    except bracex.ExpansionLimitException:
+        raise UserError(f"got {pattern}, which stands for more than {MAX_FILES:,} files; name fewer") from None
+    except RecursionError:  # of thousands that are nested
+        return [pattern]
 
 
 def expanded(pattern: str) -> list[str]:
@@ -61,7 +43,7 @@ def expanded(pattern: str) -> list[str]:
         elif "*" in name:
             try:
                 files = fsspec.open_files(name)
-            except (OSError, ImportError, ValueError) as error:
+            except Exception as error:  # each protocol has its own
                 raise UserError(f"{name} cannot be listed: {first_line(error)}") from None
             names += sorted(file.full_name for file in files)
         else:

@@ -10,8 +10,8 @@ from typing import Any
 
 from scott.data.captions import read_columns, utf8
 from scott.data.pictures import named_as_picture
-from scott.data.records import LFS_POINTER, MAX_PICTURE_BYTES, Skip
-from scott.data.sources.files import opened, read_local
+from scott.data.records import MAX_PICTURE_BYTES, Skip
+from scott.data.sources.files import kind_of_start, opened, read_local
 from scott.data.sources.survey import folded
 from scott.data.sources.tables import CAPTIONS, IMAGES, usual_column
 from scott.errors import UserError
@@ -77,8 +77,8 @@ def read_table(file: Path) -> tuple[list[str], list[Row | Skip]]:
     try:
         with opened(str(file), "gzip" if file.suffix.lower() == ".gz" else None) as stream:
             content = utf8(stream.read()).replace(b"\r\n", b"\n")
-        if content.startswith(LFS_POINTER):
-            raise ValueError("it is a pointer of Git LFS: run git lfs pull")
+        if kind := kind_of_start(content[:64]):
+            raise ValueError(": ".join(kind))
         if name.endswith(OF_TEXT):
             header, rows = _csv_rows(content, name)
         else:
@@ -119,14 +119,15 @@ def _csv_rows(content: bytes, name: str) -> tuple[list[str], list[Row | Skip]]:
     if b"\n" not in content:
         content = content.replace(b"\r", b"\n")
     lines = content.decode(errors="surrogateescape").lstrip("\n").split("\n")
-    separator = "\t" if name.endswith(".tsv") else _separator(lines[0])
+    named = lines.pop(0)[4:5] if re.fullmatch(f"sep=[{_SEPARATORS}]\r?", lines[0]) else ""  # as Excel has it
+    separator = named or ("\t" if name.endswith(".tsv") else _separator(lines[0]))
     whole = (re.sub("[\r\0]", " ", f"{line}\n") for line in lines)  # csv takes a \r for the end of a row
     reader = csv.DictReader(whole, delimiter=separator, skipinitialspace=True, strict=True)
     header = [column for column in reader.fieldnames or () if column]
     rows: list[Row | Skip] = []
-    if named := _missing_header(header):
-        rows.append(dict(zip(named, header, strict=True)))
-        reader.fieldnames = header = named
+    if names := _missing_header(header):
+        rows.append(dict(zip(names, header, strict=True)))
+        reader.fieldnames = header = names
     while True:
         try:
             row = next(reader, None)

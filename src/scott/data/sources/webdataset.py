@@ -58,8 +58,9 @@ class WebDataset:
             raise Skip("no-picture", ", ".join(parts))
         picture = _read(parts[pictures[0]])
         columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
-        texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in parts if suffix in TEXTS}
-        beside = next(((suffix[1:],) for suffix in TEXTS if suffix in parts), ())
+        of_text = [suffix for ending in TEXTS for suffix in parts if suffix.endswith(ending)]
+        texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in of_text}
+        beside = tuple(suffix[1:] for suffix in of_text[:1])
         captions = captions_of(texts, caption_names(texts, self.wanted.captions or beside))
         return Record(key, lambda: picture, captions, columns, len(picture))
 
