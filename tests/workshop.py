@@ -96,8 +96,9 @@ def _link(folder, name):
 
 
 def _link_teacher(recipe, place, teacher_folders):
+    family = {"sd15": "sd1", "realistic-vision": "sd1"}.get(recipe, "sd35" if recipe.startswith("sd35") else recipe)
     if recipe != "mini":
-        _link(teacher_folders["sd35" if recipe.startswith("sd35") else recipe], place)
+        _link(teacher_folders[family], place)
 
 
 def _pictures():
