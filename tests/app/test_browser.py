@@ -144,7 +144,7 @@ def test_a_broken_run_is_a_sentence_that_stays_and_other_runs_are_drawn(page, ru
     page.get_by_role("row", name="time left").wait_for()
     page.get_by_role("tab", name="Draw").click()
     page.get_by_label(str(runs[2])).first.uncheck()
-    shown(page, "teacher mini", 50).wait_for()
+    shown(page, "teacher mini", MORE).wait_for()
 
 
 NAMELESS = """() => [...document.querySelectorAll("input, button, textarea, select, [role=tab], img")]
