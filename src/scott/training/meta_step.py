@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from scott.data.batch import Batch
@@ -99,30 +98,27 @@ class Cost(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = self.flops = 0
         self._known: set[int] = set()
-        self._results: dict[Any, tuple[list[Any], Any, int]] = {}
+        self._results: dict[Any, tuple[Any, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given, structure = tree_flatten((args, kwargs))
-        key = (func, structure, *map(_layout, given))
+        key = (func, _layout((args, *sorted((kwargs or {}).items()))))
         if found := self._results.get(key):
-            layouts, shape, flops = found
-            self.flops += flops
-            made = [_empty(layout) for layout in layouts]
-            self._hold(_storages(made))
-            return tree_unflatten(made, shape)
+            result = _empty_like(found[0])
+            self.flops += found[1]
+            self._hold(_storages(result))
+            return result
         result, flops = func(*args, **(kwargs or {})), 0
         if formula := flop_registry.get(func.overloadpacket):
             flops = formula(*args, **(kwargs or {}), out_val=result)
         self.flops += flops
-        known = {storage._cdata for storage in _storages(given)}
-        made, shape = tree_flatten(result)
-        new = [storage for storage in _storages(made) if storage._cdata not in known]
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        made = [*_storages(result)]
+        new = [storage for storage in made if storage._cdata not in given]
         self._hold(new)
-        on_meta = all(leaf.is_meta for leaf in (*given, *made) if isinstance(leaf, Tensor))
-        if len(new) == len(made) > 0 and not func._schema.is_mutable and on_meta:
-            self._results[key] = [*map(_layout, made)], shape, flops
+        if len(new) == len(made) > 0 and not func._schema.is_mutable and _is_meta((args, kwargs, result)):
+            self._results[key] = _layout(result), flops
         return result
 
     def _hold(self, storages: Iterable[torch.UntypedStorage]) -> None:
@@ -189,17 +185,42 @@ def _cast(values: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]
     return tuple(v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 
 
-def _layout(leaf: Any) -> Any:
-    """A tensor by what makes another like it, or any other value with its type, for comparison."""
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device.type
-    return type(leaf), leaf
+class _Layout(NamedTuple):
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
 
 
-def _empty(layout: Any) -> Tensor:
-    shape, stride, dtype, _ = layout
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+def _layout(tree: Any) -> Any:
+    """A tree of lists and tuples, each tensor by its layout and each other value with its type, for comparison."""
+    if isinstance(tree, Tensor):
+        return _Layout(tree.shape, tree.stride(), tree.dtype, tree.device.type)
+    if isinstance(tree, list | tuple):
+        return tuple(map(_layout, tree))
+    return type(tree), tree
 
 
-def _storages(leaves: Iterable[Any]) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+def _empty_like(layout: Any) -> Any:
+    """The meta tensors that `_layout` tells of, and what else there was."""
+    if isinstance(layout, _Layout):
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")
+    if isinstance(layout[0], type):
+        return layout[1]
+    return tuple(map(_empty_like, layout))
+
+
+def _is_meta(tree: Any) -> bool:
+    return all(tensor.is_meta for tensor in _tensors(tree))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for entry in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(entry)
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    return (tensor.untyped_storage() for tensor in _tensors(tree))
