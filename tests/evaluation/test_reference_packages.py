@@ -10,6 +10,7 @@ import pytest
 
 from scott.evaluation import Results
 
+pytestmark = pytest.mark.timeout(900)  # a minute of one core, on a machine that may be busy
 ROOT = Path(__file__).parents[2]
 PACKAGES = ROOT / "build" / "reference"
 SCRIPT = """
