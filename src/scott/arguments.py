@@ -70,6 +70,8 @@ class Prepare:
     settings: Annotated[Settings, arg(name="reading", help="")] = field(default_factory=Settings)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the text encoders; the VAE runs in fp32."""
+    low_memory: bool = False
+    """Hold the text encoders on the device one at a time."""
 
     def run(self) -> None:
         from scott.commands import check
@@ -92,6 +94,7 @@ class Prepare:
         recipe.use_own_device()
         source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
         backbone = load_backbone(source, DTYPES[self.precision])
+        backbone.in_turn = self.low_memory
         rank, count = recipe.processes()
         with Bars(console) as bars:
             made = recipe.prepare_source(name, backbone, self.out, self.settings, bars.report, rank, count, preset)

@@ -9,6 +9,8 @@ from tests.teachers.published import write_configs
 from scott.commands.plan import plan
 from scott.errors import UserError
 from scott.recipes import mini, pixart, sd3, sdxl
+from scott.teachers import load_backbone
+from scott.training.counting import storage_bytes
 
 
 @pytest.fixture
@@ -83,6 +85,18 @@ def test_what_a_flag_saves_is_what_a_run_with_it_holds_less(teacher_folders):
         assert saved > 0 or flag == "--low-memory", "a walk that is not what a step holds at its highest"
         assert flag not in budget.savings
     assert plan(sd3(**given, train="full")).savings.keys() == {"--low-memory"}
+
+
+def test_text_encoders_one_at_a_time_leave_the_largest(teacher_folders):
+    given = {"teacher": str(teacher_folders["sd3"]), "data": "none", "critic": "none"}
+    together, apart = plan(sd3(**given)), plan(sd3(**given, low_memory=True))
+    sizes = [storage_bytes(encoder.parameters()) for encoder in load_backbone(given["teacher"]).text_encoders]
+    assert len(sizes) == 3
+    assert together.start - apart.start == together.start_savings["--low-memory"] > 0
+    assert apart.preparing["text encoders"] == pytest.approx(max(sizes) / 2, rel=0.1), "fp16, and buffers"
+    assert not apart.start_savings
+    alone = {"teacher": str(teacher_folders["pixart"]), "data": "none", "critic": "none"}
+    assert not plan(pixart(**alone)).start_savings, "one encoder"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,50 @@ def test_parked_encoders_encode_alike_for_the_networks_device(make_backbone, mon
         assert {name: value.shape for name, value in cond.items()} == {n: v.shape for n, v in shape.items()}
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_text_encoders_in_turn_are_on_the_device_one_at_a_time(make_backbone, monkeypatch, family):
+    """Shown on the meta device, with the weights kept beside while they are there."""
+    backbone = make_backbone(family=family)
+    expected = backbone.encode_prompts(["a cat", "dog"])
+    encoders, order, most = backbone.text_encoders, [], 0
+
+    def there():
+        return [encoder for encoder in encoders if next(encoder.parameters()).is_meta]
+
+    kept = [copy.deepcopy(encoder) for encoder in encoders]
+
+    def move(encoder, device):
+        nonlocal most
+        index = encoders.index(encoder)
+        if torch.device(device).type == "meta":
+            order.append(index)
+            nn.Module.to(encoder, "meta")
+        elif encoder in there():
+            encoder.to_empty(device="cpu")
+            for named in (nn.Module.named_parameters, nn.Module.named_buffers):
+                tensors = dict(named(kept[index], remove_duplicate=False))
+                for name, tensor in named(encoder, remove_duplicate=False):
+                    tensor.data.copy_(tensors[name])
+        most = max(most, len(there()))
+        return encoder
+
+    monkeypatch.setattr(backbone.vae, "to", lambda device: None)
+    for encoder in encoders:
+        monkeypatch.setattr(type(encoder), "to", move)
+    backbone.in_turn = True
+    backbone.place_encoders("meta")
+    assert not there()
+    backbone.network.to("meta")
+    for _ in range(2):
+        backbone.encode_prompts(["a cat", "dog"])
+    assert (order, most) == (list(range(len(encoders))) * 2, 1)
+    backbone.park_encoders()
+    assert not there()
+    backbone.network.to_empty(device="cpu")
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.encode_prompts(["a cat", "dog"]).items())
+    assert len(order) == 2 * len(encoders), "no turns once they are parked"
+
+
 @pytest.mark.parametrize("critic", ["lora", "full"])
 def test_to_moves_every_model(teacher_folders, critic):
     backbone = load_backbone(teacher_folders["sd1"])

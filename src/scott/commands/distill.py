@@ -99,6 +99,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = load_backbone(embedded.teacher_source(config), config.dtype, config.quantize)
     check(backbone, config)
+    backbone.in_turn = config.low_memory
     teacher = identity(backbone)
     check_data(config.sources, backbone, config)
     if (resolution := resolution_of(config.sources, backbone, config)) != backbone.resolution:

@@ -86,14 +86,17 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     for part, size in budget.training.items():
         table.add_row(part, _bytes(size), _REMARKS.get(part, "").format(config=config))
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
+    in_turn = ", one at a time" if config.low_memory else ""
     for part, size in budget.preparing.items():
-        table.add_row(part, _bytes(size), _REMARKS[part])
+        table.add_row(part, _bytes(size), _REMARKS[part].format(one_at_a_time=in_turn))
     table.add_row("[bold]at the start", f"[bold]{_bytes(budget.start)}", "while data are prepared, before the network")
     if budget.savings:
         table.add_section()
         table.add_row("[bold]would save")
         for flag, size in budget.savings.items():
             table.add_row(flag, _bytes(size), "of the frozen network" if "quantize" in flag else "of activations")
+        for flag, size in budget.start_savings.items():
+            table.add_row(flag, _bytes(size), "of the text encoders, at the start")
     return table
 
 
@@ -111,7 +114,7 @@ _REMARKS = {
     "gradients": "fp32",
     "activations": "at the peak of a pass",
     "VAE": "while data are encoded or samples decoded",
-    "text encoders": "until the data are prepared",
+    "text encoders": "until the data are prepared{one_at_a_time}",
 }
 
 

@@ -169,12 +169,14 @@ class Diversity:
     def of(self, generate: Generate) -> dict[str, Figure]:
         """What `reading_variants` reads off the pictures is averaged beside it."""
         found = self._spread(generate, self.reference.replicates)
-        return {name: replace(figure, floor=self._floor.get(name)) for name, figure in found.items()}
+        floors = {name: figure.value for name, figure in self.real.items()}
+        return {name: replace(figure, floor=floors.get(name)) for name, figure in found.items()}
 
     @cached_property
-    def _floor(self) -> dict[str, float]:
-        real = self.reference.redrawn
-        return {name: figure.value for name, figure in self._spread(real, 0).items()} if real else {}
+    def real(self) -> dict[str, Figure]:
+        """Of the data's own pictures; empty where they cannot be drawn again."""
+        redrawn = self.reference.redrawn
+        return self._spread(redrawn, self.reference.replicates) if redrawn else {}
 
     def _spread(self, generate: Generate, replicates: int) -> dict[str, Figure]:
         distances, shown = [], defaultdict(list)
@@ -200,10 +202,14 @@ def evaluate_all(
     tick: Callable[[str, int, int], None],
 ) -> list[Row]:
     """The floor's row, where there is one, and those of samplers by their names; none but of the first process."""
-    rows = [reference.floor()] if reference.floors else []
     diversity = (
         Diversity(reference, measured.diversity, measured.seeds[0], measured.batch_size) if measured.diversity else None
     )
+    rows = []
+    if reference.floors:
+        floor = reference.floor()
+        real = diversity.real if diversity is not None and process[0] == 0 else {}
+        rows.append(replace(floor, metrics=floor.metrics | real))
     for name, sampler in samplers.items():
         row = evaluate(
             sampler,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,11 +71,14 @@ class Encoders(ABC):
     """Which of a condition's values tell the network the picture's size."""
     resolution: int
     """Side of the pictures, in pixels, that latents of the network's own size stand for."""
+    in_turn: bool = False
+    """Whether a device holds one text encoder at a time."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
         self.vae = pipeline.vae
         self.normaliser = LatentNormaliser.of(self.vae)
+        self._turns: list[UserCpuOffloadHook] = []
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
@@ -112,10 +117,32 @@ class Encoders(ABC):
         self.place_encoders("cpu")
 
     def place_encoders(self, device: torch.device | str) -> None:
-        """Move text encoders and VAE, and not the network."""
-        for name, component in self.pipeline.components.items():
-            if name.startswith(("text_encoder", "vae")) and component is not None:
-                component.to(device)
+        """Move text encoders and VAE, and not the network.
+
+        Text encoders that are held `in_turn` come when they are used, and go back to the CPU when the next one is.
+        """
+        while self._turns:
+            self._turns.pop().remove()
+        self.vae.to(device)
+        encoders = self.text_encoders
+        if not self.in_turn or len(encoders) < 2 or torch.device(device).type == "cpu":
+            for encoder in encoders:
+                encoder.to(device)
+            return
+        for encoder in encoders:
+            last = self._turns[-1] if self._turns else None
+            self._turns.append(cpu_offload_with_hook(encoder, torch.device(device), last)[1])
+        self._turns[0].hook.prev_module_hook = self._turns[-1]  # the next batch begins with the first
+
+    @property
+    def encoding_device(self) -> torch.device:
+        """Where the text encoders compute."""
+        return self._turns[0].hook.execution_device if self._turns else self.text_encoders[0].device
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        parts = self.pipeline.components.items()
+        return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,8 +52,9 @@ class FluxBackbone(FluxLike):
         pipeline = self.pipeline
         if not truncate:
             self._check_length(prompts, pipeline.tokenizer_2, T5_TOKENS, special=1)
-        device = pipeline.text_encoder_2.device
-        text, pooled, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=T5_TOKENS)
+        text, pooled, _ = pipeline.encode_prompt(
+            list(prompts), device=self.encoding_device, max_sequence_length=T5_TOKENS
+        )
         return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
 
     def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:

@@ -34,7 +34,7 @@ class SD3Backbone(LatentBackbone):
             list(prompts),
             None,
             None,
-            device=pipeline.text_encoder.device,
+            device=self.encoding_device,
             do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
         )

@@ -21,7 +21,7 @@ class SDXLBackbone(UNetBackbone):
             limit = self.pipeline.tokenizer.model_max_length
             self._check_length(prompts, self.pipeline.tokenizer, limit, special=2)
         text, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), device=self.pipeline.text_encoder.device, do_classifier_free_guidance=False
+            list(prompts), device=self.encoding_device, do_classifier_free_guidance=False
         )
         size = self.size_cond(self.resolution, self.resolution)
         time_ids = size["time_ids"].repeat(len(prompts), 1)

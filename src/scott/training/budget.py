@@ -49,6 +49,8 @@ class Budget:
     preparing: dict[str, int]
     savings: dict[str, int]
     """Flags that are not given and could be → bytes of `total` that each saves."""
+    start_savings: dict[str, int]
+    """The same of `start`."""
 
     @property
     def start(self) -> int:
@@ -80,7 +82,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     if config.shard == "full":
         exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
-    encoders = [part for name, part in backbone.pipeline.components.items() if name.startswith("text_encoder")]
+    encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
+    at_once = max(encoders) if config.low_memory else sum(encoders)
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
     return Budget(
         teacher=type(backbone.pipeline).__name__,
@@ -103,10 +106,11 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         },
         preparing={
             "VAE": storage_bytes(_tensors(backbone.vae)),
-            "text encoders": storage_bytes(t for part in encoders if part for t in _tensors(part)),
+            "text encoders": at_once,
         },
         savings=_savings(backbone, config)
         | ({} if config.low_memory else {"--low-memory": cost.peak - cost.peak_apart}),
+        start_savings={"--low-memory": at_once - max(encoders)} if at_once > max(encoders) else {},
     )
 
 

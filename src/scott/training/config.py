@@ -101,7 +101,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     low_memory: bool = False
-    """The teacher's conditional and unconditional calls one after the other, not as one batch."""
+    """The teacher's conditional and unconditional calls one after the other, not as one batch; text encoders one at a
+    time on the device while data are prepared."""
     compile: bool = False
     """torch.compile the networks: a minute or more at the start."""
     gradient_accumulation: int = 1
