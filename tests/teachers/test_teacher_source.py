@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_model
 from safetensors.torch import load_file, save_file
+from tests.teachers.flux_file import converter, original_names
 from tests.teachers.published import write_configs
 from tests.tiny.parts import tiny_vae
 
@@ -278,14 +279,15 @@ def test_a_network_of_a_known_kind_says_what_it_lacks(name, tmp_path):
         assert kind_of(of_published(name)) == name
 
 
-def test_flux_is_read_by_its_own_names(teacher_folders, tmp_path, monkeypatch):
-    """diffusers' converter knows the published width alone, so its answer is given; what is called with is not."""
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_flux_is_read_by_its_own_names(teacher_folders, tmp_path, monkeypatch, prefix):
+    """By diffusers' converter, told the tiny network's width, also with the prefix that ComfyUI writes."""
     folder = teacher_folders["flux"]
     whole = load_backbone(folder)
-    marks = {name: torch.zeros(8) for name in of_published("flux")}
-    reader = {"checkpoint_mapping_fn": lambda checkpoint, **_: {k: v for k, v in checkpoint.items() if k not in marks}}
-    monkeypatch.setitem(single_file_model.SINGLE_FILE_LOADABLE_CLASSES, "FluxTransformer2DModel", reader)
-    save_file(of_published("flux") | whole.network.state_dict(), tmp_path / "flux.safetensors")
+    reader = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(reader, "checkpoint_mapping_fn", converter(whole.network.inner_dim))
+    tensors = {prefix + name: value for name, value in original_names(whole.network).items()}
+    save_file(tensors, tmp_path / "flux.safetensors")
     read = load_backbone(source(tmp_path / "flux.safetensors", teacher_config=folder))
     assert fingerprints(read) == fingerprints(whole)
     assert not differing(network_fingerprint(read), network_fingerprint(whole))
