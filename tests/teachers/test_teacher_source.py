@@ -413,6 +413,19 @@ def test_loras_that_fit_nothing(teacher_folders, style_lora):
             merging(family, style_lora(base))
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_a_lora_of_which_some_layers_fit(teacher_folders, style_lora, tmp_path, family):
+    """As one of SD3.5-medium, which has more attention than SD3, and widths alike."""
+    tensors = load_file(style_lora(family))
+    more = {name.replace("blocks.0.", "blocks.9."): value.clone() for name, value in tensors.items()}
+    more = {name: value for name, value in more.items() if name not in tensors}
+    save_file(tensors | more, tmp_path / "lora.safetensors")
+    given = TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(tmp_path / "lora.safetensors"),))
+    count = sum(name.endswith("lora_B.weight") for name in tensors)
+    with pytest.raises(UserError, match=rf"this one has {count} of the {count + len(more) // 2} layers that it names"):
+        load_backbone(given)
+
+
 def test_a_scale_and_a_name_with_a_colon():
     given = TeacherSource(teacher="a", teacher_lora=("a.safetensors", "b.safetensors:0.5", "C:c.safetensors"))
     assert [(str(file), scale) for file, scale in given.loras] == [

@@ -110,16 +110,27 @@ def load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
         log.disabled = False
 
 
+def _layers_of(pipeline: DiffusionPipeline, file: Path) -> int:
+    """How many layers a LoRA file updates, in the names that diffusers brings it to, a layer's two factors each."""
+    config = pipeline.unet.config if hasattr(pipeline, "unet") else None  # SDXL's blocks are told apart by it
+    read = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=config)
+    names = read[0] if isinstance(read, tuple) else read
+    return sum(name.endswith((".lora_B.weight", "lora.up.weight")) for name in names)
+
+
 def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
 
-    Raises `UserError` where the pipeline takes no LoRA, or the file fits no layer.
+    Raises `UserError` where the pipeline takes no LoRA, or lacks a layer of the file.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
     load_lora(pipeline, file)
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):
+    layers = sum(isinstance(module, LoraLayer) for network in networks for module in network.modules())
+    if not layers:
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
+    if layers < (named := _layers_of(pipeline, file)):
+        raise UserError(f"{file} {_OF_ANOTHER} (this one has {layers} of the {named} layers that it names)")
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
