@@ -24,6 +24,7 @@ from scott.recipes import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
+from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import kind_of, known_configs, lacking_parts
 from scott.teachers.skeleton import skeleton
 from scott.teachers.tokenizers import clip_tokenizer, tokenizer_of
@@ -160,6 +161,14 @@ def test_a_network_that_answers_noise_with_noise_predicts_no_v():
     """The embedded teacher, which is trained."""
     with pytest.raises(UserError, match="its network predicts the noise; give --prediction epsilon"):
         load_backbone(source(TEACHER, prediction="v"))
+
+
+def test_a_network_that_answers_noise_with_something_else_is_doubted(teacher_folders):
+    assert doubt_of_prediction(load_backbone(TEACHER)) is None
+    untrained = load_backbone(teacher_folders["sd1"])
+    assert "if its network predicts v, give --prediction v, or v-ztsnr" in (doubt_of_prediction(untrained) or "")
+    for family in ("sd2", "sd3"):
+        assert doubt_of_prediction(load_backbone(teacher_folders[family])) is None, "it is of another kind"
 
 
 def test_clips_tokenizer_is_made_of_its_merges(tmp_path):

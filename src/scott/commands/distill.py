@@ -27,6 +27,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
+from scott.teachers.load import doubt_of_prediction
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.metrics import WARNINGS
@@ -112,6 +113,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     with locked(config.out) if first else nullcontext():
         if first:
             warn = _kept(warn, config.out / WARNINGS)
+        if doubt := doubt_of_prediction(backbone):
+            warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":
             shard(backbone)

@@ -99,23 +99,37 @@ def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dty
             cast(part, dtype)
 
 
-@torch.no_grad()
 def _check_prediction(backbone: LatentBackbone) -> None:
-    """Raise `UserError` where a network that is to predict v answers noise with that noise, as one of ε does.
-
-    At the last time, where σ is 1 or nearly, v = α ε − σ x0 and the noise have little in common.
-    """
-    if backbone.prediction != "v_prediction":
-        return
-    x = torch.randn(1, backbone.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
-    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
-    cond = backbone.unconditional() | {"guidance": torch.ones(1)}
-    output = backbone.output(None, x, last, cond)
-    if torch.cosine_similarity(x.flatten(), output.flatten(), dim=0) > 0.7:
+    """Raise `UserError` where a network that is to predict v answers noise with that noise, as one of ε does."""
+    if backbone.prediction == "v_prediction" and _noise_in_answer(backbone) > 0.7:
         raise UserError(
             "the teacher is said to predict v, and its network predicts the noise; give --prediction epsilon "
             "(files of SD2's base edition are taken for 2.1's without)"
         )
+
+
+def doubt_of_prediction(backbone: LatentBackbone) -> str | None:
+    """What speaks against a network that is to predict ε and does not answer noise with that noise, as one of v, or one
+    that is not trained, does not."""
+    if backbone.prediction != "epsilon" or (found := _noise_in_answer(backbone)) > 0.5:
+        return None
+    return (
+        f"the teacher is said to predict the noise, and its answer to noise has little of it (cosine {found:.2f}); "
+        "if its network predicts v, give --prediction v, or v-ztsnr"
+    )
+
+
+@torch.no_grad()
+def _noise_in_answer(backbone: LatentBackbone) -> float:
+    """Cosine of noise and the network's answer to it at the last time.
+
+    Where σ is 1 or nearly, ε is the noise, and v = α ε − σ x0 has little of it.
+    """
+    x = torch.randn(1, backbone.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
+    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
+    cond = backbone.unconditional() | {"guidance": torch.ones(1)}
+    output = backbone.output(None, x, last, cond)
+    return torch.cosine_similarity(x.flatten(), output.flatten(), dim=0).item()
 
 
 @contextmanager
