@@ -29,7 +29,7 @@ from scott.training.budget import budget_of
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
 from scott.training.optimization import Optimization
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def timed(
         return {name: torch.randn(batch, *value.shape[1:], device=device) for name, value in blank.items()}
 
     mean, std = torch.randn(shape, device=device), torch.rand(shape, device=device)
-    batch, uncond = Batch(mean, std, condition(shape[0])), condition(1)
-    trained = Optimization(backbone, config)
+    batch, trained = Batch(mean, std, condition(shape[0])), Optimization(backbone, config)
+    distillation = Distillation(backbone, config, solver, grid, condition(1))
     seconds, terms = [], {}
     for number in range(options.steps + 2):
         if device.type == "cuda":
@@ -123,16 +123,7 @@ def timed(
                 torch.cuda.reset_peak_memory_stats()
         began = perf_counter()
         draws = Draws.make(shape, grid, config, generator_for(config.seed, number)).to(device)
-        terms = distillation_step(
-            backbone,
-            solver,
-            grid,
-            batch,
-            uncond,
-            draws,
-            config,
-            trained.engine(number),
-        )
+        terms = distillation.step(batch, draws, trained.engine(number))
         trained.update(number)
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.counting import Calls, counted
 from scott.training.draws import Draws
 from scott.training.optimization import Optimization
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 
 def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any]:
@@ -80,15 +80,15 @@ def forward_equivalents(backbone: LatentBackbone, floor: Call, data: Data) -> fl
 
 def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: DistillConfig) -> dict[str, Call]:
     """The whole step as the loop makes it (draws, gradients, both optimizers, EMA), its floor, and plain LCM's."""
-    solver, grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
+    distillation = Distillation.of(backbone, config)
     plain_grid = plain.config.make_grid(backbone.schedule)
-    trained, uncond = Optimization(backbone, config), backbone.unconditional()
+    trained = Optimization(backbone, config)
     encoded, numbers = data.encoded, itertools.count()
 
     def step() -> None:
         number = next(numbers)
-        draws = Draws.make(encoded.mean.shape, grid, config, generator_for(config.seed, number))
-        distillation_step(backbone, solver, grid, encoded, uncond, draws, config, trained.engine(number))
+        draws = Draws.make(encoded.mean.shape, distillation.grid, config, generator_for(config.seed, number))
+        distillation.step(encoded, draws, trained.engine(number))
         trained.update(number)
 
     def plain_step() -> None:
@@ -96,7 +96,7 @@ def step_calls(backbone: LatentBackbone, plain: PlainLCM, data: Data, config: Di
         plain.step(data.pixels, data.prompts, draws)
 
     def floor() -> None:
-        bare_step(backbone, encoded.mean, encoded.cond, uncond, config.substeps)
+        bare_step(backbone, encoded.mean, encoded.cond, distillation.uncond, config.substeps)
 
     return {"step": step, "floor": floor, "plain_step": plain_step}
 

@@ -27,7 +27,7 @@ from scott.recipes.configs import mini
 from scott.rng import generator_for
 from scott.training.draws import Draws
 from scott.training.ema import ema_update
-from scott.training.step import distillation_step, walk_jump
+from scott.training.step import Distillation
 
 plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
 UPDATES = 40
@@ -59,16 +59,14 @@ for name, parameters in (("student", teacher.student_parameters()), ("critic", t
 scenes = Scenes(SCENES, "train").scenes()
 mean, std = teacher.encode_images(pictures(scenes))
 data = Batch(mean, std, teacher.encode_prompts([scene.caption for scene in scenes]))
-uncond = teacher.unconditional()
-
-grid = config.make_grid(teacher.schedule)
-solver = config.make_solver(teacher.schedule)
+distillation = Distillation.of(teacher, config)
+grid, solver = distillation.grid, distillation.solver
 print(f"{grid.substeps} sub-steps of {config.solver} a jump; samples in 4 steps stop at {grid.inference_times(4)}")
 
 # %% [markdown]
 # ## The loop
 #
-# `distillation_step` adds the gradients of both losses to the parameters, and returns their terms. All that is random in
+# `Distillation.step` adds the gradients of both losses to the parameters, and returns their terms. All that is random in
 # a step is in its `Draws`, of a generator that the seed and the number of the step decide: so a run can be resumed, or a
 # step taken again.
 
@@ -88,7 +86,7 @@ optimizers = [
 history = []
 for step in range(UPDATES):
     batch, draws, _ = draws_of(step)
-    terms = distillation_step(teacher, solver, grid, batch, uncond, draws, config)
+    terms = distillation.step(batch, draws)
     history.append({name: float(value) for name, value in terms.items() if value.ndim == 0})
     for optimizer in optimizers:
         optimizer.step()
@@ -118,7 +116,7 @@ cond = batch.cond | {"guidance": draws.omega}
 with torch.no_grad():
     x0 = batch.mean + batch.std * draws.latent
     x_n = teacher.schedule.add_noise(x0, draws.noise, draws.t_n)
-    times, guided = grid.substep_times(draws.t_n), teacher.guided_teacher(uncond, draws.omega)
+    times, guided = grid.substep_times(draws.t_n), teacher.guided_teacher(distillation.uncond, draws.omega)
     walked = {
         f"sub-step {k}" if k < grid.substeps else "walk's end x̂_m": solver.walk(
             guided, x_n, times[: k + 1], batch.cond, noises=draws.walk[:k]
@@ -126,7 +124,7 @@ with torch.no_grad():
         for k in range(1, grid.substeps + 1)
     }
     x_m = walked["walk's end x̂_m"]
-    assert torch.equal(x_m, walk_jump(teacher, solver, grid, batch, uncond, draws, config))
+    assert torch.equal(x_m, distillation.walk(batch, draws))
     f_n = ConsistencyFunction(teacher.student, teacher.schedule)(x_n, draws.t_n, cond)
     f_m = ConsistencyFunction(teacher.target, teacher.schedule)(x_m, grid.target(draws.t_n), cond)
 
@@ -165,7 +163,7 @@ with torch.no_grad():
     for again in range(8):
         walk = [torch.randn(noise.shape, generator=generator_for(1, again, k)) for k, noise in enumerate(draws.walk)]
         other = Draws(**{**vars(draws), "walk": walk})
-        end = walk_jump(teacher, solver, grid, batch, uncond, other, config)
+        end = distillation.walk(batch, other)
         ends.append(ConsistencyFunction(teacher.target, teacher.schedule)(end, grid.target(draws.t_n), cond))
 spread = torch.stack(ends).std(0).square().mean((1, 2, 3)).sqrt()
 distance = (torch.stack(ends).mean(0) - f_n).square().mean((1, 2, 3)).sqrt()

@@ -18,7 +18,7 @@ from scott.rng import generator_for
 from scott.teachers import load_backbone
 from scott.training.counting import counted
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 BATCH = 2
 
@@ -51,11 +51,11 @@ def test_the_plain_step_has_our_loss_in_the_lcm_setting(model, trained):
     plain, data = PlainLCM(model.teacher().pipeline, config), random_data(trained, BATCH)
     plain.student.load_state_dict(dict(trained.adapters.merged_state("student")))
     plain.target.load_state_dict(dict(trained.adapters.merged_state("target")))
-    grid, solver = config.make_grid(trained.schedule), config.make_solver(trained.schedule)
-    drawn = Draws.make(data.encoded.mean.shape, grid, config, generator_for(0))
+    distillation = Distillation.of(trained, config)
+    drawn = Draws.make(data.encoded.mean.shape, distillation.grid, config, generator_for(0))
     for t_n in ([19, 999], [379, 579]):  # jumps from 19 end on clean data
         draws = dataclasses.replace(drawn, t_n=torch.tensor(t_n))
-        ours = distillation_step(trained, solver, grid, data.encoded, trained.unconditional(), draws, config)
+        ours = distillation.step(data.encoded, draws)
         theirs = plain.loss(data.pixels, data.prompts, draws)
         assert theirs.item() > 1e-4
         assert theirs.item() == pytest.approx(ours["consistency"].item(), rel=1e-4)
@@ -76,8 +76,8 @@ def test_a_plain_step_trains_the_student_moves_the_target_and_leaves_the_teacher
 def test_the_floor_makes_the_network_calls_of_the_step(trained, config):
     """Every block runs as often, on as many samples and under the same adapter, in the step and in its floor."""
     data = random_data(trained, BATCH).encoded
-    solver, grid = config.make_solver(trained.schedule), config.make_grid(trained.schedule)
-    draws = Draws.make(data.mean.shape, grid, config, generator_for(0))
+    distillation = Distillation.of(trained, config)
+    draws = Draws.make(data.mean.shape, distillation.grid, config, generator_for(0))
     seen = []
     for name, module in trained.network.named_modules():
         if name.count(".") == 1 and "blocks" in name:
@@ -87,21 +87,18 @@ def test_the_floor_makes_the_network_calls_of_the_step(trained, config):
                 ),
                 with_kwargs=True,
             )
-    uncond = trained.unconditional()
-    distillation_step(trained, solver, grid, data, uncond, draws, config)
+    distillation.step(data, draws)
     ours = sorted(map(str, seen))
     seen.clear()
-    bare_step(trained, data.mean, data.cond, uncond, config.substeps)
+    bare_step(trained, data.mean, data.cond, distillation.uncond, config.substeps)
     assert len(ours) > 20
     assert sorted(map(str, seen)) == ours
 
 
 def test_network_calls_of_the_step(trained, config):
-    grid, data = config.make_grid(trained.schedule), random_data(trained, BATCH).encoded
-    draws = Draws.make(data.mean.shape, grid, config, generator_for(0))
+    distillation, data = Distillation.of(trained, config), random_data(trained, BATCH).encoded
     with counted(trained) as counts:
-        solver, uncond = config.make_solver(trained.schedule), trained.unconditional()
-        distillation_step(trained, solver, grid, data, uncond, draws, config)
+        distillation.step(data, Draws.make(data.mean.shape, distillation.grid, config, generator_for(0)))
     # teacher 3 x 2, target 1, student 1 + 2, critic on fake and data 1 + 1, towards the student 2, its own 2 decoders
     assert step.network_calls(counts.calls(), BATCH) == {"scott": 16, "plain": 6}
 

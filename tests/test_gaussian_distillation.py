@@ -17,7 +17,7 @@ from scott.objective import consistency_loss, consistency_target
 from scott.recipes import mini
 from scott.solvers import make
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 SD = DiscreteSchedule.stable_diffusion()
 SAMPLES = 100_000
@@ -131,13 +131,14 @@ def mean_factor(name, s, later, earlier):
 @pytest.mark.parametrize("s", [1.0, 0.5, 0.2])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_training_step_on_its_own_grid(name, s):
-    """`distillation_step` with `JumpGrid` and `Draws` finds the fixed point f(z_t) = A_t z_t with
+    """`Distillation.step` with `JumpGrid` and `Draws` finds the fixed point f(z_t) = A_t z_t with
     A_s = A_t E[z_t | z_s] / z_s a sub-step and A = 1 on clean data, grid time by grid time from below."""
     solver, options = SOLVERS[name]
     plain = {"jump": 24, "substeps": 3, "adversarial_weight": 0.0, "guidance_min": 1.0, "guidance_max": 1.0}
     config = mini(solver=solver, **options, **plain)
     grid, solver = config.make_grid(SD), config.make_solver(SD)
     linear = Linear(s, grid)
+    distillation = Distillation(linear, config, solver, grid, {})
     generator = torch.Generator().manual_seed(0)
     for index, time in enumerate(grid.times.tolist()[1:], start=1):
         draws = Draws.make(torch.Size([20_000, 1]), grid, config, generator)
@@ -147,7 +148,7 @@ def test_the_training_step_on_its_own_grid(name, s):
         for value in (0.0, 1.0):  # the loss is a parabola in a_i: two slopes give its minimum
             linear.a.data[index] = value
             linear.a.grad = None
-            distillation_step(linear, solver, grid, batch, {}, draws, config)
+            distillation.step(batch, draws)
             slopes.append(linear.a.grad[index].item())
         linear.a.data[index] = slopes[0] / (slopes[0] - slopes[1])
 

@@ -19,7 +19,7 @@ from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 SIDE = 64
 """In pixels: what pipelines draw at by default is too many for a test."""
@@ -115,11 +115,9 @@ def test_a_step_trains_student_and_critic(backbone, family, teacher_folders, cri
     """With the recipe's own settings: from the teacher's walk to gradients of both losses, blocks checkpointed."""
     config = config_of(family, teacher_folders, critic=critic, critic_input="matched")
     add_models(backbone, config)
-    grid, shape = config.make_grid(backbone.schedule), torch.Size((2, *backbone.latent_shape))
+    distillation, shape = Distillation.of(backbone, config), torch.Size((2, *backbone.latent_shape))
     batch = Batch(torch.zeros(shape), torch.ones(shape), backbone.encode_prompts([PROMPT, "dog"]))
-    draws = Draws.make(shape, grid, config, torch.Generator().manual_seed(0))
-    solver, uncond = config.make_solver(backbone.schedule), backbone.unconditional()
-    terms = distillation_step(backbone, solver, grid, batch, uncond, draws, config)
+    terms = distillation.step(batch, Draws.make(shape, distillation.grid, config, torch.Generator().manual_seed(0)))
     assert all(bool(value.isfinite().all()) for value in terms.values())
     assert terms["consistency"] > 0
     for parameters in (backbone.student_parameters(), backbone.critic_parameters()):

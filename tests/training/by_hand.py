@@ -10,7 +10,7 @@ from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
-from scott.training.step import Engine, distillation_step
+from scott.training.step import Distillation, Engine
 
 B = 4
 
@@ -53,9 +53,9 @@ class Step:
         shape = (B, *self.backbone.latent_shape)
         mean, std = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)
         self.batch = Batch(mean, std, self.backbone.encode_prompts(["a cat", "dog", "", "cat"]))
-        self.uncond = self.backbone.unconditional()
-        self.solver = config.make_solver(self.backbone.schedule)
-        self.grid = config.make_grid(self.backbone.schedule)
+        self.distillation = Distillation.of(self.backbone, config)
+        self.solver, self.grid = self.distillation.solver, self.distillation.grid
+        self.uncond = self.distillation.uncond
         self.draws = Draws.make(mean.shape, self.grid, config, torch.Generator().manual_seed(1))
 
     def run(self, loss_scale=1.0, mark=lambda part: None, **changes):
@@ -66,8 +66,8 @@ class Step:
 
     def add(self, config=None, **options):
         """One step's gradients, added to what is there; its terms."""
-        parts = (self.solver, self.grid, self.batch, self.uncond, self.draws, config or self.config)
-        return distillation_step(self.backbone, *parts, Engine(**options))
+        distillation = dataclasses.replace(self.distillation, config=config or self.config)
+        return distillation.step(self.batch, self.draws, Engine(**options))
 
     # --- the same, by hand ---
 

@@ -21,7 +21,6 @@ from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
 from scott.training.optimization import Optimization
 from scott.training.parallel import local, rows_of_pass, shard
-from scott.training.step import distillation_step
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "warmup_steps": 0}
 SETTINGS |= {"jump": 8, "substeps": 1}
@@ -73,7 +72,10 @@ def train(folder, config, *, split, checkpointing):
     if sharded:
         shard(step.backbone)
     config = dataclasses.replace(config, shard="full" if sharded else "none")
-    optimization = Optimization(step.backbone, config)
+    optimization, distillation = (
+        Optimization(step.backbone, config),
+        dataclasses.replace(step.distillation, config=config),
+    )
     losses, norms, traffic = [], [], Traffic()
     processes = torch.distributed.get_world_size() if split else 1
     passes = rows_of_pass(config, torch.distributed.get_rank() if split else 0, processes)
@@ -81,16 +83,7 @@ def train(folder, config, *, split, checkpointing):
         values = torch.zeros(3)
         for rows in passes:
             with traffic:
-                made = distillation_step(
-                    step.backbone,
-                    step.solver,
-                    step.grid,
-                    step.batch[rows],
-                    step.uncond,
-                    step.draws[rows],
-                    config,
-                    optimization.engine(number),
-                )
+                made = distillation.step(step.batch[rows], step.draws[rows], optimization.engine(number))
             values += torch.stack([made[name] for name in ("consistency", "adversarial", "critic")]) / len(passes)
         if split:
             torch.distributed.all_reduce(values)

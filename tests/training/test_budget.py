@@ -24,7 +24,7 @@ from scott.training.config import LCM_SETTINGS, DistillConfig
 from scott.training.counting import storage_bytes
 from scott.training.draws import Draws
 from scott.training.meta_step import Cost, step_cost
-from scott.training.step import Engine, distillation_step
+from scott.training.step import Distillation, Engine
 from scott.training.trainer import Hooks, distill
 
 SIZE = 4
@@ -81,17 +81,17 @@ def given(backbone):
 def step(backbone, config, made=None):
     """A step of the real thing; all it is given is made here."""
     batch, uncond = made or given(backbone)
-    grid = config.make_grid(backbone.schedule)
+    grid, solver = config.make_grid(backbone.schedule), config.make_solver(backbone.schedule)
     shape = torch.Size((SIZE, *backbone.latent_shape))
     draws = Draws.make(shape, grid, config, torch.Generator().manual_seed(0))
-    solver = config.make_solver(backbone.schedule)
     apart = contextlib.nullcontext if config.adversarial_share else None
 
     def critic(x0, t, cond):
         """Its input is no leaf: torch's counter puts hooks on modules' inputs, which `autograd.grad` refuses."""
         return backbone.critic(x0.view_as(x0), t, cond)
 
-    distillation_step(backbone, solver, grid, batch, uncond, draws, config, Engine(critic=critic, apart=apart))
+    distillation = Distillation(backbone, config, solver, grid, uncond)
+    distillation.step(batch, draws, Engine(critic=critic, apart=apart))
 
 
 def held(module):

@@ -9,8 +9,8 @@ from tests.training.by_hand import make_config
 from tests.training.runs import final, metrics
 
 from scott.diffusion import DiscreteSchedule
-from scott.training import trainer
 from scott.training.jumps import Jumps, jumps_of_steps
+from scott.training.step import Distillation
 
 
 @pytest.mark.parametrize(("reuse", "size"), [(2, 5), (3, 8)])
@@ -48,13 +48,13 @@ def test_a_jump_that_is_used_again_has_its_draws_and_the_critic_new_ones():
 def test_a_used_jump_is_not_walked_again_and_trains_the_same(start, tmp_path, monkeypatch):
     """With all of a run's walks made anew, the run is the same, and walks as often as it has steps."""
     settings = {"adversarial_weight": 0.0, "jump_reuse": 3, "jump_store": 4, "sample_every": 1000}
-    walks, walk = [], trainer.walk_jump
+    walks, walk = [], Distillation.walk
 
     def counted(*inputs):
         walks.append(inputs)
         return walk(*inputs)
 
-    monkeypatch.setattr(trainer, "walk_jump", counted)
+    monkeypatch.setattr(Distillation, "walk", counted)
     start(tmp_path / "kept", **settings)
     assert len(walks) == len({jump for jump, _ in Jumps(make_config(**settings, batch_size=2, max_steps=6)).of_steps})
     assert len(walks) < 6

@@ -10,8 +10,9 @@ from tests.training.runs import assert_same_run, final, metrics
 from torch import nn
 
 from scott.errors import UserError
-from scott.training import optimization, trainer
+from scott.training import optimization
 from scott.training.optimization import optimizer_class
+from scott.training.step import Distillation
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,18 +104,17 @@ def test_training_goes_on_where_the_overflow_ends_and_resumes_bit_for_bit(start,
     assert_same_run(tmp_path / "whole", tmp_path / "twice")
 
 
-def infinite(backbone, *parts):
+def infinite(distillation, batch, draws, engine, x_m):
     """A step whose gradients overflow at any scale."""
-    engine, _ = parts[-2:]
     loss = engine.scale(torch.tensor(1.0))
-    for parameter in backbone.student_parameters().values():
+    for parameter in distillation.backbone.student_parameters().values():
         parameter.grad = torch.full_like(parameter, math.inf)
     return {"consistency": loss / loss, "moments": torch.ones(4, 5)}
 
 
 @pytest.mark.parametrize(("precision", "steps"), [("fp16", 16), ("bf16", 0)])
 def test_a_gradient_that_overflows_at_scale_one_stops_the_run(start, half, tmp_path, monkeypatch, precision, steps):
-    monkeypatch.setattr(trainer, "distillation_step", infinite)
+    monkeypatch.setattr(Distillation, "step", infinite)
     with pytest.raises(FloatingPointError, match=f"step {steps + 1}: student_gradient_norm = inf"):
         start(
             tmp_path,
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_any_scale(start, half, tmp_p
     def poisoned(*parts):
         return infinite(*parts) | {"consistency": torch.tensor(math.nan)}
 
-    monkeypatch.setattr(trainer, "distillation_step", poisoned)
+    monkeypatch.setattr(Distillation, "step", poisoned)
     with pytest.raises(FloatingPointError, match="step 1: consistency = nan"):
         start(tmp_path, backbone=half("fp16"), precision="fp16", adversarial_weight=0.0, log_every=100)
 

@@ -10,7 +10,7 @@ from tests.training.runs import final, metrics, source
 from scott.rng import generator_for
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
-from scott.training.step import distillation_step
+from scott.training.step import Distillation
 
 ONE = {"max_steps": 1, "warmup_steps": 0}
 
@@ -48,8 +48,6 @@ def test_the_draws_of_a_step_are_those_of_its_number(start, make_backbone, tmp_p
     start(tmp_path, seed=3, **ONE)
     backbone = make_backbone("lora", critic_rank=2)
     config = DistillConfig.load(tmp_path / "config.json")
-    grid, batch = config.make_grid(backbone.schedule), source(backbone).batch(0, config.batch_size)
-    draws = Draws.make(batch.mean.shape, grid, config, generator_for(3, 0))
-    solver = config.make_solver(backbone.schedule)
-    made = distillation_step(backbone, solver, grid, batch, backbone.unconditional(), draws, config)
+    distillation, batch = Distillation.of(backbone, config), source(backbone).batch(0, config.batch_size)
+    made = distillation.step(batch, Draws.make(batch.mean.shape, distillation.grid, config, generator_for(3, 0)))
     assert metrics(tmp_path)[0]["consistency"] == pytest.approx(made["consistency"].item(), rel=1e-6)

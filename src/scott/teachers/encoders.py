@@ -137,7 +137,9 @@ class Encoders(ABC):
     @property
     def encoding_device(self) -> torch.device:
         """Where the text encoders compute."""
-        return self._turns[0].hook.execution_device if self._turns else self.text_encoders[0].device
+        if self._turns:
+            return torch.device(self._turns[0].hook.execution_device)
+        return next(self.text_encoders[0].parameters()).device
 
     @property
     def text_encoders(self) -> list[nn.Module]:

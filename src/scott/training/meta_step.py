@@ -23,7 +23,7 @@ from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.counting import Counts, counted
 from scott.training.draws import Draws, sampling_times
-from scott.training.step import Engine, distillation_step, walk_jump
+from scott.training.step import Distillation, Engine
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
-        given = (backbone, solver, grid, batch, uncond, draws)
-        walk_jump(*given, replace(config, low_memory=True))
+        made = Distillation(backbone, config, solver, grid, uncond)
+        replace(made, config=replace(config, low_memory=True)).walk(batch, draws)
         walk_apart, cost.flops = cost.take_peak(), 0
         with counted(backbone) as counts:
-            x_m = walk_jump(*given, config)
+            x_m = made.walk(batch, draws)
             walk = cost.take_peak()
-            distillation_step(*given, config, engine, x_m)
+            made.step(batch, draws, engine, x_m)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None

@@ -15,7 +15,7 @@ at f_θ, or after it where the fakes are of a forward pass of their own.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -40,23 +40,6 @@ R1_DISTANCE = 0.01
 """In standard deviations of the data."""
 
 
-def walk_jump(
-    backbone: LatentBackbone,
-    solver: Solver,
-    grid: JumpGrid,
-    batch: Batch,
-    uncond: Cond,
-    draws: Draws,
-    config: DistillConfig,
-) -> Tensor:
-    """x̂_m (B, C, H, W), where the guided teacher's walk from x_n ends. No student has a part in it."""
-    with torch.no_grad():
-        uncond = uncond | {name: batch.cond[name] for name in backbone.size_names}
-        teacher = backbone.guided_teacher(uncond, draws.omega, config.low_memory)
-        _, x_n = _noised(backbone.schedule, batch, draws)
-        return solver.walk(teacher, x_n, grid.substep_times(draws.t_n), batch.cond, noises=draws.walk)
-
-
 @dataclass(frozen=True)
 class Engine:
     """How a step is made: by default with the backbone's own models, and in one pass."""
@@ -77,55 +60,6 @@ class Engine:
 BARE = Engine()
 
 
-def distillation_step(
-    backbone: LatentBackbone,
-    solver: Solver,
-    grid: JumpGrid,
-    batch: Batch,
-    uncond: Cond,
-    draws: Draws,
-    config: DistillConfig,
-    engine: Engine = BARE,
-    x_m: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Add the gradients of both losses to the parameters' `grad`; the step's terms, 0-d tensors but for `moments`.
-
-    `uncond`, of batch 1, is what guidance pushes away from; `x_m` what `walk_jump` made of these draws, if it was
-    called. `moments` is what `Spread` takes; `adversarial_ratio`, where both gradients are of one forward pass, is
-    ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
-    """
-    schedule, t_n, cond = backbone.schedule, draws.t_n, batch.cond | {"guidance": draws.omega}
-    f = ConsistencyFunction(engine.student or backbone.student, schedule)
-    f_target = ConsistencyFunction(backbone.target, schedule)
-    x0, x_n = _noised(schedule, batch, draws)
-    x_m = walk_jump(backbone, solver, grid, batch, uncond, draws, config) if x_m is None else x_m
-    engine.mark("teacher")
-    f_m = consistency_target(f_target, x_m, grid.target(t_n), cond)
-    f_n = f(x_n, t_n, cond)
-    w = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
-    loss = consistency_loss(f_n, f_m, config.loss, weight=w)
-    terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
-    towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], _Shown(f_n, x0, t_n, cond, draws)
-    if config.has_critic and not config.draws_fakes and not engine.apart:
-        towards_data, played = _play(backbone, grid, config, engine, shown)
-        f_n.backward(towards_target + towards_data)
-        terms |= played | {"adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=TINY)}
-    else:
-        f_n.backward(towards_target)
-        with engine.apart() if engine.apart else nullcontext():
-            if config.draws_fakes:
-                shown = _drawn(f, shown, grid, each=config.compile)
-                terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
-            elif config.has_critic:
-                shown = shown._replace(fakes=f(x_n, t_n, cond))
-            if config.has_critic:
-                towards_data, played = _play(backbone, grid, config, engine, shown)
-                shown.fakes.backward(towards_data)
-                terms |= played
-    engine.mark("student")
-    return terms
-
-
 class _Shown(NamedTuple):
     """What the critic compares: samples of the student's at times t, and the data x0 of the same captions."""
 
@@ -134,6 +68,116 @@ class _Shown(NamedTuple):
     t: Tensor
     cond: Cond
     draws: Draws
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Student, target and critic of a backbone under its teacher, and how a config has them learn."""
+
+    backbone: LatentBackbone
+    config: DistillConfig
+    solver: Solver
+    grid: JumpGrid
+    uncond: Cond
+    """What guidance pushes away from, of batch 1."""
+
+    @classmethod
+    def of(cls, backbone: LatentBackbone, config: DistillConfig) -> Self:
+        """Raises `UserError` where the solver or the grid do not suit the teacher's schedule."""
+        schedule = backbone.schedule
+        return cls(backbone, config, config.make_solver(schedule), config.make_grid(schedule), backbone.unconditional())
+
+    @torch.no_grad()
+    def walk(self, batch: Batch, draws: Draws) -> Tensor:
+        """x̂_m (B, C, H, W), where the guided teacher's walk from x_n ends. No student has a part in it."""
+        uncond = self.uncond | {name: batch.cond[name] for name in self.backbone.size_names}
+        teacher = self.backbone.guided_teacher(uncond, draws.omega, self.config.low_memory)
+        _, x_n = _noised(self.backbone.schedule, batch, draws)
+        return self.solver.walk(teacher, x_n, self.grid.substep_times(draws.t_n), batch.cond, noises=draws.walk)
+
+    def step(self, batch: Batch, draws: Draws, engine: Engine = BARE, x_m: Tensor | None = None) -> dict[str, Tensor]:
+        """Add the gradients of both losses to the parameters' `grad`; the step's terms, 0-d tensors but for `moments`.
+
+        `x_m` is what `walk` made of these draws, if it was called. `moments` is what `Spread` takes;
+        `adversarial_ratio`, where both gradients are of one forward pass, is ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
+        """
+        backbone, config, grid = self.backbone, self.config, self.grid
+        schedule, t_n, cond = backbone.schedule, draws.t_n, batch.cond | {"guidance": draws.omega}
+        f = ConsistencyFunction(engine.student or backbone.student, schedule)
+        f_target = ConsistencyFunction(backbone.target, schedule)
+        x0, x_n = _noised(schedule, batch, draws)
+        x_m = self.walk(batch, draws) if x_m is None else x_m
+        engine.mark("teacher")
+        f_m = consistency_target(f_target, x_m, grid.target(t_n), cond)
+        f_n = f(x_n, t_n, cond)
+        w = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
+        loss = consistency_loss(f_n, f_m, config.loss, weight=w)
+        terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
+        towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], _Shown(f_n, x0, t_n, cond, draws)
+        if config.has_critic and not config.draws_fakes and not engine.apart:
+            towards_data, played = self._play(engine, shown)
+            f_n.backward(towards_target + towards_data)
+            terms |= played | {"adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=TINY)}
+        else:
+            f_n.backward(towards_target)
+            with engine.apart() if engine.apart else nullcontext():
+                if config.draws_fakes:
+                    shown = _drawn(f, shown, grid, each=config.compile)
+                    terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
+                elif config.has_critic:
+                    shown = shown._replace(fakes=f(x_n, t_n, cond))
+                if config.has_critic:
+                    towards_data, played = self._play(engine, shown)
+                    shown.fakes.backward(towards_data)
+                    terms |= played
+        engine.mark("student")
+        return terms
+
+    def _play(self, engine: Engine, shown: _Shown) -> tuple[Tensor, dict[str, Tensor]]:
+        """Send L_D back to what is trained of D; scaled λ_adv ∂L_adv/∂fakes, and terms."""
+        backbone, config, grid = self.backbone, self.config, self.grid
+        engine.mark("student")
+        critic, scale, weight = engine.critic or backbone.critic, engine.scale, engine.adversarial_weight
+        weight = config.adversarial_weight if weight is None else weight
+        # None is all there is: a split network's graph has gathered copies of its parameters
+        trained = tuple(backbone.critic_parameters().values()) if config.shard == "none" else None
+        leaf = shown.fakes.detach().requires_grad_()
+        (x_fake, t_fake), (x_real, t_real) = self._critic_inputs(shown._replace(fakes=leaf))
+        fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
+        kind = config.weighting if config.adversarial_weighting == "same" else config.adversarial_weighting
+        adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, grid.trained_times))
+        discriminator = hinge_discriminator(real_logits, fake_logits)
+        terms = {
+            "adversarial": adversarial.detach(),
+            "critic": discriminator.loss.detach(),
+            "critic_real_accuracy": discriminator.real_accuracy,
+            "critic_fake_accuracy": discriminator.fake_accuracy,
+        }
+        loss = discriminator.loss
+        if config.critic_r1:
+            nearby = critic(x_real + R1_DISTANCE * shown.draws.r1_noise[0], t_real, shown.cond)
+            penalty = r1_penalty(real_logits, nearby, R1_DISTANCE)
+            loss, terms["critic_r1"] = loss + config.critic_r1 * penalty, penalty.detach()
+        towards_data = torch.autograd.grad(scale(weight * adversarial), leaf, retain_graph=True)[0]
+        scale(loss).backward(inputs=trained)  # not on through a frozen encoder, down to the fake
+        engine.mark("critic")
+        return towards_data, terms
+
+    def _critic_inputs(self, shown: _Shown) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What D is shown of the student and of the data, and what time it is given for each (`critic_input`)."""
+        schedule = self.backbone.schedule
+        clean = torch.full_like(shown.t, schedule.t_data)
+        match self.config.critic_input:
+            case "renoised":
+                t, noises = shown.draws.critic_t, shown.draws.critic_noise
+                fake, real = (schedule.add_noise(x, w, t) for x, w in zip((shown.fakes, shown.x0), noises, strict=True))
+                return (fake, t), (real, t)
+            case "clean":
+                return (shown.fakes, clean), (shown.x0, clean)
+            case "matched":
+                return (shown.fakes, shown.t), (shown.x0, shown.t)
+            case _:
+                return (shown.fakes, shown.t), (shown.x0, clean)
 
 
 def _noised(schedule: NoiseSchedule, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -158,56 +202,6 @@ def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid, *, each: bool)
     goes_on = later[some].to(noise.device).view(-1, 1, 1, 1)
     x[some] = torch.where(goes_on, f.schedule.add_noise(first, again[some], t[some]), noise[some])
     return _Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
-
-
-def _play(
-    backbone: LatentBackbone, grid: JumpGrid, config: DistillConfig, engine: Engine, shown: _Shown
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Send L_D back to what is trained of D; scaled λ_adv ∂L_adv/∂fakes, and terms."""
-    engine.mark("student")
-    critic, scale, weight = engine.critic or backbone.critic, engine.scale, engine.adversarial_weight
-    weight = config.adversarial_weight if weight is None else weight
-    # None is all there is: a split network's graph has gathered copies of its parameters
-    trained = tuple(backbone.critic_parameters().values()) if config.shard == "none" else None
-    leaf = shown.fakes.detach().requires_grad_()
-    (x_fake, t_fake), (x_real, t_real) = _critic_inputs(shown._replace(fakes=leaf), grid.schedule, config)
-    fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
-    kind = config.weighting if config.adversarial_weighting == "same" else config.adversarial_weighting
-    adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, grid.trained_times))
-    discriminator = hinge_discriminator(real_logits, fake_logits)
-    terms = {
-        "adversarial": adversarial.detach(),
-        "critic": discriminator.loss.detach(),
-        "critic_real_accuracy": discriminator.real_accuracy,
-        "critic_fake_accuracy": discriminator.fake_accuracy,
-    }
-    loss = discriminator.loss
-    if config.critic_r1:
-        nearby = critic(x_real + R1_DISTANCE * shown.draws.r1_noise[0], t_real, shown.cond)
-        penalty = r1_penalty(real_logits, nearby, R1_DISTANCE)
-        loss, terms["critic_r1"] = loss + config.critic_r1 * penalty, penalty.detach()
-    towards_data = torch.autograd.grad(scale(weight * adversarial), leaf, retain_graph=True)[0]
-    scale(loss).backward(inputs=trained)  # not on through a frozen encoder, down to the fake
-    engine.mark("critic")
-    return towards_data, terms
-
-
-def _critic_inputs(
-    shown: _Shown, schedule: NoiseSchedule, config: DistillConfig
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What D is shown of the student and of the data, and what time it is given for each (`critic_input`)."""
-    clean = torch.full_like(shown.t, schedule.t_data)
-    match config.critic_input:
-        case "renoised":
-            t, noises = shown.draws.critic_t, shown.draws.critic_noise
-            fake, real = (schedule.add_noise(x, w, t) for x, w in zip((shown.fakes, shown.x0), noises, strict=True))
-            return (fake, t), (real, t)
-        case "clean":
-            return (shown.fakes, clean), (shown.x0, clean)
-        case "matched":
-            return (shown.fakes, shown.t), (shown.x0, shown.t)
-        case _:
-            return (shown.fakes, shown.t), (shown.x0, clean)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from scott.training.loader import batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
-from scott.training.step import distillation_step, walk_jump
+from scott.training.step import Distillation
 
 
 @dataclass
@@ -79,12 +79,11 @@ class _Run:
     ) -> None:
         self.backbone, self.data, self.config, self.hooks = backbone, data, config, hooks
         self.accelerator, self.start = accelerator, start
-        self.solver, self.grid = config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)
-        self.uncond = backbone.unconditional()
+        self.distillation = Distillation.of(backbone, config)
         self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
         self.optimization = Optimization(backbone, config)
         self.checkpoints = config.out / "checkpoints"
-        self.spread = Spread(sampling_times(self.grid), config)
+        self.spread = Spread(sampling_times(self.distillation.grid), config)
         if start:
             state = self.optimization.load(self.checkpoints)
             with readable(latest_checkpoint(self.checkpoints) or self.checkpoints):
@@ -101,7 +100,7 @@ class _Run:
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         self.jumps = Jumps(config)
         numbers = [jump for jump, _ in self.jumps.of_steps[start:]]
-        self.batches = batches(data, backbone, self.uncond, config, rows, numbers)
+        self.batches = batches(data, backbone, self.distillation.uncond, config, rows, numbers)
         self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
@@ -134,7 +133,7 @@ class _Run:
         size = self.passes[0].stop - self.passes[0].start
         for first in range(0, self.config.batch_size, size):
             part = self.data.batch(0, self.config.batch_size, slice(first, first + size))
-            check_batch(part, self.backbone, self.uncond, varied=self.data.varied)
+            check_batch(part, self.backbone, self.distillation.uncond, varied=self.data.varied)
             part = part.to(self.backbone.device)
             yield part.mean, part.cond
 
@@ -145,17 +144,16 @@ class _Run:
 
     def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
         """Make a step; its terms and norms, and whether any process was asked to stop."""
-        optimization, backbone = self.optimization, self.backbone
-        draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), self.grid)
+        optimization, distillation = self.optimization, self.distillation
+        draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), distillation.grid)
         engine = optimization.engine(step, self.timer.mark)
         terms: list[dict[str, Tensor]] = []
         for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
-            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(backbone.device)
-            inputs = (backbone, self.solver, self.grid, part, self.uncond, drawn, self.config)
-            x_m = self.jumps.end(step, index, partial(walk_jump, *inputs))
+            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
+            x_m = self.jumps.end(step, index, partial(distillation.walk, part, drawn))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
-                terms.append(distillation_step(*inputs, engine, x_m))
+                terms.append(distillation.step(part, drawn, engine, x_m))
         means, stop = self.average(terms, stop)
         spread = self.spread.add(means.pop("moments"))
         norms = optimization.update(step)
