@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from scott.commands import demo as demo_module
-from scott.commands import prepare as prepare_module
 from scott.commands.demo import demo
 from scott.evaluation import Results, Row, evaluate
 from scott.mini.embedded import load_teacher
@@ -21,7 +20,6 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
     phases = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "MINI_SCENES", 48)
         patch.setattr(demo_module, "TEACHER_STEPS", (10, 2))
         results = demo(out, max_steps=2, samples=10, seed=0, report=lambda phase, *_: phases.append(phase))
     return out, results, phases
@@ -42,6 +40,11 @@ def test_the_rows(finished):
     assert all(rows[name]["seconds_per_image"] > 0 for name in rows if name != "real-vs-real")
     assert rows["teacher-ddim-10"]["fid"] < rows["teacher-ddim-2"]["fid"]
     assert results.fid_ratio(results.rows[1]) == 1
+
+
+def test_a_short_run_prepares_what_it_reads(finished):
+    (manifest,) = (finished[0] / "data").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["samples"] == 2 * 32
 
 
 def test_progress_covers_every_phase(finished):

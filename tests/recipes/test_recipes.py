@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -66,16 +67,27 @@ def layers_of(network):
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
+@pytest.fixture(scope="module")
+def at_real_size(tmp_path_factory):
+    """`at_real_size(recipe, configs)`: folder, config, and a backbone with its student and critic."""
+
+    @cache
+    def make(recipe, configs):
+        folder = write_configs(configs, tmp_path_factory.mktemp(configs))
+        return folder, *equipped(recipe, folder)
+
+    return make
+
+
 def test_every_recipe_is_counted_here():
     assert {recipe for recipe, _ in COUNTED} | {"mini"} == set(RECIPES)
     assert set(PUBLISHED) | {"mini"} == set(RECIPES)
 
 
 @pytest.mark.parametrize(("recipe", "configs"), COUNTED, ids=map("-".join, COUNTED))
-def test_what_a_recipe_trains_at_its_real_size(recipe, configs, tmp_path):
-    folder = write_configs(configs, tmp_path)
+def test_what_a_recipe_trains_at_its_real_size(recipe, configs, at_real_size):
+    folder, config, backbone = at_real_size(recipe, configs)
     plain = skeleton(folder)
-    config, backbone = equipped(recipe, folder)
     assert (config.train, config.lora_rank, config.critic, config.critic_rank) == ("lora", 64, "lora", 64)
     student, critic = backbone.student_parameters(), backbone.critic_parameters()
     network = plain.network.num_parameters()
@@ -104,9 +116,9 @@ def adapted(parameters):
 
 
 @pytest.mark.parametrize("recipe", sorted(PUBLISHED.keys() - {"realistic-vision"}))
-def test_a_recipes_run_fits_a_card_of_80_gb(recipe, tmp_path):
+def test_a_recipes_run_fits_a_card_of_80_gb(recipe, at_real_size):
     """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs. docs/teachers.md says so."""
-    config, backbone = equipped(recipe, write_configs(PUBLISHED[recipe], tmp_path))
+    _, config, backbone = at_real_size(recipe, PUBLISHED[recipe])
     budget = budget_of(backbone, config)
     assert max(budget.total, budget.start) <= 78e9
     assert row(recipe, config, backbone, budget) in TABLE.read_text().splitlines()

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from scott.commands.distill import run
+from scott.commands.prepare import MINI_SCENES
 from scott.data.preparation import Report
 from scott.evaluation import Generate, Progress, Reference, Results, Row, evaluate, image_grid, timed
 from scott.evaluation.references import BATCH, Tick, check_samples
@@ -34,6 +35,8 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
     check_samples(samples)
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
+    if (read := max_steps * config.batch_size) < MINI_SCENES:  # a short run prepares what it reads
+        config = replace(config, limit=read)
     run(config, report)
     backbone, student = teacher_of(config.teacher), load_student(str(out))
     samplers: dict[str, TeacherSampler | StudentSampler]
