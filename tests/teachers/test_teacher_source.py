@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.teachers.flux_file import converter, original_names
 from tests.teachers.published import write_configs
@@ -409,11 +410,55 @@ def test_loras_are_merged_into_the_teacher(teacher_folders, style_lora, make_bac
     }
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd3"])
+@pytest.mark.parametrize("form", ["network", "peft"])
+def test_a_lora_of_a_network_alone_is_merged(teacher_folders, make_backbone, tmp_path, family, form):
+    """As diffusers' `save_lora_adapter` writes it, and as peft does, which keeps its scale in a file beside."""
+    network = load_backbone(teacher_folders[family]).network.requires_grad_(True)
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    torch.manual_seed(3)
+    if form == "network":
+        network.add_adapter(config, adapter_name="default")
+        network.save_lora_adapter(tmp_path)
+    else:
+        get_peft_model(network, config).save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    factors = {name.removeprefix("base_model.model."): value for name, value in load_file(file).items()}
+    layers = {name.removesuffix(".lora_A.weight") for name in factors if name.endswith("lora_A.weight")}
+    plain = make_backbone(family=family).network.state_dict()
+    for place in (file, tmp_path):
+        given = TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(f"{place}:0.5",))
+        merged = load_backbone(given).network.state_dict()
+        assert {name for name in merged if not torch.equal(merged[name], plain[name])} == {
+            f"{x}.weight" for x in layers
+        }
+        for layer in layers:
+            a, b = (factors[f"{layer}.lora_{x}.weight"] for x in "AB")
+            torch.testing.assert_close(merged[f"{layer}.weight"], plain[f"{layer}.weight"] + 0.5 * 1.5 * b @ a)
+        assert skeleton(given).network.state_dict().keys() == plain.keys()
+
+
+def test_what_is_no_lora_says_so(teacher_folders, style_lora, tmp_path):
+    """In a dry run too."""
+
+    def refused(tensors, said):
+        save_file(tensors, tmp_path / "file.safetensors")
+        given = TeacherSource(teacher=str(teacher_folders["sd1"]), teacher_lora=(str(tmp_path / "file.safetensors"),))
+        for loads in (load_backbone, skeleton):
+            with pytest.raises(UserError, match=said):
+                loads(given)
+
+    refused({"lora_unet_mid_block.lokr_w1": torch.ones(1)}, "is a LoKr")
+    refused({"lora_unet_mid_block.hada_w1_a": torch.ones(1)}, "is a LoHa")
+    peft = {f"base_model.model.{name.removeprefix('unet.')}": v for name, v in load_file(style_lora("sd1")).items()}
+    refused(peft, r"its scale is in adapter_config\.json, which is not beside it")
+
+
 def test_loras_that_fit_nothing(teacher_folders, style_lora):
     def merging(family, file):
         return load_backbone(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
 
-    with pytest.raises(UserError, match="diffusers loads no LoRA into a PixArtAlphaPipeline"):
+    with pytest.raises(UserError, match="diffusers loads none into a PixArtAlphaPipeline"):
         merging("pixart", style_lora("sd1"))
     for family, base in (("sd1", "sd3"), ("sd1", "sdxl"), ("sdxl", "sd1")):  # other names, and other sizes
         with pytest.raises(

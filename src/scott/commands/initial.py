@@ -6,9 +6,10 @@ from torch import Tensor
 
 from scott.commands.prepare import Warn
 from scott.errors import UserError
-from scott.export.lora import foreign_factors, lora_info, lora_parameters, lora_path, read_lora_file
+from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.lora import lora_targets
+from scott.teachers.lora_files import lora_path
 from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters

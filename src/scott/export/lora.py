@@ -30,7 +30,7 @@ from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_st
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets
-from scott.teachers.modified import load_lora
+from scott.teachers.lora_files import check_lora, load_lora, lora_path
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -165,8 +165,7 @@ def foreign_factors(backbone: LatentBackbone, file: Path) -> dict[str, Factors]:
     """Layer → update of a LoRA file by another program, in any names that diffusers reads: kohya's, peft's, its own.
     Raises `UserError` where it is not one of this network."""
     pipeline, network = backbone.pipeline, backbone.network
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UserError(f"{file} was not written by `scott export`, and diffusers loads no LoRA into this pipeline")
+    check_lora(pipeline, file)
     try:
         load_lora(pipeline, file)
         layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
@@ -238,11 +237,3 @@ def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
     parts = ("lora_A", "lora_B", *(["lora_magnitude_vector"] if variant == "dora" else []))
     names = [f"{layer}.{part}.weight" for layer in _layers(backbone) for part in parts]
     return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in names}
-
-
-def lora_path(path: Path) -> Path:
-    """The one LoRA file that a path is, or that is in its folder. Raises `UserError` where there is none."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if len(files) != 1 or not files[0].is_file():
-        raise UserError(f"no LoRA file at {path}; expected a .safetensors file, or a folder that has one")
-    return files[0]

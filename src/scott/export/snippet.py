@@ -13,7 +13,8 @@ from scott.export.trained import StudentInfo, needs_size
 from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
-from scott.teachers.layout import model_index
+from scott.teachers.layout import FAMILIES, model_index, variants
+from scott.teachers.lora_files import form_of, lora_path
 from scott.teachers.single_file import lacking_parts
 from scott.training.config import DistillConfig
 
@@ -158,13 +159,36 @@ def _load_teacher(
         names, parts, lines = _parts_of_file(teacher, pipeline, place)
         lines += [f"pipe = {pipeline}.from_single_file({', '.join([given, *parts])})"]
     else:
-        variant = f", variant={_quoted(teacher.variant)}" if teacher.variant else ""
+        network = _network_of(pipeline)
+        there = (Path(teacher.teacher) / network).is_dir()
+        found = variants(teacher, network)[0] if there else teacher.variant
+        variant = f", variant={_quoted(found)}" if found else ""
         names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
         lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place)}"] if teacher.vae else []
     for file, scale in teacher.loras:
-        lines += [f"pipe.load_lora_weights({_quoted(place(file))})", f"pipe.fuse_lora(lora_scale={scale:g})"]
-        lines += ["pipe.unload_lora_weights()"]
+        lines += _merged(file, scale, place, _network_of(pipeline))
     return names, lines
+
+
+def _network_of(pipeline: str) -> str:
+    return "unet" if FAMILIES[pipeline][0].startswith("UNet") else "transformer"
+
+
+def _merged(file: Path, scale: float, place: Callable[[str | Path], str], part: str) -> list[str]:
+    """Lines that merge a LoRA file, which need not be there any more, into a `pipe`."""
+    form = form_of(lora_path(file)) if file.exists() else "pipeline"
+    if form == "peft":
+        folder = file if file.is_dir() else file.parent
+        lines = ["from peft import PeftModel"]
+        lines += [f"lora = PeftModel.from_pretrained(pipe.{part}, {_quoted(place(folder))})"]
+        if scale != 1:
+            lines += ["for layer in lora.modules():", "    if hasattr(layer, 'scale_layer'):"]
+            lines += [f"        layer.scale_layer({scale:g})"]
+        return [*lines, f"pipe.{part} = lora.merge_and_unload()"]
+    load = f"pipe.load_lora_weights({_quoted(place(file))})"
+    if form == "network":
+        load = f"pipe.{part}.load_lora_adapter({_quoted(place(file))}, prefix=None)"
+    return [load, f"pipe.fuse_lora(lora_scale={scale:g})", "pipe.unload_lora_weights()"]
 
 
 def _parts_of_file(

@@ -20,7 +20,8 @@ from scott.errors import UserError, first_line
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
-from scott.teachers.modified import check_parts, complete, load_vae, merge_lora, scheduler_config
+from scott.teachers.lora_files import lora_path, merge_lora
+from scott.teachers.modified import check_parts, complete, load_vae, scheduler_config
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
@@ -93,7 +94,7 @@ def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dty
         pipeline.scheduler = DDIMScheduler.from_config(config)  # not every scheduler has zero terminal SNR
     for file, scale in source.loras:
         with _complaining_of(file):
-            merge_lora(pipeline, file, scale)
+            merge_lora(pipeline, lora_path(file), scale)
     for name, part in pipeline.components.items():
         if source.loras and isinstance(part, nn.Module) and name != "vae":
             cast(part, dtype)

@@ -1,7 +1,6 @@
-"""What changes a teacher before it is distilled: another VAE or prediction, and LoRAs merged into its networks."""
+"""What takes the place of a part of a teacher before it is distilled: another VAE, another prediction."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -9,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from peft.tuners.lora import LoraLayer
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from scott.errors import UserError, first_line
 from scott.teacher_source import SINGLE_FILE, TeacherSource
+from scott.teachers.lora_files import lora_path
 from scott.teachers.single_file import PREDICTIONS, config_folder, read_single_file
-
-_OF_ANOTHER = "is a LoRA of another kind of teacher; give one of this teacher's own base"
 
 
 def check_parts(source: TeacherSource) -> None:
@@ -26,9 +22,7 @@ def check_parts(source: TeacherSource) -> None:
     for file, scale in source.loras:
         if not math.isfinite(scale):
             raise UserError(f"got --teacher-lora {file}:{scale}; expected a finite scale")
-        if not file.is_file():
-            raise UserError(f"no LoRA file at {file}; expected --teacher-lora FILE or FILE:SCALE")
-        _check_readable(file, "--teacher-lora")
+        _check_readable(lora_path(file), "--teacher-lora")
     place = Path(source.vae or "")
     if source.vae is None:
         return
@@ -96,41 +90,3 @@ def scheduler_config(config: Mapping[str, Any], prediction: str | None) -> dict[
         raise UserError(f"got --prediction {prediction} for a flow, which predicts its velocity; leave it out")
     kind, _, zero = prediction.partition("-")
     return {**config, "prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
-
-
-def load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
-    """A LoRA file put on a pipeline by diffusers. Raises `UserError` where its layers have other sizes."""
-    log = logging.getLogger("diffusers.loaders.peft")
-    log.disabled = True  # it says of every layer what is raised, and in a line here
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    except RuntimeError as error:
-        raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
-    finally:
-        log.disabled = False
-
-
-def _layers_of(pipeline: DiffusionPipeline, file: Path) -> int:
-    """How many layers a LoRA file updates, in the names that diffusers brings it to, a layer's two factors each."""
-    config = pipeline.unet.config if hasattr(pipeline, "unet") else None  # SDXL's blocks are told apart by it
-    read = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=config)
-    names = read[0] if isinstance(read, tuple) else read
-    return sum(name.endswith((".lora_B.weight", "lora.up.weight")) for name in names)
-
-
-def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
-    """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
-
-    Raises `UserError` where the pipeline takes no LoRA, or lacks a layer of the file.
-    """
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UserError(f"got --teacher-lora {file}; diffusers loads no LoRA into a {type(pipeline).__name__}")
-    load_lora(pipeline, file)
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    layers = sum(isinstance(module, LoraLayer) for network in networks for module in network.modules())
-    if not layers:
-        raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
-    if layers < (named := _layers_of(pipeline, file)):
-        raise UserError(f"{file} {_OF_ANOTHER} (this one has {layers} of the {named} layers that it names)")
-    pipeline.fuse_lora(lora_scale=scale)
-    pipeline.unload_lora_weights()

@@ -24,6 +24,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from scott.errors import UserError, first_line
 from scott.teacher_source import TeacherSource
@@ -176,6 +177,8 @@ def load_single_file(
     with config_folder(source) as folder:
         pipeline = read_single_file(kind, source.file, config=folder, **options)
     for name, part in pipeline.components.items():
+        if isinstance(part, PreTrainedModel) and not part.get_input_embeddings().weight.is_meta:
+            part.tie_weights()  # a T5's two names of one embedding, of which a file may have one, or both
         if isinstance(part, nn.Module):
             if lacking := [key for key, value in part.state_dict().items() if value.is_meta]:
                 raise ValueError(f"it lacks {len(lacking)} weights of {name}, such as {lacking[0]}")

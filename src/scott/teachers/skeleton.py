@@ -26,9 +26,10 @@ from scott.errors import UserError
 from scott.teacher_source import TeacherSource
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.load import why
+from scott.teachers.lora_files import check_lora, lora_path
 from scott.teachers.modified import check_parts, scheduler_config, vae_config
 from scott.teachers.network import LatentBackbone
-from scott.teachers.single_file import cast, check_network, lacking_parts
+from scott.teachers.single_file import cast, check_network, config_folder, lacking_parts
 
 
 class ShapeOnlyT5(T5EncoderModel):
@@ -40,7 +41,7 @@ class ShapeOnlyT5(T5EncoderModel):
 
 
 def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.float32) -> LatentBackbone:
-    """What `load_backbone` would make of a teacher, on the meta device. Only config files are read.
+    """What `load_backbone` would make of a teacher, on the meta device, of config files, and LoRAs' names and sizes.
 
     Raises:
         UserError: no pipeline there, a config missing or corrupt, or a family scott does not know.
@@ -52,9 +53,13 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     if source.file:
         lacking_parts(source, index)
         check_network(source.file, getattr(diffusers, network), read_json(source, f"{backbone.part}/config.json"))
-    elif source.variant:
-        variants(source, backbone.part)
     encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if any(index.get(name) or ())]
+    if not source.file:
+        for name in (backbone.part, *encoders, *(() if source.vae else ("vae",))):
+            variants(source, name)
+    elif source.teacher_config is None:
+        with config_folder(source):  # makes the tokenizers
+            pass
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
     configs["vae"] = vae_config(source, configs["vae"])
@@ -77,7 +82,10 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             cast(part, torch.float32 if name == "vae" else dtype)
-    return backbone(pipeline_class(**parts, **options))
+    pipeline = pipeline_class(**parts, **options)
+    for file, _ in source.loras:
+        check_lora(pipeline, lora_path(file))
+    return backbone(pipeline)
 
 
 def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:
