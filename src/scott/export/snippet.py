@@ -176,11 +176,11 @@ def _network_of(pipeline: str) -> str:
 
 def _merged(file: Path, scale: float, place: Callable[[str | Path], str], part: str) -> list[str]:
     """Lines that merge a LoRA file, which need not be there any more, into a `pipe`."""
-    form = form_of(lora_path(file)) if file.exists() else "pipeline"
+    file = lora_path(file) if file.exists() else file
+    form = form_of(file) if file.exists() else "pipeline"
     if form == "peft":
-        folder = file if file.is_dir() else file.parent
         lines = ["from peft import PeftModel"]
-        lines += [f"lora = PeftModel.from_pretrained(pipe.{part}, {_quoted(place(folder))})"]
+        lines += [f"lora = PeftModel.from_pretrained(pipe.{part}, {_quoted(place(file.parent))})"]
         if scale != 1:
             lines += ["for layer in lora.modules():", "    if hasattr(layer, 'scale_layer'):"]
             lines += [f"        layer.scale_layer({scale:g})"]
