@@ -5,7 +5,7 @@ Weights are written one tensor at a time, merged and rounded on the way, so that
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,12 @@ def _save_model(
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PreTrainedModel):
         model.save_config(folder)
+        _edit_json(folder / "config.json", _without_origin)
         write_tensors(folder / "diffusion_pytorch_model.safetensors", dtype, plain, state)
         return
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    _edit_json(folder / "config.json", _with_rope_for_older)
     once = {
         value.data_ptr(): name for name, value in reversed([*plain.items()])
     }  # T5 has its embedding under two names
@@ -124,17 +126,39 @@ def _save_model(
 
 def _save_for_older(tokenizer: Any, folder: Path, name: str) -> None:
     """What transformers 4 needs beside the `tokenizer.json` that 5 writes."""
-    if tokenizer.backend_tokenizer.model.__class__.__name__ == "BPE":
+    kind = type(tokenizer).__name__
+    if kind.startswith(("T5", "Gemma")):  # there "fast" ones, 5's only ones, need no sentencepiece file
+        _edit_json(folder / "model_index.json", lambda index: index | {name: ["transformers", f"{kind}Fast"]})
+    else:
         tokenizer.backend_tokenizer.model.save(str(folder / name))  # vocab.json and merges.txt
-    else:  # T5's there needs a sentencepiece file, its "fast" one, which is the only one in 5, does not
-        _edit_json(folder / "model_index.json", {name: ["transformers", "T5TokenizerFast"]})
-    config = json.loads((folder / name / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if config.get("extra_special_tokens") == []:  # a dictionary there
-        _edit_json(folder / name / "tokenizer_config.json", {"extra_special_tokens": {}})
+    _edit_json(folder / name / "tokenizer_config.json", _with_tokens_for_older)
 
 
-def _edit_json(file: Path, changes: dict[str, Any]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes, indent=2), encoding="utf-8")
+def _with_tokens_for_older(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers 4 has `additional_special_tokens` for 5's list, and names for what is in a dictionary."""
+    if isinstance(tokens := config.get("extra_special_tokens"), list):
+        config = config | {"extra_special_tokens": {}, "additional_special_tokens": tokens}
+    return config
+
+
+def _with_rope_for_older(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers 4 has `rope_theta` and `rope_scaling` for 5's `rope_parameters`; without, it takes its defaults."""
+    made = {name: _with_rope_for_older(value) if isinstance(value, dict) else value for name, value in config.items()}
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        made["rope_theta"] = rope["rope_theta"]
+        if scaling := {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}:
+            made["rope_scaling"] = {"rope_type": rope["rope_type"], **scaling}
+    return made
+
+
+def _without_origin(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the place that the teacher was read from."""
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
+
+
+def _edit_json(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    file.write_text(json.dumps(change(json.loads(file.read_text(encoding="utf-8"))), indent=2), encoding="utf-8")
 
 
 def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int | None = None) -> Tensor:
