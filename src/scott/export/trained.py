@@ -79,10 +79,12 @@ class StudentInfo:
 
     @classmethod
     def from_json(cls, text: str, source: Path) -> "StudentInfo":
-        """Inverse of `to_json`; `UserError`, which names the source, when the text is something else."""
+        """Inverse of `to_json`, without what a later version says besides; `UserError`, which names the source, where
+        the text is something else."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        except (AttributeError, ValueError, TypeError) as error:
             raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
 
     @classmethod
