@@ -31,6 +31,8 @@ KINDS = {
     "sana": ("diffusers",),
 }
 """Student → forms of its export: LoRA, if it does not say otherwise."""
+SMALL = [("sd1", "lora"), ("sdxl", "full")]
+"""Families and trained parts of the students whose ONNX optimum reads."""
 SIDE = 64
 """In pixels, of those that draw many by default."""
 
@@ -70,9 +72,10 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
         for kind in kinds:
             write(trained, tmp_path / student / kind, kind)
             add(student, kind, info, latents, teacher)
-    stock, backbone, grid, info = small_student("sd1", "lora")
-    write_onnx(stock, tmp_path / "small" / "onnx")
-    add("small", "onnx", info, draw_latents(backbone, grid, info.guidance))
+    for family, train in SMALL:
+        stock, backbone, grid, info = small_student(family, train)
+        write_onnx(stock, tmp_path / f"small {family}" / "onnx")
+        add(f"small {family}", "onnx", info, draw_latents(backbone, grid, info.guidance))
     (tmp_path / "exports.json").write_text(json.dumps(exports))
     script = Path(__file__).with_name("older.py")
     environment = os.environ | {"PYTHONPATH": str(Path(OLDER).resolve()), "HF_HUB_OFFLINE": "1"}
