@@ -26,9 +26,9 @@ KINDS = {
     "sdxl full": ("diffusers",),
     "sd3 full": ("diffusers",),
     "sd1 dora": ("diffusers", "lora"),
-    "flux": ("diffusers",),
-    "qwen-image": ("diffusers",),
-    "sana": ("diffusers",),
+    "flux": ("diffusers", "lora"),
+    "qwen-image": ("diffusers", "lora"),
+    "sana": ("diffusers", "lora"),
 }
 """Student → forms of its export: LoRA, if it does not say otherwise."""
 SMALL = [("sd1", "lora"), ("sdxl", "full")]
