@@ -19,7 +19,7 @@ from scott.export.card import FOLDERS, write_cards
 from scott.export.lora import read_lora, require_lora, save_lora
 from scott.export.onnx import require_exportable, write_onnx
 from scott.export.onnx_runtime import require_onnx
-from scott.export.pipeline import read_student, save_student
+from scott.export.pipeline import read_student, round_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
 from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing
 from scott.mini import embedded
@@ -83,8 +83,10 @@ def export(
             gc.collect()
             if form:
                 read_lora(partial, kind, form, expected, dtype)
+            elif kind == "checkpoint":
+                read_checkpoint(partial, expected, dtype)
             else:
-                (read_checkpoint if kind == "checkpoint" else read_student)(partial, expected, dtype)
+                read_student(partial, expected)
         (partial / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
     write_cards(where, config)
     return folder
@@ -95,10 +97,15 @@ def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tup
     expected = trained.expected()
     if kind in ("lora", "kohya"):
         return trained.info, expected, save_lora(trained, folder, kind, dtype)
+    info = trained.info
     if kind == "checkpoint":
-        return save_checkpoint(trained, folder, dtype), expected, ""
-    save_student(trained.backbone, folder, trained.grid, dtype)
-    return trained.info, expected, ""
+        info = save_checkpoint(trained, folder, dtype)
+    else:
+        save_student(trained.backbone, folder, trained.grid, dtype)
+    if dtype != torch.float32:
+        round_student(trained.backbone, dtype)
+        expected = replace(expected, latents=trained.latents())
+    return info, expected, ""
 
 
 def is_exported(config: DistillConfig) -> bool:
