@@ -16,7 +16,7 @@ from tests.export.conftest import write
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.pipeline import call_options, read_student, save_student
-from scott.export.trained import Trained, difference, replacing
+from scott.export.trained import Trained, amplification, difference, replacing
 from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 
@@ -81,6 +81,27 @@ def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path
     save_student(trained.backbone, tmp_path, trained.grid)
     with pytest.raises(UserError, match="of a spread off"):
         read_student(tmp_path, expected)
+
+
+def test_rounding_counts_by_lambda_and_is_let_through_so(make_trained, make_backbone, tmp_path):
+    """Of PixArt's schedule, with λ = 157. Pictures of an untrained teacher have that spread, of a trained one about 1:
+    ε that is off by 2e-4 here stands for one that is off by 1e-6 there, as of a network of many layers in fp32."""
+    trained = make_trained("pixart", "full")
+    expected, backbone = trained.expected(), trained.backbone
+    save_student(backbone, tmp_path, trained.grid)
+    (file,) = (tmp_path / "transformer").glob("*.safetensors")
+    tensors, name = load_file(file), "proj_out.bias"
+
+    def written(off):
+        torch.manual_seed(0)
+        save_file(tensors | {name: tensors[name] + off * torch.randn(tensors[name].shape)}, file, {"format": "pt"})
+
+    written(2e-4)
+    read_student(tmp_path, expected)
+    written(1e-3)
+    with pytest.raises(UserError, match="of a spread off"):
+        read_student(tmp_path, expected)
+    assert [amplification(make_backbone(family=family)) for family in ("sd1", "sd2", "sd3")] == [1, 1, 1]
 
 
 def refuse(partial):

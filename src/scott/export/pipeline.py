@@ -28,10 +28,6 @@ from scott.export.trained import (
 )
 from scott.teachers import LatentBackbone, load_backbone
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
-"""Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
-deviation; both drawn on the CPU in fp32. Of a file in fp16 (11 bits) or bf16 (8) it is that of a LoRA's factors, or of
-an ω built into a bias: whole networks in memory are rounded too (`round_student`)."""
 _STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32"}
 _PIPELINE_OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
 
@@ -77,9 +73,9 @@ def read_student(folder: Path, expected: Expected) -> None:
     if side:
         backbone.resize(side)
     stock = backbone.from_pipeline(stock_latents(backbone.pipeline, info.guidance_scale, side))
-    check("the stock pipeline", folder, expected.latents, stock)
+    check("the stock pipeline", folder, expected.latents, stock, expected.tolerance())
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance))
+    check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), expected.tolerance())
 
 
 def write_tensors(
@@ -210,7 +206,7 @@ def call_options(pipeline: str) -> dict[str, Any]:
     return _CALLS.get(pipeline, {})
 
 
-def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float = 1e-4) -> None:
+def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:
     """Raise `UserError` unless the latents differ by at most `tolerance` of their spread."""
     if not (off := difference(expected, got)) <= tolerance:
         raise UserError(
