@@ -147,6 +147,8 @@ class Export:
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the weights on disk; ONNX has fp32 alone."""
+    teacher: str | None = None
+    """Where the run's teacher is now, if it was moved or renamed."""
     push: str | None = None
     """Upload it too, as OWNER/NAME on the Hugging Face hub, with its card as the page (`hf auth login` before)."""
 
@@ -156,7 +158,7 @@ class Export:
 
         if self.push:
             check_repository(self.push)
-        folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision)
+        folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision, place=self.teacher)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
         if self.push:

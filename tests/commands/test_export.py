@@ -111,10 +111,38 @@ def test_a_teacher_that_changed_under_the_run_is_found_out(make_run, teacher_fol
     assert not (run / "student").exists()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_is_what_is_on_disk(make_run, precision):
-    run, _ = make_run("full")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["lora", "checkpoint"])
+def test_a_teacher_that_was_moved_is_named_and_another_refused(make_run, teacher_folders, tmp_path, kind, precision):
+    run, _ = make_run("lora")
+    here, other = teacher_folders["sd1"], tmp_path / "other"
+    config = replace(DistillConfig.load(run / "config.json"), teacher=str(tmp_path / "gone"), precision=precision)
+    (run / "config.json").write_text(config.to_json())
+    state = run / "checkpoints" / "step-00000002" / "state.json"
+    version = load_backbone(here, config.dtype).version
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"teacher": version}))
+    with pytest.raises(UserError, match=r"no teacher at .*gone.*if the teacher of .*run was moved, give --teacher"):
+        export(run, kind)
+    shutil.copytree(here, other)
+    (file,) = (other / "unet").glob("*.safetensors")
+    save_file({name: 1.1 * value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"other is not the teacher that .*run distilled"):
+        export(run, kind, place=str(other))
+    if precision == "bf16":  # reads back and compares, which takes its time
+        assert (export(run, kind, place=str(here)) / "card.md").is_file()
+    else:
+        assert load_run(run, place=str(here)).updates == 2
+
+
+@pytest.mark.parametrize(("precision", "train"), [("fp16", "full"), ("bf16", "lora")])
+def test_half_precision_is_what_is_on_disk(make_run, monkeypatch, precision, train):
+    """And what is read back is the student with these very weights: far closer to it than to the one in fp32."""
+    run, _ = make_run(train)
+    off, of_pair = [], pipeline.difference
+    monkeypatch.setattr(pipeline, "difference", lambda *pair: off.append(of_pair(*pair)) or off[-1])
     folder = export(run, "diffusers", precision=precision)
+    rounded = load_student(str(run))
+    assert max(off) < 1e-4 < difference(load_run(run).latents(), draw_latents(rounded.backbone, rounded.grid, 3.0)) / 5
     for file in folder.rglob("*.safetensors"):
         kinds = {value.dtype for value in load_file(file).values() if value.is_floating_point()}
         assert kinds == {DTYPES[precision]}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tests.teachers.published import write_configs
 
-from scott.commands.plan import plan
+from scott.commands.plan import gpu_hours, plan
 from scott.errors import UserError
-from scott.recipes import mini, pixart, sd3, sdxl
+from scott.recipes import mini, pixart, sd3, sd15, sdxl
 from scott.teachers import load_backbone
 from scott.training.counting import storage_bytes
 
@@ -54,6 +54,17 @@ def test_json_without_a_dry_run_is_refused(scott, tmp_path):
     assert code == 2
     assert "--dry-run" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_hours_are_of_the_precision_and_of_the_walks_that_are_made(teacher_folders):
+    """An H100 has 67 TFLOP/s in fp32, as torch computes it, and 989 in fp16."""
+    given = {"teacher": str(teacher_folders["sd1"]), "data": "none", "batch_size": 2, "max_steps": 100}
+    config, again = sd15(**given, precision="fp32"), sd15(**given, precision="fp32", jump_reuse=4, jump_store=2)
+    budget = plan(config)
+    assert gpu_hours(config, budget) == pytest.approx(100 * budget.flops / (0.3 * 67e12 * 3600))
+    half = dataclasses.replace(config, precision="fp16")
+    assert gpu_hours(half, budget) == pytest.approx(67 / 989 * gpu_hours(config, budget))
+    assert gpu_hours(again, plan(again)) < gpu_hours(config, budget)
 
 
 @pytest.mark.parametrize("processes", ["0", "-1"])

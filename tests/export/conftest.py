@@ -57,7 +57,7 @@ def write(trained: Trained, folder, kind: str = "diffusers", dtype=torch.float32
     expected = trained.expected()
     if kind == "diffusers":
         save_student(trained.backbone, folder, trained.grid, dtype)
-        read_student(folder, expected, dtype)
+        read_student(folder, expected)
     else:
         form = save_lora(trained, folder, kind, dtype)
         read_lora(folder, kind, form, expected, dtype)

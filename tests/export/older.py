@@ -2,7 +2,7 @@
 
     PYTHONPATH=build/older python tests/export/older.py FOLDER
 
-FOLDER/exports.json is a list of {"name", "kind", "folder", "teacher", "guidance_scale", "options", "expected"}; each
+FOLDER/exports.json is a list of {"name", "kind", "folder", "teacher", "options", "expected"}; each
 `expected` is a safetensors file with the 2-step latent that the new versions draw. Writes off.json: the versions, and
 {name: largest difference over the standard deviation}.
 """
@@ -47,7 +47,6 @@ def main(folder):
         latents = pipe(
             "a cat",
             num_inference_steps=2,
-            guidance_scale=export["guidance_scale"],
             generator=torch.manual_seed(0),
             output_type="latent",
             **export["options"],

@@ -1,5 +1,6 @@
 """A card says what the student is, and its snippet draws with it as it stands."""
 
+import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -98,6 +99,17 @@ def test_a_card_names_all_that_a_teacher_was_made_of(make_trained, tmp_path):
         assert said in text
     assert 'torch_dtype=torch.float32, variant="fp16")' in block(text)
     assert 'pipe.vae = type(pipe.vae).from_single_file("better.safetensors")' in block(text)
+
+
+def test_a_loras_card_says_what_it_goes_on_elsewhere(make_trained, tmp_path):
+    trained = make_trained()
+    given = {"vae": "/here/better.safetensors", "teacher_lora": ("/a/style.safetensors:0.5",)}
+    info = replace(trained.info, resolution=768)
+    (how,) = re.findall("\nThe teacher's checkpoint.*", card(replace(trained.config, **given), info, "lora", tmp_path))
+    assert how.startswith(
+        "\nThe teacher's checkpoint, VAE `better.safetensors`, `style.safetensors` at strength 0.5, this LoRA at "
+        "strength 1, 768 x 768 pixels, sampler LCM, CFG 1"
+    )
 
 
 def test_what_a_full_students_card_says(make_trained, tmp_path):
@@ -209,6 +221,10 @@ def test_what_a_student_was_made_for_survives_its_file(make_trained, tmp_path):
     (tmp_path / STUDENT_INFO).write_text(info.to_json())
     assert StudentInfo.read(tmp_path) == info
     assert torch.tensor(info.times["2"]).tolist() == [999, 503]
-    (tmp_path / STUDENT_INFO).write_text('{"train": "lora"}')
-    with pytest.raises(UserError, match="export it again"):
-        StudentInfo.read(tmp_path)
+    later = json.loads(info.to_json()) | {"of_a_later_version": True}
+    (tmp_path / STUDENT_INFO).write_text(json.dumps(later))
+    assert StudentInfo.read(tmp_path) == info
+    for other in ('{"train": "lora"}', "[]"):
+        (tmp_path / STUDENT_INFO).write_text(other)
+        with pytest.raises(UserError, match="export it again"):
+            StudentInfo.read(tmp_path)

@@ -12,7 +12,7 @@ from tests.export.conftest import write
 
 from scott.export.onnx import write_onnx
 from scott.export.pipeline import call_options, save_student
-from scott.export.trained import draw_latents
+from scott.export.trained import draw_latents, needs_size
 
 OLDER = os.environ.get("OLDER", "")
 """Folder with the older packages, which `make older` installs; the rest is this environment's."""
@@ -26,8 +26,15 @@ KINDS = {
     "sdxl full": ("diffusers",),
     "sd3 full": ("diffusers",),
     "sd1 dora": ("diffusers", "lora"),
+    "flux": ("diffusers", "lora"),
+    "qwen-image": ("diffusers", "lora"),
+    "sana": ("diffusers", "lora"),
 }
 """Student → forms of its export: LoRA, if it does not say otherwise."""
+SMALL = [("sd1", "lora"), ("sdxl", "full")]
+"""Families and trained parts of the students whose ONNX optimum reads."""
+SIDE = 64
+"""In pixels, of those that draw many by default."""
 
 
 @pytest.mark.skipif(not OLDER, reason="make older")
@@ -37,6 +44,7 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
 
     def add(student, kind, info, latents, teacher=None):
         folder = tmp_path / student
+        size = dict.fromkeys(("height", "width"), SIDE) if needs_size(info.pipeline) else {}
         expected = folder / f"{kind}.safetensors"
         save_file({"latents": latents.contiguous()}, expected)
         exports.append(
@@ -45,25 +53,29 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
                 "kind": kind,
                 "folder": str(folder / kind),
                 "teacher": str(teacher),
-                "guidance_scale": info.guidance_scale,
-                "options": call_options(info.pipeline),
+                "options": {"guidance_scale": info.guidance_scale} | call_options(info.pipeline) | size,
                 "expected": str(expected),
             }
         )
 
     for student, kinds in KINDS.items():
         family, _, how = student.partition(" ")
-        trained = make_trained(family, **{"full": {"train": "full"}, "dora": {"variant": "dora"}}.get(how, {}))
+        backbone = make_backbone(family=family)
+        if needs_size(type(backbone.pipeline).__name__):
+            backbone.resize(SIDE)
+        how_made = {"full": {"train": "full"}, "dora": {"variant": "dora"}}.get(how, {})
+        trained = make_trained(family, backbone=backbone, **how_made)
         # the tiny teachers are new ones, of which older versions open none
         teacher = tmp_path / student / "teacher"
         save_student(make_backbone(family=family), teacher, trained.grid)
-        info, latents = trained.info, trained.latents()
+        info, latents = trained.info, backbone.pack(trained.latents())
         for kind in kinds:
             write(trained, tmp_path / student / kind, kind)
             add(student, kind, info, latents, teacher)
-    stock, backbone, grid, info = small_student("sd1", "lora")
-    write_onnx(stock, tmp_path / "small" / "onnx")
-    add("small", "onnx", info, draw_latents(backbone, grid, info.guidance))
+    for family, train in SMALL:
+        stock, backbone, grid, info = small_student(family, train)
+        write_onnx(stock, tmp_path / f"small {family}" / "onnx")
+        add(f"small {family}", "onnx", info, draw_latents(backbone, grid, info.guidance))
     (tmp_path / "exports.json").write_text(json.dumps(exports))
     script = Path(__file__).with_name("older.py")
     environment = os.environ | {"PYTHONPATH": str(Path(OLDER).resolve()), "HF_HUB_OFFLINE": "1"}

@@ -23,6 +23,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tests.tiny.parts import language_model, tiny_clip_config, tiny_qwen_tokenizer, tiny_t5, tiny_tokenizer, tiny_vae
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextModel,
     Gemma2Config,
@@ -158,6 +159,8 @@ def tiny_sana(folder):
     letters = ["▁", *string.ascii_letters, *string.digits, *"'\",.:;-()[]\n"]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *dict.fromkeys(letters)]
     tokenizer = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+    begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokens.index("<bos>"))])
+    tokenizer.backend_tokenizer.post_processor = begin  # as the published tokenizer.json has it
     widths = (8, 8, 8, 8)
     blocks = {f"{side}_layers_per_block": (1,) * 4 for side in ("encoder", "decoder")}
     blocks |= {f"{side}_block_out_channels": widths for side in ("encoder", "decoder")}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import math
 
 import pytest
 import torch
@@ -354,6 +355,22 @@ def test_operations_are_those_of_a_real_step(make, family, settings):
         step(backbone, config, made)
     assert counter.get_flop_counts()["Global"].keys() > {*formulas}
     assert budget_of(bones, config).flops == counter.get_total_flops()
+
+
+def test_steps_that_use_a_jump_again_make_no_walk_and_keep_its_end(make_bones):
+    """A walk of six sub-steps over one of three is one more walk of three."""
+    given = {"max_steps": 8, "train": "full", "adversarial_weight": 0.0}
+
+    def planned(**settings):
+        config, bones = make_bones("sd1", **given | settings)
+        return budget_of(bones, config), math.prod(bones.latent_shape)
+
+    (plain, size), (longer, _) = planned(), planned(substeps=6)
+    assert plain.run_flops == 8 * plain.flops
+    assert "kept jumps" not in plain.training
+    reused, _ = planned(jump_reuse=4, jump_store=SIZE)  # steps 0 to 3 use one batch of jumps, 4 to 7 another
+    assert reused.run_flops == 8 * plain.flops - 6 * (longer.flops - plain.flops)
+    assert reused.training["kept jumps"] == 4 * SIZE * size == reused.total - plain.total
 
 
 def test_torchs_own_trackers_do_not_take_this_step():

@@ -63,6 +63,19 @@ def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, k
             start_as(new, config, lora)
 
 
+@pytest.mark.parametrize(("was", "now"), [("bf16", "fp16"), ("fp16", "fp32"), ("fp32", "bf16")])
+def test_a_student_starts_as_one_trained_in_another_precision(
+    make_backbone, teacher_folders, config, tmp_path, was, now
+):
+    """Which rounds the same teacher's weights otherwise."""
+    before, config = replace(config, precision=was), replace(config, precision=now, init=str(tmp_path / "old"))
+    version = load_backbone(teacher_folders["sd1"], before.dtype).version
+    target = make_backbone("lora").target_parameters()
+    save_checkpoint(tmp_path / "old" / "checkpoints", 7, {"target": target}, {"teacher": version})
+    (tmp_path / "old" / "config.json").write_text(before.to_json())
+    check_start(load_backbone(teacher_folders["sd1"], config.dtype), config)
+
+
 def test_a_loras_update_is_kept_under_another_scale(make_backbone, config, perturb, tmp_path):
     old, new = make_backbone(), make_backbone()
     old.add_student("lora", rank=4, alpha=8.0)

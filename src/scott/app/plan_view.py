@@ -19,18 +19,20 @@ OWN = "the recipe's"
 
 
 class Card(NamedTuple):
-    """A GPU by its maker's data sheet: bytes of memory, and the peak of dense fp16 with sums in fp32, FLOP/s."""
+    """A GPU by its maker's data sheet: bytes of memory, and the peaks of dense fp16 with sums in fp32 and of fp32,
+    FLOP/s."""
 
     memory: float
     peak: float
+    peak_fp32: float
 
 
 CARDS = {
-    "RTX 3090": Card(24e9, 71e12),
-    "RTX 4090": Card(24e9, 165e12),
-    "L4": Card(24e9, 121e12),
-    "A100 80 GB": Card(80e9, 312e12),
-    "H100 SXM": Card(80e9, 989e12),
+    "RTX 3090": Card(24e9, 71e12, 36e12),
+    "RTX 4090": Card(24e9, 165e12, 83e12),
+    "L4": Card(24e9, 121e12, 30e12),
+    "A100 80 GB": Card(80e9, 312e12, 19.5e12),
+    "H100 SXM": Card(80e9, 989e12, 67e12),
 }
 
 
@@ -63,7 +65,8 @@ def plan_view(planned: Planner) -> None:
 def _page(config: DistillConfig, budget: Budget, shown: Table, count: int, card: Card, reached: float) -> str:
     """Memory and time in two sentences, then the table of `--dry-run`."""
     fits = "fits" if budget.total < card.memory else "does not fit"
-    hours = budget.flops * config.max_steps / (count * card.peak * reached) / 3600
+    peak = card.peak_fp32 if config.precision == "fp32" else card.peak
+    hours = budget.run_flops / (count * peak * reached) / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
     said = (
         f"<p>Each card holds <b>{budget.total / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "

@@ -4,6 +4,9 @@ Writing and reading back come one after the other, so that one network is in mem
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,20 @@ from scott.export.card import FOLDERS, write_cards
 from scott.export.lora import read_lora, require_lora, save_lora
 from scott.export.onnx import require_exportable, write_onnx
 from scott.export.onnx_runtime import require_onnx
-from scott.export.pipeline import read_student, save_student
+from scott.export.pipeline import read_student, round_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
 from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing
 from scott.mini import embedded
-from scott.teachers import load_backbone
-from scott.teachers.fingerprint import differing, identity, network_fingerprint
+from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_version
 from scott.teachers.layout import model_index
-from scott.training.checkpoint import best_checkpoint, checkpoint_part, checkpoint_step, latest_checkpoint
+from scott.training.checkpoint import (
+    best_checkpoint,
+    checkpoint_part,
+    checkpoint_state,
+    checkpoint_step,
+    latest_checkpoint,
+)
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -34,37 +43,50 @@ BEST = "best"
 
 
 def export(
-    run: Path, kind: str, *, best: bool = False, precision: str = "fp32", teacher: Identity | None = None
+    run: Path,
+    kind: str,
+    *,
+    best: bool = False,
+    precision: str = "fp32",
+    place: str | None = None,
+    teacher: Identity | None = None,
 ) -> Path:
     """Export the student of a run's newest checkpoint as a kind of `FOLDERS`, or that of its best below `best`; where.
+
+    `place` is where the run's teacher is now, if not where it was.
 
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
     differs; an older export of the kind then stays.
     """
     if kind not in FOLDERS:
         raise unknown("export", kind, FOLDERS)
-    config, where = _config(run), run / BEST if best else run
+    config, where = _config(run, place), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)
     if kind in ("checkpoint", "onnx"):
-        pipeline = str(model_index(embedded.teacher_source(config)).get("_class_name"))
+        with _found(config, run):
+            pipeline = str(model_index(embedded.teacher_source(config)).get("_class_name"))
         (require_unet if kind == "checkpoint" else require_exportable)(pipeline)
     if kind == "onnx":
         require_onnx()
         if precision != "fp32":
             raise UserError(f"got --export-precision {precision} with --to onnx, whose graphs are fp32; leave it out")
-        student = export(run, "diffusers", best=best)  # ONNX is made of the stock pipeline
+        student = export(run, "diffusers", best=best, place=place)  # ONNX is made of the stock pipeline
     folder, dtype = where / FOLDERS[kind], DTYPES[precision]
     with replacing(folder) as partial:
         if kind == "onnx":
             info = write_onnx(student, partial)
         else:
-            info, expected, form = _write(load_run(run, best=best, teacher=teacher), kind, partial, dtype)
+            trained = load_run(run, best=best, place=place, teacher=teacher)
+            info, expected, form = _write(trained, kind, partial, dtype)
+            del trained
             gc.collect()
             if form:
                 read_lora(partial, kind, form, expected, dtype)
+            elif kind == "checkpoint":
+                read_checkpoint(partial, expected, dtype)
             else:
-                (read_checkpoint if kind == "checkpoint" else read_student)(partial, expected, dtype)
+                read_student(partial, expected)
         (partial / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
     write_cards(where, config)
     return folder
@@ -75,10 +97,15 @@ def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tup
     expected = trained.expected()
     if kind in ("lora", "kohya"):
         return trained.info, expected, save_lora(trained, folder, kind, dtype)
+    info = trained.info
     if kind == "checkpoint":
-        return save_checkpoint(trained, folder, dtype), expected, ""
-    save_student(trained.backbone, folder, trained.grid, dtype)
-    return trained.info, expected, ""
+        info = save_checkpoint(trained, folder, dtype)
+    else:
+        save_student(trained.backbone, folder, trained.grid, dtype)
+    if dtype != torch.float32:
+        round_student(trained.backbone, dtype)
+        expected = replace(expected, latents=trained.latents())
+    return info, expected, ""
 
 
 def is_exported(config: DistillConfig) -> bool:
@@ -93,26 +120,28 @@ def export_finished(config: DistillConfig, teacher: Identity) -> None:
         export(config.out, kind, teacher=teacher)
 
 
-def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) -> Trained:
+def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher: Identity | None = None) -> Trained:
     """The student of a run's newest checkpoint, or of its best, in fp32 on the CPU.
 
     A full student takes the teacher's place, so that one network is held. Raises `UserError` when there is no run, no
-    checkpoint, or one that does not fit the run's config, or where the teacher's folder holds another than the one
-    whose identity is given: fp32 weights on a CPU are mapped from their file, and change in memory when that is
-    rewritten.
+    checkpoint, or one that does not fit the run's config, or where the teacher's folder (`place`, if it was moved)
+    holds another than the run's, or than the one whose identity is given: fp32 weights on a CPU are mapped from their
+    file, and change in memory when that is rewritten.
     """
-    config = _config(run)
+    config = _config(run, place)
     newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
     if newest is None:
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
-    backbone = load_backbone(embedded.teacher_source(config))
+    with _found(config, run):
+        backbone = load_backbone(embedded.teacher_source(config))
     now = identity(backbone) if teacher else {}
     if teacher and (changed := [name for name, was in teacher.items() if differing(was, now.get(name))]):
         raise UserError(
             f"{config.teacher} has another {', '.join(changed)} than when the run began; put back what it was, and "
             "give the same command again to export the student"
         )
+    _check_teacher(backbone, config, run, newest)
     if config.resolution:
         backbone.resize(config.resolution)
     base = network_fingerprint(backbone)
@@ -125,7 +154,27 @@ def load_run(run: Path, *, best: bool = False, teacher: Identity | None = None) 
     return Trained(backbone, config, checkpoint_step(newest), base)
 
 
-def _config(run: Path) -> DistillConfig:
+@contextmanager
+def _found(config: DistillConfig, run: Path) -> Iterator[None]:
+    """Says the way out where a run's teacher is not at its place."""
+    try:
+        yield
+    except UserError as error:
+        if Path(embedded.teacher_source(config).teacher).exists():
+            raise
+        raise UserError(f"{error}; if the teacher of {run} was moved, give --teacher with its place") from None
+
+
+def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, checkpoint: Path) -> None:
+    """Raise `UserError` where a network is not the one that a run distilled; one with LoRAs merged in may differ by
+    rounding."""
+    was = checkpoint_state(checkpoint).get("teacher")
+    if was and not config.loras and was != network_version(backbone.network, config.dtype):
+        raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
+
+
+def _config(run: Path, place: str | None = None) -> DistillConfig:
     if not (run / "config.json").is_file():
         raise UserError(f"{run} has no config.json; expected the run folder of a `scott distill`")
-    return DistillConfig.load(run / "config.json")
+    config = DistillConfig.load(run / "config.json")
+    return replace(config, teacher=place) if place else config

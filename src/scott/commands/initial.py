@@ -52,6 +52,8 @@ def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same:
     if unlike := [f"{name} {theirs} and not {mine}" for name, theirs, mine in pairs if theirs != mine]:
         raise UserError(f"{run} has {', '.join(unlike)}; give these alike")
     version = backbone.version or None  # a dry run's is not known
+    if (other.precision == "bf16") != (config.precision == "bf16"):
+        version = None  # of weights that were rounded otherwise
     if version and checkpoint_state(newest).get("teacher", version) != version:
         raise UserError(f"{run} was distilled from another teacher than {config.teacher}; give that one")
 

@@ -18,8 +18,8 @@ from scott.teachers.skeleton import skeleton
 from scott.training.budget import Budget, budget_of
 from scott.training.config import DistillConfig
 
-H100 = 989e12
-"""Dense fp16 FLOP/s of an H100 SXM, by its data sheet."""
+H100 = {"fp32": 67e12, "fp16": 989e12, "bf16": 989e12}
+"""Dense FLOP/s of an H100 SXM, by its data sheet; fp32 as torch computes it by default, without TF32."""
 REACHED = 0.3
 
 
@@ -74,8 +74,9 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     for calls in budget.calls:
         backward = f", and {calls.backward} backward" if calls.backward else ""
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
-    table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", "over all processes")
-    table.add_row("TFLOP in all", f"{budget.flops * config.max_steps / 1e12:,.0f}", f"{config.max_steps:,} steps")
+    reuse = f", {config.jump_reuse} a walk" if config.jump_reuse > 1 else ""
+    table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", f"over all processes{', with its walk' * bool(reuse)}")
+    table.add_row("TFLOP in all", f"{budget.run_flops / 1e12:,.0f}", f"{config.max_steps:,} steps{reuse}")
     table.add_row("hours", f"{gpu_hours(config, budget):,.1f}", f"of an H100, {REACHED:.0%} of its peak assumed")
     samples = config.max_steps * config.batch_size
     table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
@@ -102,7 +103,7 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
 
 def gpu_hours(config: DistillConfig, budget: Budget) -> float:
     """All steps on one H100 that reaches `REACHED` of its peak, which is an assumption; n of them take 1/n of it."""
-    return budget.flops * config.max_steps / (REACHED * H100) / 3600
+    return budget.run_flops / (REACHED * H100[config.precision]) / 3600
 
 
 _REMARKS = {
@@ -113,6 +114,7 @@ _REMARKS = {
     "optimizers": "{config.optimizer}",
     "gradients": "fp32",
     "activations": "at the peak of a pass",
+    "kept jumps": "--jump-store {config.jump_store}",
     "VAE": "while data are encoded or samples decoded",
     "text encoders": "until the data are prepared{one_at_a_time}",
 }

@@ -85,7 +85,7 @@ def card(
         f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
         "uncond + ω (cond − uncond).",
         f"## Draw\n\n```python\n{snippet(config, info, kind, folder, hub=hub)}\n```",
-        *_elsewhere(info, kind),
+        *_elsewhere(config, info, kind),
         *(["## Measured", *measured] if measured else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -186,7 +186,7 @@ def _guidance(info: StudentInfo) -> str:
     return f"{low}, built in: draw with {', '.join(words)}"
 
 
-def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
+def _elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
     """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
     if kind == "onnx" or not info.pipeline.startswith("StableDiffusion"):  # how they call others is not known here
         return []
@@ -204,7 +204,8 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         found = (nearest(program, wanted) for program in PROGRAMS)
         times = (f"{name}: {', '.join(map(str, stops))}" for name, stops in found)
         rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
-    how = "sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
+    size = f"{info.resolution} x {info.resolution} pixels, " if info.resolution else ""
+    how = f"{size}sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
     if kind == "checkpoint":
         how = f"This checkpoint, {how}"
     elif info.train == "full":
@@ -214,5 +215,7 @@ def _elsewhere(info: StudentInfo, kind: str) -> list[str]:
         )
     else:
         file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
-        how = f"The teacher's checkpoint, {file} at strength 1, {how}"
+        vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
+        merged = "".join(f", `{place.name}` at strength {scale:g}" for place, scale in config.loras)
+        how = f"The teacher's checkpoint{vae}{merged}, {file} at strength 1, {how}"
     return ["## In ComfyUI and A1111", how, "\n".join(rows)]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from scott.errors import UserError, first_line
 from scott.export.kohya import kohya_keys, kohya_metadata
-from scott.export.pipeline import TOLERANCE, check, stock_latents
-from scott.export.trained import Expected, Factors, StudentInfo, Trained, few_step_scheduler
+from scott.export.pipeline import check, stock_latents
+from scott.export.trained import TOLERANCE, Expected, Factors, StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets
@@ -115,7 +115,7 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
     _load_as_stock(pipeline, expected.part, folder, kind, form)
     _check_updates(getattr(pipeline, expected.part), expected.updates, folder, TOLERANCE[dtype])
     got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
-    check("the stock pipeline", folder, expected.latents, got, TOLERANCE[dtype])
+    check("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
 
 
 def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None) -> StudentInfo:

@@ -161,7 +161,7 @@ def _load_teacher(
     else:
         network = _network_of(pipeline)
         there = (Path(teacher.teacher) / network).is_dir()
-        found = variants(teacher, network)[0] if there else teacher.variant
+        found = teacher.variant or (variants(teacher, network)[0] if there else None)
         variant = f", variant={_quoted(found)}" if found else ""
         names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
         lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place)}"] if teacher.vae else []

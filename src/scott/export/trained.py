@@ -20,11 +20,16 @@ from scott.diffusion.flow import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.samplers import StudentSampler
+from scott.solvers.base import LAM_NOISE
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import network_fingerprint
 from scott.training.config import DistillConfig
 
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
+"""Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
+deviation; both drawn on the CPU in fp32. Of a file in fp16 (11 bits) or bf16 (8) it is that of a LoRA's factors, or of
+an ω built into a bias: whole networks in memory are rounded too (`round_student`)."""
 STUDENT_INFO = "scott.json"
 PROMPT = "a cat"
 """What an export is compared on."""
@@ -79,10 +84,12 @@ class StudentInfo:
 
     @classmethod
     def from_json(cls, text: str, source: Path) -> "StudentInfo":
-        """Inverse of `to_json`; `UserError`, which names the source, when the text is something else."""
+        """Inverse of `to_json`, without what a later version says besides; `UserError`, which names the source, where
+        the text is something else."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        except (AttributeError, ValueError, TypeError) as error:
             raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
 
     @classmethod
@@ -146,7 +153,16 @@ class Trained:
             if "target" in layer.lora_A
         }
         backbone = self.backbone
-        return Expected(self.info, self.teacher, scheduler, backbone.part, backbone.resolution, self.latents(), factors)
+        return Expected(
+            info=self.info,
+            teacher=self.teacher,
+            scheduler=scheduler,
+            part=backbone.part,
+            resolution=backbone.resolution,
+            latents=self.latents(),
+            updates=factors,
+            amplification=amplification(backbone),
+        )
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,22 @@ class Expected:
     latents: Tensor
     updates: "dict[str, Factors]"
     """Of a LoRA student: adapted layer → its update."""
+    amplification: float = 1.0
+
+    def tolerance(self, dtype: torch.dtype = torch.float32) -> float:
+        """`TOLERANCE` of a file's dtype on this student's schedule."""
+        return min(0.5, TOLERANCE[dtype] * self.amplification)
+
+
+def amplification(backbone: LatentBackbone) -> float:
+    """How much more the network's rounding counts in x0 than on Stable Diffusion's schedule, 1 at least.
+
+    x0 = (x − σ ε) / α has λ times that of ε: 157 at PixArt's last time, 14.6 there. Of v, x0 and flow it has no more.
+    """
+    if backbone.prediction != "epsilon":
+        return 1.0
+    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
+    return max(1.0, backbone.schedule.lam(last).item() / LAM_NOISE)
 
 
 @dataclass(frozen=True)

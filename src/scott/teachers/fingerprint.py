@@ -17,8 +17,10 @@ SAMPLED = 64
 _PROBE = "A Café, 3x"
 
 
-def fingerprint(network: nn.Module, parameters: Mapping[str, Tensor], more: object = ()) -> dict[str, str]:
-    """Class, dtype and hashes of weights by their names; `more` is hashed too.
+def fingerprint(
+    network: nn.Module, parameters: Mapping[str, Tensor], more: object = (), rounded: torch.dtype | None = None
+) -> dict[str, str]:
+    """Class, dtype and hashes of weights by their names, as they are or `rounded`; `more` is hashed too.
 
     `sha256` is over parameter names, shapes and a sample of values rounded to bf16, the same for fp32 and bf16; `half`
     is over those rounded to fp16, the same for fp32 and for what was stored as fp16; `signs`, over their signs, is the
@@ -28,7 +30,7 @@ def fingerprint(network: nn.Module, parameters: Mapping[str, Tensor], more: obje
     values, half, signs = (hashlib.sha256(repr(more).encode()) for _ in range(3))
     for name, parameter in parameters.items():
         flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].cpu()
+        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", rounded)
         for digest in (values, half, signs):
             digest.update(repr((name, tuple(parameter.shape))).encode())
         values.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
@@ -38,9 +40,10 @@ def fingerprint(network: nn.Module, parameters: Mapping[str, Tensor], more: obje
     return {"class": type(network).__name__, "dtype": dtype, **hashes}
 
 
-def network_version(network: nn.Module) -> str:
-    """The same for a network loaded in one precision from wherever: a folder or a hub id, by any path."""
-    return fingerprint(network, dict(network.named_parameters()), type(network).__name__)["half"][:16]
+def network_version(network: nn.Module, rounded: torch.dtype | None = None) -> str:
+    """The same for a network loaded in one precision, or rounded to it, from wherever: a folder or a hub id, by any
+    path."""
+    return fingerprint(network, dict(network.named_parameters()), type(network).__name__, rounded)["half"][:16]
 
 
 def network_fingerprint(backbone: "LatentBackbone") -> dict[str, str]:

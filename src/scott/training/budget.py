@@ -7,6 +7,7 @@ carrying the step out on the meta device, where tensors have a size and no conte
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from scott.teachers import LatentBackbone
 from scott.teachers.quantize import FLAGS, saved_bytes
 from scott.training.config import DistillConfig
 from scott.training.counting import Calls, parameter_bytes, storage_bytes
+from scott.training.jumps import jumps_kept, jumps_of_steps
 from scott.training.meta_step import step_cost
 from scott.training.parallel import blocks_of, rows_of_pass
 
@@ -39,7 +41,9 @@ class Budget:
     critic: int
     calls: tuple[Calls, ...]
     flops: int
-    """Of a step, over all processes."""
+    """Of a step that walks its jumps, over all processes."""
+    run_flops: int
+    """Of all steps: with `--jump-reuse` not each walks new jumps."""
     sample_bytes: int
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
@@ -81,6 +85,9 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     exchanged = counts.reduced
     if config.shard == "full":
         exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
+    steps, spread = config.max_steps, config.gradient_accumulation * processes
+    walks = len({jump for jump, _ in islice(jumps_of_steps(config), steps)})
+    kept = min(jumps_kept(config), walks) * (rows.stop - rows.start) * config.gradient_accumulation
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
     at_once = max(encoders) if config.low_memory else sum(encoders)
@@ -92,7 +99,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         student=_count(student),
         critic=_count(critic),
         calls=counts.calls(config.gradient_accumulation),
-        flops=cost.flops * config.gradient_accumulation * processes,
+        flops=cost.flops * spread,
+        run_flops=(cost.flops * steps - cost.walk_flops * (steps - walks)) * spread,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=exchanged if processes > 1 else 0,
         training={
@@ -103,6 +111,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "optimizers": optimizer_bytes(trained, config.optimizer) // parts,
             "gradients": (gradients + storage_bytes(student) * apart) // parts,
             "activations": cost.peak - gradients,
+            **({"kept jumps": 4 * kept * math.prod(backbone.latent_shape)} if config.jump_reuse > 1 else {}),
         },
         preparing={
             "VAE": storage_bytes(_tensors(backbone.vae)),

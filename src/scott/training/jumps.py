@@ -18,13 +18,18 @@ from scott.training.draws import Draws
 _STEP, _CHOICE = 4, 5  # keep these streams apart from those of jumps and of the data
 
 
+def jumps_kept(config: DistillConfig) -> int:
+    """How many batches of jumps the store has room for."""
+    return max(1, config.jump_store // config.batch_size)
+
+
 def jumps_of_steps(config: DistillConfig) -> Iterator[tuple[int, bool]]:
     """For each step: the number of its batch of jumps, and whether no later step uses that one.
 
     A step walks a new batch where the store has room for it, and else takes one of the store's at random; one that
     `jump_reuse` steps have used leaves it. Without reuse, step n has jump n.
     """
-    size = max(1, config.jump_store // config.batch_size)
+    size = jumps_kept(config)
     generator = generator_for(config.seed, 0, _CHOICE)
     left: dict[int, int] = {}
     walked = 0

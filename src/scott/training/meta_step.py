@@ -28,10 +28,11 @@ from scott.training.step import Distillation, Engine
 
 @dataclass(frozen=True)
 class StepCost:
-    """Operations, and bytes at the highest: of the teacher's walk, of one whose two calls come one after the other
-    (`low_memory`), and of all that follows."""
+    """Operations, of the teacher's walk and in all, and bytes at the highest: of the walk, of one whose two calls come
+    one after the other (`low_memory`), and of all that follows."""
 
     flops: int
+    walk_flops: int
     walk: int
     walk_apart: int
     update: int
@@ -68,12 +69,12 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost
         walk_apart, cost.flops = cost.take_peak(), 0
         with counted(backbone) as counts:
             x_m = made.walk(batch, draws)
-            walk = cost.take_peak()
+            walk, walk_flops = cost.take_peak(), cost.flops
             made.step(batch, draws, engine, x_m)
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None
-    return StepCost(cost.flops, walk, walk_apart, cost.peak), counts
+    return StepCost(cost.flops, walk_flops, walk, walk_apart, cost.peak), counts
 
 
 class _Calls:
