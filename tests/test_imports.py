@@ -27,7 +27,7 @@ MODELS = {"diffusers", "transformers", "peft"}
 MODELS_OF_FILES = {Path("evaluation/networks.py"): {"transformers"}, Path("evaluation/stock.py"): {"diffusers"}}
 """What files outside `teachers` and `export` know of these."""
 HOMES = {
-    "accelerate": {"training"},
+    "accelerate": {"teachers", "training"},
     "docstring_parser": {"commands"},
     "gradio": {"app"},
     "jinja2": {"evaluation"},

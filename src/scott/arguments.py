@@ -151,18 +151,27 @@ class Export:
     """Where the run's teacher is now, if it was moved or renamed."""
     push: str | None = None
     """Upload it too, as OWNER/NAME on the Hugging Face hub, with its card as the page (`hf auth login` before)."""
+    base_model: str | None = None
+    """With --push: the teacher's OWNER/NAME on the hub, where the run's was a folder or a file."""
+    license: str | None = None
+    """With --push: the hub's name of the student's licence; that in the teacher folder's README.md, if left out."""
 
     def run(self) -> None:
         from scott.commands.export import export
         from scott.commands.push import check_repository, push
 
+        if not self.push and (self.base_model or self.license):
+            raise UserError("got --base-model or --license without --push, whose page has them; leave them out")
         if self.push:
             check_repository(self.push)
+        if self.base_model:
+            check_repository(self.base_model, "--base-model")
         folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision, place=self.teacher)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
         if self.push:
-            console.print(f"pushed {push(self.run_folder, folder, self.to, self.push)}", markup=False)
+            said = {"base": self.base_model, "licence": self.license}
+            console.print(f"pushed {push(self.run_folder, folder, self.to, self.push, **said)}", markup=False)
 
 
 @dataclass

@@ -41,7 +41,7 @@ def outcome(run: Path) -> str:
             "next:",
             f"  scott app {quoted}",
             f'  scott sample {quoted} --prompts "a small green apple" --steps 2',
-            f"  scott export {quoted} --to onnx",
+            f"  scott export {quoted} --to diffusers --export-precision fp16",
         ]
     )
 

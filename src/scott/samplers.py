@@ -66,7 +66,7 @@ class StudentSampler:
         """Of the steps that are made."""
         made = self.steps * self.strength
         count = math.ceil(made) if isinstance(self.backbone.schedule, FlowSchedule) else int(made)
-        return self.grid.inference_times(self.steps)[-count:]
+        return self.grid.inference_times(self.steps)[self.steps - count :]
 
     @property
     def network_calls(self) -> int:

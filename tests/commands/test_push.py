@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from unittest.mock import create_autospec
 
 import pytest
@@ -10,6 +11,7 @@ from httpx2 import ConnectError
 from huggingface_hub import HfApi
 from PIL import Image
 
+from scott.arguments import Export
 from scott.commands import push as module
 from scott.commands.push import check_repository, push
 from scott.errors import UserError
@@ -67,6 +69,23 @@ def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path, monkeypatch
     assert not any(path in text for path in (str(tmp_path), "run/samples", "mine/style.x"))
     assert "`samples`" in text
     assert 'pipe.load_lora_weights("style.x")' in code
+
+
+def test_base_and_licence_are_those_that_are_said(run, api, tmp_path):
+    """Of a teacher that is a folder, whose place on the hub is not known."""
+    config = sd15(data="x", out=run, teacher=str(tmp_path / "mine"))
+    (run / "config.json").write_text(config.to_json())
+    said = {"base": "owner/base", "licence": "openrail++"}
+    for given, expected in ((said, ("owner/base", "openrail++")), ({}, (None, None))):
+        push(run, run / "lora", "lora", "me/student", **given)
+        fields = yaml.safe_load((tmp_path / "hub" / "README.md").read_text().split("---\n")[1])
+        assert (fields.get("base_model"), fields.get("license")) == expected
+        shutil.rmtree(tmp_path / "hub")
+    exported = Export(run, "lora", license="mit")
+    with pytest.raises(UserError, match="--license without --push"):
+        exported.run()
+    with pytest.raises(UserError, match="got --base-model here; expected the owner"):
+        replace(exported, push="me/student", base_model="here").run()
 
 
 @pytest.mark.parametrize("kind", [OSError, ConnectError])

@@ -62,7 +62,13 @@ def test_another_size(student, family, train):
 
 @pytest.mark.parametrize(
     ("family", "train", "strength", "calls"),
-    [("sd1", "full", 0.5, 2), ("sdxl", "lora", 0.6, 2), ("sd3", "lora", 0.5, 2), ("sd3", "lora", 0.6, 3)],
+    [
+        ("sd1", "full", 0.5, 2),
+        ("sdxl", "lora", 0.6, 2),
+        ("sd3", "lora", 0.5, 2),
+        ("sd3", "lora", 0.6, 3),
+        ("sd3", "lora", 0.2, 1),
+    ],
 )
 def test_from_a_picture(student, picture, family, train, strength, calls):
     made, folder = student(family, train)
@@ -111,9 +117,22 @@ def test_what_cannot_be_drawn(make_backbone, family, asked, said):
         drawing(made, Drawn(guidance=3.0, **asked))
 
 
-@pytest.mark.parametrize("strength", [0.4, 1.2, float("nan")])
-def test_a_strength_that_leaves_no_step(picture, strength):
-    with pytest.raises(UserError, match=r"expected 0.5 \(one\) to 1"):
+def test_a_strength_that_leaves_no_step(make_backbone, picture):
+    """Of a flow none does: it rounds up."""
+    for family in ("sd1", "sd3"):
+        backbone = make_backbone(family=family)
+        made = Student("it", backbone, backbone.teacher, student_grid(backbone.schedule, 125), None)
+        asked = Drawn(guidance=3.0, image=picture, strength=0.4)
+        if family == "sd3":
+            assert drawing(made, asked).network_calls == 1
+            continue
+        with pytest.raises(UserError, match=r"which leaves none; expected 0.5 \(one\) to 1"):
+            drawing(made, asked)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.2, float("nan")])
+def test_a_strength_out_of_range(picture, strength):
+    with pytest.raises(UserError, match="expected more than 0, and 1 at most"):
         Drawn(image=picture, strength=strength)
     with pytest.raises(UserError, match="without --image"):
         Drawn(strength=strength)

@@ -33,6 +33,14 @@ def test_diffusers_reads_the_file_and_draws_the_student(make_trained, teacher_fo
     torch.testing.assert_close(*pixels)
 
 
+def test_the_file_is_no_teacher(make_trained, tmp_path, command_line, teacher_folders):
+    """Of its own metadata, since nothing else in it says that it draws in few steps."""
+    save_checkpoint(make_trained("sd1"), tmp_path)
+    given = ["--teacher", tmp_path / FILE, "--teacher-config", teacher_folders["sd1"], "--data", "pictures"]
+    code, _, said = command_line("distill", *given, "--dry-run")
+    assert (code, "is a few-step student already; distil from" in " ".join(said.split())) == (2, True)
+
+
 def test_programs_can_tell_what_a_file_is(make_trained, tmp_path):
     trained = make_trained("sd2")
     save_checkpoint(trained, tmp_path, torch.float16)

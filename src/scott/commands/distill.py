@@ -21,6 +21,7 @@ from scott.data.preparation import Report
 from scott.data.shard_source import ShardSource
 from scott.device import best_device
 from scott.errors import UserError
+from scott.export.trained import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
 from scott.teacher_source import TeacherSource
@@ -28,6 +29,7 @@ from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
+from scott.teachers.single_file import metadata_of
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
 from scott.training.metrics import WARNINGS
@@ -65,7 +67,8 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, Distil
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
     named = _FEW_STEP.search(Path(config.teacher).name)
-    if backbone.original_inference_steps is not None or named:
+    ours = Path(config.teacher).is_file() and METADATA in metadata_of(Path(config.teacher))
+    if backbone.original_inference_steps is not None or named or ours:
         by = f" by its name ({named[1]}; if it is not, rename it)" if named else ""
         raise UserError(f"{config.teacher} is a few-step student already{by}; distil from the teacher it was made from")
     if not backbone.takes_guidance and config.guidance_min != config.guidance_max:

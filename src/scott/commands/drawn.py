@@ -36,10 +36,8 @@ class Drawn:
                 raise UserError(f"got --{name} {size}; expected a number of pixels, 1 or more")
         if self.strength is not None and self.image is None:
             raise UserError(f"got --strength {self.strength} without --image; give the picture to start from")
-        if self.image and not 1 / self.steps <= self.fraction <= 1:
-            raise UserError(
-                f"got --strength {self.fraction} of {self.steps} steps; expected {1 / self.steps:.3g} (one) to 1"
-            )
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"got --strength {self.fraction}; expected more than 0, and 1 at most")
 
     @property
     def fraction(self) -> float:

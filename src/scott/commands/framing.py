@@ -29,7 +29,13 @@ def drawing(student: Student, asked: Drawn) -> StudentSampler:
     if hasattr(student.backbone.network, "session"):
         raise UserError("got --image with --engine onnx, which draws from noise alone; leave one out")
     start = fitted(asked.image, size or (student.backbone.resolution,) * 2)
-    return replace(sampler, network=network, size=size, image=start, strength=asked.fraction)
+    sampler = replace(sampler, network=network, size=size, image=start, strength=asked.fraction)
+    if not sampler.times:
+        raise UserError(
+            f"got --strength {asked.fraction} of {asked.steps} steps, which leaves none; "
+            f"expected {1 / asked.steps:.3g} (one) to 1"
+        )
+    return sampler
 
 
 def _away_from(student: Student, prompt: str, omega: float | None) -> Denoiser:

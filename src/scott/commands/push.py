@@ -16,22 +16,24 @@ from scott.training.config import DistillConfig
 SAMPLES = "samples.png"
 
 
-def check_repository(name: str) -> None:
+def check_repository(name: str, flag: str = "--push") -> None:
     """Raise `UserError` unless a name is an owner's and a model's."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(
-            f"got --push {name}; expected the owner and the name of a model on the hub, such as me/my-student"
+            f"got {flag} {name}; expected the owner and the name of a model on the hub, such as me/my-student"
         )
 
 
-def push(run: Path, folder: Path, kind: str, repository: str) -> str:
+def push(
+    run: Path, folder: Path, kind: str, repository: str, *, base: str | None = None, licence: str | None = None
+) -> str:
     """Upload an export's folder, which gets the newest samples of its run and a page that names the repository; where.
 
     Raises `UserError` where the hub does not take it; what was exported stays.
     """
     config, info = DistillConfig.load(run / "config.json"), StudentInfo.read(folder)
     assert info is not None
-    text = front_matter(config, info, kind)
+    text = front_matter(config, info, kind, base=base, licence=licence)
     text += card(config, info, kind, Path(repository), results_of(folder.parent), hub=True)
     if samples := max((run / "samples").glob("step-*.png"), default=None):
         shutil.copy(samples, folder / SAMPLES)

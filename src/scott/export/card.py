@@ -91,19 +91,21 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(config: DistillConfig, info: StudentInfo, kind: str) -> str:
-    """The YAML that the hub reads of a README.md. A base or a licence that is not known is left out."""
+def front_matter(
+    config: DistillConfig, info: StudentInfo, kind: str, *, base: str | None = None, licence: str | None = None
+) -> str:
+    """The YAML that the hub reads of a README.md; a base or a licence that is neither given nor known is left out."""
     is_lora = kind in ("lora", "kohya")
     fields: dict[str, object] = {}
-    if is_hub_id(config.teacher):
-        fields["base_model"] = config.teacher
+    if base := base or (config.teacher if is_hub_id(config.teacher) else None):
+        fields["base_model"] = base
         fields["base_model_relation"] = "adapter" if is_lora else "finetune"
     fields["library_name"] = "peft" if is_lora and not loads_lora(info) else "diffusers"
     fields["pipeline_tag"] = "text-to-image"
     if data := [source for source in config.sources if is_hub_id(source)]:
         fields["datasets"] = data
     fields["tags"] = ["few-step", "consistency-distillation", "scott", *(["lora"] if is_lora else [])]
-    if " " not in (licence := teacher_licence(config.teacher)):
+    if " " not in (licence := licence or teacher_licence(config.teacher)):
         fields["license"] = licence
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n\n"
 

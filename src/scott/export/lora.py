@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from scott.errors import UserError, first_line
 from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import check, stock_latents
-from scott.export.trained import TOLERANCE, Expected, Factors, StudentInfo, Trained, few_step_scheduler
+from scott.export.trained import METADATA, TOLERANCE, Expected, Factors, StudentInfo, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets
@@ -34,8 +34,6 @@ from scott.teachers.lora_files import check_lora, load_lora, lora_path
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
-METADATA = "scott"
-"""Key of `StudentInfo` in a file's metadata."""
 FILES = {"lora": "pytorch_lora_weights.safetensors", "kohya": "lora.safetensors"}
 """Kind of export → its file; peft's is `PEFT`."""
 PEFT = "adapter_model.safetensors"
@@ -113,7 +111,7 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
     pipeline = backbone.pipeline
     pipeline.scheduler = expected.scheduler
     _load_as_stock(pipeline, expected.part, folder, kind, form)
-    _check_updates(getattr(pipeline, expected.part), expected.updates, folder, TOLERANCE[dtype])
+    _check_updates(getattr(pipeline, expected.part), expected.updates, folder, dtype)
     got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
     check("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
 
@@ -202,7 +200,7 @@ def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, kind: s
         pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
 
 
-def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, tolerance: float) -> None:
+def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, dtype: torch.dtype) -> None:
     """Raise `UserError` unless peft's layers on `network` hold the student's updates, each and no other."""
     loaded = {
         name.removeprefix("base_model.model."): module
@@ -216,8 +214,9 @@ def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, t
         )
     for name, module in loaded.items():
         want, got = ours[name].product(), Factors.of(module, module.active_adapters[0]).product()
-        if not (want - got).abs().max() <= tolerance * want.abs().max():
-            raise UserError(f"the LoRA read back from {folder} differs on layer {name}; nothing was exported")
+        if not (want - got).abs().max() <= TOLERANCE[dtype] * want.abs().max():
+            half = "" if dtype == torch.float32 else "; it may be too small for half precision: leave that out"
+            raise UserError(f"the LoRA read back from {folder} differs on layer {name}, nothing was exported{half}")
 
 
 def _layers(backbone: LatentBackbone) -> list[str]:

@@ -20,7 +20,7 @@ from scott.errors import UserError
 from scott.export.kohya import base_model, modelspec
 from scott.export.ldm import UNET, VAE, open_clip_names, unet_names, vae_names
 from scott.export.pipeline import check, stock_latents, write_tensors
-from scott.export.trained import Expected, StudentInfo, Trained, few_step_scheduler
+from scott.export.trained import METADATA, Expected, StudentInfo, Trained, few_step_scheduler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 
@@ -51,7 +51,8 @@ def save_checkpoint(trained: Trained, folder: Path, dtype: torch.dtype = torch.f
     backbone, info = trained.backbone, trained.info
     plain, state = original_tensors(backbone, info.guidance)
     title = f"{trained.config.out.name} ({info.updates} updates)"
-    write_tensors(folder / FILE, dtype, plain, state, modelspec(backbone, title))
+    said = modelspec(backbone, title) | {METADATA: info.to_json()}
+    write_tensors(folder / FILE, dtype, plain, state, said)
     few_step_scheduler(backbone, trained.grid).save_pretrained(folder / "scheduler")
     omega = info.guidance
     return replace(info, takes_guidance=False, guidance_min=omega, guidance_max=omega, drawn_guidance=omega)

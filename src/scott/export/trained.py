@@ -31,6 +31,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
 deviation; both drawn on the CPU in fp32. Of a file in fp16 (11 bits) or bf16 (8) it is that of a LoRA's factors, or of
 an ω built into a bias: whole networks in memory are rounded too (`round_student`)."""
 STUDENT_INFO = "scott.json"
+METADATA = "scott"
+"""Key of `StudentInfo` in a file's header."""
 PROMPT = "a cat"
 """What an export is compared on."""
 SEED = 0

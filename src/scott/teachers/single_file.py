@@ -94,7 +94,7 @@ def _prediction(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """What a file says that it predicts: epsilon, v or v-ztsnr; or nothing."""
     if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
         return "v-ztsnr" if "ztsnr" in tensors else "v"
-    said = _metadata(file)
+    said = metadata_of(file)
     if said.get("modelspec.architecture", "").startswith("stable-diffusion-v2-512"):
         return "epsilon"
     return kind if (kind := said.get("modelspec.prediction_type", "")) in PREDICTIONS else ""
@@ -150,7 +150,8 @@ def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
     return lacking
 
 
-def _metadata(file: Path) -> dict[str, str]:
+def metadata_of(file: Path) -> dict[str, str]:
+    """What the header of a checkpoint says; nothing of a .ckpt."""
     if file.suffix != ".safetensors":
         return {}
     with safe_open(file, "pt") as opened:
