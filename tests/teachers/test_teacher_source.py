@@ -258,6 +258,19 @@ def test_a_file_of_the_network_alone_has_its_other_parts_from_a_folder(sd35, tmp
     assert set(dtypes.values()) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("names", [["shared"], ["shared", "encoder.embed_tokens"]], ids=["one name", "both"])
+def test_a_t5_of_a_file_has_one_embedding_whatever_its_names(sd35, tmp_path, names):
+    """Programs write it under one of its names or under both."""
+    folder, whole, tensors = sd35
+    t5 = dict(whole.pipeline.text_encoder_3.named_parameters())
+    embedding = t5.pop("shared.weight")
+    t5 |= {f"{name}.weight": embedding.clone() for name in names}
+    tensors = tensors | {f"text_encoders.t5xxl.transformer.{name}": value for name, value in t5.items()}
+    save_file(tensors, tmp_path / "file.safetensors")
+    read = load_backbone(source(tmp_path / "file.safetensors", teacher_config=folder))
+    assert fingerprints(read) == fingerprints(whole)
+
+
 def of_published(name):
     """Tensors by which diffusers' reader tells a published file's kind, without values."""
     sides = {"sd3": (36864, 9216), "sd35-medium": (147456, 9216), "sd35-large": (36864, 14592)}
@@ -429,9 +442,8 @@ def test_a_lora_of_a_network_alone_is_merged(teacher_folders, make_backbone, tmp
     for place in (file, tmp_path):
         given = TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(f"{place}:0.5",))
         merged = load_backbone(given).network.state_dict()
-        assert {name for name in merged if not torch.equal(merged[name], plain[name])} == {
-            f"{x}.weight" for x in layers
-        }
+        changed = {name for name, value in merged.items() if not torch.equal(value, plain[name])}
+        assert changed == {f"{layer}.weight" for layer in layers}
         for layer in layers:
             a, b = (factors[f"{layer}.lora_{x}.weight"] for x in "AB")
             torch.testing.assert_close(merged[f"{layer}.weight"], plain[f"{layer}.weight"] + 0.5 * 1.5 * b @ a)
