@@ -10,7 +10,7 @@ from tests.teachers.published import published, write_configs
 from scott.commands.distill import add_models, check, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipes_of, sd15, sd15_lcm
+from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipes_of, sd3, sd15, sd15_lcm
 from scott.teachers.layout import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
@@ -156,6 +156,14 @@ def test_a_few_step_student_by_its_name_is_refused(make_backbone, name):
     with pytest.raises(UserError, match="is a few-step student already by its name"):
         check(make_backbone(), sd15(data="d", teacher=name))
     check(make_backbone(), sd15(data="d", teacher=name.replace("-", "").replace("_", "").replace("lcm", "lcmix")))
+
+
+def test_a_first_jump_that_would_forget_its_start_is_refused(make_backbone):
+    """Where the schedule ends in pure noise."""
+    with pytest.raises(UserError, match="got eta 1 with ddim, whose first jump would forget"):
+        check(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=1.0))
+    check(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=0.9))
+    check(make_backbone(), sd15(data="d", solver="ddim", eta=1.0))
 
 
 def test_the_solver_is_given_only_what_it_has():

@@ -76,8 +76,12 @@ def check(backbone: LatentBackbone, config: DistillConfig) -> None:
             f"got guidance from {config.guidance_min} to {config.guidance_max} for {config.teacher}, whose student "
             "takes no ω; set guidance_min = guidance_max"
         )
-    config.make_solver(backbone.schedule)
-    config.make_grid(backbone.schedule)
+    schedule = backbone.schedule
+    last = torch.tensor([schedule.t_max], dtype=schedule.time_dtype)
+    if config.solver == "ddim" and config.eta == 1 and bool(schedule.lam(last).isinf()):
+        raise UserError("got eta 1 with ddim, whose first jump would forget the pure noise it starts from; use less")
+    config.make_solver(schedule)
+    config.make_grid(schedule)
 
 
 def add_models(backbone: LatentBackbone, config: DistillConfig) -> None:
