@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from scott.errors import UserError
 from scott.evaluation import Results, Row
 from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
+from scott.export.elsewhere import elsewhere
 from scott.export.ldm import VAE
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
+from scott.export.schedules import flow_sigmas
 from scott.export.single_file import FILE, save_checkpoint
 from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
@@ -137,7 +139,6 @@ def test_what_a_full_students_card_says(make_trained, tmp_path):
 def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tmp_path):
     trained = make_trained("sd3")
     text = card(trained.config, trained.info, "lora", tmp_path)
-    assert "ModelSamplingSD3 at shift 1.5" in text
     for said in ("4, built in: draw with `guidance_scale=1.0`", "2: 1, 0.6;", "σ", "LoRA of rank 4, α 8"):
         assert said in text
     config = mini(train="lora")
@@ -146,6 +147,50 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
     assert (
         "each used 3 times; l2 loss weighted by snr+1; λ_adv for a gradient of 0.3 times L_CD's, critic heads" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "node"),
+    [
+        ("sd3", "ModelSamplingSD3 at shift 1.5"),
+        ("flux", "ModelSamplingAuraFlow at shift"),
+        ("chroma", "ModelSamplingAuraFlow at shift"),
+        ("flux2-klein", "ModelSamplingAuraFlow at shift"),
+        ("qwen-image", "ModelSamplingAuraFlow at shift"),
+        ("z-image", "ModelSamplingAuraFlow at shift"),
+    ],
+)
+def test_a_flows_card_has_the_node_and_the_sigmas_of_its_size(make_trained, family, node):
+    config, info = (trained := make_trained(family)).config, trained.info
+    _, how, table = elsewhere(config, info, "lora")
+    assert node in table
+    assert ("FluxGuidance at 4," in how) == (family == "flux")
+    shift = float(re.search(r"at shift ([\d.]+)", table)[1])
+    for row, wanted in zip(table.splitlines()[2:], info.times.values(), strict=True):
+        manual, simple = (cell.strip().split(", ") for cell in row.split("|")[2:4])
+        assert [float(sigma) for sigma in manual] == [*wanted, 0]
+        if family != "sd3" or len(wanted) <= 2:
+            assert [float(sigma) for sigma in simple] == pytest.approx(wanted, abs=2e-3)
+            assert [float(sigma) for sigma in simple] == pytest.approx(flow_sigmas(shift, len(wanted)), abs=1e-4)
+    assert "scott export RUN --to lora" in "".join(elsewhere(config, info, "diffusers"))
+    assert "for diffusers" in elsewhere(config, replace(info, train="full"), "diffusers")[1]
+
+
+def test_what_no_program_draws_is_said_to_be_for_diffusers(make_trained):
+    config, info = (trained := make_trained("pixart")).config, trained.info
+    _, how, table = elsewhere(config, info, "lora")
+    assert "A1111 does not read" in how
+    assert "| 2 | 999, 503 | simple: 999, 499 |" in table or "| 2 | 999, 503 | sgm_uniform: 999, 500 |" in table
+    assert "A1111" not in table
+    of_sana = replace(info, pipeline="SanaPipeline", scheduler="FlowMatchLCMScheduler")
+    for one, kind in (
+        (of_sana, "lora"),
+        (replace(info, train="full"), "diffusers"),
+        (replace(info, lora_variant="dora"), "lora"),
+    ):
+        (_, sentence) = elsewhere(config, one, kind)
+        assert sentence.endswith("this student is for diffusers.")
+    assert elsewhere(config, info, "onnx") == []
 
 
 def test_cards_take_up_what_was_measured(make_trained, tmp_path):

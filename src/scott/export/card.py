@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
+from scott.export.elsewhere import elsewhere
 from scott.export.pipeline import call_options
-from scott.export.schedules import PROGRAMS, flow_shift, nearest
 from scott.export.snippet import loads_lora, shown, snippet
 from scott.export.trained import StudentInfo
 from scott.files import write_atomically
@@ -85,7 +85,7 @@ def card(
         f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
         "uncond + ω (cond − uncond).",
         f"## Draw\n\n```python\n{snippet(config, info, kind, folder, hub=hub)}\n```",
-        *_elsewhere(config, info, kind),
+        *elsewhere(config, info, kind),
         *(["## Measured", *measured] if measured else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -186,38 +186,3 @@ def _guidance(info: StudentInfo) -> str:
     call = {"guidance_scale": 1.0} | call_options(info.pipeline)
     words = [f"`{name}={scale}`" for name, scale in call.items() if name.endswith("_scale") and scale is not None]
     return f"{low}, built in: draw with {', '.join(words)}"
-
-
-def _elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
-    """How to draw in ComfyUI and A1111, for what goes there: the scheduler whose times are nearest the student's."""
-    if kind == "onnx" or not info.pipeline.startswith("StableDiffusion"):  # how they call others is not known here
-        return []
-    if info.lora_variant == "dora":
-        return ["## In ComfyUI and A1111", "They read DoRA each in its own way: this student is for diffusers."]
-    if info.scheduler == "FlowMatchLCMScheduler":
-        sigma = info.times["2"][1]
-        return [
-            "## In ComfyUI and A1111",
-            f"In ComfyUI: sampler lcm, CFG 1, scheduler simple, node ModelSamplingSD3 at shift {flow_shift(sigma):g}. "
-            f"In 2 steps this stops at σ 1, {sigma:g}, as the student needs; nothing there or in A1111 does in more.",
-        ]
-    rows = ["| steps | the student's times | " + " | ".join(PROGRAMS) + " |", "| --- " * (2 + len(PROGRAMS)) + "|"]
-    for steps, wanted in info.times.items():
-        found = (nearest(program, wanted) for program in PROGRAMS)
-        times = (f"{name}: {', '.join(map(str, stops))}" for name, stops in found)
-        rows.append(f"| {steps} | {', '.join(f'{t:g}' for t in wanted)} | {' | '.join(times)} |")
-    size = f"{info.resolution} x {info.resolution} pixels, " if info.resolution else ""
-    how = f"{size}sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
-    if kind == "checkpoint":
-        how = f"This checkpoint, {how}"
-    elif info.train == "full":
-        how = (
-            "They feed a network no ω, so this student's would be lost there; `scott export RUN --to checkpoint` folds "
-            f"{info.guidance:g} in. That checkpoint takes {how}"
-        )
-    else:
-        file = "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
-        vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
-        merged = "".join(f", `{place.name}` at strength {scale:g}" for place, scale in config.loras)
-        how = f"The teacher's checkpoint{vae}{merged}, {file} at strength 1, {how}"
-    return ["## In ComfyUI and A1111", how, "\n".join(rows)]

@@ -11,6 +11,11 @@ from the last. On a table of N levels, at indices i = 0 .. N − 1 with levels b
     exponential     log σ_k evenly
     kl_optimal      arctan σ_k evenly
     ddim_uniform    i = 1 + k ⌊N / n⌋ as far as the table goes, from the highest down
+
+Of a flow ComfyUI's table is σ(t) = s t / (1 + (s − 1) t) of t = 1/1000, 2/1000 .. 1, with the shift s of a node before
+its sampler, and the network is called at the very σ: "simple" at those of t = 1 − k / n. The sampler lcm draws the same
+there as diffusers' few-step scheduler: x ← (1 − σ) x̂0 + σ ε. (comfy/samplers.py, comfy/model_sampling.py,
+comfy_extras/nodes_model_advanced.py.)
 """
 
 from collections.abc import Callable, Sequence
@@ -68,35 +73,53 @@ PROGRAMS = {"ComfyUI": (COMFYUI, 1), "A1111": (A1111, 20)}
 """Program → its rules by the names it shows, and every how many-th training time its table has."""
 
 
-def called_times(program: str, name: str, steps: int) -> list[int]:
-    """The times, descending, at which a program's LCM sampler calls an SD1.x, SD2.x or SDXL network."""
+FLOW_NODES = {"StableDiffusion3Pipeline": "ModelSamplingSD3"} | dict.fromkeys(
+    ("FluxPipeline", "ChromaPipeline", "Flux2KleinPipeline", "QwenImagePipeline", "ZImagePipeline"),
+    "ModelSamplingAuraFlow",
+)
+"""Pipeline of a flow that ComfyUI reads → its node that sets the shift, and feeds the network 1000 σ (SD3) or σ."""
+
+
+def schedule_of(pipeline: str) -> DiscreteSchedule:
+    """The schedule that the programs give every checkpoint of a pipeline's kind."""
+    if pipeline.startswith("PixArt"):
+        return DiscreteSchedule("linear", 0.0001, 0.02)
+    return DiscreteSchedule.stable_diffusion()
+
+
+def called_times(program: str, name: str, steps: int, pipeline: str = "StableDiffusionPipeline") -> list[int]:
+    """The times, descending, at which a program's LCM sampler calls a network that is no flow's."""
     rules, every = PROGRAMS[program]
-    schedule = DiscreteSchedule.stable_diffusion()  # which both give every checkpoint of those kinds
+    schedule = schedule_of(pipeline)
     times = torch.arange(schedule.training_steps - 1, -1, -every).flip(0)
     table = schedule.lam(times)
     levels = rules[name](table, steps)
     return [int(times[(table.log() - level.log()).abs().argmin()]) for level in levels]
 
 
-def flow_shift(sigma: float) -> float:
-    """The shift s of ComfyUI's ModelSamplingSD3 at which "simple" calls the second of 2 steps at σ.
+def nearest(program: str, wanted: Sequence[float], pipeline: str = "StableDiffusionPipeline") -> tuple[str, list[int]]:
+    """The scheduler of a program whose times are nearest to those wanted, by the largest difference, and its times."""
+    options = {name: called_times(program, name, len(wanted), pipeline) for name in PROGRAMS[program][0]}
+    fitting = [name for name, times in options.items() if len(times) == len(wanted)]
+    best = min(fitting, key=lambda name: furthest(options[name], wanted))
+    return best, options[best]
 
-    Its table is σ(t) = s t / (1 + (s − 1) t) of t = 1/1000 .. 1, and that step is at t = 1/2: σ = s / (1 + s).
-    """
+
+def furthest(got: Sequence[float], wanted: Sequence[float]) -> float:
+    """The largest difference of two lists of times."""
+    return max(abs(a - b) for a, b in zip(got, wanted, strict=True))
+
+
+def flow_shift(sigma: float) -> float:
+    """The shift s, to the node's two decimals, at which "simple" calls the second of 2 steps at σ = s / (1 + s)."""
     return round(sigma / (1 - sigma), 2)
 
 
-def nearest(program: str, wanted: Sequence[float]) -> tuple[str, list[int]]:
-    """The scheduler of a program whose times are nearest to those wanted, by the largest difference, and its times."""
-    rules = PROGRAMS[program][0]
-    options = {name: called_times(program, name, len(wanted)) for name in rules}
-    fitting = [name for name, times in options.items() if len(times) == len(wanted)]
-
-    def off(name: str) -> float:
-        return max(abs(got - want) for got, want in zip(options[name], wanted, strict=True))
-
-    best = min(fitting, key=off)
-    return best, options[best]
+def flow_sigmas(shift: float, steps: int) -> list[float]:
+    """The σ, descending, at which ComfyUI's "simple" calls a flow behind a node with that shift."""
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    sigmas: list[float] = simple(shift * t / (1 + (shift - 1) * t), steps).tolist()
+    return sigmas
 
 
 def _levels(table: Tensor, index: Tensor) -> Tensor:
