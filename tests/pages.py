@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SITE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SITE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").rglob("README.md"))]
 OTHERS += [ROOT / "benchmarks" / "README.md", ROOT / "src" / "scott" / "mini" / "assets" / "README.md"]
 PAGES = SITE + OTHERS

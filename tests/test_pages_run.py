@@ -23,13 +23,14 @@ NOT_HERE = {
     "--preset laion-aesthetics-6plus": "reads the hub",
     "compare runs/sd15-scott": "students of one step close no gap; tests/evaluation/test_comparison.py",
     "flux1-merge": "a file of FLUX's real size; tests/teachers/test_teacher_source.py",
+    "--push": "uploads to the hub; tests/commands/test_push.py",
     "--to onnx": "takes a minute; tests/export/test_onnx.py",
 }
 SHORTER = {"a small green apple on a blue background": "a cat", "a small green apple": "a cat"}
 """Prompts that have more tokens than the tiny text encoders read."""
 CHANGED = {
     "...": "--data ./pictures --out runs/with-dots",
-    "--teacher my-merge.safetensors": "--teacher-config my-fine-tune",  # the published configs are of the real size
+    "--teacher my-merge": "--teacher-config my-fine-tune",  # the published configs are of the real size
     "--protocol coco": "--metrics fid --features openai/clip-vit-large-patch14 --precision fp32",
     "--protocol mjhq": "--metrics fid coverage --features openai/clip-vit-large-patch14 --precision fp32",
     "--features efficientnet": "--diversity 2",

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import coco
@@ -66,6 +67,7 @@ def furnish(teacher_folders, style_lora):
     for name in ("my-merge", "odd"):
         shutil.copy("runs/mine/checkpoint/student.safetensors", f"{name}.safetensors")
     inside = load_file("odd.safetensors")
+    torch.save({"state_dict": inside}, "my-merge.ckpt")
     vae = {name.removeprefix(VAE): value for name, value in inside.items() if name.startswith(VAE)}
     save_file(vae, "vae-ft-mse.safetensors")
     for copy in ("mini", "lcm", "a", "b", "other"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.recipes.needs import PUBLISHED, TABLE, equipped, row
+from tests.recipes.needs import PUBLISHED, TABLE, drawing, equipped, needs, page_of, page_row, row, smaller
 from tests.teachers.published import write_configs
 from torch import nn
 
@@ -117,11 +117,21 @@ def adapted(parameters):
 
 @pytest.mark.parametrize("recipe", sorted(PUBLISHED.keys() - {"realistic-vision"}))
 def test_a_recipes_run_fits_a_card_of_80_gb(recipe, at_real_size):
-    """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs. docs/teachers.md says so."""
+    """2 GB are left for what CUDA itself takes. No recipe has more passes than it needs. docs/teachers.md and the page
+    of its family say so, with how its student is drawn."""
     _, config, backbone = at_real_size(recipe, PUBLISHED[recipe])
     budget = budget_of(backbone, config)
     assert max(budget.total, budget.start) <= 78e9
     assert row(recipe, config, backbone, budget) in TABLE.read_text().splitlines()
+    overview = re.search(rf"^\| \[`{recipe}`.*$", TABLE.read_text(), re.MULTILINE)[0]
+    page = page_of(recipe).read_text()
+    assert f"| {budget.parameters:,} |" in overview
+    assert f"{budget.parameters:,}" in page
+    assert f"\n{needs(recipe, config, budget)} " in page
+    assert f" {smaller(config)[0]}\n" in page
+    assert f"\n\n{drawing(recipe, config, backbone)}\n\n" in page
+    if recipe == "pixart":  # each is one more step on the meta device
+        assert f"\n{page_row(recipe, config, backbone, budget)}\n" in page
     if config.gradient_accumulation > 1:
         rest = budget.total - budget.training["activations"]
         fewer = config.gradient_accumulation // 2
