@@ -64,9 +64,9 @@ def furnish(teacher_folders, style_lora):
         "evaluate runs/demo --out runs/demo/results.json",
     ):
         assert scott(*small(line.split())) == 0, line
+    inside = load_file("runs/mine/checkpoint/student.safetensors")
     for name in ("my-merge", "odd"):
-        shutil.copy("runs/mine/checkpoint/student.safetensors", f"{name}.safetensors")
-    inside = load_file("odd.safetensors")
+        save_file(inside, f"{name}.safetensors")  # whose header does not say that it is a student
     torch.save({"state_dict": inside}, "my-merge.ckpt")
     vae = {name.removeprefix(VAE): value for name, value in inside.items() if name.startswith(VAE)}
     save_file(vae, "vae-ft-mse.safetensors")
