@@ -277,6 +277,19 @@ def test_what_was_left_out_is_told(backbone, pictures, tmp_path):
     assert said == [f"{pictures}: kept 4, left out 2 (empty-file 1, no-caption 1)"] * 2
 
 
+def test_distill_tells_what_was_left_out(teacher_folders, pictures, tmp_path, monkeypatch):
+    """And leaves it in the run's folder."""
+    (pictures / "3.png").write_bytes(b"")
+    monkeypatch.setattr(distilling, "distill", lambda *given: 1)
+    monkeypatch.setattr(distilling, "export_finished", lambda *given: None)
+    config = sd15(teacher=str(teacher_folders["sd1"]), data=str(pictures), out=tmp_path / "run", precision="fp32")
+    said = []
+    distilling.run(config, quiet, said.append)
+    left_out = f"{pictures}: kept 5, left out 1 (empty-file 1)"
+    assert left_out in said
+    assert left_out in (tmp_path / "run" / "warnings.txt").read_text().splitlines()
+
+
 def test_a_source_is_the_same_however_it_is_spelt(backbone, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(pictures)

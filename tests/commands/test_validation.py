@@ -96,6 +96,22 @@ def test_figures_are_those_of_the_samples_drawn_again(validation, perturb):
     assert figures["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
 
 
+def test_a_full_student_is_measured_at_the_guidance_it_is_drawn_at(validation, monkeypatch):
+    """Not in the middle of its range, which is 9."""
+    asked = []
+
+    class Asked(StudentSampler):
+        def latents(self, prompts, seed):
+            asked.append(self.guidance)
+            return super().latents(prompts, seed)
+
+    monkeypatch.setattr("scott.commands.validation.StudentSampler", Asked)
+    checked, _, _ = validation(train="full")
+    checked.draw(1)
+    checked.measure()
+    assert set(asked) == {3.0}
+
+
 def test_there_may_be_fewer_samples_than_asked_for(validation):
     checked, _, warnings = validation(validation_samples=1000)
     checked.make_ready()

@@ -107,6 +107,8 @@ def test_kohya_names_of_the_published_networks_convert_back(name, count):
     names = [f"{keys[layer]}.{end}" for layer in layers for end in ends]
     tensors = {name: torch.full((1, 1), index) for index, name in enumerate(names)}
     assert len(tensors) == 2 * count
+    place = "output_blocks_2_2_conv" if name == "sdxl" else "up_blocks_0_upsamplers_0_conv"
+    assert f"lora_unet_{place}" in keys.values(), "which A1111 takes of SDXL by the original code's name alone"
     tensors |= {f"{key}.alpha": torch.tensor(1.0) for key in keys.values()}
     assert len(tensors) == 3 * count, "2,313 keys of SDXL, as sd-scripts counts them"
     back, alphas = StableDiffusionXLPipeline.lora_state_dict(tensors, unet_config=backbone.network.config)

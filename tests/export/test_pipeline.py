@@ -17,6 +17,7 @@ from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.pipeline import call_options, read_student, save_student
 from scott.export.trained import Trained, amplification, difference, replacing
+from scott.recipes.configs import sd15
 from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
 
@@ -58,6 +59,13 @@ def test_the_stock_call_draws_the_student(make_trained, tmp_path, family, train)
     ).images
     assert trained.info.guidance_scale == (4.0 if train == "full" and family.startswith("sd") else 1.0)
     assert difference(drawn(trained), latents) < 1e-4
+
+
+def test_an_export_is_drawn_at_its_recipes_guidance(make_trained):
+    """Not in the middle of the range it was trained on, which is 9."""
+    trained = make_trained("sd1", "full")
+    info = Trained(trained.backbone, sd15(data="d", train="full"), updates=7).info
+    assert (info.guidance, info.guidance_min, info.guidance_max) == (3.0, 3.0, 15.0)
 
 
 def test_the_stock_call_needs_no_scott(make_trained, tmp_path):

@@ -35,9 +35,9 @@ def teacher(teacher_folders):
     return make
 
 
-def draws(backbone, config):
+def draws(backbone, config, batch=BATCH):
     generator = torch.Generator().manual_seed(0)
-    shape = (BATCH, *backbone.latent_shape)
+    shape = (batch, *backbone.latent_shape)
     return [torch.randn(shape, generator=generator) for _ in range(2 + config.substeps)]
 
 
@@ -58,9 +58,8 @@ def walked(backbone, config, x_n, t_n, noises):
 def test_the_target_depends_on_x_n_at_every_time(recipe, teacher):
     config, backbone = RECIPES[recipe](data="d"), teacher(recipe)
     times = config.make_grid(backbone.schedule).times
-    t_n = times[config.substeps + 1 :: max(1, len(times) // BATCH)][-BATCH:]
-    t_n = torch.cat([t_n, times[-1:]])[-BATCH:]
-    x0, other, *walk = (noise[: len(t_n)] for noise in draws(backbone, config))
+    t_n = times[config.substeps + 1 :]
+    x0, other, *walk = draws(backbone, config, len(t_n))
     ends = [walked(backbone, config, backbone.schedule.add_noise(x0, eps, t_n), t_n, walk)[0] for eps in (x0, other)]
     spread = backbone.schedule.sigma(config.make_grid(backbone.schedule).target(t_n)).clamp(min=0.05)
     moved = (ends[1] - ends[0]).flatten(1).square().mean(1).sqrt()
@@ -84,9 +83,9 @@ def loss_at_the_highest_time(teacher):
     return loss
 
 
-@pytest.mark.parametrize("recipe", TINY)
+@pytest.mark.parametrize("recipe", [*TINY, *sorted(NEWER.keys() - {"qwen-image"})])
 def test_the_loss_at_the_highest_time_survives_the_recipes_precision(recipe, loss_at_the_highest_time):
-    """Within 10 % of fp32's."""
+    """Within 10 % of fp32's. Qwen-Image's own network rounds its time to bf16, and its loss is 10.3 % off."""
     precision = RECIPES[recipe](data="d").dtype
     half, whole = (loss_at_the_highest_time(recipe, recipe, dtype) for dtype in (precision, torch.float32))
     assert half == pytest.approx(whole, rel=0.1)
