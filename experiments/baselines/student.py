@@ -24,8 +24,9 @@ from torch import nn
 from scott.commands.prepare import MINI_SCENES
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.pipeline import save_student
-from scott.export.trained import STUDENT_INFO, StudentInfo, replacing
+from scott.export.trained import replacing
 from scott.files import write_atomically
 from scott.mini import embedded, glyphs
 from scott.samplers import StudentSampler

@@ -10,10 +10,11 @@ from scott.device import best_device
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
 from scott.export.card import FOLDERS
+from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE as ONNX_FILE
 from scott.export.onnx_runtime import load_onnx
 from scott.export.single_file import FILE as CHECKPOINT
-from scott.export.trained import StudentInfo, student_grid
+from scott.export.trained import student_grid
 from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource

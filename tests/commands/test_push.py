@@ -15,7 +15,7 @@ from scott.arguments import Export
 from scott.commands import push as module
 from scott.commands.push import check_repository, push
 from scott.errors import UserError
-from scott.export.trained import STUDENT_INFO, StudentInfo
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.recipes import sd15
 
 INFO = {"pipeline": "StableDiffusionPipeline", "scheduler": "LCMScheduler", "train": "lora", "updates": 1200}

@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from scott.export.info import STUDENT_INFO
 from scott.export.lora import read_lora, save_lora
 from scott.export.pipeline import read_student, save_student
-from scott.export.trained import STUDENT_INFO, Trained, student_grid
+from scott.export.trained import Trained, student_grid
 from scott.teachers import load_backbone
 from scott.training.config import DistillConfig
 

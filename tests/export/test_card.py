@@ -17,12 +17,12 @@ from scott.errors import UserError
 from scott.evaluation import Results, Row
 from scott.export.card import FOLDERS, card, front_matter, teacher_licence, write_cards
 from scott.export.elsewhere import elsewhere
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.ldm import VAE
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
 from scott.export.schedules import flow_sigmas
 from scott.export.single_file import FILE, save_checkpoint
-from scott.export.trained import STUDENT_INFO, StudentInfo
 from scott.mini.embedded import TEACHER
 from scott.recipes import mini
 from scott.teacher_source import TeacherSource

@@ -11,9 +11,10 @@ from PIL import Image
 from scott.commands.sample import load_student
 from scott.errors import UserError
 from scott.export import onnx, snippet
+from scott.export.info import STUDENT_INFO
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
-from scott.export.trained import STUDENT_INFO, difference
+from scott.export.trained import difference
 from scott.recipes import mini
 from scott.samplers import StudentSampler
 

@@ -16,6 +16,7 @@ from scott.export.trained import Trained
 from scott.recipes import RECIPES
 from scott.samplers import TeacherSampler
 from scott.teachers import load_backbone
+from scott.teachers.quantize import saved_bytes
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
 from scott.training.draws import Draws
@@ -71,6 +72,18 @@ def test_the_teacher_sampler_is_the_stock_pipeline(backbone):
     assert_same_latents(ours, backbone.from_pipeline(stock(backbone)), 2e-5)
     assert (ours - sampler.latents(["dog"], 3)).abs().max() > 1e-3
     assert (ours - TeacherSampler(backbone, STEPS, 1.0).latents([PROMPT], 3)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.04), ("nf4", 0.2)])
+def test_a_quantised_teacher_answers_nearly_as_the_whole_one(backbone, family, teacher_folders, kind, error):
+    quantised = load_backbone(teacher_folders[family], quantized=kind)
+    quantised.resize(SIDE)
+    x, t = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.9])
+    cond = backbone.encode_prompts([PROMPT, "dog"]) | {"guidance": torch.full((2,), OMEGA)}
+    with torch.no_grad():
+        expected, got = backbone.teacher(x, t, cond), quantised.teacher(x, t, cond)
+    assert 0 < (got - expected).norm() < error * expected.norm()
+    assert saved_bytes(backbone.blocks, kind) > 0
 
 
 def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, teacher_folders, monkeypatch):

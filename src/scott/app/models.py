@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from scott.device import best_device
 from scott.evaluation.stock import PipelineSampler, load_pipeline
 from scott.export.card import FOLDERS, README
-from scott.export.trained import STUDENT_INFO, StudentInfo
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.students import Student, is_run, load_student, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone

@@ -21,7 +21,7 @@ from scott.data.preparation import Report
 from scott.data.shard_source import ShardSource
 from scott.device import best_device
 from scott.errors import UserError
-from scott.export.trained import METADATA
+from scott.export.info import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
 from scott.teacher_source import TeacherSource

@@ -16,12 +16,13 @@ from scott.choices import unknown
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export.card import FOLDERS, write_cards
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.lora import read_lora, require_lora, save_lora
 from scott.export.onnx import require_exportable, write_onnx
 from scott.export.onnx_runtime import require_onnx
 from scott.export.pipeline import read_student, round_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
-from scott.export.trained import STUDENT_INFO, Expected, StudentInfo, Trained, replacing
+from scott.export.trained import Expected, Trained, replacing
 from scott.mini import embedded
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_version

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 
 from scott.errors import UserError, first_line
 from scott.export.card import CARD, README, card, front_matter, results_of
-from scott.export.trained import StudentInfo
+from scott.export.info import StudentInfo
 from scott.files import write_atomically
 from scott.training.config import DistillConfig
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from scott.evaluation import Results, markdown_table
 from scott.export.elsewhere import elsewhere
+from scott.export.info import StudentInfo
 from scott.export.pipeline import call_options
 from scott.export.snippet import loads_lora, shown, snippet
-from scott.export.trained import StudentInfo
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.training.config import DistillConfig

@@ -3,9 +3,9 @@ called. What is said of them is by their code (`schedules.py`; which LoRA files 
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from scott.export.info import StudentInfo
 from scott.export.schedules import FLOW_NODES, PROGRAMS, flow_shift, flow_sigmas, furthest, nearest
 from scott.export.snippet import shown
-from scott.export.trained import StudentInfo
 from scott.training.config import DistillConfig
 
 TITLE = "## In ComfyUI and A1111"

@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scott.errors import UserError, first_line
+from scott.export.info import METADATA, StudentInfo
 from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import check, stock_latents
-from scott.export.trained import METADATA, TOLERANCE, Expected, Factors, StudentInfo, Trained, few_step_scheduler
+from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets

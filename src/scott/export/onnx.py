@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from scott.errors import UserError
+from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, require_onnx, run_session, tensors_of
 from scott.export.pipeline import check
-from scott.export.trained import PROMPT, StudentInfo, difference, draw_latents, student_grid
+from scott.export.trained import PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
 
 TOLERANCE = 1e-3

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError
+from scott.export.info import METADATA, StudentInfo
 from scott.export.kohya import base_model, modelspec
 from scott.export.ldm import UNET, VAE, open_clip_names, unet_names, vae_names
 from scott.export.pipeline import check, stock_latents, write_tensors
-from scott.export.trained import METADATA, Expected, StudentInfo, Trained, few_step_scheduler
+from scott.export.trained import Expected, Trained, few_step_scheduler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from scott.diffusion import FlowSchedule
+from scott.export.info import StudentInfo
 from scott.export.lora import lora_file
 from scott.export.pipeline import call_options
 from scott.export.single_file import FILE as CHECKPOINT
-from scott.export.trained import StudentInfo, needs_size
+from scott.export.trained import needs_size
 from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone

@@ -1,7 +1,5 @@
-"""What is exported: a trained student in memory, what it was made for, and the folder an export appears in."""
+"""What is exported: a trained student in memory, what it has to draw, and the folder an export appears in."""
 
-import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
 from scott.diffusion.flow import FEW_STEP_SHIFT
-from scott.errors import UserError
+from scott.export.info import StudentInfo
 from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.solvers.base import LAM_NOISE
@@ -30,75 +28,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
 deviation; both drawn on the CPU in fp32. Of a file in fp16 (11 bits) or bf16 (8) it is that of a LoRA's factors, or of
 an ω built into a bias: whole networks in memory are rounded too (`round_student`)."""
-STUDENT_INFO = "scott.json"
-METADATA = "scott"
-"""Key of `StudentInfo` in a file's header."""
 PROMPT = "a cat"
 """What an export is compared on."""
 SEED = 0
-
-
-@dataclass(frozen=True)
-class StudentInfo:
-    """What a student was made for, as every export carries it in `scott.json` and a LoRA file in its metadata."""
-
-    pipeline: str
-    """Class name of the stock pipeline."""
-    scheduler: str
-    train: str
-    updates: int
-    guidance_min: float
-    guidance_max: float
-    takes_guidance: bool
-    """Whether the network takes ω as an input; one that does not has its ω built in."""
-    original_inference_steps: int
-    times: dict[str, list[float]]
-    """Number of steps → the network's times (σ for a flow), descending."""
-    lora_rank: int | None
-    lora_alpha: float | None
-    lora_variant: str = "lora"
-    only_these_steps: bool = False
-    """Whether it was trained at the times of those numbers of steps alone (`--times needed`)."""
-    drawn_guidance: float | None = None
-    """ω of its recipe."""
-    resolution: int | None = None
-    """Side of the pictures it was trained for, in pixels, where that is not its teacher's or the pipeline has none."""
-    base: dict[str, str] | None = None
-    """`network_fingerprint` of the teacher."""
-
-    def check_steps(self, steps: int) -> None:
-        """Raise `UserError` for a number of steps that stops at times it was not trained at."""
-        if self.only_these_steps and str(steps) not in self.times:
-            raise UserError(f"got {steps} steps; the student was trained for {', '.join(self.times)} (--times needed)")
-
-    @property
-    def guidance(self) -> float:
-        """ω to draw with where none is asked for: its own, or the middle of what it was trained for."""
-        return (self.guidance_min + self.guidance_max) / 2 if self.drawn_guidance is None else self.drawn_guidance
-
-    @property
-    def guidance_scale(self) -> float:
-        """What a stock pipeline is called with: ω, or 1 (no guidance) where ω is built in."""
-        return self.guidance if self.takes_guidance else 1.0
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str, source: Path) -> "StudentInfo":
-        """Inverse of `to_json`, without what a later version says besides; `UserError`, which names the source, where
-        the text is something else."""
-        try:
-            known = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
-        except (AttributeError, ValueError, TypeError) as error:
-            raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
-
-    @classmethod
-    def read(cls, folder: Path) -> "StudentInfo | None":
-        """Of an export's folder; None where there is no such file."""
-        file = folder / STUDENT_INFO
-        return cls.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
 
 
 @dataclass(frozen=True)
