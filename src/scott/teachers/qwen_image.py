@@ -1,7 +1,9 @@
 """Qwen-Image: a rectified flow over packed latents, under guidance that keeps the length of the conditional output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -74,10 +76,28 @@ class QwenImageBackbone(LatentBackbone):
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns = (side // self.token_side for side in x_t.shape[-2:])
-        return network(
-            self.pack(x_t),
-            encoder_hidden_states=cond["text"],
-            encoder_hidden_states_mask=cond["mask"].bool(),
-            timestep=timestep,
-            img_shapes=[[(1, rows, columns)]] * len(x_t),
-        ).sample
+        with _exact(network.time_text_embed.time_proj, timestep):
+            return network(
+                self.pack(x_t),
+                encoder_hidden_states=cond["text"],
+                encoder_hidden_states_mask=cond["mask"].bool(),
+                timestep=timestep,
+                img_shapes=[[(1, rows, columns)]] * len(x_t),
+            ).sample
+
+
+@contextmanager
+def _exact(embedding: Any, timestep: Tensor) -> Iterator[None]:
+    """Within it the time is embedded as it is: the network rounds it to its own dtype, and near 1 bf16 has one number in
+    .004."""
+    if not hasattr(embedding, "exact"):
+        embedding.register_forward_pre_hook(_with_exact)
+    embedding.exact = timestep
+    try:
+        yield
+    finally:
+        embedding.exact = None
+
+
+def _with_exact(embedding: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+    return given if embedding.exact is None else (embedding.exact,)
