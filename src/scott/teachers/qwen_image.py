@@ -88,8 +88,8 @@ class QwenImageBackbone(LatentBackbone):
 
 @contextmanager
 def _exact(embedding: Any, timestep: Tensor) -> Iterator[None]:
-    """Within it the time is embedded as it is: the network rounds it to its own dtype, and near 1 bf16 has one number in
-    .004."""
+    """Within it the time is embedded as it is: the network rounds it to its dtype, and near 1 bf16 has numbers .004
+    apart."""
     if not hasattr(embedding, "exact"):
         embedding.register_forward_pre_hook(_with_exact)
     embedding.exact = timestep
