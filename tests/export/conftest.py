@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from scott.export.info import STUDENT_INFO
 from scott.export.lora import read_lora, save_lora
 from scott.export.pipeline import read_student, save_student
+from scott.export.single_file import read_checkpoint, save_checkpoint
 from scott.export.trained import Trained, student_grid
 from scott.teachers import load_backbone
 from scott.training.config import DistillConfig
@@ -59,6 +60,9 @@ def write(trained: Trained, folder, kind: str = "diffusers", dtype=torch.float32
     if kind == "diffusers":
         save_student(trained.backbone, folder, trained.grid, dtype)
         read_student(folder, expected)
+    elif kind == "checkpoint":
+        save_checkpoint(trained, folder, dtype)
+        read_checkpoint(folder, expected, dtype)
     else:
         form = save_lora(trained, folder, kind, dtype)
         read_lora(folder, kind, form, expected, dtype)

@@ -3,8 +3,8 @@
     PYTHONPATH=build/older python tests/export/older.py FOLDER
 
 FOLDER/exports.json is a list of {"name", "kind", "folder", "teacher", "options", "expected"}; each
-`expected` is a safetensors file with the 2-step latent that the new versions draw. Writes off.json: the versions, and
-{name: largest difference over the standard deviation}.
+`expected` is a safetensors file with what the new versions draw in 2 steps: "latents", and the "picture" of
+them. Writes off.json: the versions, and {name and which: largest difference over the standard deviation}.
 """
 
 import json
@@ -28,7 +28,13 @@ def read(kind, folder, teacher):
     if kind == "diffusers":
         return DiffusionPipeline.from_pretrained(folder)
     pipe = DiffusionPipeline.from_pretrained(teacher)
-    pipe.scheduler = type(pipe.scheduler).from_pretrained(folder, subfolder="scheduler")
+    scheduler = type(pipe.scheduler).from_pretrained(folder, subfolder="scheduler")
+    if kind == "checkpoint":
+        (file,) = Path(folder).glob("*.safetensors")
+        pipe = type(pipe).from_single_file(str(file), config=teacher)
+    pipe.scheduler = scheduler
+    if kind == "checkpoint":
+        return pipe
     if hasattr(pipe, "load_lora_weights"):
         (file,) = Path(folder).glob("*.safetensors")
         pipe.load_lora_weights(folder, weight_name=file.name)
@@ -44,15 +50,17 @@ def main(folder):
     for export in json.loads((folder / "exports.json").read_text()):
         pipe = read(export["kind"], export["folder"], export["teacher"])
         pipe.set_progress_bar_config(disable=True)
-        latents = pipe(
-            "a cat",
-            num_inference_steps=2,
-            generator=torch.manual_seed(0),
-            output_type="latent",
-            **export["options"],
-        ).images
-        expected = load_file(export["expected"])["latents"]
-        found[export["name"]] = ((torch.as_tensor(latents) - expected).abs().max() / expected.std()).item()
+        expected = load_file(export["expected"])
+        for kind, wanted in expected.items():
+            drawn = pipe(
+                "a cat",
+                num_inference_steps=2,
+                generator=torch.manual_seed(0),
+                output_type={"latents": "latent", "picture": "pt"}[kind],
+                **export["options"],
+            ).images
+            off = (torch.as_tensor(drawn) - wanted).abs().max() / wanted.std()
+            found[f"{export['name']} {kind}"] = off.item()
     (folder / "off.json").write_text(json.dumps({"versions": versions, "off": found}))
 
 

@@ -16,19 +16,23 @@ from scott.export.trained import draw_latents, needs_size
 
 OLDER = os.environ.get("OLDER", "")
 """Folder with the older packages, which `make older` installs; the rest is this environment's."""
+FULL = ("sd1", "sd2", "sdxl", "pixart", "sd3", "flux", "qwen-image", "sana")
 KINDS = {
-    "sd1": ("diffusers", "lora", "kohya"),
-    "sd2": ("diffusers", "lora", "kohya"),
-    "sdxl": ("diffusers", "lora", "kohya"),
+    "sd1": ("diffusers", "lora", "kohya", "checkpoint"),
+    "sd2": ("diffusers", "lora", "kohya", "checkpoint"),
+    "sdxl": ("diffusers", "lora", "kohya", "checkpoint"),
     "pixart": ("diffusers", "lora"),
     "sd3": ("diffusers", "lora"),
-    "sd1 full": ("diffusers",),
-    "sdxl full": ("diffusers",),
-    "sd3 full": ("diffusers",),
+    "sd35": ("diffusers", "lora"),
+    **{
+        f"{family} full": ("diffusers",)
+        for family in ("sd1", "sd2", "sdxl", "pixart", "sd3", "flux", "qwen-image", "sana")
+    },
     "sd1 dora": ("diffusers", "lora"),
     "flux": ("diffusers", "lora"),
     "qwen-image": ("diffusers", "lora"),
     "sana": ("diffusers", "lora"),
+    **{f"{family} full": ("diffusers",) for family in FULL},
 }
 """Student → forms of its export: LoRA, if it does not say otherwise."""
 SMALL = [("sd1", "lora"), ("sdxl", "full")]
@@ -42,11 +46,12 @@ SIDE = 64
 def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_student, tmp_path):
     exports = []
 
-    def add(student, kind, info, latents, teacher=None):
+    def add(student, kind, info, latents, teacher=None, picture=None):
         folder = tmp_path / student
         size = dict.fromkeys(("height", "width"), SIDE) if needs_size(info.pipeline) else {}
         expected = folder / f"{kind}.safetensors"
-        save_file({"latents": latents.contiguous()}, expected)
+        drawn = {"latents": latents} | ({} if picture is None else {"picture": picture})
+        save_file({name: value.contiguous() for name, value in drawn.items()}, expected)
         exports.append(
             {
                 "name": f"{student} {kind}",
@@ -69,9 +74,10 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
         teacher = tmp_path / student / "teacher"
         save_student(make_backbone(family=family), teacher, trained.grid)
         info, latents = trained.info, backbone.pack(trained.latents())
+        picture = backbone.decode(trained.latents())
         for kind in kinds:
             write(trained, tmp_path / student / kind, kind)
-            add(student, kind, info, latents, teacher)
+            add(student, kind, info, latents, teacher, picture)
     for family, train in SMALL:
         stock, backbone, grid, info = small_student(family, train)
         write_onnx(stock, tmp_path / f"small {family}" / "onnx")
@@ -85,5 +91,6 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
     found = json.loads((tmp_path / "off.json").read_text())
     assert found["versions"]["diffusers"] == "0.35.2"
     assert found["versions"]["transformers"].startswith("4.57")
-    assert found["off"].keys() == {export["name"] for export in exports}
+    assert {name.rpartition(" ")[0] for name in found["off"]} == {export["name"] for export in exports}
+    assert sum(name.endswith(" picture") for name in found["off"]) == sum(map(len, KINDS.values()))
     assert max(found["off"].values()) < 1e-3, found["off"]
