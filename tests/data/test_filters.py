@@ -52,6 +52,7 @@ def test_what_a_condition_means(expression, wanted):
         "score >",
         "(" * 500 + "score" + ")" * 500,
         "not " * 5000 + "score",
+        "not " * 500 + "score",
     ],
 )
 def test_no_more_of_python_gets_in(expression):

@@ -35,6 +35,10 @@ _NODES = (ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Name, ast.Constan
 _OFFERED: tuple[type[ast.AST], ...] = (*_NODES, ast.And, ast.Or, ast.Not, ast.USub, *_COMPARE, *_ARITHMETIC)
 
 
+DEEPEST = 100
+"""Of an expression, whose parts are evaluated one within the other."""
+
+
 class Where:
     """A condition such as `AESTHETIC_SCORE >= 6 and WIDTH >= 512`.
 
@@ -47,6 +51,8 @@ class Where:
             self._tree = ast.parse(expression.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise UserError(f"got --where {expression[:200]!r}; expected e.g. 'WIDTH >= 512 and score > 6'") from None
+        if (depth := _depth(self._tree)) > DEEPEST:
+            raise UserError(f"got --where {expression[:200]!r}, {depth} deep; expected at most {DEEPEST}")
         for node in ast.walk(self._tree):
             constant = not isinstance(node, ast.Constant) or isinstance(node.value, str | int | float | None)
             if not isinstance(node, _OFFERED) or not constant:
@@ -65,6 +71,14 @@ class Where:
             return bool(_value(self._tree, columns))
         except (TypeError, ValueError, ArithmeticError, RecursionError):
             return False
+
+
+def _depth(tree: ast.AST) -> int:
+    """How deep a tree is, whatever Python's own limit."""
+    depth, level = 0, [tree]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _value(node: ast.expr, columns: Mapping[str, Any]) -> Any:
