@@ -81,7 +81,7 @@ _LORA = {"train": "lora", "lora_rank": RANK, "critic_rank": RANK, "data": "none"
 # a recipe saves memory where its teacher is large; here everything runs in fp32 and nothing is computed twice
 _LORA |= {"precision": "fp32", "gradient_checkpointing": False}
 MODELS = {
-    "mini": Model(load_teacher, configs.mini(**_LORA), 8),
+    "mini": Model(load_teacher, configs.mini(method="paper", **_LORA), 8),
     "sd50m": Model(sd50m, configs.sd15(**_LORA | {"batch_size": 4}), 2),
 }
 

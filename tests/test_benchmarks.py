@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import commits, harness, sample, step
 from benchmarks.bare import bare_step
-from benchmarks.models import Model, random_data, sd50m
+from benchmarks.models import MODELS, Model, random_data, sd50m
 from benchmarks.plain import PlainLCM
 from benchmarks.timing import interleaved
 
@@ -44,6 +44,12 @@ def trained(make_backbone, perturb):
     ):
         perturb(parameters, seed)
     return backbone
+
+
+def test_the_models_take_the_papers_step_whose_calls_the_floor_makes():
+    for name, measured in MODELS.items():
+        assert (measured.config.critic, measured.config.critic_fakes) == ("lora", "noised"), name
+        assert (measured.config.adversarial_share, measured.config.jump_reuse) == (0, 1), name
 
 
 def test_the_plain_step_has_our_loss_in_the_lcm_setting(model, trained):
