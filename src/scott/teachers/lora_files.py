@@ -21,7 +21,7 @@ from scott.errors import UserError, first_line
 PEFT = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"
 _SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules")
-_PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.", "lora_")
+_PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.", "model.", "lora_")
 _LYCORIS = {".lokr_": "LoKr", ".hada_": "LoHa"}
 _OF_ANOTHER = "is a LoRA of another kind of teacher; give one of this teacher's own base"
 
