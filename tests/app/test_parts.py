@@ -4,7 +4,9 @@ import importlib.util
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
 from safetensors import SafetensorError
 
+from scott.app.draw_view import _draw
 from scott.app.drawing import Column, Drawer, Order, Settings, _omega
 from scott.app.figures import problem
 from scott.app.models import Models, teacher_source
@@ -66,6 +69,20 @@ def test_while_typing_nothing_is_drawn_twice_and_nothing_slow(drawer):
     assert fast.image is not None
     assert (slow.image, slow.seconds) == (None, 60.0)
     assert all(picture.image for picture in drawer.draw(replace(ORDER, time=4.0), "reader"))
+
+
+def test_an_order_that_draws_nothing_or_was_given_up_leaves_the_page_as_it_is(drawer):
+    """gradio says an event's last word again as it ends, and empties the output of one that said none."""
+
+    def draws(time):
+        values = (time, "a fox", 3, 1, [], [], [25], True, 0.0)
+        return _draw(drawer, SimpleNamespace(session_hash="reader"), *values, live=True)
+
+    older = draws(1.0)
+    assert "1 picture drawn" in next(older)
+    assert list(draws(2.0)) == [gr.skip()], "it was drawn already"
+    assert len(list(drawer.draw(replace(ORDER, time=3.0), "reader"))) == 2
+    assert list(older) == [gr.skip()], "given up"
 
 
 @pytest.mark.parametrize("change", [{"prompt": " "}, {"seeds": [-1]}, {"seeds": range(2**32 - 1, 2**32 + 1)}])

@@ -45,10 +45,10 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     drawn = gr.State([])
     controls = [prompt, seed, count, students, steps, teacher_steps, own, omega]
 
-    def draw(request: gr.Request, *values: Any) -> Iterator[str]:
+    def draw(request: gr.Request, *values: Any) -> Iterator[Any]:
         yield from _draw(drawer, request, *values)
 
-    def draw_while_typing(request: gr.Request, *values: Any) -> Iterator[str]:
+    def draw_while_typing(request: gr.Request, *values: Any) -> Iterator[Any]:
         yield from _draw(drawer, request, *values, live=True)
 
     inputs = [gr.Number(visible=False), *controls]
@@ -78,8 +78,12 @@ def _draw(
     omega: float,
     *,
     live: bool = False,
-) -> Iterator[str]:
-    """The page's pictures, more each time, and behind them what kept others from being drawn."""
+) -> Iterator[Any]:
+    """The page's pictures, more each time, and behind them what kept others from being drawn.
+
+    The last word is "no change": gradio says an event's last word again as it ends, and empties the page for an event
+    that said none, which both may come after a newer order's pictures.
+    """
     settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), None if own else omega), []
     first, layout = int(seed or 0), figures if count == 1 else varieties
     try:
@@ -91,6 +95,7 @@ def _draw(
         yield layout(pictures) + problem(error)
     if not settings.student_steps and not settings.teacher_steps:
         yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
+    yield gr.skip()
 
 
 def _next_seed(seed: float, locked: bool) -> int:
