@@ -70,6 +70,27 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
     assert "ema_decay: 0.98 → 0.5" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "got", "way_out"),
+    [
+        ("distill sd15 --nope 3", "Unrecognized options: --nope 3", "Missing from scott distill sd15: --data"),
+        ("distill nope", "Unrecognized options: nope", "Available subcommands: mini, sd15"),
+        ("sample r --prompts a --guidance x", "Error parsing --guidance", "['x']"),
+        ("sample r --prompts a --size", "--size (applied to scott sample)", "perhaps --batch-size"),
+        ("distill sd15 --data d --critic-fakes x", "invalid choice 'x'", "('noised', 'drawn')"),
+        ("frob", "frob", "Available subcommands: demo, prepare"),
+        ("", "Expected one of {demo", "run scott --help"),
+    ],
+)
+def test_a_command_line_that_is_none_gets_one_line(line, got, way_out, command_line):
+    code, out, err = command_line(*line.split())
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert got in err
+    assert way_out in err
+    assert not set(err) & set("│─╭")
+
+
 def test_sample_writes_pictures_with_their_parameters(run_folder, tmp_path, scott):
     code, _ = scott("sample", run_folder, "--prompts", "a small red apple", "a fox", "--steps", "4", "--out", tmp_path)
     assert code == 0

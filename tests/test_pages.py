@@ -11,6 +11,7 @@ import pytest
 from tests.pages import PAGES, ROOT, commands, inline_commands, name_of
 
 from scott.cli import parse
+from scott.errors import UserError
 
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -45,16 +46,16 @@ def check_one(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_of_a_page_is_one_that_there_is(page, capsys):
+def test_every_command_of_a_page_is_one_that_there_is(page):
     for words in commands(page):
         try:
             check_one(words)
-        except SystemExit:
-            pytest.fail(f"{' '.join(words)}: {capsys.readouterr().out[-600:]}")
+        except UserError as error:
+            pytest.fail(f"{' '.join(words)}: {error}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_in_a_sentence_is_one_that_there_is(page, capsys):
+def test_every_command_in_a_sentence_is_one_that_there_is(page):
     """Of one that lacks what it needs, the flags are."""
     for command, *given in inline_commands(page):
         if given[-1:] == ["--help"]:
@@ -64,10 +65,10 @@ def test_every_command_in_a_sentence_is_one_that_there_is(page, capsys):
             try:
                 parse(words)
                 break
-            except SystemExit:
-                said = capsys.readouterr()
+            except UserError as error:
+                said = error
         else:
-            pytest.fail(f"scott {command} {' '.join(given)}: {said.err[-600:]}")
+            pytest.fail(f"scott {command} {' '.join(given)}: {said}")
 
 
 def test_on_pypi_the_readme_leads_nowhere_that_is_not_there():

@@ -5,9 +5,11 @@ Bad input is one line and exit code 2.
 
 import logging
 import os
+import re
 import signal
 import sys
-from io import TextIOWrapper
+from contextlib import redirect_stderr
+from io import StringIO, TextIOWrapper
 from typing import Annotated, Any, NoReturn, Union
 
 import tyro
@@ -23,7 +25,7 @@ from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command that the arguments name, as one of `COMMANDS`."""
+    """The command that the arguments name, as one of `COMMANDS`. Raises `UserError` for what is wrong with them."""
     if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
         described(command)
     choices: Any = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
@@ -33,14 +35,34 @@ def parse(arguments: list[str]) -> Any:
         conf.DisallowNone,
         conf.PositionalMetavarFromFieldName,
     )
-    return tyro.cli(
-        choices,
-        prog="scott",
-        args=arguments,
-        config=manners,
-        description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
-        "`scott --version` prints the version.",
-    )
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                choices,
+                prog="scott",
+                args=arguments,
+                config=manners,
+                description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
+                "`scott --version` prints the version.",
+            )
+    except SystemExit as stop:
+        if stop.code == 2:
+            raise UserError(_sentence(said.getvalue())) from None
+        raise
+
+
+def _sentence(box: str) -> str:
+    """What tyro's box says of a command line, without options' help: of those that may have been meant, their names."""
+    rows = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    sections, said = re.split(r" ?─{4,} ?", " ".join(filter(None, rows))), []
+    for section in sections:
+        if section.startswith(("Perhaps", "Arguments similar")):
+            options = dict.fromkeys(re.findall(r"--(?!help)[a-z][\w-]*", section))
+            said.append("perhaps " + ", ".join(list(options)[:3]))
+        elif not section.startswith("Argument helptext"):
+            said.append(re.split(" (?:Got errors:|Arguments are applied)", section)[0].strip().rstrip("."))
+    return "; ".join(said)
 
 
 def main() -> None:
