@@ -78,9 +78,8 @@ class Measure:
                 print(f"{name:18s} {'-' if value is None else f'{value:.4g}'}")  # noqa: T201
 
     def _scenes(self, seed: int) -> list[scenes.Scene]:
-        split, first = ("held-out", 0) if self.split == "held-out" else ("train", 100)
         named = {"half": None, "all": True, "none": False}[self.named]
-        return scenes.Scenes(self.samples, split, first + seed, self.shard, named).scenes()  # type: ignore[arg-type]
+        return scenes.Scenes(self.samples, self.split, seed, self.shard, named).scenes()
 
     def measure(self) -> tuple[Tensor, Figures]:
         """The drawn pictures (N, 3, 64, 64), and the figures."""

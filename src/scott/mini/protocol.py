@@ -17,9 +17,7 @@ from scott.evaluation.references import BATCH, Tick, check_samples
 from scott.measured import EvaluationSplit, Measured
 from scott.mini import embedded, reading
 from scott.mini.embedded import NAME
-from scott.mini.scenes import RESOLUTION, Scene, Scenes, Split, pictures, variant
-
-VALIDATION_SEED = 100
+from scott.mini.scenes import RESOLUTION, Scene, Scenes, pictures, variant
 
 
 @dataclass
@@ -68,16 +66,14 @@ def mini_reference(
     The pictures are of other draws of the split than the captions, so that the floor, the captions' own real pictures
     against the reference, is what a perfect sampler would get.
 
-    "held-out" holds the (subject, background) pairs that training never shows. Whatever is chosen by its figures is
-    chosen on "validation": pairs of the training split, in pictures of a seed that training does not use.
+    Both splits ask for (subject, background) pairs that training never shows, of different subjects. Whatever is chosen
+    by its figures is chosen on "validation".
     """
     check_samples(samples)
     if instruments is None:
         clip = embedded.load_features()
         instruments = {"features": clip, "clip": clip}
-    of: Split = "held-out" if split == "held-out" else "train"
-    seed = 0 if split == "held-out" else VALIDATION_SEED
-    real, asked = (Scenes(samples, of, seed + draw).scenes() for draw in (0, 1))
+    real, asked = (Scenes(samples, split, seed).scenes() for seed in (0, 1))
     captions = [this.caption for this in asked]
     by_caption = dict(zip(captions, asked, strict=True))
 

@@ -1,16 +1,17 @@
 """Captioned pictures made from the glyphs: one subject, at a size and a place, on a plain background.
 
 Scene i of a split and seed is a pure function of (shard, split, seed, i): nothing is stored, and a run that resumes
-sees the pictures it would have seen. One background a subject is held out of training: the (subject, background) pair
-is what evaluation asks for. Where the shard has its subjects in several styles, a scene is in one of them, drawn
-uniformly, and half of the captions name it; the other half leave it open.
+sees the pictures it would have seen. One background a subject is left out of training: evaluation asks for that pair of
+subject and background, "held-out" of every second subject, and "validation", by which all is chosen, of the others.
+Where the shard has its subjects in several styles, a scene is in one of them, drawn uniformly, and half of the captions
+name it; the other half leave it open.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from scott.data.records import Record, Unit, slices
 from scott.mini import glyphs
 
-Split = Literal["train", "held-out"]
+Split = Literal["train", "held-out", "validation"]
 RESOLUTION = 64
 
 BACKGROUNDS = {
@@ -112,7 +113,7 @@ class Scene:
     caption: str
 
 
-def held_out_background(subject_index: int) -> str:
+def unseen_background(subject_index: int) -> str:
     """The background on which this subject is never shown in training."""
     return list(BACKGROUNDS)[(3 * subject_index + subject_index // 8) % len(BACKGROUNDS)]
 
@@ -122,15 +123,19 @@ def scene(index: int, *, split: Split, seed: int, shard: Path = glyphs.SHARD, na
 
     `named` has every caption name the style, or none; the rest of the scene is the same either way.
 
-    The held-out split takes the subjects in turn, so that any whole number of rounds covers each equally.
+    Held-out and validation take their subjects in turn, so that any whole number of rounds covers each equally.
     """
-    rng = np.random.default_rng([seed, index, split == "held-out"])
+    rng = np.random.default_rng([seed, index, get_args(Split).index(split)])
     drawings, styles = glyphs.load(shard), glyphs.styles(shard)
     subjects = list(drawings)
-    which = index % len(subjects) if split == "held-out" else int(rng.integers(len(subjects)))
-    subject, held_out = subjects[which], held_out_background(which)
-    allowed = [name for name in BACKGROUNDS if (name == held_out) == (split == "held-out")]
-    background = allowed[rng.integers(len(allowed))]
+    if split == "train":
+        which = int(rng.integers(len(subjects)))
+        allowed = [name for name in BACKGROUNDS if name != unseen_background(which)]
+    else:
+        turns = range(split == "held-out", len(subjects), 2)
+        which = turns[index % len(turns)]
+        allowed = [unseen_background(which)]
+    subject, background = subjects[which], allowed[rng.integers(len(allowed))]
     size = list(SIZES)[rng.integers(len(SIZES))]
     place = PLACES_OF_SIZE[size][rng.integers(len(PLACES_OF_SIZE[size]))]
     pixels = int(rng.integers(SIZES[size][0], SIZES[size][1] + 1))
