@@ -20,7 +20,6 @@ from scott.errors import UserError
 from scott.evaluation import Row, evaluate
 from scott.evaluation.references import BATCH
 from scott.files import write_atomically
-from scott.mini.embedded import STUDENT_GUIDANCE
 from scott.mini.protocol import MiniReference
 from scott.mini.scenes import pictures
 from scott.progress import Bars, warn
@@ -110,10 +109,11 @@ class Training:
         distill(self.backbone, data, config, Hooks(progress=progress))
         return spent.total(config.max_steps)
 
-    def samplers(self) -> dict[int, StudentSampler]:
-        """Of the student's EMA, by steps."""
+    def samplers(self, omega: float | None = None) -> dict[int, StudentSampler]:
+        """Of the student's EMA, by steps, at ω, or at that which its config draws at."""
         backbone, grid = self.backbone, self.config.make_grid(self.backbone.schedule)
-        return {n: StudentSampler(backbone, backbone.target, grid, n, STUDENT_GUIDANCE) for n in STEPS}
+        omega = self.config.drawn_guidance if omega is None else omega
+        return {n: StudentSampler(backbone, backbone.target, grid, n, omega) for n in STEPS}
 
 
 class Spent:
@@ -189,3 +189,8 @@ def figures_of(row: Row) -> dict[str, float | None]:
 def spread(drawn: Tensor, real: Tensor) -> float:
     """sqrt of the variance over samples of `drawn` over that of `real`, each (N, C, H, W): a mean over elements."""
     return (drawn.var(0).mean() / real.var(0).mean()).sqrt().item()
+
+
+def cell(figures: Mapping[str, Any]) -> str:
+    """Of a table: FID, coverage and spread."""
+    return f"{figures['fid']:.2f}, {figures['coverage']:.3f}, {figures['spread']:.3f}"

@@ -23,7 +23,7 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 
 from scott.commands.distill import run
-from scott.mini.embedded import GUIDANCE, STUDENT_GUIDANCE, TEACHER
+from scott.mini.embedded import GUIDANCE, TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 
@@ -67,7 +67,7 @@ print("a student of", "scott demo" if folder.name == "demo" else f"{UPDATES} upd
 PROMPTS = Scenes(17 * 5, "held-out").captions()[::17]
 
 
-def draw(pipeline, steps, guidance=STUDENT_GUIDANCE, **more):
+def draw(pipeline, steps, guidance=GUIDANCE, **more):
     generator = torch.Generator().manual_seed(0)
     made = pipeline(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generator, **more)
     return made.images

@@ -13,7 +13,16 @@ from experiments.results import append_line
 
 def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240):
     values = {"method": method, "matched": matched, "budget": budget, "seed": seed, "steps": steps, "fid": fid}
-    return Row(**values, coverage=coverage, updates=10, cpu_minutes=1.0, clip_score=None, spread=None, samples=10)
+    return Row(
+        **values,
+        coverage=coverage,
+        updates=10,
+        cpu_minutes=1.0,
+        guidance=None,
+        clip_score=None,
+        spread=None,
+        samples=10,
+    )
 
 
 def results():

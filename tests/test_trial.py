@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from experiments.guidance.__main__ import Guidance
 from experiments.runs import exit_code, parsed
 from experiments.trial.__main__ import Trial
 
@@ -33,6 +34,28 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     (tmp_path / "README.md").write_text("<!-- trials -->\n<!-- end of trials -->\n")
     assert trial("", table=True) == 0
     assert (tmp_path / "README.md").read_text().count("\n| ") == 5
+
+
+def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "MINI_SCENES", 32)
+    runs, folder = tmp_path / "runs", tmp_path / "guidance"
+    settings = ("batch_size=4", "warmup_steps=0", "learning_rate=1e-3", "adversarial_weight=0", "ema_decay=0")
+    assert exit_code(Trial("moved", settings, updates=2, samples=12, folder=tmp_path, runs=runs).run) == 0
+    folder.mkdir()
+    (folder / "README.md").write_text("<!-- guidance -->\n<!-- end of guidance -->\n")
+
+    def measured(*omegas, run="moved-0"):
+        return exit_code(Guidance((runs / run,), omegas, samples=12, data=runs / "data", folder=folder).run)
+
+    assert measured(2.0) == 0
+    assert measured(2.0, 1.0) == 0
+    lines = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
+    (trial,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert [line["omega"] for line in lines] == [2.0, 1.0]
+    assert lines[0]["steps"]["2"] == pytest.approx(trial["steps"]["2"], rel=1e-3), "the recipe's own ω"
+    assert lines[1]["steps"]["2"]["fid"] != pytest.approx(lines[0]["steps"]["2"]["fid"], rel=1e-3)
+    assert measured(2.0, run="none-0") == 2
+    assert "no run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5"])

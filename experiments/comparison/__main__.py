@@ -95,7 +95,7 @@ class Comparison:
                 name = f"teacher {steps}"
                 made = evaluate(sampler, self.reference, name=name, progress=partial(progress, report, name))
                 blank = _blank("teacher", "nothing", 0, 0, self.samples)
-                append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps})))
+                append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps, "guidance": GUIDANCE})))
 
     def train(self, blank: Row, report: Report) -> None:
         """The rows of one student, unless they are there."""
@@ -111,8 +111,10 @@ class Comparison:
             updates = self.updates(blank, self.runs / name, report)
             run, minutes = self.trained(blank.method, name, updates, blank.seed, report)
         trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2))
-        for steps, figures in measured(run.samplers(), self.reference, report).items():
-            append_line(self.file, asdict(trained) | figures | {"steps": int(steps)})
+        samplers = run.samplers()
+        for steps, figures in measured(samplers, self.reference, report).items():
+            how = {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
+            append_line(self.file, asdict(trained) | figures | how)
 
     def trained(self, method: str, name: str, updates: int, seed: int, report: Report) -> tuple[Training, float]:
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1}
@@ -138,15 +140,25 @@ class Comparison:
 def _blank(method: str, matched: Matched, budget: float, seed: int, samples: int) -> dict[str, Any]:
     """A row's fields before anything is measured."""
     what = {"method": method, "matched": matched, "budget": budget, "seed": seed, "samples": samples}
-    return (
-        what
-        | {"updates": 0, "cpu_minutes": 0.0, "steps": 0, "fid": 0.0, "coverage": 0.0, "clip_score": None}
-        | {"spread": None}
-    )
+    nothing = dict.fromkeys(("updates", "cpu_minutes", "steps", "fid", "coverage"), 0)
+    return what | nothing | dict.fromkeys(("guidance", "clip_score", "spread"))
 
 
 def markdown(rows: list[Row]) -> str:
-    header = ["method", "matched", "budget", "seed", "updates", "CPU min", "steps", "FID", "coverage", "spread", "n"]
+    header = [
+        "method",
+        "matched",
+        "budget",
+        "seed",
+        "updates",
+        "CPU min",
+        "steps",
+        "ω",
+        "FID",
+        "coverage",
+        "spread",
+        "n",
+    ]
     cells = [
         [
             r.method,
@@ -156,6 +168,7 @@ def markdown(rows: list[Row]) -> str:
             r.updates,
             f"{r.cpu_minutes:.1f}",
             r.steps,
+            "–" if r.guidance is None else f"{r.guidance:g}",
             r.fid,
             r.coverage,
             r.spread,

@@ -27,6 +27,8 @@ class Row:
     cpu_minutes: float
     """What the training took, the teacher's walks counted."""
     steps: int
+    guidance: float | None
+    """ω drawn at; None of real pictures."""
     fid: float
     coverage: float
     clip_score: float | None

@@ -11,7 +11,7 @@ from rich.console import Console
 from scott.commands.demo import SEED, draw_grids
 from scott.evaluation import Results, Row, evaluate, markdown_table, table, timed
 from scott.evaluation.references import BATCH
-from scott.mini.embedded import GUIDANCE, STUDENT_GUIDANCE
+from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import mini_reference
 from scott.mini.scenes import Scenes
 from scott.progress import Bars
@@ -30,11 +30,10 @@ class Record:
     """
 
     students: tuple[str, ...] = ("scott=runs/mini", "lcm=runs/lcm")
-    """name=run folder, each measured at 1, 2 and 4 steps."""
+    """name=run folder, each measured at 1, 2 and 4 steps and its own ω."""
     teacher_steps: tuple[int, ...] = (50, 25, 2)
     samples: int = 5000
     guidance: float = GUIDANCE
-    student_guidance: float = STUDENT_GUIDANCE
     time_only: bool = False
     """Only measure the seconds an image of the rows there are, on two batches each: for when nothing else runs."""
     draw: bool = False
@@ -44,8 +43,7 @@ class Record:
     def run(self) -> None:
         console = Console()
         rows = Results.load(self.out).rows if self.out.is_file() else []
-        meta = {"samples": self.samples, "guidance": self.guidance, "student_guidance": self.student_guidance}
-        meta |= {"seed": SEED, "teacher": "mini"}
+        meta = {"samples": self.samples, "guidance": self.guidance, "seed": SEED, "teacher": "mini"}
         results = Results([row for row in rows if row.samples == self.samples], meta)
         if self.draw:
             draw_grids({_label(name): make() for name, make in self.samplers().items()}, self.out.parent)
@@ -80,7 +78,7 @@ class Record:
             name, folder = student.split("=", 1)
             load = cache(partial(load_student, folder))
             for steps in (1, 2, 4):
-                found[f"{name}-{steps}"] = lambda steps=steps, load=load: load().sampler(steps, self.student_guidance)
+                found[f"{name}-{steps}"] = lambda n=steps, load=load: load().sampler(n, load().guidance(None))
         return found
 
     def timed_again(self, row: Row) -> Row:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from experiments.results import append_line, insert, read_lines, table
-from experiments.runs import QUIET, Report, Training, exit_code, measured, parsed
+from experiments.runs import QUIET, Report, Training, cell, exit_code, measured, parsed
 
 from scott.errors import UserError
 from scott.mini.protocol import mini_reference
@@ -32,7 +32,7 @@ class Trial:
     """A run whose student's EMA it begins with (`scott distill --init`); critic and optimizers begin anew."""
     method: Literal["scott", "lcm"] = "scott"
     updates: int = 300
-    samples: int = 1000
+    samples: int = 2000
     seed: int = 0
     table: bool = False
     """Write the table of all lines into README.md, and run nothing."""
@@ -82,7 +82,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     rows = []
     for line in lines:
         settings = ", ".join(f"{key} {value}" for key, value in line["set"].items()) or "–"
-        cells = [_cell(line["steps"][n]) for n in ("1", "2", "4")]
+        cells = [cell(line["steps"][n]) for n in ("1", "2", "4")]
         rows.append(
             [
                 line["name"],
@@ -108,10 +108,6 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "4 steps",
     ]
     return table(header, rows)
-
-
-def _cell(figures: dict[str, float]) -> str:
-    return f"{figures['fid']:.2f}, {figures['coverage']:.3f}, {figures['spread']:.3f}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from PIL import Image
 from tests.app.conftest import FEWER, MORE, WARNING
 
 from scott.app import drawing
-from scott.mini.embedded import STUDENT_GUIDANCE as OMEGA
+from scott.recipes.configs import mini
 
+OMEGA = mini().drawn_guidance
 PROMPT = "a small green apple on a blue background"
 
 

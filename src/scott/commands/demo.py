@@ -15,7 +15,7 @@ from scott.evaluation import Generate, Progress, Reference, Results, Row, evalua
 from scott.evaluation.references import BATCH, Tick, check_samples
 from scott.evaluation.report import write_report
 from scott.export.card import method_of, write_cards
-from scott.mini.embedded import GUIDANCE, NAME, STUDENT_GUIDANCE
+from scott.mini.embedded import GUIDANCE, NAME
 from scott.mini.protocol import mini_reference, recorded_teacher_row
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
@@ -38,10 +38,10 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     if (read := max_steps * config.batch_size) < MINI_SCENES:  # a short run prepares what it reads
         config = replace(config, limit=read)
     run(config, report)
-    backbone, student = teacher_of(config.teacher), load_student(str(out))
+    backbone, student, omega = teacher_of(config.teacher), load_student(str(out)), config.drawn_guidance
     samplers: dict[str, TeacherSampler | StudentSampler]
     samplers = {f"teacher, {n} steps": TeacherSampler(backbone, n, GUIDANCE) for n in TEACHER_STEPS}
-    samplers |= {f"student, {n} step{'s'[: n - 1]}": student.sampler(n, STUDENT_GUIDANCE) for n in STUDENT_STEPS}
+    samplers |= {f"student, {n} step{'s'[: n - 1]}": student.sampler(n, omega) for n in STUDENT_STEPS}
     grids = draw_grids(samplers, out / "samples", lambda done, total: report("draw samples", done, total, {}))
 
     def tick(name: str, done: int, total: int) -> None:
@@ -54,9 +54,9 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     tick("real pictures", 2, 2)
     rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
-        name, sampler = f"scott-{n}", student.sampler(n, STUDENT_GUIDANCE)
+        name, sampler = f"scott-{n}", student.sampler(n, omega)
         rows.append(evaluate(sampler, reference, name=name, progress=partial(tick, name)))
-    meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": STUDENT_GUIDANCE, "seed": seed}
+    meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": omega, "seed": seed}
     results = Results(rows, meta | {"teacher": NAME, "updates": max_steps})
     results.save(out / "results.json")
     write_cards(out, config)
@@ -106,7 +106,7 @@ def _write_report(out: Path, config: DistillConfig, results: Results, grids: lis
         f"{config.max_steps:,} updates of batch {config.batch_size}.",
         f"Settings: {method_of(config)}.",
         f"FID, CLIP score and coverage: Mini-CLIP features of {by_name['scott-2'].samples:,} images of held-out "
-        f"captions, the teacher at guidance {GUIDANCE} and the student at {STUDENT_GUIDANCE}.",
+        f"captions, the teacher at guidance {GUIDANCE} and the student at {config.drawn_guidance}.",
     ]
     write_report(
         out / "report.html",

@@ -24,8 +24,8 @@ RECORDED = ASSETS / "recorded.json"
 """The teacher's rows on 1,000 held-out captions, which the demo shows: written by `python -m experiments.recorded_run
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
 
-GUIDANCE, STUDENT_GUIDANCE = 2.0, 2.0
-"""ω of teacher and student, SCott's and LCM's alike: the teacher's by validation (experiments/embedded_teacher)."""
+GUIDANCE = 2.0
+"""ω of the teacher, by validation (experiments/embedded_teacher)."""
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
 FEATURES: dict[str, Path] = {NAME: CLIP}
