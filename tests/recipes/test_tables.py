@@ -15,8 +15,8 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", Path("docs/recipes.md
 
 def rows(section, train):
     """Setting → value of a section's table, those of the other kind of student left out."""
-    found = re.findall(r"^\| `(\w+)`(?:, (lora|full))? \| (.+?) \| ", SECTIONS[section], re.MULTILINE)
-    assert len(found) == SECTIONS[section].count("\n| `"), "a row is not read"
+    found = re.findall(r"^\| `(\w+)`(?:, (lora|full))? \| (.+?) \| \S.* \| \S.* \|$", SECTIONS[section], re.MULTILINE)
+    assert len(found) == SECTIONS[section].count("\n| `"), "a row is not read, or lacks its source or why"
     assert len({row[:2] for row in found}) == len(found), "a setting stands twice"
     return {name: value for name, kind, value in found if kind in ("", train)}
 
