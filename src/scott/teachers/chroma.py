@@ -45,10 +45,6 @@ class ChromaBackbone(FluxLike):
             img_ids=image_ids(x_t, self.token_side),
         ).sample
 
-    def image_part(self, features: Tensor, x_t: Tensor) -> Tensor:
-        """The last tokens: in the single blocks those of the text come before them."""
-        return features[:, -x_t.shape[-2] * x_t.shape[-1] // self.token_side**2 :]
-
     def cut_network(self) -> ModelMixin:
         """The whole network, which finds a block's modulation by how many blocks there are."""
         return self.network

@@ -82,7 +82,8 @@ class Critic(nn.Module):
             network.get_submodule(last).requires_grad_(False)  # behind the features
         else:
             network = backbone.network
-            targets = lora_targets(network, backbone.decoder_prefixes, backbone.critic_layers)
+            layers = backbone.critic_layers or backbone.student_layers
+            targets = lora_targets(network, backbone.decoder_prefixes, layers)
             backbone.adapters.add("critic", targets, rank, float(rank))
         layer: Any = network.get_submodule(last)
         layer.register_forward_pre_hook(self._keep)

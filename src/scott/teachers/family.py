@@ -32,12 +32,13 @@ class Family(Encoders):
         UserError: the network takes more than latents (as for inpainting), which is not supported.
     """
 
-    part: ClassVar[str]
+    part: ClassVar[str] = "transformer"
     """The pipeline's component that is distilled: unet or transformer."""
     student_layers: ClassVar[tuple[str, ...]]
-    """How the names of the layers end that a LoRA student adapts, and likewise a LoRA critic."""
-    critic_layers: ClassVar[tuple[str, ...]]
-    output_layer: ClassVar[str]
+    """How the names of the layers end that a LoRA student adapts."""
+    critic_layers: ClassVar[tuple[str, ...]] = ()
+    """Those of a LoRA critic; the student's, where empty."""
+    output_layer: ClassVar[str] = "proj_out"
     """The network's last layer, which turns features into its output."""
     takes_guidance: ClassVar[bool] = False
     """Whether a full student of this family takes ω; one that does not is trained for a single ω."""

@@ -1,6 +1,7 @@
 """FLUX.1: a rectified flow over packed latents, whose network was distilled to take the guidance scale as an input."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -8,27 +9,28 @@ from torch import Tensor
 
 from scott.diffusion import Denoiser
 from scott.errors import UserError
-from scott.teachers import Cond, lora
+from scott.teachers import Cond
 from scott.teachers.network import LatentBackbone
-from scott.teachers.sd3 import TEXT_ATTENTION, TEXT_FEED_FORWARD
+from scott.teachers.sd3 import SD3Backbone
 
 T5_TOKENS = 512  # the stock pipeline's default
 
 
 class FluxLike(LatentBackbone):
-    """What FLUX.1's network and Chroma's have in common."""
+    """What the networks of FLUX.1, Chroma, FLUX.2 and Qwen-Image have in common."""
 
-    part = "transformer"
-    output_layer = "proj_out"
-    block_lists = ("transformer_blocks", "single_transformer_blocks")
-    student_layers = (*lora.ATTENTION, *lora.FEED_FORWARD, "proj_mlp", *TEXT_ATTENTION, *TEXT_FEED_FORWARD)
-    critic_layers = student_layers
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
+    student_layers: ClassVar[tuple[str, ...]] = (*SD3Backbone.student_layers, "proj_mlp")
     token_side, packed = 2, True
     shifts_evenly = True
 
     def network_time(self, t: Tensor) -> Tensor:
         """σ_t, which the network itself multiplies by 1000."""
         return self.schedule.timestep(t) / 1000
+
+    def image_part(self, features: Tensor, x_t: Tensor) -> Tensor:
+        """The last tokens: single blocks of Chroma and FLUX.2 give out the text's before them."""
+        return features[:, -x_t.shape[-2] * x_t.shape[-1] // self.token_side**2 :]
 
 
 class FluxBackbone(FluxLike):

@@ -9,7 +9,7 @@ from torch import Tensor
 from scott.errors import UserError
 from scott.teachers import Cond, lora
 from scott.teachers.encoders import chat
-from scott.teachers.network import LatentBackbone
+from scott.teachers.flux import FluxLike
 from scott.teachers.sd3 import TEXT_ATTENTION
 
 TOKENS = 512  # of a prompt in its chat template, the stock pipeline's default
@@ -17,20 +17,15 @@ TEACHER_STEPS = 50
 """What its shift is taken for, which its pipeline makes a function of the number of steps too: the model card's."""
 
 
-class Flux2KleinBackbone(LatentBackbone):
+class Flux2KleinBackbone(FluxLike):
     """A `Flux2KleinPipeline`.
 
     Raises:
         UserError: an edition that is distilled already.
     """
 
-    part = "transformer"
-    output_layer = "proj_out"
-    block_lists = ("transformer_blocks", "single_transformer_blocks")
     student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "linear_in", "linear_out", "to_qkv_mlp_proj", "attn.to_out")
-    critic_layers = student_layers
-    packed = True
-    shifts_evenly = True
+    token_side = 1
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
@@ -57,10 +52,6 @@ class Flux2KleinBackbone(LatentBackbone):
         text, _ = pipeline.encode_prompt(list(prompts), pipeline.text_encoder.device, max_sequence_length=TOKENS)
         return {"text": text.to(self.device)}
 
-    def network_time(self, t: Tensor) -> Tensor:
-        """σ_t, which the network itself multiplies by 1000."""
-        return self.schedule.timestep(t) / 1000
-
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns, words = (torch.arange(n, device=x_t.device) for n in (*x_t.shape[-2:], cond["text"].shape[1]))
         zero = rows.new_zeros(1)
@@ -76,7 +67,3 @@ class Flux2KleinBackbone(LatentBackbone):
     def from_pipeline(self, latents: Tensor) -> Tensor:
         """The pipeline has unfolded its latents and undone the normalisation."""
         return self.normaliser.normalise(latents)
-
-    def image_part(self, features: Tensor, x_t: Tensor) -> Tensor:
-        """The last tokens: from the single blocks on, those of the text come before them."""
-        return features[:, -x_t.shape[-2] * x_t.shape[-1] :]

@@ -14,10 +14,7 @@ from scott.teachers.network import LatentBackbone
 class PixArtBackbone(LatentBackbone):
     """A `PixArtAlphaPipeline` or `PixArtSigmaPipeline`; the learned variance is dropped."""
 
-    part = "transformer"
-    output_layer = "proj_out"
     student_layers = lora.ATTENTION + lora.FEED_FORWARD
-    critic_layers = lora.ATTENTION + lora.FEED_FORWARD
 
     def resize(self, resolution: int) -> None:
         """Refused: positions are computed from the size in the config, so another one there is another network."""

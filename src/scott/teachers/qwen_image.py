@@ -13,21 +13,17 @@ from torch.nn import functional as F
 from scott.diffusion import Denoiser, to_x0
 from scott.guidance import GuidedDenoiser
 from scott.teachers import Cond, lora
-from scott.teachers.network import LatentBackbone
+from scott.teachers.flux import FluxLike
 from scott.teachers.sd3 import TEXT_ATTENTION
 
 TOKENS = 512  # of a prompt in its template, the stock pipeline's default
 
 
-class QwenImageBackbone(LatentBackbone):
+class QwenImageBackbone(FluxLike):
     """A `QwenImagePipeline`. Its VAE is one of videos, to which a picture is a frame."""
 
-    part = "transformer"
-    output_layer = "proj_out"
+    block_lists = ("transformer_blocks",)
     student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "net.0.proj", "net.2")
-    critic_layers = student_layers
-    token_side, packed = 2, True
-    shifts_evenly = True
 
     @property
     def latent_channels(self) -> int:
@@ -69,10 +65,6 @@ class QwenImageBackbone(LatentBackbone):
     def _lengthened(self, guided: Tensor, conditional: Tensor) -> Tensor:
         tokens, wanted = self.pack(guided), self.pack(conditional).norm(dim=-1, keepdim=True)
         return self.unpack(tokens * (wanted / tokens.norm(dim=-1, keepdim=True)), guided)
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """σ_t, which the network itself multiplies by 1000."""
-        return self.schedule.timestep(t) / 1000
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns = (side // self.token_side for side in x_t.shape[-2:])

@@ -18,10 +18,7 @@ INSTRUCTION: list[str] = inspect.signature(SanaPipeline.__call__).parameters["co
 class SanaBackbone(LatentBackbone):
     """A `SanaPipeline`."""
 
-    part = "transformer"
-    output_layer = "proj_out"
     student_layers = (*lora.ATTENTION, "conv_inverted", "conv_point")
-    critic_layers = student_layers
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         z = self.vae.encode(pixels).latent

@@ -17,10 +17,7 @@ T5_TOKENS = 256  # the stock pipeline's default
 class SD3Backbone(LatentBackbone):
     """A `StableDiffusion3Pipeline`, with or without its T5."""
 
-    part = "transformer"
-    output_layer = "proj_out"
     student_layers = lora.ATTENTION + lora.FEED_FORWARD + TEXT_ATTENTION + TEXT_FEED_FORWARD
-    critic_layers = student_layers
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:

@@ -17,11 +17,9 @@ TOKENS = 512  # of a prompt in its chat template, the stock pipeline's default
 class ZImageBackbone(LatentBackbone):
     """A `ZImagePipeline`, which writes guidance as cond + s (cond − uncond): ω = 1 + s."""
 
-    part = "transformer"
     block_lists = ("layers",)
     output_layer = "all_final_layer.2-1.linear"
     student_layers = (*lora.ATTENTION, "w1", "w2", "w3")
-    critic_layers = student_layers
     token_side = 2
     shifts_evenly = True
 
