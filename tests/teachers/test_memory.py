@@ -145,7 +145,7 @@ def test_parked_encoders_encode_alike_for_the_networks_device(make_backbone, mon
     for name, part in backbone.pipeline.components.items():
         if isinstance(part, nn.Module):
             monkeypatch.setattr(part, "to", lambda device, name=name: moved.append((name, device)))
-    backbone.park_encoders()
+    backbone.place_encoders("cpu")
     encoders = {name for name in backbone.pipeline.components if name.startswith("text_encoder")}
     assert set(moved) == {(name, "cpu") for name in encoders | {"vae"}}
     monkeypatch.undo()
@@ -196,7 +196,7 @@ def test_text_encoders_in_turn_are_on_the_device_one_at_a_time(make_backbone, mo
     for _ in range(2):
         backbone.encode_prompts(["a cat", "dog"])
     assert (order, most) == (list(range(len(encoders))) * 2, 1)
-    backbone.park_encoders()
+    backbone.place_encoders("cpu")
     assert not there()
     backbone.network.to_empty(device="cpu")
     assert all(torch.equal(value, expected[name]) for name, value in backbone.encode_prompts(["a cat", "dog"]).items())
@@ -253,7 +253,7 @@ def test_compiling_reaches_the_network_and_its_copies(make_backbone, monkeypatch
 
 def test_a_parked_vae_decodes_where_the_latents_are_and_goes_back(make_backbone, monkeypatch):
     backbone = make_backbone()
-    backbone.park_encoders()
+    backbone.place_encoders("cpu")
     moved, meta = [], copy.deepcopy(backbone.vae).to("meta")
     monkeypatch.setattr(backbone.vae, "to", lambda device: moved.append(str(device)))
     monkeypatch.setattr(backbone.vae, "decode", meta.decode)

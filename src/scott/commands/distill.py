@@ -144,7 +144,7 @@ def data_and_models(
     `initial_lora` read of that), and the critic."""
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, cache, config.seed, report, **how)
-    backbone.park_encoders()  # a device holds them or the network, never both
+    backbone.place_encoders("cpu")  # a device holds them or the network, never both
     backbone.place_network(best_device())
     add_models(backbone, config)
     start_as(backbone, config, lora)

@@ -22,15 +22,9 @@ class ChromaBackbone(FluxLike):
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the prompt's tokens and the first of padding; L = 512."""
-        pipeline = self.pipeline
         if not truncate:
-            self._check_length(prompts, pipeline.tokenizer, T5_TOKENS, special=1)
-        text, _, mask, *_ = pipeline.encode_prompt(
-            list(prompts),
-            device=pipeline.text_encoder.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=T5_TOKENS,
-        )
+            self._check_length(prompts, self.pipeline.tokenizer, T5_TOKENS, special=1)
+        text, _, mask, *_ = self._encoded(prompts, T5_TOKENS)
         return {"text": text.to(self.device), "mask": mask.to(self.device)}
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:

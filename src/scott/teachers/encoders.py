@@ -1,8 +1,7 @@
 """What stands before and behind the network: text encoders, the VAE, and how its latents are normalised."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import UserCpuOffloadHook
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.training_utils import offload_models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,8 +69,6 @@ class Encoders(ABC):
 
     size_names: ClassVar[tuple[str, ...]] = ()
     """Which of a condition's values tell the network the picture's size."""
-    resolution: int
-    """Side of the pictures, in pixels, that latents of the network's own size stand for."""
     in_turn: bool = False
     """Whether a device holds one text encoder at a time."""
 
@@ -83,14 +81,14 @@ class Encoders(ABC):
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
 
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where conditions and latents are wanted, which is the network's."""
-
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
+
+    def _encoded(self, prompts: Sequence[str], tokens: int, **options: Any) -> tuple[Any, ...]:
+        """What the pipeline makes of prompts of at most so many tokens, without guidance."""
+        options |= {"do_classifier_free_guidance": False, "max_sequence_length": tokens}
+        return self.pipeline.encode_prompt(list(prompts), device=self.encoding_device, **options)
 
     def blank(self, batch: int, **shapes: tuple[int, ...]) -> Cond:
         """Conditions of these shapes and no content, for a backbone on the meta device."""
@@ -108,13 +106,6 @@ class Encoders(ABC):
     @property
     def latent_channels(self) -> int:
         return self.vae.config.latent_channels
-
-    def park_encoders(self) -> None:
-        """Move text encoders and VAE to the CPU: training on cached latents needs none.
-
-        Prompts are still encoded there; the VAE is moved back for as long as it decodes.
-        """
-        self.place_encoders("cpu")
 
     def place_encoders(self, device: torch.device | str) -> None:
         """Move text encoders and VAE, and not the network.
@@ -154,8 +145,8 @@ class Encoders(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H', W') in [0, 1] of normalised latents."""
-        with _lent(self.vae, latents.device):
+        """Pixels (B, 3, H', W') in [0, 1] of normalised latents, on whose device the VAE is for as long."""
+        with offload_models(self.vae, device=latents.device, offload=self.vae.device != latents.device):
             pixels = self._decode(self.normaliser.restore(latents.to(self.vae.dtype)))
         return (pixels / 2 + 0.5).clamp(0, 1)
 
@@ -185,17 +176,3 @@ def chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
 
 def _like(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.to(x) if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _lent(module: ModelMixin, device: torch.device) -> Iterator[None]:
-    """A module on another device for a while."""
-    home = module.device
-    if home == device:
-        yield
-        return
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)

@@ -30,12 +30,7 @@ class PixArtBackbone(LatentBackbone):
         limit = 300 if isinstance(self.pipeline, PixArtSigmaPipeline) else 120
         if not truncate:
             self._check_length(prompts, self.pipeline.tokenizer, limit, special=1)
-        text, mask, _, _ = self.pipeline.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            device=self.pipeline.text_encoder.device,
-            max_sequence_length=limit,
-        )
+        text, mask, _, _ = self._encoded(prompts, limit)
         return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:

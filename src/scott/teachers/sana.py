@@ -39,13 +39,7 @@ class SanaBackbone(LatentBackbone):
     def _states(self, prompts: Sequence[str], instruction: list[str] | None) -> Cond:
         if self.device.type == "meta":
             return self.blank(len(prompts), text=(TOKENS, self.network.config.caption_channels), mask=(TOKENS,))
-        text, mask, _, _ = self.pipeline.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            device=self.pipeline.text_encoder.device,
-            max_sequence_length=TOKENS,
-            complex_human_instruction=instruction,
-        )
+        text, mask, _, _ = self._encoded(prompts, TOKENS, complex_human_instruction=instruction)
         return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
 
     def network_time(self, t: Tensor) -> Tensor:

@@ -27,14 +27,7 @@ class SD3Backbone(LatentBackbone):
             self._check_length(prompts, pipeline.tokenizer_3, T5_TOKENS, special=1)
         elif not truncate:
             self._check_length(prompts, pipeline.tokenizer, pipeline.tokenizer.model_max_length, special=2)
-        text, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts),
-            None,
-            None,
-            device=self.encoding_device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=T5_TOKENS,
-        )
+        text, _, pooled, _ = self._encoded(prompts, T5_TOKENS, prompt_2=None, prompt_3=None)
         return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
