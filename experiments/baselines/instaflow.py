@@ -30,7 +30,6 @@ from scott.guidance import GuidedDenoiser
 from scott.mini.embedded import GUIDANCE
 from scott.rng import generator_for
 from scott.samplers import trailing_times
-from scott.sampling import walk
 from scott.solvers import make
 
 DROPOUT = 0.1
@@ -123,7 +122,7 @@ class InstaFlow(Baseline):
         noise, cond = self.start(samples)
         guided = self.backbone.guided_teacher(self.uncond, self.pair_guidance)
         solver = make("dpmpp-sde", self.backbone.schedule, eta=0.0)
-        return {"ends": walk(solver, guided, noise, cond, trailing_times(self.backbone, self.pair_steps))}
+        return {"ends": solver.walk(guided, noise, trailing_times(self.backbone, self.pair_steps, len(noise)), cond)}
 
     def _flowed(self, samples: range) -> Tensors:
         noise, cond = self.start(samples)

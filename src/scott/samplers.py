@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from scott.diffusion import ConsistencyFunction, Denoiser, FlowSchedule, JumpGrid, normal_like
-from scott.sampling import sample, walk
+from scott.errors import UserError
+from scott.sampling import sample
 from scott.solvers import make
 from scott.teachers import LatentBackbone
 
@@ -35,10 +36,10 @@ class TeacherSampler:
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
         backbone = self.backbone
         guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
-        times = trailing_times(backbone, self.steps)
         noise = _noise(backbone, len(prompts), torch.Generator().manual_seed(seed))
         cond = backbone.encode_prompts(prompts, truncate=self.truncate)
-        return walk(make("ddim", backbone.schedule, eta=0.0), guided, noise, cond, times)
+        times = trailing_times(backbone, self.steps, len(prompts))
+        return make("ddim", backbone.schedule, eta=0.0).walk(guided, noise, times, cond)
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,14 @@ class StudentSampler:
         return (mean + std * normal_like(mean, generator)).to(self.backbone.device)
 
 
-def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
-    """`steps` + 1 times from t_max to clean data, evenly spaced ("trailing" in diffusers' words).
+def trailing_times(backbone: LatentBackbone, steps: int, batch: int) -> list[Tensor]:
+    """`steps` + 1 times (batch,) from t_max to clean data, evenly spaced ("trailing" in diffusers' words).
 
     Where the pipeline's scheduler has a `shift_terminal`, 1 − σ is stretched to put the last σ before clean data there.
+    Raises `UserError` for no step.
     """
+    if steps < 1:
+        raise UserError(f"got {steps} steps of a teacher; expected 1 or more")
     schedule = backbone.schedule
     fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = schedule.t_data + fraction * (schedule.t_max - schedule.t_data)
@@ -111,7 +115,7 @@ def trailing_times(backbone: LatentBackbone, steps: int) -> list[float]:
     if terminal and steps > 1 and isinstance(schedule, FlowSchedule):
         alpha = schedule.alpha(times[:-1])
         times = torch.cat([schedule.time_of(1 - alpha * (1 - terminal) / alpha[-1]), times[-1:]])
-    return times.tolist()
+    return [time.to(schedule.time_dtype).repeat(batch) for time in times]
 
 
 def _noise(

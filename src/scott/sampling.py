@@ -9,7 +9,6 @@ from torch import Tensor
 
 from scott.diffusion import Denoiser, JumpGrid, NoiseSchedule, normal_like, time_like
 from scott.errors import UserError
-from scott.solvers import Solver
 
 
 @torch.no_grad()
@@ -56,23 +55,3 @@ def sample(
         x_t = schedule.add_noise(x0, draw(x0, generator), t)
         x0 = student(x_t, time_like(t, x_t), cond)
     return x0
-
-
-@torch.no_grad()
-def walk(
-    solver: Solver,
-    denoiser: Denoiser,
-    noise: Tensor,
-    cond: Any,
-    times: Sequence[float],
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Many-step sampling: `solver` from the first of the descending `times` to the last, starting from N(0, I).
-
-    Raises:
-        UserError: fewer than two times, or times that do not descend.
-    """
-    if len(times) < 2:
-        raise UserError(f"got times {list(times)}; expected two or more, descending towards clean data.")
-    steps = [torch.full((len(noise),), time, dtype=solver.schedule.time_dtype) for time in times]
-    return solver.walk(denoiser, noise, steps, cond, generator)
