@@ -1,6 +1,6 @@
 """What draws: students that were saved and teachers, found by their names and loaded."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,8 +41,7 @@ def teacher_of(
 def run_teacher(run: Path) -> tuple[TeacherSource, int | None]:
     """What a run distilled, with its LoRAs, VAE and variant; and the size of its data, where that is not its own."""
     config = DistillConfig.load(run / "config.json")
-    source = TeacherSource(**{field.name: getattr(config, field.name) for field in fields(TeacherSource)})
-    return source, config.resolution
+    return TeacherSource.of(config), config.resolution
 
 
 def is_run(folder: Path) -> bool:

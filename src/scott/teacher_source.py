@@ -1,6 +1,6 @@
 """What a teacher is made of: a pipeline's folder, hub id or single file, and what takes the place of parts of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -39,8 +39,10 @@ class TeacherSource(TeacherParts):
 
     @classmethod
     def of(cls, teacher: "str | Path | TeacherSource") -> "TeacherSource":
-        """Itself, or what a name alone stands for."""
-        return teacher if isinstance(teacher, TeacherSource) else cls(teacher=str(teacher))
+        """What a name alone stands for, or what a config, say, has of one."""
+        if not isinstance(teacher, TeacherSource):
+            return cls(teacher=str(teacher))
+        return cls(**{field.name: getattr(teacher, field.name) for field in fields(cls)})
 
     @property
     def file(self) -> Path | None:

@@ -56,7 +56,7 @@ def grown(earlier: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfig) -> UNet2DConditionModel:
     """Train (or resume) in `folder` with ε-prediction on Stable Diffusion's schedule; the averaged model, eval mode."""
-    images, settings, data = scenes.SceneSource(SCENES, "train", seed, SHARD), Settings(), folder / "data"
+    images, settings, data = scenes.Scenes(SCENES, "train", seed, SHARD), Settings(), folder / "data"
     made_for = full_settings("mini", images, settings, backbone, fingerprints(backbone))
     prepare_shards(images, backbone, settings, made_for, data, lambda *_: None)
     cached = ShardSource(data, seed).all()

@@ -1,7 +1,7 @@
 """The embedded default as the rest of scott uses it: the teacher, its scenes, and the features that measure it."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from scott.errors import UserError
 from scott.evaluation import Features
 from scott.evaluation.networks import clip
 from scott.mini.glyphs import ASSETS
-from scott.mini.scenes import SceneSource
+from scott.mini.scenes import Scenes
 from scott.teacher_source import TeacherSource
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ GUIDANCE = 2.0
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
 FEATURES: dict[str, Path] = {NAME: CLIP}
-SOURCES: dict[str, Callable[[int], Source]] = {NAME: SceneSource}
+SOURCES: dict[str, Callable[[int], Source]] = {NAME: Scenes}
 """What a name on the command line stands for: a teacher's folder, a CLIP's, so many captioned pictures."""
 
 
@@ -41,8 +41,7 @@ def teacher_folder(name: str) -> str | Path:
 def teacher_source(teacher: str | TeacherSource) -> TeacherSource:
     """What `load_backbone` makes a teacher of, the folder of an embedded one in the place of its name."""
     source = TeacherSource.of(teacher)
-    given = {field.name: getattr(source, field.name) for field in fields(TeacherSource)}
-    return TeacherSource(**(given | {"teacher": str(teacher_folder(source.teacher))}))
+    return replace(source, teacher=str(teacher_folder(source.teacher)))
 
 
 def teacher_name(folder: str) -> str:
