@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
@@ -78,7 +77,17 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
         metadata |= kohya_metadata(backbone, rank, scale * rank, f"{config.out.name} ({trained.info.updates} updates)")
     else:
         tensors |= {key: scale * value for key, value in tensors.items() if key.endswith("lora_B.weight")}
-        adapter = lora_config(rank, _layers(backbone), config.lora_variant == "dora")
+        # α is folded in; this is all that any version of peft and diffusers asks for
+        adapter: dict[str, Any] = {
+            "r": rank,
+            "lora_alpha": rank,
+            "target_modules": _layers(backbone),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "lora_bias": False,
+            "use_rslora": False,
+            "use_dora": config.lora_variant == "dora",
+        }
         if form == "peft":
             LoraConfig(**adapter).save_pretrained(folder)
         metadata["lora_adapter_metadata"] = json.dumps({f"{backbone.part}.{k}": v for k, v in adapter.items()})
@@ -88,20 +97,6 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
     return form
 
 
-def lora_config(rank: int, layers: list[str], dora: bool) -> dict[str, Any]:
-    """peft's config of a file with α folded in: all that any version of peft and diffusers asks for."""
-    return {
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": layers,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "lora_bias": False,
-        "use_rslora": False,
-        "use_dora": dora,
-    }
-
-
 def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: torch.dtype = torch.float32) -> None:
     """Have the file's reader put it on a fresh copy of the original teacher.
 
@@ -109,10 +104,13 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
     2-step latent is off.
     """
     backbone = load_backbone(expected.teacher)
-    pipeline = backbone.pipeline
+    pipeline, part = backbone.pipeline, expected.part
     pipeline.scheduler = expected.scheduler
-    _load_as_stock(pipeline, expected.part, folder, kind, form)
-    _check_updates(getattr(pipeline, expected.part), expected.updates, folder, dtype)
+    if form == "peft":
+        setattr(pipeline, part, PeftModel.from_pretrained(getattr(pipeline, part), str(folder)).eval())
+    else:
+        pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
+    _check_updates(getattr(pipeline, part), expected.updates, folder, dtype)
     got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
     check("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
 
@@ -191,14 +189,6 @@ def lora_parameters(
             f"{len(given - wanted)} are unknown; give the --teacher it was made for"
         )
     return {keys[key]: tensors[key] for key in given}
-
-
-def _load_as_stock(pipeline: DiffusionPipeline, part: str, folder: Path, kind: str, form: str) -> None:
-    """Load the file the way its reader does."""
-    if form == "peft":
-        setattr(pipeline, part, PeftModel.from_pretrained(getattr(pipeline, part), str(folder)).eval())
-    else:
-        pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
 
 
 def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, dtype: torch.dtype) -> None:

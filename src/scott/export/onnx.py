@@ -6,13 +6,12 @@ code of its own here: a graph's inputs are named after the call's arguments. Bat
 transformer's height and width are the teacher's), the number of tokens is the teacher's.
 """
 
-import contextlib
 import gc
 import inspect
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from scott.errors import UserError
 from scott.export.info import StudentInfo
-from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, require_onnx, run_session, tensors_of
+from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, run_session, tensors_of
 from scott.export.pipeline import check
 from scott.export.trained import PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
@@ -47,7 +46,6 @@ def write_onnx(student: Path, folder: Path) -> StudentInfo:
     Raises `UserError` when onnxruntime's output of a part, or the 2-step latent, is off by more than `TOLERANCE` of its
     spread, for one picture, for two, or for two of another height.
     """
-    require_onnx()
     info = StudentInfo.read(student)
     assert info is not None
     answers, latents = _write_parts(student, info, folder)  # torch's networks are gone when onnxruntime's come
@@ -174,7 +172,8 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
 
 
 def _export(graph: _Graph, file: Path) -> None:
-    with _quiet():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of what its user cannot change
+    with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             graph,
             tuple(tensors_of(graph.call).values()),
@@ -227,17 +226,3 @@ def _with_tensors(call: Call, tensors: Mapping[str, Tensor]) -> Call:
         else tensors.get(name, value)
         for name, value in call.items()
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from warning of what its user cannot change."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

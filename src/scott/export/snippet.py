@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.diffusion import FlowSchedule
+from scott.evaluation.stock import OWN_GUIDANCE
 from scott.export.info import StudentInfo
 from scott.export.lora import lora_file
 from scott.export.pipeline import call_options
@@ -106,10 +107,7 @@ def teacher_snippet(
     lines += ["from scott.mini.embedded import TEACHER"] if teacher.teacher in embedded.TEACHERS else []
     lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance} | call_options(pipeline)
-    if pipeline == "QwenImagePipeline":
-        options |= {"true_cfg_scale": guidance, "negative_prompt": ""}
-    elif pipeline == "ZImagePipeline":
-        options["guidance_scale"] = guidance - 1
+    options |= OWN_GUIDANCE.get(pipeline, lambda omega: {})(guidance)
     options |= dict.fromkeys(("height", "width"), backbone.resolution) if needs_size(pipeline) else {}
     if isinstance(backbone.schedule, FlowSchedule) and not backbone.shifts_evenly:
         options["sigmas"] = [1 - k / steps for k in range(steps)]
