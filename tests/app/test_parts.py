@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from scott.app.draw_view import _draw
-from scott.app.drawing import Column, Drawer, Order, Settings, _omega
+from scott.app.drawing import Column, Drawer, Order, _omega
 from scott.app.figures import problem
 from scott.app.models import Models, teacher_source
-from scott.app.watching import RunState, validation_grids
+from scott.app.watch_view import _summary, validation_grids
 from scott.commands.app import found_runs
 from scott.errors import UserError
 from scott.export.snippet import teacher_snippet
@@ -27,7 +27,7 @@ from scott.samplers import TeacherSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 
-ORDER = Order(1.0, "a fox", [3], Settings([], [], [25, 50]))
+ORDER = Order(1.0, "a fox", [3], [], [], [25, 50])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampler:
 def drawer(monkeypatch):
     """A drawer of two columns, of 1 and 2 steps."""
     columns = [Column("teacher", "teacher", Sampler(n)) for n in (1, 2)]
-    monkeypatch.setattr(Drawer, "columns", lambda self, settings: iter(columns))
+    monkeypatch.setattr(Drawer, "columns", lambda self, order: iter(columns))
     return Drawer(Models([]))
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_drawn_is_refused(change):
 
 
 def test_without_a_student_the_embedded_teacher_draws():
-    assert [column.key for column in Drawer(Models([])).columns(ORDER.settings)] == [
+    assert [column.key for column in Drawer(Models([])).columns(ORDER)] == [
         ("teacher mini", 25),
         ("teacher mini", 50),
     ]
@@ -121,7 +121,7 @@ def test_few_step_pipelines_made_elsewhere_are_drawn_and_others_in_a_teachers_st
     """A LoRA file beside a pipeline too; each as its own lines draw it in stock diffusers."""
     lora = f"{teacher_folders['sd1']}+{style_lora('sd1')}"
     names = [few_step, lora, str(teacher_folders["sd1"])]
-    pictures = list(Drawer(Models(names)).draw(Order(1.0, "a cat", [3], Settings(names, [2], [3])), "reader"))
+    pictures = list(Drawer(Models(names)).draw(Order(1.0, "a cat", [3], names, [2], [3]), "reader"))
     assert [(picture.who, picture.steps, picture.calls) for picture in pictures] == [
         (few_step, 2, 2),
         (lora, 2, 2),
@@ -136,7 +136,7 @@ def test_a_teachers_lines_draw_its_picture(family, teacher_folders, tmp_path, mo
     backbone = load_backbone(teacher)
     code = partial(teacher_snippet, teacher, backbone)
     column = Column("teacher", "teacher", TeacherSampler(backbone, 3, 2.5), code)
-    monkeypatch.setattr(Drawer, "columns", lambda self, settings: iter([column]))
+    monkeypatch.setattr(Drawer, "columns", lambda self, order: iter([column]))
     (picture,) = Drawer(Models([])).draw(replace(ORDER, prompt="a cat"), "reader")
     assert drawn_by_its_code(picture, tmp_path, monkeypatch) <= 1
 
@@ -201,8 +201,9 @@ def test_runs_are_found_the_newest_first_and_read_before_their_first_step(tmp_pa
     found = found_runs(tmp_path)
     assert found == [str(tmp_path / "new"), str(tmp_path / "old")]
     assert (Models(found).runs, Models(found).students) == (found, [])
-    state = RunState.read(tmp_path / "new")
-    assert (state.step, state.max_steps, state.seconds_left, state.curves) == (0, 7, None, None)
+    said = _summary(tmp_path / "new")
+    assert all(text in said for text in ("<td>0</td>", "of 7", "unknown"))
+    assert "<svg" not in said
     assert validation_grids(tmp_path / "new") == []
 
 

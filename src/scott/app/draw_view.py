@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from scott.app.drawing import SEEDS, Drawer, Order, Settings
+from scott.app.drawing import SEEDS, Drawer, Order, Picture
 from scott.app.figures import figures, message, problem, varieties
 from scott.app.models import Models, omega_range
 from scott.export.snippet import EXAMPLE
@@ -84,16 +84,17 @@ def _draw(
     The last word is "no change": gradio says an event's last word again as it ends, and empties the page for an event
     that said none, which both may come after a newer order's pictures.
     """
-    settings, pictures = Settings(students, sorted(steps), sorted(teacher_steps), None if own else omega), []
+    pictures: list[Picture] = []
     first, layout = int(seed or 0), figures if count == 1 else varieties
+    using = students, sorted(steps), sorted(teacher_steps), None if own else omega
     try:
-        order = Order(time, prompt, range(first, first + count), settings)
+        order = Order(time, prompt, range(first, first + count), *using)
         for picture in drawer.draw(order, str(request.session_hash), live=live):
             pictures.append(picture)
             yield layout(pictures)
     except Exception as error:
         yield layout(pictures) + problem(error)
-    if not settings.student_steps and not settings.teacher_steps:
+    if not steps and not teacher_steps:
         yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
     yield gr.skip()
 

@@ -26,17 +26,6 @@ SEEDS = 2**32
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to draw with."""
-
-    students: Sequence[str]
-    student_steps: Sequence[int]
-    teacher_steps: Sequence[int]
-    omega: float | None = None
-    """For students that take ω, clipped to their range; None draws each at its own."""
-
-
-@dataclass(frozen=True)
 class Column:
     """One sampler, and whose it is."""
 
@@ -86,7 +75,11 @@ class Order:
     """On the reader's clock: what was asked for later may arrive earlier."""
     prompt: str
     seeds: Sequence[int]
-    settings: Settings
+    students: Sequence[str]
+    student_steps: Sequence[int]
+    teacher_steps: Sequence[int]
+    omega: float | None = None
+    """For students that take ω, clipped to their range; None draws each at its own."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -108,27 +101,29 @@ class Drawer:
     """Reader → its newest order, for which older ones are given up."""
     lock: Lock = field(default_factory=Lock)
 
-    def columns(self, settings: Settings) -> Iterator[Column]:
+    def columns(self, order: Order) -> Iterator[Column]:
         """The students' samplers, then those of their teachers at the same ω; of the embedded teacher without any.
 
         A pipeline of many steps draws in the teachers'. Raises `UserError` for what cannot be loaded, or drawn so.
         """
         teachers: list[tuple[tuple[TeacherSource, int | None], float]] = []
-        if not settings.students:
+        if not order.students:
             teachers.append(((TeacherSource(teacher=embedded.NAME), None), embedded.GUIDANCE))
-        for name in settings.students:
+        for name in order.students:
             student = self.models.student(name)
             if isinstance(student, Stock):
-                yield from _stock_columns(name, student, settings)
+                code = partial(pipeline_snippet, student.name, student.scheduler, student.lora)
+                for steps in order.student_steps if student.is_few_step else order.teacher_steps:
+                    yield Column(name, "pipeline", student.sampler(steps), code)
                 continue
-            omega = _omega(student, settings.omega)
+            omega = _omega(student, order.omega)
             code = None if student.info is None else partial(stock_snippet, student.info, student_folder(name))
-            for steps in settings.student_steps:
+            for steps in order.student_steps:
                 yield Column(name, "student", student.sampler(steps, omega), code)
             if (teacher := teacher_source(name)) and (teacher, omega) not in teachers:
                 teachers.append((teacher, omega))
         for (source, size), omega in teachers:
-            for steps in settings.teacher_steps:
+            for steps in order.teacher_steps:
                 backbone = self.models.teacher(source, size)
                 sampler, code = TeacherSampler(backbone, steps, omega), partial(teacher_snippet, source, backbone)
                 yield Column(f"teacher {source.teacher}", "teacher", sampler, code)
@@ -145,7 +140,7 @@ class Drawer:
         self.newest[reader] = order
         limit = LIVE_SECONDS / len(order.seeds) if live else math.inf
         for seed in order.seeds:
-            columns = self.columns(order.settings)
+            columns = self.columns(order)
             while True:
                 with self.lock:
                     column = next(columns, None) if self.newest[reader] is order else None
@@ -172,12 +167,6 @@ class Drawer:
             image=None if images is None else to_pil(images[0]),
             code=column.code(**how) if column.code else None,
         )
-
-
-def _stock_columns(name: str, stock: Stock, settings: Settings) -> Iterator[Column]:
-    code = partial(pipeline_snippet, stock.name, stock.scheduler, stock.lora)
-    for steps in settings.student_steps if stock.is_few_step else settings.teacher_steps:
-        yield Column(name, "pipeline", stock.sampler(steps), code)
 
 
 def _omega(student: Student, wanted: float | None) -> float:

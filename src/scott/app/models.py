@@ -50,7 +50,7 @@ class Models:
 
     def __init__(self, names: Sequence[str], dtype: torch.dtype = torch.float32, kept: int = KEPT) -> None:
         self.names, self.dtype = tuple(names), dtype
-        self._kept = lru_cache(maxsize=kept)(lambda load, what: load(what))
+        self._kept = lru_cache(maxsize=kept)(self._load)
 
     @property
     def runs(self) -> list[str]:
@@ -64,24 +64,23 @@ class Models:
 
     def student(self, name: str) -> Student | Stock:
         """Raises `UserError` as `load_student` and `load_pipeline` do."""
-        return self._kept(self._load, name)
+        return self._kept(name)
 
     def teacher(self, source: TeacherSource, size: int | None = None) -> LatentBackbone:
         """At a size in pixels, where it is not the teacher's own. Raises `UserError` as `load_backbone` does."""
-        return self._kept(self._load_teacher, (source, size))
+        return self._kept(source, size)
 
-    def _load(self, name: str) -> Student | Stock:
-        folder = Path(name)
-        pipeline, _, lora = (name, "", "") if folder.exists() else name.partition("+")
-        if is_run(folder) or (folder / STUDENT_INFO).is_file() or (folder.exists() and not _is_pipeline(folder)):
-            return load_student(name, dtype=self.dtype)
+    def _load(self, what: str | TeacherSource, size: int | None = None) -> Any:
+        """A student or pipeline by its name, or a teacher."""
+        if isinstance(what, TeacherSource):
+            return teacher_of(what, self.dtype, resolution=size)
+        folder = Path(what)
+        pipeline, _, lora = (what, "", "") if folder.exists() else what.partition("+")
+        if (folder / STUDENT_INFO).is_file() or (folder.exists() and not (folder / "model_index.json").is_file()):
+            return load_student(what, dtype=self.dtype)
         flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
         scheduler = ("FlowMatchLCMScheduler" if flows else "LCMScheduler") if lora else None
         return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
-
-    def _load_teacher(self, what: tuple[TeacherSource, int | None]) -> LatentBackbone:
-        source, size = what
-        return teacher_of(source, self.dtype, resolution=size)
 
 
 def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:
@@ -104,7 +103,3 @@ def omega_range(students: Sequence[str]) -> tuple[float, float] | None:
     """Lowest and highest ω of the students that take one; None where none does."""
     infos = [info for name in students if (info := StudentInfo.read(student_folder(name))) and info.takes_guidance]
     return (min(i.guidance_min for i in infos), max(i.guidance_max for i in infos)) if infos else None
-
-
-def _is_pipeline(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file()

@@ -9,7 +9,10 @@ from PIL import Image
 
 from scott.app.figures import image, message, problem, table
 from scott.app.models import Models
-from scott.app.watching import RunState, validation_grids
+from scott.evaluation.curves import curves_svg
+from scott.training.checkpoint import Best
+from scott.training.config import DistillConfig
+from scott.training.metrics import WARNINGS, read_metrics
 
 SECONDS = 10
 """Between two readings of the run's files."""
@@ -46,7 +49,7 @@ def watch_view(models: Models, page: gr.Blocks) -> None:
         last = max(len(grids) - 1, 0)
         chosen = gr.Slider(maximum=max(last, 1), visible=last > 0)
         try:
-            return _summary(RunState.read(Path(run))), chosen, _grid(grids, min(int(number), last))
+            return _summary(Path(run)), chosen, _grid(grids, min(int(number), last))
         except Exception as error:
             return problem(error), chosen, ""
 
@@ -60,18 +63,26 @@ def watch_view(models: Models, page: gr.Blocks) -> None:
     gr.Timer(SECONDS).tick(show, **parts)
 
 
-def _summary(state: RunState) -> str:
-    left = "unknown" if state.seconds_left is None else str(timedelta(seconds=round(state.seconds_left)))
-    rows = [("step", f"{state.step:,}", f"of {state.max_steps:,}"), ("time left", left, "at the newest pace")]
-    if state.best:
-        best = state.best
+def validation_grids(run: Path) -> list[Path]:
+    """The run's sample grids, oldest first."""
+    return sorted((run / "samples").glob("step-*.png"))
+
+
+def _summary(run: Path) -> str:
+    """What the folder says of its run so far. Raises `UserError` where its files are none of a run's."""
+    config, records = DistillConfig.load(run / "config.json"), read_metrics(run / "metrics.jsonl")
+    latest = {name: value for record in records for name, value in record.items()}
+    step, pace = int(latest.get("step", 0)), latest.get("seconds_per_step")
+    left = "unknown" if pace is None else str(timedelta(seconds=round(pace * (config.max_steps - step))))
+    rows = [("step", f"{step:,}", f"of {config.max_steps:,}"), ("time left", left, "at the newest pace")]
+    if best := Best.read(run / "checkpoints"):
         rows.append(("best checkpoint", f"step {best.step:,}", f"{best.metric} {best.value:.4g}"))
-    rows += [(name, f"{state.latest[key]:.4g}", "") for key, name in SHOWN.items() if key in state.latest]
-    warnings = "".join(message(warning) for warning in state.warnings)
-    text = warnings + table(rows, "Where the run is")
-    if state.curves is None:
+    rows += [(name, f"{latest[key]:.4g}", "") for key, name in SHOWN.items() if key in latest]
+    warnings = (run / WARNINGS).read_text(encoding="utf-8").splitlines() if (run / WARNINGS).is_file() else []
+    text = "".join(map(message, warnings)) + table(rows, "Where the run is")
+    if (curves := curves_svg(records)) is None:
         return text
-    _, svg, drawn = state.curves.decode().partition("<svg")
+    _, svg, drawn = curves.decode().partition("<svg")
     return f'{text}<div class="scott-wide" role="img" aria-label="Curves of the losses">{svg}{drawn}</div>'
 
 
