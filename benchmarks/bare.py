@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scott.guidance import cat_cond, expand_cond
+from scott.guidance import expand_cond
 from scott.teachers import Cond, LatentBackbone
 
 TIME = 500
@@ -15,7 +15,8 @@ def bare_step(backbone: LatentBackbone, x: Tensor, cond: Cond, uncond: Cond, sub
     with its gradient, and the critic on a fake and on a real batch with both gradients."""
     network, adapters = backbone.network, backbone.adapters
     t = torch.full((len(x),), TIME)
-    doubled = torch.cat([x, x]), torch.cat([t, t]), cat_cond(expand_cond(uncond, len(x)), cond)
+    both = {name: torch.cat([leaf, cond[name]]) for name, leaf in expand_cond(uncond, len(x)).items()}
+    doubled = torch.cat([x, x]), torch.cat([t, t]), both
     with torch.no_grad():
         for _ in range(substeps):
             backbone.predict(network, *doubled)

@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from scott.diffusion import DiscreteSchedule, to_x0
-from scott.errors import UserError
-from scott.guidance import GuidedDenoiser, cat_cond
+from scott.guidance import GuidedDenoiser, expand_cond
 
 X, T = torch.randn(3, 2, 4, dtype=torch.float64), torch.tensor([999, 503, 7])
-COND = {
-    "text": torch.randn(3, 4, dtype=torch.float64),
-    "pooled": {"bias": torch.randn(3, 1, dtype=torch.float64)},
-}
-UNCOND = {
-    "text": torch.zeros(1, 4, dtype=torch.float64),
-    "pooled": {"bias": torch.ones(1, 1, dtype=torch.float64)},
-}
+COND = {"text": torch.randn(3, 4, dtype=torch.float64), "bias": torch.randn(3, 1, dtype=torch.float64)}
+UNCOND = {"text": torch.zeros(1, 4, dtype=torch.float64), "bias": torch.ones(1, 1, dtype=torch.float64)}
 
 
 class Recorder:
@@ -24,18 +17,14 @@ class Recorder:
 
     def __call__(self, x_t, t, cond):
         self.batches.append(len(x_t))
-        return torch.tanh(x_t + cond["text"][:, None]) + cond["pooled"]["bias"][:, None] * t[:, None, None] / 1000
-
-
-def expanded(cond):
-    return {name: expanded(leaf) if isinstance(leaf, dict) else leaf.expand(3, -1) for name, leaf in cond.items()}
+        return torch.tanh(x_t + cond["text"][:, None]) + cond["bias"][:, None] * t[:, None, None] / 1000
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("scale", [7.5, 0.0, torch.tensor([1.0, 3.0, 8.0])], ids=str)
 def test_formula(scale, low_memory):
     predict = Recorder()
-    x0_uncond, x0_cond = predict(X, T, expanded(UNCOND)), predict(X, T, COND)
+    x0_uncond, x0_cond = predict(X, T, expand_cond(UNCOND, 3)), predict(X, T, COND)
     predict.batches.clear()
     guided = GuidedDenoiser(predict, UNCOND, scale, low_memory)(X, T, COND)
     weight = torch.as_tensor(scale).double().reshape(-1, 1, 1)
@@ -67,18 +56,6 @@ def test_guiding_x0_is_guiding_the_networks_output(kind, p, q):
     def output(x0):
         return p(alpha, sigma) * x0 + q(alpha, sigma) * (X - alpha * x0) / sigma
 
-    uncond, cond = output(predict(X, T, expanded(UNCOND))), output(predict(X, T, COND))
+    uncond, cond = output(predict(X, T, expand_cond(UNCOND, 3))), output(predict(X, T, COND))
     from_output = to_x0(kind, uncond + 7.5 * (cond - uncond), X, alpha.flatten(), sigma.flatten())
     torch.testing.assert_close(GuidedDenoiser(predict, UNCOND, 7.5)(X, T, COND), from_output)
-
-
-def test_conditions():
-    a = torch.zeros(2, 3)
-    assert cat_cond(None, None) is None
-    assert cat_cond(a, a).shape == (4, 3)
-    assert cat_cond({"text": a, "mask": None}, {"text": a, "mask": None})["text"].shape == (4, 3)
-    for other in (None, {"mask": a}, a):
-        with pytest.raises(UserError, match=r"got conditions \{text\} and .*Encode the empty prompt"):
-            cat_cond({"text": a}, other)
-    predict = GuidedDenoiser(lambda x_t, t, cond: x_t + (0 if cond is None else cond), torch.zeros(1, 1), 2.0)
-    assert torch.equal(predict(torch.zeros(2, 1), T[:2], torch.ones(2, 1)), torch.full((2, 1), 2.0))

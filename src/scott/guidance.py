@@ -8,13 +8,11 @@ off. The other common form, cond + ω (cond − uncond), has ω = scale − 1.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scott.diffusion import Denoiser, expand_like
-from scott.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class GuidedDenoiser:
 
     Attributes:
         predict: the unguided denoiser.
-        uncond: the empty condition, built like cond; a leaf with batch 1 serves the whole batch.
+        uncond: the empty condition, with cond's names; a leaf with batch 1 serves the whole batch.
         scale: a number, or (B,) for one per sample. Where it is 1 throughout, predict is called with cond
             alone.
         low_memory: two calls of batch B instead of one of 2B.
@@ -31,50 +29,24 @@ class GuidedDenoiser:
     """
 
     predict: Denoiser
-    uncond: Any
+    uncond: Mapping[str, Tensor]
     scale: float | Tensor
     low_memory: bool = False
     rescale: Callable[[Tensor, Tensor], Tensor] = lambda guided, conditional: guided
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         scale = torch.as_tensor(self.scale).detach().cpu().double()
         if bool((scale == 1).all()):
             return self.predict(x_t, t, cond)
+        uncond = expand_cond(self.uncond, len(x_t))
         if self.low_memory:
-            x0_uncond = self.predict(x_t, t, expand_cond(self.uncond, len(x_t)))
-            x0_cond = self.predict(x_t, t, cond)
+            x0_uncond, x0_cond = self.predict(x_t, t, uncond), self.predict(x_t, t, cond)
         else:
-            both = cat_cond(expand_cond(self.uncond, len(x_t)), cond)
+            both = {name: torch.cat([uncond[name], leaf]) for name, leaf in cond.items()}
             x0_uncond, x0_cond = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return self.rescale(x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond), x0_cond)
 
 
-def cat_cond(first: Any, second: Any) -> Any:
-    """Two conditions as one batch. A condition is None, a tensor (B, ...), or a mapping of names to them.
-
-    Raises:
-        UserError: the two are not built alike.
-    """
-    if first is None and second is None:
-        return None
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.cat([first, second])
-    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
-        return {name: cat_cond(first[name], second[name]) for name in first}
-    raise UserError(
-        f"got conditions {_built(first)} and {_built(second)}; expected both None, both tensors, or mappings "
-        "with the same names. Encode the empty prompt the way the prompts were encoded."
-    )
-
-
-def expand_cond(cond: Any, batch: int) -> Any:
+def expand_cond(cond: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
     """A condition whose leaves of batch 1 are repeated to `batch`."""
-    if isinstance(cond, Tensor):
-        return cond.expand(batch, *cond.shape[1:])
-    if isinstance(cond, Mapping):
-        return {name: expand_cond(leaf, batch) for name, leaf in cond.items()}
-    return cond
-
-
-def _built(cond: Any) -> str:
-    return f"{{{', '.join(sorted(cond))}}}" if isinstance(cond, Mapping) else type(cond).__name__
+    return {name: leaf.expand(batch, *leaf.shape[1:]) for name, leaf in cond.items()}
