@@ -181,18 +181,3 @@ def test_grid_keeps_the_pixels_and_makes_room_for_labels() -> None:
     one_line = image_grid([[red, blue]], ["teacher"], ["a", "b"], scale=5)
     three_lines = image_grid([[red, blue]], ["teacher"], ["a", "a caption of words"], scale=5)
     assert three_lines.height > one_line.height
-
-
-@pytest.mark.parametrize(
-    ("images", "rows", "columns", "scale"),
-    [
-        ([], [], [], 1),
-        ([[(4, 4)]], ["a"], ["b", "c"], 1),
-        ([[(4, 4)]], ["a", "d"], ["b"], 1),
-        ([[(4, 4), (4, 5)]], ["a"], ["b", "c"], 1),
-        ([[(4, 4)]], ["a"], ["b"], 0),
-    ],
-)
-def test_grid_refuses(images, rows, columns, scale) -> None:
-    with pytest.raises(ValueError, match=r"got (rows|sizes)"):
-        image_grid([[Image.new("RGB", size) for size in row] for row in images], rows, columns, scale)

@@ -1,7 +1,6 @@
 """What the page shows, as HTML: pictures with texts for those who do not see them and PNGs to keep, tables, errors."""
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -97,9 +96,7 @@ def problem(error: Exception) -> str:
 
 def image(picture: Image.Image, text: str) -> str:
     """A picture by itself."""
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return f'<div class="scott-wide"><img src="{_data(content.getvalue())}" alt="{escape(text)}"></div>'
+    return f'<div class="scott-wide"><img src="{_data(png(picture, {}))}" alt="{escape(text)}"></div>'
 
 
 def table(rows: Iterable[tuple[str, str, str]], caption: str) -> str:

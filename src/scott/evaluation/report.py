@@ -1,7 +1,6 @@
 """One page that shows what was done and how good it is: report.html, which needs nothing beside it."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from scott.evaluation.curves import curves_svg
+from scott.evaluation.pictures import png
 from scott.evaluation.results import Results
 from scott.evaluation.tables import cells, columns, footnotes
 from scott.files import write_atomically
@@ -41,17 +41,11 @@ def write_report(
         cells=cells,
         footnotes=footnotes(results),
         statements=statements,
-        grids=[(caption, _data_url(_png(image), "image/png")) for caption, image in grids],
+        grids=[(caption, _data_url(png(image, {}), "image/png")) for caption, image in grids],
         curves=_data_url(curves, "image/svg+xml") if curves else None,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str) if config else None,
     )
     write_atomically(path, text)
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, format="PNG", optimize=True)
-    return content.getvalue()
 
 
 def _data_url(content: bytes, kind: str) -> str:
