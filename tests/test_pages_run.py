@@ -52,7 +52,7 @@ def workshop(tmp_path_factory, teacher_folders, style_lora):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("sys.argv", [])
         patch.setattr(prepare, "MINI_SCENES", 16)
-        for name, fewer in {"PROMPTS": 1, "STUDENT_STEPS": (1,), "TEACHER_STEPS": 1}.items():
+        for name, fewer in {"PROMPTS": 1, "FEW_STEPS": (1,), "TEACHER_STEPS": 1}.items():
             patch.setattr(validation, name, fewer)
         patch.setattr(gradio.Blocks, "block_thread", _seen)
         furnish(teacher_folders, style_lora)

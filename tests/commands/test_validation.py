@@ -4,13 +4,14 @@ import pytest
 from PIL import Image
 
 from scott.commands.prepare import open_data
-from scott.commands.validation import STUDENT_STEPS, Validation
+from scott.commands.validation import Validation
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.evaluation import batch_seed, frechet_distance
 from scott.mini import embedded
 from scott.recipes.configs import sd15
 from scott.samplers import StudentSampler
+from scott.training.config import FEW_STEPS
 
 CAPTIONS = ["a cat", "dog", "red", "cat dog", "a"] * 4
 
@@ -75,7 +76,7 @@ def test_the_grid_has_a_row_for_each_number_of_steps_and_the_teacher(validation)
     checked, backbone, _ = validation()
     picture, _ = checked.draw(1)
     assert checked.prompts == CAPTIONS[:8]
-    rows = len(STUDENT_STEPS) + 1
+    rows = len(FEW_STEPS) + 1
     assert rows * backbone.resolution < picture.height < (rows + 2) * backbone.resolution
     assert checked.draw(2)[0].tobytes() == picture.tobytes(), "fixed seeds"
 

@@ -16,9 +16,7 @@ from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
 from scott.data.locks import locked
-from scott.data.mixture import Mixture
 from scott.data.preparation import Report
-from scott.data.shard_source import ShardSource
 from scott.device import best_device
 from scott.errors import UserError
 from scott.export.info import METADATA
@@ -32,6 +30,7 @@ from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
 from scott.training.config import DistillConfig
 from scott.training.launch import open_run, start_processes
+from scott.training.loader import Data
 from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
@@ -139,7 +138,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
 
 def data_and_models(
     backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Tensor], cache: Path, report: Report, warn: Warn
-) -> ShardSource | Mixture:
+) -> Data:
     """The data, prepared in `cache` where they are not; then the student, which starts as `init` says (`lora`: what
     `initial_lora` read of that), and the critic."""
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}

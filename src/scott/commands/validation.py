@@ -8,8 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scott.data.mixture import Mixture
-from scott.data.shard_source import ShardSource
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.evaluation import Features, Reference, evaluate, image_grid
@@ -17,10 +15,10 @@ from scott.evaluation.networks import clip
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
-from scott.training.config import DistillConfig
+from scott.training.config import FEW_STEPS, DistillConfig
+from scott.training.loader import Data
 
 PROMPTS = 8
-STUDENT_STEPS = (1, 2, 4, 8)
 TEACHER_STEPS = 25
 MEASURED_STEPS = 2
 BATCH = 16
@@ -39,7 +37,7 @@ class Validation:
         backbone: LatentBackbone,
         grid: JumpGrid,
         config: DistillConfig,
-        data: ShardSource | Mixture,
+        data: Data,
         warn: Callable[[str], None],
     ) -> None:
         self.backbone, self.grid, self.config, self.data, self.warn = backbone, grid, config, data, warn
@@ -65,7 +63,7 @@ class Validation:
         `student_change` is ‖student − untrained‖ / ‖untrained‖ of latents drawn in two steps. Close to 0, what was
         trained is not what draws, and a warning says so.
         """
-        steps = [n for n in STUDENT_STEPS if n <= self.grid.original_inference_steps]
+        steps = [n for n in FEW_STEPS if n <= self.grid.original_inference_steps]
         rows = {
             f"student, {n} step{'s'[: n - 1]}": list(self._student(n)(self.prompts, self.config.seed)) for n in steps
         }

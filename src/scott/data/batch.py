@@ -1,7 +1,6 @@
 """What a training step is given: latents as mean and standard deviation, and their text conditioning."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,18 +26,3 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Batch":
         cond = {name: value.to(device, dtype) for name, value in self.cond.items()}
         return replace(self, mean=self.mean.to(device, dtype), std=self.std.to(device, dtype), cond=cond)
-
-
-class BatchSource(Protocol):
-    """Where training batches come from. Batch n is a pure function of the source and n, so a run resumes anywhere."""
-
-    @property
-    def version(self) -> str:
-        """Differs when the samples do."""
-
-    @property
-    def varied(self) -> bool:
-        """Whether batches differ in height and width."""
-
-    def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:
-        """Those of the `size` samples of step `step` that `part` selects."""

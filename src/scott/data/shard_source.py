@@ -94,6 +94,7 @@ class ShardSource:
 
     @property
     def varied(self) -> bool:
+        """Whether batches differ in height and width."""
         return len(self._buckets) > 1
 
     def batch(self, step: int, size: int, part: slice = slice(None)) -> Batch:

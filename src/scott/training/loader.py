@@ -5,14 +5,19 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset
 
-from scott.data.batch import Batch, BatchSource
+from scott.data.batch import Batch
+from scott.data.mixture import Mixture
+from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
 
+Data = ShardSource | Mixture
+"""Batch n is a pure function of the source and n, so a run resumes anywhere."""
+
 
 def batches(
-    data: BatchSource,
+    data: Data,
     backbone: LatentBackbone,
     uncond: Cond,
     config: DistillConfig,
@@ -50,7 +55,7 @@ class _Steps(Dataset["Batch | UserError"]):
     """Item n is this process's rows of batch n, or why there are none: raised in a process that reads
     ahead, an error would come with its traceback as its message."""
 
-    def __init__(self, data: BatchSource, size: int, rows: slice) -> None:
+    def __init__(self, data: Data, size: int, rows: slice) -> None:
         self.data, self.size, self.rows = data, size, rows
 
     def __getitem__(self, step: int) -> Batch | UserError:

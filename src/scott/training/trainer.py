@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from scott.data.batch import Batch, BatchSource
+from scott.data.batch import Batch
 from scott.errors import Preempted, UserError
 from scott.teachers import Cond, LatentBackbone
 from scott.training.checkpoint import Best, latest_checkpoint, prune_checkpoints, readable, save_checkpoint
@@ -24,7 +24,7 @@ from scott.training.config import DistillConfig
 from scott.training.draws import sampling_times
 from scott.training.jumps import Jumps
 from scott.training.launch import init_tracker, open_run, sigterm_kept, start_processes
-from scott.training.loader import batches, check_batch
+from scott.training.loader import Data, batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.parallel import rows_of_pass, without_averaging
@@ -44,7 +44,7 @@ class Hooks:
 
 def distill(
     backbone: LatentBackbone,
-    data: BatchSource,
+    data: Data,
     config: DistillConfig,
     hooks: Hooks | None = None,
     accelerator: Accelerator | None = None,
@@ -71,7 +71,7 @@ class _Run:
     def __init__(
         self,
         backbone: LatentBackbone,
-        data: BatchSource,
+        data: Data,
         config: DistillConfig,
         hooks: Hooks,
         accelerator: Accelerator,
