@@ -6,6 +6,8 @@ import pytest
 from experiments.comparison.__main__ import HERE as COMPARISON
 from experiments.comparison.__main__ import markdown as compared
 from experiments.comparison.rows import read_rows
+from experiments.guidance.__main__ import HERE as GUIDANCE
+from experiments.guidance.__main__ import markdown as guided
 from experiments.mixture.tables import TABLES
 from experiments.results import read_lines
 from experiments.trial.__main__ import HERE as TRIAL
@@ -28,13 +30,15 @@ def expected(part):
     match part:
         case "trials":
             return TRIAL, tried(read_lines(TRIAL / "results.jsonl"))
+        case "guidance":
+            return GUIDANCE, guided(read_lines(GUIDANCE / "results.jsonl"))
         case "comparison":
             rows = read_rows(COMPARISON / "results.jsonl")
             return COMPARISON, compared(rows) if rows else ""
     return MIXTURE, TABLES[part](json.loads((MIXTURE / "results" / f"{part}.json").read_text()))
 
 
-@pytest.mark.parametrize("part", ["trials", "comparison", *TABLES])
+@pytest.mark.parametrize("part", ["trials", "guidance", "comparison", *TABLES])
 def test_tables_of_experiments(part):
     folder, table = expected(part)
     text = (folder / "README.md").read_text()

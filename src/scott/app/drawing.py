@@ -111,6 +111,7 @@ class Drawer:
             teachers.append(((TeacherSource(teacher=embedded.NAME), None), embedded.GUIDANCE))
         for name in order.students:
             student = self.models.student(name)
+            code: Callable[..., str] | None
             if isinstance(student, Stock):
                 code = partial(pipeline_snippet, student.name, student.scheduler, student.lora)
                 for steps in order.student_steps if student.is_few_step else order.teacher_steps:

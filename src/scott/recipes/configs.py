@@ -75,8 +75,8 @@ _MINI: dict[str, Any] = {
     "checkpoint_every":         250,
     "loader_workers":             0,
 }
-"""FID in 1, 2 and 4 steps (experiments/recorded_run): 11.7, 6.78, 6.13; by LCM 16.4, 6.92, 6.43; the teacher's is 5.66
-in 50 steps and 12.6 in 2."""
+"""FID in 1, 2 and 4 steps (experiments/recorded_run): 13.5, 8.06, 7.08; by LCM 18.0, 8.35, 7.16; the teacher's is 6.73
+in 50 steps and 15.5 in 2."""
 # fmt: on
 
 
