@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from scott.choices import unknown
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export.card import FOLDERS, write_cards
@@ -58,6 +59,8 @@ def export(
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
     differs; an older export of the kind then stays.
     """
+    if kind not in FOLDERS:
+        raise unknown("export", kind, FOLDERS)
     config, where = _config(run, place), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)

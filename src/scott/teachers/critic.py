@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scott.choices import unknown
 from scott.guidance import expand_cond
 from scott.teachers.lora import lora_targets
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scott.teachers import Cond
     from scott.teachers.network import LatentBackbone
 
+KINDS = ("lora", "full", "unconditional", "heads")
 WIDTH = 64
 
 
@@ -59,11 +61,13 @@ class Critic(nn.Module):
     """The critic of a backbone, which it gives what it needs under the name "critic".
 
     That is an adapter of this `rank` ("lora", "unconditional"), a copy ("full"), or the network cut short ("heads").
-    Raises `UserError` for what `Adapters.add` refuses.
+    Raises `UserError` for an unknown kind, or what `Adapters.add` refuses.
     """
 
     def __init__(self, backbone: "LatentBackbone", rank: int, kind: str = "lora") -> None:
         super().__init__()
+        if kind not in KINDS:
+            raise unknown("critic", kind, KINDS)
         self.backbone, self.kind = backbone, kind
         self._no_text: Cond = backbone.unconditional() if kind in ("unconditional", "heads") else {}
         self._features: list[Tensor] | None = None  # what is read, while the critic runs

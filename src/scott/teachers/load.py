@@ -23,7 +23,7 @@ from scott.teachers.layout import check_sample_size, family_of, model_index, rea
 from scott.teachers.lora_files import lora_path, merge_lora
 from scott.teachers.modified import check_parts, complete, load_vae, scheduler_config
 from scott.teachers.network import LatentBackbone
-from scott.teachers.quantize import quantize, require_bitsandbytes
+from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
 
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
@@ -83,7 +83,7 @@ def load_backbone(
     _check_prediction(backbone)
     backbone.version = network_version(backbone.network)
     if quantized != "none":
-        quantize(backbone.network, backbone.blocks, quantized)
+        backbone.quantize(quantized)
     return backbone
 
 

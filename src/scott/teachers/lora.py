@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from scott.choices import unknown
 from scott.errors import UserError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -48,10 +49,13 @@ class Adapters:
         """Put an adapter on the layers `targets`, in place. A is drawn layer by layer in the order of their names.
 
         Raises:
-            UserError: the rank is not positive, there are no targets, or one is a grouped or dilated convolution.
+            UserError: the rank is not positive, there are no targets, one is a grouped or dilated convolution,
+                or an unknown variant.
         """
         if rank < 1 or not targets:
             raise UserError(f"got LoRA rank {rank} on {len(targets)} layers; expected a rank of 1 or more, some layers")
+        if variant not in VARIANTS:
+            raise unknown("LoRA variant", variant, tuple(VARIANTS))
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **VARIANTS[variant])
         for target in targets:
             base = self.network.get_submodule(target)
@@ -92,12 +96,10 @@ class Adapters:
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """One adapter's parameters under peft's names without the adapter's own: `<layer>.lora_A.weight`, ..."""
-        inner = f".{name}."
         return {
-            f"{path}.{key.replace(inner, '.')}": parameter
+            f"{path}.{key}": parameter
             for path, layer in self.layers.items()
-            for key, parameter in layer.named_parameters()
-            if inner in key
+            for key, parameter in _of_adapter(layer, name).items()
         }
 
     def scaling(self, name: str) -> float:
@@ -149,6 +151,11 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None)
+
+
+def _of_adapter(layer: LoraLayer, name: str) -> dict[str, nn.Parameter]:
+    inner = f".{name}."
+    return {key.replace(inner, "."): value for key, value in layer.named_parameters() if inner in key}
 
 
 def lora_targets(network: nn.Module, prefixes: tuple[str, ...], endings: tuple[str, ...]) -> list[str]:

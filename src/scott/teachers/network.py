@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
+from scott.choices import unknown
 from scott.diffusion import Denoiser, to_x0
 from scott.errors import UserError
 from scott.guidance import GuidedDenoiser
@@ -21,6 +22,7 @@ from scott.teachers import Cond
 from scott.teachers.critic import Critic
 from scott.teachers.family import Family
 from scott.teachers.lora import Adapters, lora_targets
+from scott.teachers.quantize import quantize
 
 
 class LatentBackbone(Family):
@@ -106,7 +108,7 @@ class LatentBackbone(Family):
         if train == "full":
             self.copies |= {name: self.student_copy() for name in ("student", "target")}
             self.copies["target"].requires_grad_(False)
-        else:
+        elif train == "lora":
             layers = lora_targets(self.network, ("",), self.student_layers)
             for name in ("student", "target"):
                 self.adapters.add(name, layers, rank, alpha, variant)
@@ -114,6 +116,8 @@ class LatentBackbone(Family):
             pairs = zip(self.target_parameters().values(), self.student_parameters().values(), strict=True)
             for mine, theirs in pairs:
                 mine.data.copy_(theirs)
+        else:
+            raise unknown("train", train, ("lora", "full"))
         self.train_mode = train
 
     def add_critic(self, rank: int, kind: str = "lora") -> None:
@@ -176,6 +180,10 @@ class LatentBackbone(Family):
         return [] if self.critic_model is None else list(self.critic_model.heads)
 
     # --- how they compute ------------------------------------------------------------------------------------
+
+    def quantize(self, kind: str) -> None:
+        """The frozen network's blocks in 8 ("int8") or 4 ("nf4") bits; adapters come after."""
+        quantize(self.network, self.blocks, kind)
 
     def compile(self) -> None:
         """torch.compile the forward passes in which all four models run."""
