@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -85,7 +86,7 @@ class FakeTraining:
         return self.config.max_steps * (0.6 if self.config.has_critic else 0.3)
 
     def samplers(self):
-        return {}
+        return dict.fromkeys((1, 2, 4), SimpleNamespace(guidance=2.0))
 
 
 class FakeBaseline:
@@ -98,7 +99,7 @@ class FakeBaseline:
         return 60 * self.minutes
 
     def samplers(self):
-        return {}
+        return dict.fromkeys((1, 2, 4), SimpleNamespace(guidance=2.0))
 
 
 def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, monkeypatch):
@@ -126,4 +127,5 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     assert [r.steps for r in rows if r.method == "lcm"] == [1, 2, 4] * 4
     others = [(r.method, r.updates, r.cpu_minutes, r.seed) for r in rows if r.method == "ufogen" and r.steps == 4]
     assert others == [("ufogen", 7, 1.0, 0), ("ufogen", 7, 1.0, 1)]
+    assert {r.guidance for r in rows if r.method in ("ours", "lcm", "ufogen")} == {2.0}
     assert "lcm | updates" in (tmp_path / "README.md").read_text()

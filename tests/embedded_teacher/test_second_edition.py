@@ -89,7 +89,7 @@ def test_everything_is_read_off_real_pictures(held_out):
 @pytest.mark.parametrize("name", ["size", "place", "background", "style"])
 def test_what_is_wrong_is_read_as_wrong(held_out, name):
     small = next(scene for scene in held_out if scene.size == "small" and scene.place == "top left")
-    wrong = {"size": "large", "place": "bottom right", "background": "black", "style": "3D"}
+    wrong = {"size": "large", "place": "bottom right", "background": "red", "style": "3D"}
     assert getattr(small, name) != wrong[name]
     # the picture shows another value than the caption asks for
     right = read(scenes.pictures([small], SHARD)[0], replace(small, **{name: wrong[name]}), SHARD)
