@@ -25,7 +25,7 @@ RECORDED = ASSETS / "recorded.json"
 --students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
 
 GUIDANCE = 2.0
-"""ω of the teacher, by validation (experiments/embedded_teacher)."""
+"""ω of the teacher (experiments/embedded_teacher says by what)."""
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
 FEATURES: dict[str, Path] = {NAME: CLIP}
