@@ -77,6 +77,7 @@ def words(small_teacher, shards):
             "--critic-rank": 2,
             "--learning-rate": 1e-3,
             "--critic-learning-rate": 1e-3,
+            "--critic-start": 0.25,
             "--warmup-steps": 0,
             "--log-every": 1,
             "--checkpoint-every": 3,

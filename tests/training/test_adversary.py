@@ -1,6 +1,7 @@
 """The game against the critic in its other forms: drawn fakes, an adaptive λ_adv, R1, the critic's rates, the ramp."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.training.runs import assert_same_run, final, metrics
 from scott.diffusion import ConsistencyFunction, DiscreteSchedule, JumpGrid
 from scott.errors import UserError
 from scott.training.balance import Balance
+from scott.training.checkpoint import checkpoint_step, checkpoints, load_checkpoint
 from scott.training.draws import Draws, sampling_times
 from scott.training.parallel import rows_of_pass
 from scott.training.step import R1_DISTANCE
@@ -140,6 +142,9 @@ def test_l_adv_is_let_in_after_the_critics_warm_up():
     config = make_config(critic_warmup=2, adversarial_ramp=4)
     assert [config.adversarial_factor(step) for step in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert make_config().adversarial_factor(0) == 1
+    later = make_config(critic_warmup=2, adversarial_ramp=4, critic_start=0.21, max_steps=10)
+    assert later.first_with_critic == 3
+    assert [later.adversarial_factor(step) for step in range(8)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75]
 
 
 EVERYTHING = FAST | DRAWN | {"critic": "heads", "adversarial_share": 0.3, "critic_warmup": 1, "adversarial_ramp": 2}
@@ -159,6 +164,44 @@ def test_a_resumed_run_is_bit_equal_with_every_option_on(start, tmp_path):
     parts, state = final(tmp_path / "whole")
     assert all((tensor != 1).all() for name, tensor in parts["critic_statistics"].items() if name.endswith("std"))
     assert len(state["balance"]) == 2
+
+
+NOISED = FAST | {"critic_input": "matched"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("settings", [EVERYTHING, NOISED], ids=["drawn", "noised"])
+def test_up_to_the_critics_start_a_run_is_bit_for_bit_one_without_a_critic(start, tmp_path, settings, precision):
+    """And it goes on over it: stopped in the step before and in the one after, it is the run that was not."""
+    settings = settings | {"precision": precision, "max_steps": 6, "keep_checkpoints": 6, "checkpoint_every": 1}
+    whole, stopped, without = (tmp_path / name for name in ("whole", "stopped", "without"))
+    start(whole, critic_start=0.5, **settings)
+    start(without, **settings | {"adversarial_weight": 0.0})
+
+    def saved(out, step):
+        (found,) = (path for path in checkpoints(out / "checkpoints") if checkpoint_step(path) == step)
+        return found
+
+    def student(out, step):
+        return load_checkpoint(saved(out, step))[0]["student"]
+
+    assert all(torch.equal(value, student(without, 3)[name]) for name, value in student(whole, 3).items())
+    assert any(not torch.equal(value, student(without, 6)[name]) for name, value in student(whole, 6).items())
+    assert ["critic" in record for record in metrics(whole)] == [False] * 3 + [True] * 3
+    for last in (3, 4, 6):
+        shutil.copytree(whole, stopped)
+        for step in range(last + 1, 7):
+            shutil.rmtree(saved(stopped, step))
+        start(stopped, critic_start=0.5, **settings)
+        assert_same_run(whole, stopped)
+        shutil.rmtree(stopped)
+
+
+def test_a_run_with_a_critics_start_is_not_made_longer(start, tmp_path):
+    """It is a fraction of the steps, as the rates' fall is."""
+    start(tmp_path, critic_start=0.5, max_steps=2, **FAST)
+    with pytest.raises(UserError, match="max_steps"):
+        start(tmp_path, critic_start=0.5, max_steps=4, **FAST)
 
 
 def test_heads_have_a_rate_and_betas_of_their_own(start, make_backbone, tmp_path):

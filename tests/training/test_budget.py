@@ -373,6 +373,16 @@ def test_steps_that_use_a_jump_again_make_no_walk_and_keep_its_end(make_bones):
     assert reused.training["kept jumps"] == 4 * SIZE * size == reused.total - plain.total
 
 
+def test_steps_before_the_critics_start_are_those_of_a_run_without_one(make_bones):
+    def planned(**settings):
+        config, bones = make_bones("sd1", max_steps=8, **settings)
+        return budget_of(bones, config)
+
+    late, always, never = planned(critic_start=0.6), planned(), planned(adversarial_weight=0.0)
+    assert late.flops == always.flops > never.flops
+    assert late.run_flops == 5 * never.flops + 3 * always.flops
+
+
 def test_torchs_own_trackers_do_not_take_this_step():
     """Why `meta_step` has one: where either passes, it can go."""
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)

@@ -68,6 +68,7 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     table.add_row("network", f"{budget.parameters:,}", budget.network)
     table.add_row("student", f"{budget.student:,}", f"{budget.student / budget.parameters:.2%}, {student}")
     if config.has_critic:
+        critic += f", after {config.critic_start:.0%} of the steps" if config.critic_start else ""
         table.add_row("critic", f"{budget.critic:,}", f"{budget.critic / budget.parameters:.2%}, {critic}")
     table.add_section()
     table.add_row("[bold]network calls a step")

@@ -170,7 +170,9 @@ def method_of(config: DistillConfig) -> str:
     }[config.solver]
     ratio, fakes = config.adversarial_share, "; drawn fakes" if config.draws_fakes else ""
     weight = f"λ_adv for a gradient of {ratio:g} times L_CD's" if ratio else f"λ_adv {config.adversarial_weight:g}"
-    critic = f"{weight}, critic {config.critic} ({config.critic_input}{fakes})" if config.has_critic else "no critic"
+    start = f", after {config.critic_start:.0%} of the steps" if config.critic_start else ""
+    game = f"{weight}, critic {config.critic} ({config.critic_input}{fakes}){start}"
+    critic = game if config.has_critic else "no critic"
     times = f", at the {config.times} times" if config.times != "all" else ""
     reuse = f", each used {config.jump_reuse} times" if config.jump_reuse > 1 else ""
     walk = f"jump {config.jump} in {config.substeps} sub-steps{times}{reuse}"

@@ -14,8 +14,10 @@ class Adversary:
     """Instead of a fixed λ_adv, the one at which the gradient of L_adv has this share of the norm of L_CD's."""
     adversarial_weighting: Literal["same", "uniform", "snr+1"] = "same"
     """Weight of L_adv at a time: as L_CD's, 1 (the paper's), or α²/σ² + 1 over its mean."""
+    critic_start: float = 0.0
+    """Fraction of the steps, the first ones, that have no critic: a run of LCM, and what that costs, up to there."""
     critic_warmup: int = 0
-    """Steps at the start in which the critic learns and L_adv counts nothing."""
+    """Steps from there in which the critic learns and L_adv counts nothing."""
     adversarial_ramp: int = 0
     """Steps after these over which λ_adv rises to its value."""
 
@@ -57,7 +59,3 @@ class Adversary:
     def drawn_rows(self, batch: int) -> int:
         """K: for how many rows of a batch a sample is drawn, 1 or more."""
         return max(1, round(self.drawn_fraction * batch))
-
-    def adversarial_factor(self, step: int) -> float:
-        """Of λ_adv at step n = 0, 1, ...: 0 in the critic's warm-up, then (n + 1 − warm-up) / ramp, at most 1."""
-        return min(1.0, max(0.0, (step + 1 - self.critic_warmup) / max(1, self.adversarial_ramp)))

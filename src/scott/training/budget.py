@@ -41,9 +41,9 @@ class Budget:
     critic: int
     calls: tuple[Calls, ...]
     flops: int
-    """Of a step that walks its jumps, over all processes."""
+    """Of a step that walks its jumps and has the critic, over all processes."""
     run_flops: int
-    """Of all steps: with `--jump-reuse` not each walks new jumps."""
+    """Of all steps: with `--jump-reuse` not each walks new jumps, and before `--critic-start` none has a critic."""
     sample_bytes: int
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
@@ -87,6 +87,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
     steps, spread = config.max_steps, config.gradient_accumulation * processes
     walks = len({jump for jump, _ in islice(jumps_of_steps(config), steps)})
+    early = config.first_with_critic if config.has_critic else 0
+    alone = step_cost(backbone, replace(a_pass, adversarial_weight=0.0))[0] if early else cost
     kept = min(jumps_kept(config), walks) * (rows.stop - rows.start) * config.gradient_accumulation
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
     encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
@@ -100,7 +102,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         critic=_count(critic),
         calls=counts.calls(config.gradient_accumulation),
         flops=cost.flops * spread,
-        run_flops=(cost.flops * steps - cost.walk_flops * (steps - walks)) * spread,
+        run_flops=(cost.flops * (steps - early) + alone.flops * early - cost.walk_flops * (steps - walks)) * spread,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=exchanged if processes > 1 else 0,
         training={

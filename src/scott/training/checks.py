@@ -26,6 +26,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("adversarial_weight", "adversarial_share", "adversarial_ramp", "critic_r1"), _COUNT),
     "seed": (lambda value: 0 <= value < 2**64, "0 to 2**64 - 1"),
     "decay": (lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
+    "critic_start": (lambda value: 0 <= value < 1, "a fraction from 0 to below 1"),
     "ema_decay": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
     "drawn_fraction": (lambda value: 0 < value <= 1, "more than 0, and 1 at most"),
     "critic_betas": (lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two from 0 to below 1"),

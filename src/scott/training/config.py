@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,6 +159,17 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         return min(1.0, rise, fall)
 
     @property
+    def first_with_critic(self) -> int:
+        """The step n = 0, 1, ... that is the first to have the critic, where there is one."""
+        return math.ceil(self.critic_start * self.max_steps)
+
+    def adversarial_factor(self, step: int) -> float:
+        """Of λ_adv at step n = 0, 1, ..., c of them with the critic: 0 in its warm-up, then (c − warm-up) / ramp, at
+        most 1."""
+        made = step + 1 - self.first_with_critic - self.critic_warmup
+        return min(1.0, max(0.0, made / max(1, self.adversarial_ramp)))
+
+    @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
         from scott.diffusion.tensors import DTYPES
@@ -203,7 +215,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         # teacher and data have versions of their own, which are those of their content, however it is named
         named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
         named |= {"out", "data", "weights"}
-        free = named | pace | means | (set() if self.decay else {"max_steps"})  # a decay ends with the last step
+        free = named | pace | means | (set() if self.decay or self.critic_start else {"max_steps"})  # fractions of it
         names = [field.name for field in dataclasses.fields(self) if field.name not in free]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]

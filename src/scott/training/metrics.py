@@ -149,8 +149,13 @@ class Spread:
         self.names, self.sums = names, torch.zeros(len(names), 5, dtype=torch.float64)
 
     def add(self, moments: Tensor) -> dict[str, float]:
-        """Add a step's (names, 5), each row a mean over the batch: rows at the time, and of those f, f², x0, x0²."""
-        new = moments.cpu().double() * torch.tensor(self.rows)[:, None]
+        """Add a step's (names, 5), each row a mean over the batch: rows at the time, and of those f, f², x0, x0².
+
+        There are none of drawn samples before the critic is there.
+        """
+        new = torch.zeros_like(self.sums)
+        new[: len(moments)] = moments.cpu()
+        new *= torch.tensor(self.rows)[:, None]
         self.sums = self.sums * (1 - 1 / self.ROWS) ** new[:, :1] + new
         count, f, ff, x, xx = self.sums.unbind(1)
         f_var, x_var = ff / count - (f / count) ** 2, xx / count - (x / count) ** 2

@@ -60,6 +60,7 @@ class Optimization:
         config, balance = self.config, self.balance
         return Engine(
             **self.calls,
+            has_critic=step >= config.first_with_critic,
             adversarial_weight=1.0 if balance else config.adversarial_weight * config.adversarial_factor(step),
             apart=balance.apart if balance else None,
             scale=lambda loss: self.scaler.scale(loss) / config.gradient_accumulation,
@@ -67,27 +68,29 @@ class Optimization:
         )
 
     def update(self, step: int) -> dict[str, Tensor]:
-        """Clip, step both optimizers and move the EMA; the gradients' norms before clipping.
+        """Clip, step the optimizers of what has gradients and move the EMA; the gradients' norms before clipping.
 
         The gradients are those of the loss times the scaler's scale. Where one is not finite, nothing is moved; there
         are no norms then if a smaller scale may help.
         """
         norms: dict[str, Tensor] = {}
-        if self.balance:
+        before = {} if step >= self.config.first_with_critic else {"critic"}
+        optimizers = {name: optimizer for name, optimizer in self.optimizers.items() if name not in before}
+        if self.balance and not before:
             norms |= self.balance.combine(self.scaler.get_scale(), self.config.adversarial_factor(step))
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in optimizers.items():
             self.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.models[name].parameters(), self.config.clip_norm)
             norms[f"{name}_gradient_norm"] = whole(norm)
         finite = all(bool(torch.isfinite(norm)) for norm in norms.values())
         if finite:
-            for name, optimizer in self.optimizers.items():
+            for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, self.rates[name], strict=True):
                     group["lr"] = rate * self.config.rate_factor(step)
                 optimizer.step()
             self._move_target()
             release(self.backbone)
-        for optimizer in self.optimizers.values():
+        for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         may_be_lowered = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         self.scaler.update()

@@ -47,6 +47,8 @@ class Engine:
     student: Callable[..., Tensor] | None = None
     critic: Callable[..., Tensor] | None = None
     """What is called instead of the backbone's own: where several processes train, models that average."""
+    has_critic: bool = True
+    """Whether the step has the critic that the config has."""
     adversarial_weight: float | None = None
     """λ_adv, where it is not the config's."""
     apart: Callable[[], AbstractContextManager[None]] | None = None
@@ -114,7 +116,9 @@ class Distillation:
         loss = consistency_loss(f_n, f_m, config.loss, weight=w)
         terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
         towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], _Shown(f_n, x0, t_n, cond, draws)
-        if config.has_critic and not config.draws_fakes and not engine.apart:
+        if not (config.has_critic and engine.has_critic):
+            f_n.backward(towards_target)
+        elif not config.draws_fakes and not engine.apart:
             towards_data, played = self._play(engine, shown)
             f_n.backward(towards_target + towards_data)
             terms |= played | {"adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=TINY)}
@@ -124,12 +128,11 @@ class Distillation:
                 if config.draws_fakes:
                     shown = _drawn(f, shown, grid, each=config.compile)
                     terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
-                elif config.has_critic:
+                else:
                     shown = shown._replace(fakes=f(x_n, t_n, cond))
-                if config.has_critic:
-                    towards_data, played = self._play(engine, shown)
-                    shown.fakes.backward(towards_data)
-                    terms |= played
+                towards_data, played = self._play(engine, shown)
+                shown.fakes.backward(towards_data)
+                terms |= played
         engine.mark("student")
         return terms
 
