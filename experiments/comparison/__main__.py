@@ -116,8 +116,10 @@ class Comparison:
             how = {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
             append_line(self.file, asdict(trained) | figures | how)
 
-    def trained(self, method: str, name: str, updates: int, seed: int, report: Report) -> tuple[Training, float]:
-        settings = QUIET | {"checkpoint_every": 100, "log_every": 1}
+    def trained(
+        self, method: str, name: str, updates: int, seed: int, report: Report, **changes: Any
+    ) -> tuple[Training, float]:
+        settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | changes
         config = METHODS[method](**settings, out=self.runs / name, seed=seed, max_steps=updates)
         training = Training(config, data=self.runs / "data")
         return training, training.train(report) / 60
@@ -133,7 +135,9 @@ class Comparison:
             return ours[0]
         if there := [row.updates for row in self.rows() if row.run[:3] == blank.run[:3]]:
             return there[0]
-        _, minutes = self.trained(blank.method, f"calibration-{blank.method}", CALIBRATION, 0, report)
+        # with a store that is full after a few updates, as a run's is for all but its first ones
+        small, name = {"jump_store": 128}, f"calibration-{blank.method}"
+        _, minutes = self.trained(blank.method, name, CALIBRATION, 0, report, **small)
         return max(1, int(blank.budget * CALIBRATION / minutes))
 
 
