@@ -144,8 +144,9 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
     config = mini(train="lora")
     text = card(config, trained.info, "lora", tmp_path)
     assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in text
+    assert "(clean; drawn fakes), after 60% of the steps; rates fall over the last 10% of the steps" in text
     assert (
-        "each used 3 times; l2 loss weighted by snr+1; λ_adv for a gradient of 0.3 times L_CD's, critic heads" in text
+        "each used 3 times; l2 loss weighted by snr+1; λ_adv for a gradient of 0.6 times L_CD's, critic heads" in text
     )
 
 
