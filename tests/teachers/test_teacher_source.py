@@ -17,7 +17,7 @@ from tests.teachers.published import write_configs
 from tests.tiny.parts import tiny_vae
 
 from scott.errors import UserError
-from scott.export.ldm import UNET, VAE
+from scott.export.ldm import UNET, VAE, vae_names
 from scott.export.single_file import FILE, original_tensors, save_checkpoint
 from scott.export.trained import Trained
 from scott.mini.embedded import TEACHER, teacher_source
@@ -72,6 +72,10 @@ BROKEN = {
     "a LoRA": (lambda tensors: {"lora_unet_conv_in.lora_up.weight": torch.ones(1)}, "give it as --teacher-lora"),
     "a network alone": (lambda tensors: {"conv_in.weight": torch.ones(1)}, "expected a file with a whole pipeline"),
     "another kind": (lambda tensors: tensors, "give --teacher-config a diffusers folder"),
+    "scaled fp8": (
+        lambda tensors: tensors | {"model.diffusion_model.out.2.scale_weight": torch.ones(1)},
+        r"holds quantised weights .* expected fp32, bf16, fp16 or plain fp8",
+    ),
 }
 
 
@@ -314,6 +318,35 @@ def test_flux_is_read_by_its_own_names(teacher_folders, tmp_path, monkeypatch, p
     read = load_backbone(source(tmp_path / "flux.safetensors", teacher_config=folder))
     assert fingerprints(read) == fingerprints(whole)
     assert not differing(network_fingerprint(read), network_fingerprint(whole))
+
+
+def test_a_whole_flux_in_one_file_needs_nothing_else(teacher_folders, tmp_path, monkeypatch):
+    """In fp8, as ComfyUI's have it: by the configs of its kind (the tiny one's), or a folder without weights."""
+    folder = teacher_folders["flux"]
+    pipe = load_backbone(folder).pipeline
+    reader = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(reader, "checkpoint_mapping_fn", converter(pipe.transformer.inner_dim))
+    files = {file.relative_to(folder).as_posix(): json.loads(file.read_text()) for file in folder.rglob("*.json")}
+    monkeypatch.setattr(single_file, "published", lambda name: {"flux": files}[name])
+    monkeypatch.setattr(single_file, "tokenizer_of", lambda name, part, kind: pipe.components[part])
+    names = vae_names(pipe.vae)
+    parts = {
+        UNET: original_names(pipe.transformer),
+        "vae.": {names[name]: value for name, value in pipe.vae.state_dict().items()},
+        "text_encoders.clip_l.transformer.text_model.": pipe.text_encoder.state_dict(),
+        "text_encoders.t5xxl.transformer.": dict(pipe.text_encoder_2.named_parameters()),
+    }
+    tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+    file = tmp_path / "flux.safetensors"
+    save_file({name: value.to(torch.float8_e4m3fn) for name, value in tensors.items()}, file)
+    configs = shutil.copytree(folder, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
+    for given in (source(file), source(file, teacher_config=configs)):
+        read = load_backbone(given).pipeline
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+            ours, theirs = (whole.components[part].state_dict() for whole in (read, pipe))
+            for name, value in theirs.items():
+                assert torch.equal(ours[name], value.to(torch.float8_e4m3fn).float()), name
+        assert skeleton(given).network.state_dict().keys() == read.transformer.state_dict().keys()
 
 
 def test_a_checkpoint_without_a_vae_needs_one(file_of, teacher_folders, tmp_path):
