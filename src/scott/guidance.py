@@ -25,14 +25,14 @@ class GuidedDenoiser:
         scale: a number, or (B,) for one per sample. Where it is 1 throughout, predict is called with cond
             alone.
         low_memory: two calls of batch B instead of one of 2B.
-        rescale: what is made of the guided and the conditional one, each like x_t; the guided one as it is by default.
+        rescale: what is made of x_t, the guided x̂0 and the conditional one; the guided one as it is by default.
     """
 
     predict: Denoiser
     uncond: Mapping[str, Tensor]
     scale: float | Tensor
     low_memory: bool = False
-    rescale: Callable[[Tensor, Tensor], Tensor] = lambda guided, conditional: guided
+    rescale: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x_t, guided, conditional: guided
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         scale = torch.as_tensor(self.scale).detach().cpu().double()
@@ -44,7 +44,7 @@ class GuidedDenoiser:
         else:
             both = {name: torch.cat([uncond[name], leaf]) for name, leaf in cond.items()}
             x0_uncond, x0_cond = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return self.rescale(x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond), x0_cond)
+        return self.rescale(x_t, x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond), x0_cond)
 
 
 def expand_cond(cond: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:

@@ -24,10 +24,6 @@ KINDS = {
     "pixart": ("diffusers", "lora"),
     "sd3": ("diffusers", "lora"),
     "sd35": ("diffusers", "lora"),
-    **{
-        f"{family} full": ("diffusers",)
-        for family in ("sd1", "sd2", "sdxl", "pixart", "sd3", "flux", "qwen-image", "sana")
-    },
     "sd1 dora": ("diffusers", "lora"),
     "flux": ("diffusers", "lora"),
     "qwen-image": ("diffusers", "lora"),

@@ -14,10 +14,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.teachers.flux_file import converter, original_names
 from tests.teachers.published import write_configs
-from tests.tiny.parts import tiny_vae
+from tests.tiny.parts import tiny_clip_config, tiny_vae
+from transformers import CLIPTextModelWithProjection
 
 from scott.errors import UserError
-from scott.export.ldm import UNET, VAE
+from scott.export.ldm import UNET, VAE, vae_names
 from scott.export.single_file import FILE, original_tensors, save_checkpoint
 from scott.export.trained import Trained
 from scott.mini.embedded import TEACHER, teacher_source
@@ -72,6 +73,10 @@ BROKEN = {
     "a LoRA": (lambda tensors: {"lora_unet_conv_in.lora_up.weight": torch.ones(1)}, "give it as --teacher-lora"),
     "a network alone": (lambda tensors: {"conv_in.weight": torch.ones(1)}, "expected a file with a whole pipeline"),
     "another kind": (lambda tensors: tensors, "give --teacher-config a diffusers folder"),
+    "scaled fp8": (
+        lambda tensors: tensors | {"model.diffusion_model.out.2.scale_weight": torch.ones(1)},
+        r"holds quantised weights .* expected fp32, bf16, fp16 or plain fp8",
+    ),
 }
 
 
@@ -316,6 +321,65 @@ def test_flux_is_read_by_its_own_names(teacher_folders, tmp_path, monkeypatch, p
     assert not differing(network_fingerprint(read), network_fingerprint(whole))
 
 
+def with_configs_of(monkeypatch, kind, folder, pipe):
+    """A tiny pipeline's configs and tokenizers in the place of the published ones of a kind of files."""
+    files = {file.relative_to(folder).as_posix(): json.loads(file.read_text()) for file in folder.rglob("*.json")}
+    monkeypatch.setattr(single_file, "published", lambda name: {kind: files}[name])
+    monkeypatch.setattr(single_file, "tokenizer_of", lambda name, part, kind: pipe.components[part])
+
+
+def test_a_whole_flux_in_one_file_needs_nothing_else(teacher_folders, tmp_path, monkeypatch):
+    """In fp8, as ComfyUI's have it: by the configs of its kind (the tiny one's), or a folder without weights."""
+    folder = teacher_folders["flux"]
+    pipe = load_backbone(folder).pipeline
+    reader = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(reader, "checkpoint_mapping_fn", converter(pipe.transformer.inner_dim))
+    with_configs_of(monkeypatch, "flux", folder, pipe)
+    names = vae_names(pipe.vae)
+    parts = {
+        UNET: original_names(pipe.transformer),
+        "vae.": {names[name]: value for name, value in pipe.vae.state_dict().items()},
+        "text_encoders.clip_l.transformer.text_model.": pipe.text_encoder.state_dict(),
+        "text_encoders.t5xxl.transformer.": dict(pipe.text_encoder_2.named_parameters()),
+    }
+    tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+    file = tmp_path / "flux.safetensors"
+    save_file({name: value.to(torch.float8_e4m3fn) for name, value in tensors.items()}, file)
+    configs = shutil.copytree(folder, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
+    for given in (source(file), source(file, teacher_config=configs)):
+        read = load_backbone(given).pipeline
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+            ours, theirs = (whole.components[part].state_dict() for whole in (read, pipe))
+            for name, value in theirs.items():
+                assert torch.equal(ours[name], value.to(torch.float8_e4m3fn).float()), name
+        assert skeleton(given).network.state_dict().keys() == read.transformer.state_dict().keys()
+
+
+@pytest.mark.parametrize("parts", [("text_encoder_3",), ()], ids=["with T5", "without T5"])
+def test_a_whole_sd3_in_one_file_needs_nothing_else(teacher_folders, tmp_path, monkeypatch, parts):
+    """Its CLIPs are told apart by their widths, and where it has no T5 the teacher does without."""
+    pipe = DiffusionPipeline.from_pretrained(teacher_folders["sd3"])
+    config = tiny_clip_config(pipe.tokenizer_2, hidden_size=16, projection_dim=16)
+    pipe.text_encoder_2 = CLIPTextModelWithProjection(config)
+    pipe.transformer = type(pipe.transformer).from_config({**pipe.transformer.config, "pooled_projection_dim": 32 + 16})
+    torch.nn.init.eye_(pipe.text_encoder.text_projection.weight)  # which diffusers' reader takes it to be
+    pipe.save_pretrained(tmp_path / "folder")
+    monkeypatch.setattr(single_file, "kind_of", lambda tensors: "sd3")
+    with_configs_of(monkeypatch, "sd3", tmp_path / "folder", pipe)
+    state = {name: dict(part.named_parameters()) for name, part in pipe.components.items() if hasattr(part, "eval")}
+    names, encoders = vae_names(pipe.vae), {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+    tensors = {UNET + name: value for name, value in original_sd3(pipe.transformer).items()}
+    tensors |= {f"{VAE}{names[name]}": value for name, value in state["vae"].items()}
+    for part, name in (encoders | dict.fromkeys(parts, "t5xxl")).items():
+        tensors |= {f"text_encoders.{name}.transformer.{key}": value for key, value in state[part].items()}
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, tmp_path / "sd3.safetensors")
+    read = load_backbone(tmp_path / "sd3.safetensors").pipeline
+    assert (read.text_encoder_3 is None) == (not parts)
+    for part in ("transformer", "vae", *encoders, *parts):
+        ours = dict(read.components[part].named_parameters())
+        assert all(torch.equal(ours[name], value) for name, value in state[part].items()), part
+
+
 def test_a_checkpoint_without_a_vae_needs_one(file_of, teacher_folders, tmp_path):
     tensors = {name: value for name, value in load_file(file_of("sd1")).items() if not name.startswith(VAE)}
     file = tmp_path / "file.safetensors"
@@ -397,7 +461,7 @@ def test_of_several_variants_one_has_to_be_named(half):
     assert torch.equal(read.network.conv_in.weight, other["conv_in.weight"].float())
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "qwen-image", "z-image"])
 def test_loras_are_merged_into_the_teacher(teacher_folders, style_lora, make_backbone, inputs, family):
     file = style_lora(family)
     before = {
@@ -415,6 +479,8 @@ def test_loras_are_merged_into_the_teacher(teacher_folders, style_lora, make_bac
     pipe.load_lora_weights(file, adapter_name="style")
     pipe.set_adapters("style", 0.25)
     plain.adapters.use = None  # peft's own switch is on
+    for backbone in (merged, plain):
+        backbone.resize(64)  # later pipelines draw too many pixels by default
     x, t, cond = inputs(merged)
     expected = plain._output(plain.network, x, t, cond)
     torch.testing.assert_close(merged.output(None, x, t, cond), expected, atol=1e-4, rtol=1e-4)

@@ -20,10 +20,10 @@ from scott.teachers import LatentBackbone
 def drawing(student: Student, asked: Drawn) -> StudentSampler:
     """The sampler of what is asked for. Raises `UserError` for what the student cannot draw."""
     network, away = student.network, asked.negative_prompt
-    if away is not None:
-        network = _away_from(student, away, asked.guidance)
-    sampler = student.sampler(asked.steps, student.guidance(asked.guidance) if away is None else 1.0)
     size = picture_size(student.backbone, asked)
+    if away is not None:
+        network = _away_from(student, away, asked.guidance, size)
+    sampler = student.sampler(asked.steps, student.guidance(asked.guidance) if away is None else 1.0)
     if asked.image is None:
         return replace(sampler, network=network, size=size)
     if hasattr(student.backbone.network, "session"):
@@ -38,8 +38,8 @@ def drawing(student: Student, asked: Drawn) -> StudentSampler:
     return sampler
 
 
-def _away_from(student: Student, prompt: str, omega: float | None) -> Denoiser:
-    """A student that was trained without guidance, under classifier-free guidance."""
+def _away_from(student: Student, prompt: str, omega: float | None, size: tuple[int, int] | None) -> Denoiser:
+    """A student that was trained without guidance, under its teacher's classifier-free guidance."""
     if student.info is None or student.info.guidance_max > 1:
         raise UserError(
             f"got --negative-prompt; the guidance of {student.name} is built into its network, which sees the prompt "
@@ -48,8 +48,9 @@ def _away_from(student: Student, prompt: str, omega: float | None) -> Denoiser:
     if omega is None or omega <= 1:
         raise UserError("got --negative-prompt without --guidance above 1, by which it would count; give one")
     backbone = student.backbone
-    uncond = backbone.encode_prompts([prompt]) | {"guidance": torch.ones(1, device=backbone.device)}
-    return GuidedDenoiser(student.network, uncond, omega)
+    uncond = backbone.unconditional(prompt) | {"guidance": torch.ones(1, device=backbone.device)}
+    uncond |= backbone.size_cond(*size) if size else {}
+    return GuidedDenoiser(student.network, uncond, omega, rescale=backbone.rescale_guided)
 
 
 def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | None:

@@ -71,6 +71,9 @@ A1111: dict[str, Rule] = {
 }
 PROGRAMS = {"ComfyUI": (COMFYUI, 1), "A1111": (A1111, 20)}
 """Program → its rules by the names it shows, and every how many-th training time its table has."""
+_HALFWAY = {"ComfyUI": 1, "A1111": -1}
+"""Program → whether it was seen to take the higher or the lower of two times that a level is halfway between, which
+else the last bit of a CPU's logarithm decides."""
 
 
 FLOW_NODES = {"StableDiffusion3Pipeline": "ModelSamplingSD3"} | dict.fromkeys(
@@ -94,7 +97,8 @@ def called_times(program: str, name: str, steps: int, pipeline: str = "StableDif
     times = torch.arange(schedule.training_steps - 1, -1, -every).flip(0)
     table = schedule.lam(times)
     levels = rules[name](table, steps)
-    return [int(times[(table.log() - level.log()).abs().argmin()]) for level in levels]
+    further = -1e-9 * _HALFWAY[program] * torch.arange(len(table))
+    return [int(times[((table.log() - level.log()).abs() + further).argmin()]) for level in levels]
 
 
 def nearest(program: str, wanted: Sequence[float], pipeline: str = "StableDiffusionPipeline") -> tuple[str, list[int]]:

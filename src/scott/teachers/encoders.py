@@ -95,9 +95,9 @@ class Encoders(ABC):
         dtype = self.pipeline.text_encoder.dtype
         return {name: torch.empty(batch, *shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
 
-    def unconditional(self) -> Cond:
-        """The condition guidance pushes away from, with batch 1: the empty prompt."""
-        return self.encode_prompts([""])
+    def unconditional(self, prompt: str | None = None) -> Cond:
+        """The condition guidance pushes away from, with batch 1: a negative prompt, or the empty one."""
+        return self.encode_prompts([prompt or ""])
 
     def size_cond(self, height: int, width: int) -> Cond:
         """The values of `size_names` for an uncropped picture of that many pixels, with batch 1."""

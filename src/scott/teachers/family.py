@@ -2,7 +2,7 @@
 
 A family is a subclass of `LatentBackbone`. Where they are not the usual ones it fills four hooks: latents (`pack`,
 `unpack`, `from_pipeline`, and `LatentNormaliser`), time (`network_time`, `size_shift`), guidance (`teacher_calls`,
-`LatentBackbone.guided_teacher`, `guidance_input`), and text (`teachers.encoders`).
+`LatentBackbone.guided_teacher` or `rescale_guided`, `guidance_input`), and text (`teachers.encoders`).
 """
 
 import copy

@@ -53,7 +53,11 @@ class LatentBackbone(Family):
 
     def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
         """The teacher under guidance ω, a number or (B,): classifier-free guidance."""
-        return GuidedDenoiser(self.teacher, uncond, omega, low_memory)
+        return GuidedDenoiser(self.teacher, uncond, omega, low_memory, self.rescale_guided)
+
+    def rescale_guided(self, x_t: Tensor, guided: Tensor, conditional: Tensor) -> Tensor:
+        """What the pipeline makes of the guided x̂0 (`GuidedDenoiser.rescale`): nothing else."""
+        return guided
 
     def student_copy(self) -> ModelMixin:
         """A trainable fp32 copy of the network, which takes ω where the family can."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from diffusers import ModelMixin
 from torch import Tensor
 from torch.nn import functional as F
 
-from scott.diffusion import Denoiser, to_x0
-from scott.guidance import GuidedDenoiser
 from scott.teachers import Cond, lora
 from scott.teachers.flux import FluxLike
 from scott.teachers.sd3 import TEXT_ATTENTION
@@ -53,18 +50,11 @@ class QwenImageBackbone(FluxLike):
         text, mask = F.pad(text, (0, 0, 0, short)), F.pad(mask, (0, short))
         return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
 
-    def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
-        """v̂ = g ‖v̂(cond)‖ / ‖g‖ at each token, g = v̂(uncond) + ω (v̂(cond) − v̂(uncond))."""
-        guided = GuidedDenoiser(partial(self.output, None), uncond, omega, low_memory, self._lengthened)
-
-        def denoiser(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            return to_x0(self.prediction, guided(x_t, t, cond), x_t, self.schedule.alpha(t), self.schedule.sigma(t))
-
-        return denoiser
-
-    def _lengthened(self, guided: Tensor, conditional: Tensor) -> Tensor:
-        tokens, wanted = self.pack(guided), self.pack(conditional).norm(dim=-1, keepdim=True)
-        return self.unpack(tokens * (wanted / tokens.norm(dim=-1, keepdim=True)), guided)
+    def rescale_guided(self, x_t: Tensor, guided: Tensor, conditional: Tensor) -> Tensor:
+        """x̂0 of v̂ = g ‖v̂(cond)‖ / ‖g‖ at each token, g the guided velocity; v̂ = (x_t − x̂0) / σ, and σ is cancelled."""
+        velocity, wanted = (self.pack(x_t - x0) for x0 in (guided, conditional))
+        scale = wanted.norm(dim=-1, keepdim=True) / velocity.norm(dim=-1, keepdim=True)
+        return x_t - self.unpack(velocity * scale, x_t)
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns = (side // self.token_side for side in x_t.shape[-2:])

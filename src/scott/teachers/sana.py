@@ -24,21 +24,20 @@ class SanaBackbone(LatentBackbone):
         z = self.vae.encode(pixels).latent
         return z, torch.zeros_like(z)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}: states of the prompt's own tokens, behind the instruction; L = 300."""
-        if not truncate and self.device.type != "meta":
-            self._check_length(prompts, self.pipeline.tokenizer, TOKENS - 1, special=1)
-        return self._states(prompts, INSTRUCTION)
+        return self._states(prompts, INSTRUCTION, truncate)
 
-    def unconditional(self) -> Cond:
-        """The empty prompt, without the instruction."""
-        return self._states([""], None)
+    def unconditional(self, prompt: str | None = None) -> Cond:
+        """Without the instruction."""
+        return self._states([prompt or ""], None)
 
     @torch.no_grad()
-    def _states(self, prompts: Sequence[str], instruction: list[str] | None) -> Cond:
+    def _states(self, prompts: Sequence[str], instruction: list[str] | None, truncate: bool = False) -> Cond:
         if self.device.type == "meta":
             return self.blank(len(prompts), text=(TOKENS, self.network.config.caption_channels), mask=(TOKENS,))
+        if not truncate:
+            self._check_length(prompts, self.pipeline.tokenizer, TOKENS - 1, special=1)
         text, mask, _, _ = self._encoded(prompts, TOKENS, complex_human_instruction=instruction)
         return {"text": text.to(self.device), "mask": mask.to(self.device, text.dtype)}
 

@@ -31,10 +31,10 @@ class SDXLBackbone(UNetBackbone):
         """{"time_ids": (1, 6)}: original size, crop and target size, as the stock pipeline gives them."""
         return {"time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]], device=self.device)}
 
-    def unconditional(self) -> Cond:
-        """The empty prompt, or zeros where the pipeline is configured so, as SDXL's base model is."""
-        cond = self.encode_prompts([""])
-        if self.pipeline.config.force_zeros_for_empty_prompt:
+    def unconditional(self, prompt: str | None = None) -> Cond:
+        """Without a negative prompt the empty one, or zeros where the pipeline is configured so, as SDXL's base is."""
+        cond = super().unconditional(prompt)
+        if prompt is None and self.pipeline.config.force_zeros_for_empty_prompt:
             cond |= {name: torch.zeros_like(cond[name]) for name in ("text", "pooled")}
         return cond
 

@@ -40,6 +40,9 @@ _UNET = "model.diffusion_model."
 _NETWORK = (_UNET, "joint_blocks.", "double_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
+_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
+"""How names of a scaled fp8 or nf4 checkpoint end, whose weights are something else without: diffusers' readers drop
+them."""
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
 
 
@@ -59,6 +62,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} has no network under the names of an original checkpoint (its first key is {first:.60}); "
             "expected a file with a whole pipeline"
+        )
+    if scale := next((name for name in tensors if name.endswith(_SCALES)), None):
+        raise UserError(
+            f"{file} holds quantised weights ({scale:.80}), whose scales would be lost; expected fp32, bf16, fp16 or "
+            "plain fp8"
         )
     return tensors
 
