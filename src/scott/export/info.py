@@ -59,17 +59,17 @@ class StudentInfo:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> "StudentInfo":
+    def from_json(cls, text: str | bytes, source: Path) -> "StudentInfo":
         """Inverse of `to_json`, without what a later version says besides; `UserError`, which names the source, where
         the text is something else."""
         try:
             known = {field.name for field in dataclasses.fields(cls)}
             return cls(**{name: value for name, value in json.loads(text).items() if name in known})
-        except (AttributeError, ValueError, TypeError) as error:
+        except (AttributeError, RecursionError, ValueError, TypeError) as error:
             raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
 
     @classmethod
     def read(cls, folder: Path) -> "StudentInfo | None":
         """Of an export's folder; None where there is no such file."""
         file = folder / STUDENT_INFO
-        return cls.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+        return cls.from_json(file.read_bytes(), file) if file.is_file() else None

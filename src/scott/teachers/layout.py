@@ -1,7 +1,6 @@
 """What a teacher says of itself before anything is loaded: its pipeline's class, its configs, its weights' variants."""
 
 import inspect
-import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from scott.errors import UserError, first_line
+from scott.files import read_object
 from scott.teacher_source import TeacherSource
 from scott.teachers.network import LatentBackbone
 from scott.teachers.single_file import known_configs
@@ -75,13 +75,7 @@ def read_json(teacher: str | Path | TeacherSource, name: str) -> dict[str, Any]:
             file = Path(hf_hub_download(teacher, name))
         except (OSError, ValueError, HFValidationError) as error:
             raise UserError(f"no folder {teacher}, and the hub does not give it: {first_line(error)}") from None
-    try:
-        index = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy or download the pipeline again") from None
-    if not isinstance(index, dict):
-        raise UserError(f"{file} holds no JSON object; copy or download the pipeline again")
-    return index
+    return read_object(file)
 
 
 def variants(source: TeacherSource, name: str) -> list[str | None]:

@@ -27,7 +27,7 @@ from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
 
 _BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
-_BROKEN = (*_BROKEN, SingleFileComponentError)  # type: ignore[assignment]
+_BROKEN = (*_BROKEN, ArithmeticError, SingleFileComponentError)  # type: ignore[assignment]
 """What the libraries raise where files of a pipeline are missing, corrupt, or say what cannot be."""
 
 
@@ -79,7 +79,8 @@ def load_backbone(
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
     _modify(pipeline, source, dtype)
-    backbone = family(pipeline)
+    with _complaining_of(source.teacher):  # of what its configs say
+        backbone = family(pipeline)
     _check_prediction(backbone)
     backbone.version = network_version(backbone.network)
     if quantized != "none":
