@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,14 @@ class StudentInfo:
         the text is something else."""
         try:
             known = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+            info = cls(**{name: value for name, value in json.loads(text).items() if name in known})
+            if not all(map(math.isfinite, (info.guidance_min, info.guidance_max, info.guidance))):
+                raise ValueError("its guidance is not finite")
+            if info.resolution is not None and (type(info.resolution) is not int or info.resolution < 1):
+                raise ValueError(f"resolution {info.resolution!r:.40}")
         except (AttributeError, RecursionError, ValueError, TypeError) as error:
             raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
+        return info
 
     @classmethod
     def read(cls, folder: Path) -> "StudentInfo | None":

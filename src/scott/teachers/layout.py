@@ -54,7 +54,14 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
 
 def model_index(teacher: str | Path | TeacherSource) -> dict[str, Any]:
     """`model_index.json` of a folder or a hub id; `UserError` when there is none."""
-    return read_json(teacher, "model_index.json")
+    index = read_json(teacher, "model_index.json")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (len(entry) == 2 and all(isinstance(part, str | None) for part in entry)):
+            place = TeacherSource.of(teacher).teacher
+            raise UserError(
+                f"{place} cannot be loaded: {name} is {entry!r:.80} in model_index.json, not [library, class]"
+            )
+    return index
 
 
 def read_json(teacher: str | Path | TeacherSource, name: str) -> dict[str, Any]:
