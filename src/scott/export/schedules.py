@@ -94,7 +94,10 @@ def called_times(program: str, name: str, steps: int, pipeline: str = "StableDif
     times = torch.arange(schedule.training_steps - 1, -1, -every).flip(0)
     table = schedule.lam(times)
     levels = rules[name](table, steps)
-    return [int(times[(table.log() - level.log()).abs().argmin()]) for level in levels]
+    apart = (table.log() - levels.log()[:, None]).abs().round(decimals=9)
+    if program == "ComfyUI":  # of two times as near, which rounding decides, it was seen to take the later one
+        apart, times = apart.flip(1), times.flip(0)
+    return times[apart.argmin(1)].tolist()
 
 
 def nearest(program: str, wanted: Sequence[float], pipeline: str = "StableDiffusionPipeline") -> tuple[str, list[int]]:
