@@ -1,13 +1,26 @@
 """Files that are whole or absent."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scott.errors import UserError
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that was copied or downloaded. Raises `UserError` where it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy or download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; copy or download it again")
+    return content
 
 
 @contextmanager

@@ -396,6 +396,11 @@ def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
     tree(tmp_path, {"a.png": PICTURE, "metadata.csv": "\n".join(rows)})
     kept, reasons = read(open_source(str(tmp_path)))
     assert (kept, reasons) == ({"a.png": "a dog"}, {"broken-row": 2, "caption-too-long": 1})
+    rows = ["file_name,text", "", 'a.png,"open', "b.png,a dog", 'c.png,"a fox"', 'd.png,"open', "e.png,a hen"]
+    tree(tmp_path / "open", {f"{name}.png": PICTURE for name in "abcde"} | {"metadata.csv": "\n".join(rows)})
+    kept, reasons = read(open_source(str(tmp_path / "open")))
+    assert kept == {"b.png": "a dog", "c.png": "a fox", "e.png": "a hen"}
+    assert reasons == {"broken-row": 2, "not-in-metadata": 2}
     lines = [json.dumps(ROW).encode(), b'{"file_name": "a.png", "text": "caf\xe9"}', bytes(9), json.dumps(ROW).encode()]
     tree(tmp_path / "json", {"a.png": PICTURE, "metadata.jsonl": b"\n".join(lines)})
     assert read(open_source(str(tmp_path / "json"))) == ({"a.png": "a cat"}, {"metadata-not-json": 2})
@@ -448,6 +453,7 @@ def test_pictures_without_captions_beside_tars_are_counted(tmp_path):
         ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
         ("default/train/0000.parquet", "default/test/0000.parquet"),
         ("a.parquet", "a_eval.parquet"),
+        ("split=train/part-0.parquet", "split=test/part-0.parquet"),
         ("Train.parquet", "testing.parquet"),
     ],
 )
@@ -491,9 +497,9 @@ def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):
 
 def test_pictures_of_another_split(tmp_path):
     tree(tmp_path, {f"{part}/{name}": c for part in ("train", "val2017", "x") for name, c in CAPTIONED.items()})
-    tree(tmp_path, {"x/test-b.png": PICTURE, "x/test-b.txt": "a cat"})
+    tree(tmp_path, {"x/test-b.png": PICTURE, "x/test-b.txt": "a cat", "split=test/c.png": PICTURE})
     kept, reasons = read(open_source(str(tmp_path)))
-    assert (sorted(kept), reasons) == (["train/a.png", "x/a.png", "x/test-b.png"], {"other-split": 1})
+    assert (sorted(kept), reasons) == (["train/a.png", "x/a.png", "x/test-b.png"], {"other-split": 2})
     assert sorted(read(open_source(str(tmp_path), split="validation"))[0]) == ["val2017/a.png"]
 
 

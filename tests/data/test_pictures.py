@@ -30,6 +30,7 @@ BAD = {
     "more bytes than are read": (bytes(MAX_PICTURE_BYTES + 1), "too-large"),
     "a format whose reader calls a program": (EPS, "not-a-picture"),
     "32 bits a pixel": (saved(Image.new("F", (4, 4), 0.5), "TIFF"), "unsupported-mode"),
+    "colours of CIELAB": (saved(Image.new("LAB", (4, 4)), "TIFF"), "unsupported-mode"),
 }
 
 

@@ -407,7 +407,8 @@ def server(tmp_path):
 def test_tars_and_tables_of_a_server(tmp_path, server):
     write_tars(tmp_path / "tars")
     write_bytes_table(tmp_path / "table")
-    for name in (f"{server}/tars/{{00..01}}.tar", f"{server}/table/a.parquet"):
+    tars, table = f"{server}/tars/{{00..01}}.tar", f"{server}/table/a.parquet"
+    for name in (tars, table, f"{tars}?download=true", f"{table}?sig=a/b.c", f"simplecache::{table}"):
         assert [picture for picture, _, _ in read(open_source(name))] == PICTURES
 
 

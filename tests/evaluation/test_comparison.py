@@ -93,6 +93,7 @@ def test_a_table_that_drifted_is_found_and_made_again(tmp_path) -> None:
     assert update([page], check=False) == [page]
     assert re.fullmatch(r"before\n<!-- .* -->\n\| sampler.*<!-- end -->\nafter\n", page.read_text(), re.DOTALL)
     assert update([page], check=True) == []
-    page.write_text("no table")
-    with pytest.raises(UserError, match="has no line"):
-        update([page], check=True)
+    for content, said in ((b"no table", "has no line"), (b"\xff", "is not UTF-8 text")):
+        page.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            update([page], check=True)

@@ -1,6 +1,8 @@
 """The protocols' choice of pictures, and their commands to the end on a few pictures and a tiny pipeline."""
 
 import csv
+import json
+import os
 from hashlib import sha256
 from typing import get_args, get_type_hints
 
@@ -8,11 +10,11 @@ import pytest
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
-from scott.data.records import Record
+from scott.data.records import Record, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
-from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, prompts_of, write_list
+from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
 
@@ -81,9 +83,36 @@ def test_mjhqs_layout(mjhq, tmp_path) -> None:
     assert len(records) == 24
     assert records[1].key == "food/0001.jpg"
     assert records[1].image().startswith(b"\xff\xd8")
-    (tmp_path / "meta_data.json").write_text('{"a": {"prompt": "b"}}')
-    with pytest.raises(UserError, match="is not MJHQ-30K's"):
-        Mjhq(str(tmp_path / "meta_data.json"))
+    for content in ('{"a": {"prompt": "b"}}', "{}", "[" * 100_000):
+        (tmp_path / "meta_data.json").write_text(content)
+        with pytest.raises(UserError, match="is not MJHQ-30K's"):
+            Mjhq(str(tmp_path / "meta_data.json"))
+
+
+@pytest.mark.timeout(20)
+def test_a_name_of_mjhq_leads_nowhere_else_and_a_pipe_is_not_waited_for(tmp_path) -> None:
+    row = {"prompt": "a cat"}
+    names = {"../../out": row | {"category": "x"}, "pipe": row | {"category": "x"}, "a" * 5000: row | {"category": "x"}}
+    (tmp_path / "in" / "x").mkdir(parents=True)
+    (tmp_path / "out.jpg").write_bytes(b"\xff\xd8")
+    os.mkfifo(tmp_path / "in" / "x" / "pipe.jpg")
+    (tmp_path / "in" / "meta_data.json").write_text(json.dumps(names))
+    (unit,) = Mjhq(str(tmp_path / "in" / "meta_data.json")).units(10)
+    reasons = []
+    for record in unit.records():
+        with pytest.raises(Skip) as skip:
+            record.image()
+        reasons.append(skip.value.reason)
+    assert reasons == ["unsafe-name", "unreadable-file", "unreadable-file"]
+
+
+def test_names_are_those_of_a_list_whatever_else_ends_a_line_somewhere(tmp_path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text('\ufeffname,prompt\na\u2028b.jpg,"two\nlines"\r\nc.jpg,x\n', encoding="utf-8")
+    assert names_in(file) == ["a\u2028b.jpg", "c.jpg"]
+    file.write_text("a" * 200_000)
+    with pytest.raises(UserError, match="is no list of pictures' names"):
+        names_in(file)
 
 
 @pytest.fixture

@@ -45,7 +45,15 @@ def test_a_non_finite_figure_is_never_kept(tmp_path, value: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"rows": []}', '{"rows": [{"name": "x"}], "meta": {}}', '{"rows": [{"fdi": 1}], "meta": {}}'],
+    [
+        "",
+        "[]",
+        '{"rows": []}',
+        '{"rows": [{"name": "x"}], "meta": {}}',
+        '{"rows": [{"fdi": 1}], "meta": {}}',
+        "[" * 10**5,
+    ],
+    ids=range(6),
 )
 def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)

@@ -270,7 +270,8 @@ def test_what_a_student_was_made_for_survives_its_file(make_trained, tmp_path):
     later = json.loads(info.to_json()) | {"of_a_later_version": True}
     (tmp_path / STUDENT_INFO).write_text(json.dumps(later))
     assert StudentInfo.read(tmp_path) == info
-    for other in ('{"train": "lora"}', "[]"):
-        (tmp_path / STUDENT_INFO).write_text(other)
+    odd = [json.dumps(later | change).encode() for change in ({"guidance_min": "a"}, {"resolution": -8})]
+    for other in (b'{"train": "lora"}', b"[]", b"\xff", b"[" * 100_000, *odd):
+        (tmp_path / STUDENT_INFO).write_bytes(other)
         with pytest.raises(UserError, match="export it again"):
             StudentInfo.read(tmp_path)

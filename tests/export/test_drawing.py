@@ -16,6 +16,7 @@ from PIL import Image
 
 from scott.commands.drawn import Drawn
 from scott.commands.framing import drawing, fitted
+from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.export.pipeline import call_options, save_student
 from scott.export.trained import difference, student_grid
@@ -145,6 +146,12 @@ def test_what_cannot_be_drawn(make_backbone, family, asked, said):
     made = Student("it", backbone, backbone.teacher, student_grid(backbone.schedule, 125), None)
     with pytest.raises(UserError, match=said):
         drawing(made, Drawn(guidance=3.0, **asked))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1001, None, "50", True])
+def test_a_student_whose_grid_is_no_number_of_steps(count):
+    with pytest.raises(UserError, match=r"got original_inference_steps .*; expected a number from 1 to 1000"):
+        student_grid(DiscreteSchedule.stable_diffusion(), count)
 
 
 def test_a_strength_that_leaves_no_step(make_backbone, picture):

@@ -1,6 +1,7 @@
 """A LoRA file is the student on the original teacher, for readers that are not ours, and never silently nothing."""
 
 import copy
+import json
 import re
 from types import SimpleNamespace
 
@@ -229,6 +230,32 @@ def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbo
         apply_lora(make_backbone(), foreign)
     with pytest.raises(UserError, match="cannot be read"):
         apply_lora(make_backbone(), broken)
+
+
+ODD = {
+    "a rank in words": ({"lora_rank": "x"}, {}, "does not say what its student is"),
+    "another rank": ({"lora_rank": 3}, {}, "not of rank 3"),
+    "a rank of billions": ({"lora_rank": 10**9}, {}, "not of rank 1000000000"),
+    "times that are a list": ({"times": [1]}, {}, r"does not say what its student is \(times \[1\]\)"),
+    "a base that is a list": ({"base": [1]}, {}, "does not say what its student is"),
+    "a base without its class": ({"base": {"sha256": "x"}}, {}, "does not say its rank and its base"),
+    "several α of a layer": ({}, {"alpha": torch.ones(3)}, "is not as it was written"),
+    "an α that is not finite": ({}, {"alpha": torch.tensor(float("nan"))}, "or not finite; export it again"),
+}
+
+
+@pytest.mark.parametrize(("said", "tensors", "names"), ODD.values(), ids=ODD.keys())
+def test_a_file_of_ours_that_was_changed_is_refused(make_trained, make_backbone, tmp_path, said, tensors, names):
+    save_lora(make_trained("sd1"), tmp_path, "lora")
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    metadata["scott"] = json.dumps(json.loads(metadata["scott"]) | said)
+    whole = load_file(file)
+    changed = {name: tensors.get(name.rpartition(".")[2], value) for name, value in whole.items()}
+    save_file({name: value.clone() for name, value in changed.items()}, file, metadata)
+    with pytest.raises(UserError, match=names):
+        apply_lora(make_backbone(), tmp_path)
 
 
 def test_a_transformer_has_no_kohya_form(make_trained):

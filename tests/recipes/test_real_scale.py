@@ -1,10 +1,11 @@
 """What makes a recipe right on a real teacher, on a tiny one of its family: where jumps begin, precision, rates."""
 
+import functools
 import math
 
 import pytest
 import torch
-from tests.tiny.stable import tiny_sd
+from tests.tiny.families import FAMILIES
 
 from scott.diffusion import ConsistencyFunction
 from scott.mini import embedded
@@ -105,16 +106,35 @@ ONE_LEVEL = {
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
+FEWER = {
+    "sd15": ONE_LEVEL,
+    "sd35-medium": {"num_layers": 2},
+    "flux": {"num_layers": 1, "num_single_layers": 1},
+    "chroma": {"num_layers": 1, "num_single_layers": 1},
+    "flux2-klein": {"num_single_layers": 1},
+    "qwen-image": {"num_layers": 2},
+}
+"""Levels or blocks of the teachers on which 200 updates would take longer than on the others."""
 RANK = 8  # to a width of 32 what 64 is to SD1.5's 320
 
 
 @pytest.fixture(scope="module")
 def small(teacher_folders, tmp_path_factory):
-    """`small(recipe)`: a teacher of one level or few blocks, on which 200 updates take seconds."""
-    folders = {"sd15": tiny_sd(tmp_path_factory.mktemp("small"), **ONE_LEVEL)}
+    """`small(recipe)`: a teacher on which 200 updates take seconds."""
+
+    @functools.cache
+    def folder(recipe):
+        family = (TINY | NEWER)[recipe]
+        if recipe not in FEWER:
+            return teacher_folders[family]
+        made = tmp_path_factory.mktemp(family)
+        FAMILIES[family](made, **FEWER[recipe])
+        return made
 
     def load(recipe):
-        backbone = load_backbone(folders.get(recipe) or teacher_folders[TINY[recipe]])
+        backbone = load_backbone(folder(recipe))
+        if recipe in NEWER:
+            backbone.resize(SIDE)
         if recipe == "sd3":
             backbone.network.transformer_blocks = backbone.network.transformer_blocks[-2:]
             backbone.network.register_to_config(num_layers=2)
@@ -144,9 +164,14 @@ def fall(backbone, config):
     return math.log(losses[0] / losses[-1])
 
 
-@pytest.mark.parametrize("recipe", ["sd15", "pixart", "sd3"])
+LIKE = {"realistic-vision": "sd15", "sd35-large": "sd35-medium"}
+"""Recipes of the network, the tiny teacher and the rates (test_configs.py) of another."""
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"mini", *LIKE}))
 def test_a_lora_learns_as_fast_as_a_full_student(recipe, small):
-    """At its recipe's rates, to within a third of the logarithm of what 200 updates bring the loss down by."""
+    """At its recipe's rates, to within a third of the logarithm of what 200 updates bring the loss down by. On the tiny
+    Chroma a LoRA is faster, 1.3 times on one block of each kind (1.9 on two): there to within a half."""
     plain = {
         "precision": "fp32",
         "adversarial_weight": 0.0,
@@ -156,4 +181,4 @@ def test_a_lora_learns_as_fast_as_a_full_student(recipe, small):
     }
     made = RECIPES[recipe]
     full, lora = (fall(small(recipe), made(data="d", train=train, **plain)) for train in ("full", "lora"))
-    assert lora == pytest.approx(full, rel=1 / 3)
+    assert lora == pytest.approx(full, rel=1 / 2 if recipe == "chroma" else 1 / 3)

@@ -8,6 +8,7 @@ import torch
 from tests.tiny.stable import tiny_sd
 
 from scott.errors import UserError
+from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 
@@ -84,6 +85,50 @@ def test_a_teacher_preconditioned_as_in_edm_is_refused(edited):
 def test_noise_prediction_without_signal_at_the_last_time_is_refused(edited):
     folder = edited("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True})
     refused(folder, "predicts ε and has zero terminal SNR", named=False)
+
+
+TAKEN = {
+    "betas in two axes": ("scheduler/scheduler_config.json", {"trained_betas": [[0.1, 0.2]]}, "sd1"),
+    "no times": ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "sd1"),
+    "a width that its heads do not share": ("text_encoder/config.json", {"hidden_size": 7}, "sd1"),
+    "a part without a class": ("model_index.json", {"text_encoder": ["transformers"]}, "sd1"),
+    "a scale that is no number": ("vae/config.json", {"scaling_factor": "large"}, "sd1"),
+    "a shift between two sizes that are one": (
+        "scheduler/scheduler_config.json",
+        {"base_image_seq_len": 4096},
+        "flux",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "change", "family"), TAKEN.values(), ids=TAKEN.keys())
+def test_what_the_libraries_take_and_cannot_be_is_refused(edited, file, change, family):
+    refused(edited(file, change, family), "cannot be (loaded|built)")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer_config.json", b'{"model_max_length": 16, "pad_token": null}', "has no pad_token; put one into its"),
+        ("merges.txt", b"\xff\xfe\0", "cannot be loaded"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used(teacher_folders, tmp_path, file, content, said):
+    folder = shutil.copytree(teacher_folders["sd1"], tmp_path / "teacher")
+    load_backbone(folder).pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / file).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"[" * 100_000])
+def test_the_config_of_another_vae_is_no_json(teacher_folders, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"config\.json (is not valid JSON|holds no JSON object).*; copy or download it"
+    ):
+        skeleton(TeacherSource(teacher=str(teacher_folders["sd1"]), vae=str(tmp_path)))
 
 
 @pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])

@@ -46,7 +46,7 @@ def flux_like(**options):
     return sizes | {"in_channels": 16, "joint_attention_dim": 32, "axes_dims_rope": (4, 6, 6)} | options
 
 
-def tiny_flux(folder):
+def tiny_flux(folder, **sizes):
     torch.manual_seed(0)
     tokenizer, (tokenizer_2, t5) = tiny_tokenizer(), tiny_t5()
     FluxPipeline(
@@ -56,14 +56,14 @@ def tiny_flux(folder):
         tokenizer=tokenizer,
         text_encoder_2=t5,
         tokenizer_2=tokenizer_2,
-        transformer=FluxTransformer2DModel(**flux_like(pooled_projection_dim=32, guidance_embeds=True)),
+        transformer=FluxTransformer2DModel(**flux_like(pooled_projection_dim=32, guidance_embeds=True, **sizes)),
     ).save_pretrained(folder)
 
 
-def tiny_chroma(folder):
+def tiny_chroma(folder, **sizes):
     torch.manual_seed(0)
     tokenizer, t5 = tiny_t5()
-    sizes = {"approximator_num_channels": 16, "approximator_hidden_dim": 16, "approximator_layers": 1}
+    sizes |= {"approximator_num_channels": 16, "approximator_hidden_dim": 16, "approximator_layers": 1}
     ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.5),
         vae=tiny_vae(shift_factor=0.1, scaling_factor=0.36),
@@ -73,7 +73,7 @@ def tiny_chroma(folder):
     ).save_pretrained(folder)
 
 
-def tiny_flux2(folder):
+def tiny_flux2(folder, **sizes):
     torch.manual_seed(0)
     tokenizer = tiny_qwen_tokenizer()
     layers = language_model(len(tokenizer), num_hidden_layers=28, hidden_size=8, intermediate_size=8, head_dim=4)
@@ -93,11 +93,11 @@ def tiny_flux2(folder):
         vae=vae,
         text_encoder=Qwen3ForCausalLM(Qwen3Config(**layers, tie_word_embeddings=True)),
         tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(**flux_like(**axes)),
+        transformer=Flux2Transformer2DModel(**flux_like(**axes, **sizes)),
     ).save_pretrained(folder)
 
 
-def tiny_qwen_image(folder):
+def tiny_qwen_image(folder, **sizes):
     torch.manual_seed(0)
     tokenizer = tiny_qwen_tokenizer()
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
@@ -120,11 +120,11 @@ def tiny_qwen_image(folder):
         transformer=QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
-            num_layers=4,
             num_attention_heads=2,
             attention_head_dim=16,
             joint_attention_dim=32,
             axes_dims_rope=(4, 6, 6),
+            **{"num_layers": 4} | sizes,
         ),
     ).save_pretrained(folder)
 

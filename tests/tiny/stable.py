@@ -90,7 +90,7 @@ def tiny_pixart(folder):
     return folder
 
 
-def tiny_sd3(folder):
+def tiny_sd3(folder, **sizes):
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     tokenizer_3, t5 = tiny_t5(features=64)  # as many as the two CLIPs have together, which are padded to it
@@ -98,7 +98,6 @@ def tiny_sd3(folder):
         sample_size=8,
         patch_size=1,
         in_channels=4,
-        num_layers=4,
         attention_head_dim=8,
         num_attention_heads=4,
         joint_attention_dim=64,
@@ -106,6 +105,7 @@ def tiny_sd3(folder):
         pooled_projection_dim=64,
         out_channels=4,
         pos_embed_max_size=16,
+        **{"num_layers": 4} | sizes,
     )
     config = tiny_clip_config(tokenizer, projection_dim=32)
     StableDiffusion3Pipeline(
@@ -122,9 +122,9 @@ def tiny_sd3(folder):
     return folder
 
 
-def tiny_sd35(folder):
+def tiny_sd35(folder, **sizes):
     """SD3.5 medium: SD3 with normed queries and keys, and a second attention in its first blocks."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3(folder))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3(folder, **sizes))
     torch.manual_seed(0)
     changes = {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}
     pipeline.transformer = SD3Transformer2DModel.from_config({**pipeline.transformer.config, **changes})

@@ -63,7 +63,10 @@ def test_json_round_trip(tmp_path, changes):
     assert set(json.loads(file.read_text())) == {field.name for field in dataclasses.fields(DistillConfig)}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"out": "a"}', '{"out": 3, "teacher": "t", "data": "d"}'])
+NONE = ["", "{", "[]", "{}", "3", '{"out": "a"}', '{"out": 3, "teacher": "t", "data": "d"}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", NONE, ids=range(len(NONE)))
 def test_another_file_is_not_a_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="is not the config of a scott run") as caught:

@@ -86,8 +86,8 @@ def decode(data: bytes, accept: Callable[[Image.Image], None] = lambda image: No
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB. Raises `Skip` for 32-bit modes, whose range is anyone's guess."""
-    if image.mode in ("I", "F"):
+    """Any mode as RGB. Raises `Skip` for 32-bit modes, whose range is anyone's guess, and for CIELAB."""
+    if image.mode in ("I", "F", "LAB"):
         raise Skip("unsupported-mode", image.mode)
     if image.mode.startswith("I;16"):
         image = _of_8_bits(image)

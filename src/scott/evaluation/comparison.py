@@ -135,7 +135,10 @@ def drawn(results: Results) -> bytes:
 
 def updated(file: Path) -> str:
     """The text of a Markdown file with its tables made again. Raises `UserError` where it names none."""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error}); save it as that") from None
     if not _BLOCK.search(text):
         raise UserError(f"{file} has no line <!-- scott compare RESULTS --> with an <!-- end --> after it")
 

@@ -13,6 +13,7 @@ favours nothing. coco2014-30k.txt beside this file has the ids of those of val20
 import csv
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from typing import Any
 
 from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Skip, Source, Unit, slices
+from scott.data.records import Columns, Record, Source, Unit, slices
 from scott.data.sources import open_source
+from scott.data.sources.files import read_picture
 from scott.errors import UserError
 from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
@@ -148,10 +150,11 @@ class Mjhq:
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
             self.rows = [(f"{row['category']}/{name}.jpg", str(row["prompt"])) for name, row in content.items()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            first = self.rows[0][0]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not MJHQ-30K's meta_data.json ({error!r})") from None
         beside = Path(file).parent
-        self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if (f / self.rows[0][0]).is_file()), beside)
+        self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if os.path.isfile(f / first)), beside)
         self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
 
     def units(self, size: int) -> list[Unit]:
@@ -159,13 +162,7 @@ class Mjhq:
 
     def _records(self, rows: range) -> Iterator[Record]:
         for name, prompt in self.rows[rows.start : rows.stop]:
-            yield Record(name, partial(self._read, name), prompt, {"category": name.partition("/")[0]})
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError:
-            raise Skip("missing-file") from None
+            yield Record(name, partial(read_picture, name, self.folder), prompt, {"category": name.partition("/")[0]})
 
 
 def prompts_of(protocol: str, data: str) -> tuple[list[str], list[str]]:
@@ -180,8 +177,8 @@ def prompts_of(protocol: str, data: str) -> tuple[list[str], list[str]]:
 def names_in(file: Path) -> list[str]:
     """The first column of a CSV, or lines."""
     try:
-        rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError) as error:
+        rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} is no list of pictures' names: {error}") from None
     names = [row[0] for row in rows if row]
     return names[1:] if names[:1] == ["name"] else names

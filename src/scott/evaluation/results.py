@@ -125,7 +125,7 @@ class Results:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(rows=[Row.of(row) for row in content["rows"]], meta=content["meta"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             names = ", ".join(f.name for f in fields(Row))
             raise UserError(
                 f'{str(path)!r} is not a results file: expected {{"rows": [...], "meta": {{...}}}} '

@@ -1,15 +1,32 @@
 """What a student was made for, as its exports say it."""
 
+import builtins
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from scott.errors import UserError
 
 STUDENT_INFO = "scott.json"
 METADATA = "scott"
 """Key of `StudentInfo` in a file's header."""
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether what JSON held is of a field's type; numbers are finite."""
+    of = get_args(kind)
+    match get_origin(kind):
+        case builtins.dict:
+            return isinstance(value, dict) and all(_is(entry, of[1]) for entry in value.values())
+        case builtins.list:
+            return isinstance(value, list) and all(_is(entry, of[0]) for entry in value)
+        case None:
+            number = kind is float and type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+            return number or (kind is not float and type(value) is kind)
+    return any(_is(value, one) for one in of)
 
 
 @dataclass(frozen=True)
@@ -59,17 +76,23 @@ class StudentInfo:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> "StudentInfo":
+    def from_json(cls, text: str | bytes, source: Path) -> "StudentInfo":
         """Inverse of `to_json`, without what a later version says besides; `UserError`, which names the source, where
         the text is something else."""
         try:
             known = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
-        except (AttributeError, ValueError, TypeError) as error:
+            info = cls(**{name: value for name, value in json.loads(text).items() if name in known})
+            for name, kind in get_type_hints(cls).items():
+                if not _is(getattr(info, name), kind):
+                    raise ValueError(f"{name} {getattr(info, name)!r:.40}")
+            if info.resolution is not None and info.resolution < 1:
+                raise ValueError(f"resolution {info.resolution}")
+        except (AttributeError, RecursionError, ValueError, TypeError) as error:
             raise UserError(f"{source} does not say what its student is ({error}); export it again") from None
+        return info
 
     @classmethod
     def read(cls, folder: Path) -> "StudentInfo | None":
         """Of an export's folder; None where there is no such file."""
         file = folder / STUDENT_INFO
-        return cls.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+        return cls.from_json(file.read_bytes(), file) if file.is_file() else None

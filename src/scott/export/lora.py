@@ -139,13 +139,20 @@ def read_lora_file(
     file = lora_path(path)
     if (info := lora_info(file)) is None:
         raise UserError(f"{file} was not written by `scott export`, so its steps are unknown; draw it with diffusers")
-    if info.lora_rank is None or info.base is None:
+    if info.lora_rank is None or not {"class", "dtype", "signs"} <= (info.base or {}).keys():
         raise UserError(f"{file} does not say its rank and its base; export it again")
     tensors = {key: value.float() for key, value in load_file(file).items()}
+    ranks = {value.shape[:1] for key, value in tensors.items() if key.endswith(("lora_A.weight", "lora_down.weight"))}
+    alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
+    finite = all(bool(value.isfinite().all()) for value in tensors.values())
+    if ranks != {(info.lora_rank,)} or not finite or any(alpha.numel() != 1 for alpha in alphas):
+        raise UserError(
+            f"{file} is not as it was written: not of rank {info.lora_rank}, or not finite; export it again"
+        )
     if differing(info.base, here := network_fingerprint(backbone)):
         warn(f"{file} was made for {label(info.base)}, not for {label(here)}; a LoRA draws best on its own base")
-    alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")} or {float(info.lora_rank)}
-    return info, alphas.pop(), {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
+    alpha = alphas[0].item() if alphas else float(info.lora_rank)
+    return info, alpha, {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
 
 
 def lora_info(file: Path) -> StudentInfo | None:

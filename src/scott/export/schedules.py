@@ -71,9 +71,6 @@ A1111: dict[str, Rule] = {
 }
 PROGRAMS = {"ComfyUI": (COMFYUI, 1), "A1111": (A1111, 20)}
 """Program → its rules by the names it shows, and every how many-th training time its table has."""
-_HALFWAY = {"ComfyUI": 1, "A1111": -1}
-"""Program → whether it was seen to take the higher or the lower of two times that a level is halfway between, which
-else the last bit of a CPU's logarithm decides."""
 
 
 FLOW_NODES = {"StableDiffusion3Pipeline": "ModelSamplingSD3"} | dict.fromkeys(
@@ -97,8 +94,10 @@ def called_times(program: str, name: str, steps: int, pipeline: str = "StableDif
     times = torch.arange(schedule.training_steps - 1, -1, -every).flip(0)
     table = schedule.lam(times)
     levels = rules[name](table, steps)
-    further = -1e-9 * _HALFWAY[program] * torch.arange(len(table))
-    return [int(times[((table.log() - level.log()).abs() + further).argmin()]) for level in levels]
+    apart = (table.log() - levels.log()[:, None]).abs().round(decimals=9)
+    if program == "ComfyUI":  # of two times as near, which rounding decides, it was seen to take the later one
+        apart, times = apart.flip(1), times.flip(0)
+    return times[apart.argmin(1)].tolist()
 
 
 def nearest(program: str, wanted: Sequence[float], pipeline: str = "StableDiffusionPipeline") -> tuple[str, list[int]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
 from scott.diffusion.flow import FEW_STEP_SHIFT
+from scott.errors import UserError
 from scott.export.info import StudentInfo
 from scott.mini import embedded
 from scott.samplers import StudentSampler
@@ -179,7 +180,12 @@ def draw_latents(backbone: LatentBackbone, grid: JumpGrid, guidance: float) -> T
 
 
 def student_grid(schedule: NoiseSchedule, original_inference_steps: int) -> JumpGrid:
-    """A grid with the inference times of the one a student was trained on."""
+    """A grid with the inference times of the one a student was trained on. Raises `UserError` for what is no number."""
+    if type(original_inference_steps) is not int or not 1 <= original_inference_steps <= schedule.training_steps:
+        raise UserError(
+            f"got original_inference_steps {original_inference_steps!r:.40}; expected a number from 1 to "
+            f"{schedule.training_steps}, as the student's scheduler or scott.json has it"
+        )
     return JumpGrid(schedule, jump=schedule.training_steps // original_inference_steps, substeps=1)
 
 

@@ -38,11 +38,11 @@ class LatentNormaliser:
         if norm is not None:
             mean, std = norm.running_mean, (norm.running_var + norm.eps).sqrt()
             return cls(mean.view(1, -1, 1, 1), 1 / std.view(1, -1, 1, 1), config.patch_size[0])
-        scale = getattr(config, "scaling_factor", None) or 1.0
+        scale = float(getattr(config, "scaling_factor", None) or 1)
         if getattr(config, "latents_mean", None) is not None:
             mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
             return cls(mean, scale / std)
-        return cls(getattr(config, "shift_factor", None) or 0.0, scale)
+        return cls(float(getattr(config, "shift_factor", None) or 0), scale)
 
     def normalise(self, z: Tensor) -> Tensor:
         return (self._fold(z) - _like(self.mean, z)) * _like(self.scale, z)

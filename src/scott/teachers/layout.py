@@ -1,7 +1,6 @@
 """What a teacher says of itself before anything is loaded: its pipeline's class, its configs, its weights' variants."""
 
 import inspect
-import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from scott.errors import UserError, first_line
+from scott.files import read_object
 from scott.teacher_source import TeacherSource
 from scott.teachers.network import LatentBackbone
 from scott.teachers.single_file import known_configs
@@ -54,7 +54,14 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
 
 def model_index(teacher: str | Path | TeacherSource) -> dict[str, Any]:
     """`model_index.json` of a folder or a hub id; `UserError` when there is none."""
-    return read_json(teacher, "model_index.json")
+    index = read_json(teacher, "model_index.json")
+    for name, entry in index.items():
+        if isinstance(entry, list) and not (len(entry) == 2 and all(isinstance(part, str | None) for part in entry)):
+            place = TeacherSource.of(teacher).teacher
+            raise UserError(
+                f"{place} cannot be loaded: {name} is {entry!r:.80} in model_index.json, not [library, class]"
+            )
+    return index
 
 
 def read_json(teacher: str | Path | TeacherSource, name: str) -> dict[str, Any]:
@@ -75,13 +82,7 @@ def read_json(teacher: str | Path | TeacherSource, name: str) -> dict[str, Any]:
             file = Path(hf_hub_download(teacher, name))
         except (OSError, ValueError, HFValidationError) as error:
             raise UserError(f"no folder {teacher}, and the hub does not give it: {first_line(error)}") from None
-    try:
-        index = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy or download the pipeline again") from None
-    if not isinstance(index, dict):
-        raise UserError(f"{file} holds no JSON object; copy or download the pipeline again")
-    return index
+    return read_object(file)
 
 
 def variants(source: TeacherSource, name: str) -> list[str | None]:

@@ -10,9 +10,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -25,10 +23,6 @@ from scott.teachers.modified import check_parts, complete, load_vae, scheduler_c
 from scott.teachers.network import LatentBackbone
 from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
-
-_BROKEN = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
-_BROKEN = (*_BROKEN, SingleFileComponentError)  # type: ignore[assignment]
-"""What the libraries raise where files of a pipeline are missing, corrupt, or say what cannot be."""
 
 
 def load_backbone(
@@ -79,7 +73,8 @@ def load_backbone(
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
     _modify(pipeline, source, dtype)
-    backbone = family(pipeline)
+    with _complaining_of(source.teacher):  # of what its configs say
+        backbone = family(pipeline)
     _check_prediction(backbone)
     backbone.version = network_version(backbone.network)
     if quantized != "none":
@@ -135,12 +130,13 @@ def _noise_in_answer(backbone: LatentBackbone) -> float:
 
 @contextmanager
 def _complaining_of(what: str | Path) -> Iterator[None]:
-    """Makes a `UserError` of what the libraries raise within the block."""
+    """Makes a `UserError` of what the libraries raise within the block, where files of a pipeline are missing, corrupt,
+    or say what cannot be."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except _BROKEN as error:
+    except Exception as error:  # each library, and each reader of a config, has its own
         raise UserError(f"{what} cannot be loaded: {why(error)}") from None
 
 
@@ -179,6 +175,8 @@ def _check_text_parts(pipeline: DiffusionPipeline) -> None:
         # transformers makes an empty tokenizer of a missing file, which encodes every prompt alike
         if parts[tokenizer]("a cat").input_ids == parts[tokenizer]("a dog").input_ids:
             raise ValueError(f"{tokenizer} knows no words; a file of it is missing")
+        if parts[tokenizer].pad_token is None:
+            raise ValueError(f"{tokenizer} has no pad_token; put one into its tokenizer_config.json")
         if (most := getattr(parts[encoder].config, "max_position_embeddings", None)) is not None:
             parts[tokenizer].model_max_length = min(most, parts[tokenizer].model_max_length)
     if hasattr(pipeline, "tokenizer_max_length"):  # SD3's own copy of it

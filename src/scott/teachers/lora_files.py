@@ -5,7 +5,6 @@ down_blocks….lora_A.weight                       of its network alone, as `sav
 base_model.model.down_blocks….lora_A.weight      the same by peft, whose scale is in adapter_config.json beside
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scott.errors import UserError, first_line
+from scott.files import read_object
 
 PEFT = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"
@@ -142,8 +142,5 @@ def _peft_config(file: Path) -> dict[str, Any]:
     beside = file.with_name(PEFT_CONFIG)
     if not beside.is_file():
         raise UserError(f"{file} is peft's, and its scale is in {PEFT_CONFIG}, which is not beside it; put it there")
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{beside} is not valid JSON ({error}); copy it again") from None
+    config = read_object(beside)
     return {name: config[name] for name in _SCALES if name in config}

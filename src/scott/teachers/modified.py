@@ -1,6 +1,5 @@
 """What takes the place of a part of a teacher before it is distilled: another VAE, another prediction."""
 
-import json
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from scott.errors import UserError, first_line
+from scott.files import read_object
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers.lora_files import lora_path
 from scott.teachers.single_file import PREDICTIONS, config_folder, read_single_file
@@ -76,7 +76,7 @@ def vae_config(source: TeacherSource, own: Mapping[str, Any]) -> dict[str, Any]:
     place = Path(source.vae or "")
     files = (place / part / "config.json" for part in ("vae", ""))
     found = next((file for file in files if source.vae and file.is_file()), None)
-    return json.loads(found.read_text(encoding="utf-8")) if found else dict(own)
+    return read_object(found) if found else dict(own)
 
 
 def scheduler_config(config: Mapping[str, Any], prediction: str | None) -> dict[str, Any]:

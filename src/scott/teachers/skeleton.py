@@ -77,15 +77,17 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
             for name in encoders:
                 parts[name] = _text_encoder(index[name][1], configs[name])
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                cast(part, torch.float32 if name == "vae" else dtype)
+        pipeline = pipeline_class(**parts, **options)
+        for file, _ in source.loras:
+            check_lora(pipeline, lora_path(file))
+        return backbone(pipeline)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each library, and each reader of a config, has its own
         raise UserError(f"{source.teacher} cannot be built: {why(error)}") from None
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            cast(part, torch.float32 if name == "vae" else dtype)
-    pipeline = pipeline_class(**parts, **options)
-    for file, _ in source.loras:
-        check_lora(pipeline, lora_path(file))
-    return backbone(pipeline)
 
 
 def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:

@@ -203,7 +203,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
             values = json.loads(file.read_text())
             lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             return cls(**(values | lists | {"out": Path(values["out"])}))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not the config of a scott run ({error}); choose another folder") from None
 
     def differences(self, other: "DistillConfig") -> list[str]:

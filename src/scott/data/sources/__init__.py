@@ -53,13 +53,14 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
         raise UserError(f"no data at {name[:200]}: {first_line(error)}") from None
     if is_folder:
         return _in_folder(path, columns, split)
-    ending = (name if is_file else name.split("::")[0]).lower()
+    place = name if is_file else _place(name)
+    ending = place.lower()
     if ending.endswith(ARCHIVES):
         raise UserError(f"{name} is packed in a way that is not read; unpack it, or give {', '.join(TARS)}")
     if ending.endswith((*TARS, ".parquet")):
         files, left_out = _files(name, split)
         return (WebDataset if ending.endswith(TARS) else Parquet)(files, columns, left_out)
-    if is_table(path):
+    if is_table(Path(place)):
         if "://" in name:
             raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
         return MetadataFolder(path.parent, [path.name], columns, of_user=True)
@@ -72,6 +73,12 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     if not path.exists() and _HUB.fullmatch(name):
         return HubDataset(name, split, columns)
     raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
+
+
+def _place(name: str) -> str:
+    """Of fsspec's chains (`simplecache::http://...`) the first link that is a place, without a URL's question."""
+    place = next((link for link in name.split("::") if "://" in link), None)
+    return name if place is None else place.split("?")[0]
 
 
 def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:

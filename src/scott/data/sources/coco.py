@@ -1,6 +1,7 @@
 """COCO captions: published annotation files, with the pictures in a folder beside them or at the URLs they name."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -88,5 +89,5 @@ def _folder_of(file: str, pictures: Sequence[dict[str, Any]]) -> Path | None:
     name = path.stem.removeprefix("captions_")
     near = (path.parent, path.parent.parent)
     of_its_name = (folder / part for folder in near for part in (name, f"images/{name}"))
-    others = (folder / part for folder in near for part in ("images", "") if (folder / part / first).is_file())
+    others = (folder / part for folder in near for part in ("images", "") if os.path.isfile(folder / part / first))
     return next((place for place in (*of_its_name, *others) if place.is_dir()), None)

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -114,25 +114,34 @@ def _json_rows(content: bytes, may_be_object: bool) -> Iterator[Row | Skip]:
 
 
 def _csv_rows(content: bytes, name: str) -> tuple[list[str], list[Row | Skip]]:
-    """Every cell as its text. Bytes that are no UTF-8 count where they are used."""
+    """Every cell as its text. Bytes that are no UTF-8 count where they are used. A row that cannot be read is its first
+    line: a quote that nobody closes takes in those behind it, which are read again."""
     csv.field_size_limit(2 * MAX_PICTURE_BYTES)  # which may be there in base64
     if b"\n" not in content:
         content = content.replace(b"\r", b"\n")
     lines = content.decode(errors="surrogateescape").lstrip("\n").split("\n")
     named = lines.pop(0)[4:5] if re.fullmatch(f"sep=[{_SEPARATORS}]\r?", lines[0]) else ""  # as Excel has it
     separator = named or ("\t" if name.endswith(".tsv") else _separator(lines[0]))
-    whole = (re.sub("[\r\0]", " ", f"{line}\n") for line in lines)  # csv takes a \r for the end of a row
-    reader = csv.DictReader(whole, delimiter=separator, skipinitialspace=True, strict=True)
+    lines = [re.sub("[\r\0]", " ", f"{line}\n") for line in lines]  # csv takes a \r for the end of a row
+
+    def read_from(start: int, names: Sequence[str] | None = None) -> "csv.DictReader[str]":
+        rest = (lines[number] for number in range(start, len(lines)))
+        return csv.DictReader(rest, names, delimiter=separator, skipinitialspace=True, strict=True)
+
+    reader, start = read_from(0), 0
     header = [column for column in reader.fieldnames or () if column]
     rows: list[Row | Skip] = []
     if names := _missing_header(header):
         rows.append(dict(zip(names, header, strict=True)))
         reader.fieldnames = header = names
     while True:
+        begun = start + reader.reader.line_num
         try:
             row = next(reader, None)
         except csv.Error as error:
-            rows.append(Skip("broken-row", f"line {reader.line_num}: {error}"))
+            start = next(number for number in range(begun, len(lines)) if lines[number] != "\n") + 1
+            rows.append(Skip("broken-row", f"line {start}: {error}"))
+            reader = read_from(start, reader.fieldnames)
             continue
         if row is None:
             return header, rows

@@ -18,8 +18,10 @@ SPLITS = {
 }
 """Split → how it is spelled in names, as the Hugging Face hub reads them."""
 _SPELLED = {word: split for split, words in SPLITS.items() for word in words}
-_WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
-_FOLDER = re.compile(rf"({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE)
+_WORD = re.compile(rf"(?:^|[-._ =\d])({'|'.join(_SPELLED)})(?=[-._ \d]|$)", re.IGNORECASE)
+_FOLDER = re.compile(
+    rf"(?:\w+=)?({'|'.join(_SPELLED)})(?:[-_ ]?(?:images?|imgs?|pictures|photos|data|set|\d+))?", re.IGNORECASE
+)
 _LEFT_BEHIND = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found", "@eadir", "$recycle.bin"}
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
