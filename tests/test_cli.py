@@ -126,8 +126,11 @@ BAD = {
     "unknown flag": (["distill", "mini", "--max-step", "3"], "--max-steps"),
     "unknown solver": (["distill", "mini", "--solver", "heun"], "er-sde"),
     "a flag the solver does not have": (["distill", "mini", "--solver", "ddim", "--order", "3"], "does not have"),
-    "an order the solver does not have": (["distill", "mini", "--order", "3"], "order 3; expected"),
-    "a jump that one sub-step cannot make": (["distill", "mini", "--substeps", "1"], "Use jump=250"),
+    "an order the solver does not have": (
+        ["distill", "mini", "--solver", "dpmpp-sde", "--order", "3"],
+        "order 3; expected",
+    ),
+    "a jump that one sub-step cannot make": (["distill", "mini", "--jump", "300"], "Use jump=250"),
     "too few samples": (["demo", "--samples", "5"], "10 or more"),
     "guidance the student was not trained for": (
         ["sample", "RUN", "--prompts", "a", "--guidance", "50"],

@@ -24,6 +24,8 @@ def test_the_papers_shares() -> None:
     assert gap_closed(SCOTT, LCM, TEACHER, "fid") == pytest.approx(0.84, abs=0.005)
     assert gap_closed(SCOTT, LCM, TEACHER, "coverage") == pytest.approx(0.99, abs=0.005)
     assert gaps(Results([FLOOR, TEACHER, LCM, SCOTT])) == [["scott-2", "84%", "99%"]]
+    ahead = replace(LCM, fid=TEACHER.fid - 0.1, metrics={})
+    assert gaps(Results([FLOOR, TEACHER, ahead, SCOTT])) == [["scott-2", "–", "99%"]]
 
 
 def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:

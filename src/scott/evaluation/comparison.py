@@ -80,15 +80,22 @@ def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:
 def gaps(results: Results, metrics: Sequence[str] = ("fid", "coverage")) -> list[list[str]]:
     """A line for each student that stands beside LCM's at as many steps: its name, and the share for each metric.
 
-    LCM's are the rows with "lcm" in their names, of several the one with the shortest.
+    LCM's are the rows with "lcm" in their names, of several the one with the shortest. "–" is no gap: there LCM's
+    figure is as good as the teacher's.
     """
+
+    def share(row: Row, rival: Row, teacher: Row, metric: str) -> str:
+        closed = gap_closed(row, rival, teacher, metric)
+        ahead = rival.metrics[metric].value - teacher.metrics[metric].value
+        return f"{closed:.0%}" if (ahead < 0) == METRICS[metric].higher_is_better else "–"
+
     teacher, lines = results.baseline(), []
     for row in results.rows:
         rivals = [one for one in results.rows if LCM in one.name and one.steps == row.steps]
         if teacher is None or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
             continue
         rival = min(rivals, key=lambda one: len(one.name))
-        lines.append([row.name, *(f"{gap_closed(row, rival, teacher, metric):.0%}" for metric in metrics)])
+        lines.append([row.name, *(share(row, rival, teacher, metric) for metric in metrics)])
     return lines
 
 
