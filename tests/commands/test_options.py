@@ -62,4 +62,4 @@ def test_help_says_what_the_other_method_and_student_change(command_line, monkey
     assert "(default: 24; with --method lcm 20)" in text("sd15")
     assert "(default: 3.0; with --train full 15.0)" in text("sd15")
     assert "(default: 3.0; with --train lora 2.0)" in text("mini")
-    assert "(default: 0.3; with --method paper 0.0; with --method lcm 0.0)" in text("mini")
+    assert "(default: 0.6; with --method paper 0.0; with --method lcm 0.0)" in text("mini")
