@@ -32,7 +32,7 @@ RUNS = {
     "critic-unconditional": {"critic": "unconditional"},
     "critic-matched": {"critic_input": "matched"},
     "critic-renoised": FULL | {"critic_input": "renoised", "solver": "dpmpp-sde", "weighting": "snr+1"},
-    "critic-heads": DRAWN | {"critic": "heads", "critic_input": "clean", "critic_r1": 0.1},
+    "critic-heads": DRAWN | {"critic": "heads", "critic_input": "clean", "critic_r1": 0.01},
     "critic-drawn": FULL | DRAWN | {"critic_input": "matched", "adversarial_share": 0.3, "jump_reuse": 2},
     "fp16-lora": {"precision": "fp16"},
     "bf16-full": FULL | {"precision": "bf16"},
