@@ -36,6 +36,8 @@ from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, 
 from scott.files import write_atomically
 from scott.measured import Measured
 
+PATH_MAX = 4096  # characters a name can have, as Linux counts them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -181,6 +183,8 @@ def names_in(file: Path) -> list[str]:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} is no list of pictures' names: {error}") from None
     names = [row[0] for row in rows if row]
+    if (longest := max(map(len, names), default=0)) > PATH_MAX:
+        raise UserError(f"{file} is no list of pictures' names: one has {longest} characters of {PATH_MAX}")
     return names[1:] if names[:1] == ["name"] else names
 
 
