@@ -2,9 +2,12 @@
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
+from tests.tiny.families import FAMILIES
 from torch import nn
 
 from scott.teachers import load_backbone
@@ -157,6 +160,22 @@ def test_parked_encoders_encode_alike_for_the_networks_device(make_backbone, mon
     for cond, shape in ((backbone.encode_prompts(["a cat", "dog"]), before), (backbone.unconditional(), nothing)):
         assert {value.device.type for value in cond.values()} == {"meta"}
         assert {name: value.shape for name, value in cond.items()} == {n: v.shape for n, v in shape.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_encoders_are_freed_and_the_kept_prompts_have_their_conditions(teacher_folders, family):
+    backbone = load_backbone(teacher_folders[family])
+    encoders = [weakref.ref(encoder) for encoder in backbone.text_encoders]
+    expected, nothing = backbone.encode_prompts(["a cat", "a", "a cat"]), backbone.unconditional()
+    backbone.keep_prompts(["a cat", "dog", "a cat", "a"])
+    gc.collect()
+    assert [encoder() for encoder in encoders] == [None] * len(encoders)
+    kept, without = backbone.encode_prompts(["a cat", "a", "a cat"]), backbone.unconditional()
+    assert (kept.keys(), without.keys()) == (expected.keys(), nothing.keys())
+    for name, value in without.items():
+        assert torch.equal(value, nothing[name])
+    for name, value in kept.items():  # in a batch and alone, they are rounded each in its own way
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])

@@ -57,6 +57,11 @@ class Validation:
             self.warn(f"validation measures on the {available} samples there are, not on {wanted}")
         self._real  # noqa: B018 (it is kept)
 
+    @property
+    def captions(self) -> list[str]:
+        """All that pictures are drawn for."""
+        return self.prompts + (self._real[1] if self.config.validate_every else [])
+
     def draw(self, step: int) -> tuple[Image.Image, dict[str, float]]:
         """The student in 1, 2, 4 and 8 steps and the teacher in 25, from one noise; and how far the student has come.
 

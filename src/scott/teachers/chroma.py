@@ -20,7 +20,7 @@ class ChromaBackbone(FluxLike):
         self._mask: Tensor | None = None  # of the call that runs
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the prompt's tokens and the first of padding; L = 512."""
         if not truncate:
             self._check_length(prompts, self.pipeline.tokenizer, T5_TOKENS, special=1)

@@ -63,8 +63,8 @@ class LatentNormaliser:
 class Encoders(ABC):
     """The text encoders and the VAE of a pipeline.
 
-    A family says what its text conditioning is: `encode_prompts`, and where they are not the usual ones
-    `unconditional` and `size_cond`.
+    A family says what its text conditioning is: `_encode_prompts`, and where they are not the usual ones
+    `_unconditional` and `size_cond`.
     """
 
     size_names: ClassVar[tuple[str, ...]] = ()
@@ -77,13 +77,20 @@ class Encoders(ABC):
         self.vae = pipeline.vae
         self.normaliser = LatentNormaliser.of(self.vae)
         self._turns: list[UserCpuOffloadHook] = []
+        self._kept: dict[str | None, Cond] = {}
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
 
-    @abstractmethod
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
+        if not self._kept:
+            return self._encode_prompts(prompts, truncate)
+        conds = [self._kept[prompt] for prompt in prompts]
+        return {name: torch.cat([cond[name] for cond in conds]).to(self.device) for name in conds[0]}
+
+    @abstractmethod
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond: ...
 
     def _encoded(self, prompts: Sequence[str], tokens: int, **options: Any) -> tuple[Any, ...]:
         """What the pipeline makes of prompts of at most so many tokens, without guidance."""
@@ -97,11 +104,21 @@ class Encoders(ABC):
 
     def unconditional(self, prompt: str | None = None) -> Cond:
         """The condition guidance pushes away from, with batch 1: a negative prompt, or the empty one."""
-        return self.encode_prompts([prompt or ""])
+        if not self._kept:
+            return self._unconditional(prompt)
+        return {name: value.to(self.device) for name, value in self._kept[prompt].items()}
+
+    def _unconditional(self, prompt: str | None) -> Cond:
+        return self._encode_prompts([prompt or ""], truncate=False)
 
     def size_cond(self, height: int, width: int) -> Cond:
         """The values of `size_names` for an uncropped picture of that many pixels, with batch 1."""
         return {}
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the network computes."""
 
     @property
     def latent_channels(self) -> int:
@@ -124,6 +141,20 @@ class Encoders(ABC):
             last = self._turns[-1] if self._turns else None
             self._turns.append(cpu_offload_with_hook(encoder, torch.device(device), last)[1])
         self._turns[0].hook.prev_module_hook = self._turns[-1]  # the next batch begins with the first
+
+    def keep_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts, cut where they are too long, and give the text encoders' memory back.
+
+        From then on only these and no prompt at all (`unconditional()`) have a condition.
+        """
+        kept: dict[str | None, Cond] = {None: self.unconditional()}
+        for prompt in dict.fromkeys(prompts):
+            kept[prompt] = self.encode_prompts([prompt], truncate=True)
+        self._kept = {prompt: {name: value.cpu() for name, value in cond.items()} for prompt, cond in kept.items()}
+        self._turns.clear()
+        for name in self.pipeline.components:
+            if name.startswith("text_encoder"):
+                setattr(self.pipeline, name, None)
 
     @property
     def encoding_device(self) -> torch.device:

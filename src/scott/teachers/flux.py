@@ -49,7 +49,7 @@ class FluxBackbone(FluxLike):
             raise UserError("a FLUX without guidance_embeds (schnell) is not supported; distil FLUX.1-dev")
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "pooled": (B, D2)}: T5's states of 512 tokens, padding too, and CLIP's pooled one."""
         pipeline = self.pipeline
         if not truncate:

@@ -41,7 +41,7 @@ class Flux2KleinBackbone(FluxLike):
         return at_200 + (at_200 - at_10) * (TEACHER_STEPS - 200) / 190
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, 512, 3 D)}: states of three of the language model's layers, those of padding too."""
         pipeline = self.pipeline
         if self.device.type == "meta":

@@ -25,7 +25,7 @@ class PixArtBackbone(LatentBackbone):
             )
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the prompt's own tokens; L = 120 for α, 300 for Σ."""
         limit = 300 if isinstance(self.pipeline, PixArtSigmaPipeline) else 120
         if not truncate:

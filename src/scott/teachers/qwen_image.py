@@ -34,7 +34,7 @@ class QwenImageBackbone(FluxLike):
         return self.vae.decode(z[:, :, None]).sample[:, :, 0]
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the tokens behind the template's first 34; L = 512."""
         pipeline = self.pipeline
         if self.device.type == "meta":

@@ -24,11 +24,11 @@ class SanaBackbone(LatentBackbone):
         z = self.vae.encode(pixels).latent
         return z, torch.zeros_like(z)
 
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}: states of the prompt's own tokens, behind the instruction; L = 300."""
         return self._states(prompts, INSTRUCTION, truncate)
 
-    def unconditional(self, prompt: str | None = None) -> Cond:
+    def _unconditional(self, prompt: str | None) -> Cond:
         """Without the instruction."""
         return self._states([prompt or ""], None)
 

@@ -47,7 +47,7 @@ class UNetBackbone(LatentBackbone):
         return shortened(self.network, up_blocks=nn.ModuleList(), conv_norm_out=None, conv_out=nn.Identity())
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D)}: the last hidden state, as the stock pipeline takes it."""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         limit = tokenizer.model_max_length

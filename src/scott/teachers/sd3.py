@@ -20,7 +20,7 @@ class SD3Backbone(LatentBackbone):
     student_layers = lora.ATTENTION + lora.FEED_FORWARD + TEXT_ATTENTION + TEXT_FEED_FORWARD
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "pooled": (B, D2)}. With T5 a prompt may have 256 tokens; the CLIPs see the first 77."""
         pipeline = self.pipeline
         if not truncate and pipeline.text_encoder_3 is not None:

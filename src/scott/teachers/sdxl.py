@@ -15,7 +15,7 @@ class SDXLBackbone(UNetBackbone):
     size_names = ("time_ids",)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D1 + D2), "pooled": (B, D2), "time_ids": (B, 6)}, for an uncropped picture of full size."""
         if not truncate:
             limit = self.pipeline.tokenizer.model_max_length
@@ -31,9 +31,9 @@ class SDXLBackbone(UNetBackbone):
         """{"time_ids": (1, 6)}: original size, crop and target size, as the stock pipeline gives them."""
         return {"time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]], device=self.device)}
 
-    def unconditional(self, prompt: str | None = None) -> Cond:
+    def _unconditional(self, prompt: str | None) -> Cond:
         """Without a negative prompt the empty one, or zeros where the pipeline is configured so, as SDXL's base is."""
-        cond = super().unconditional(prompt)
+        cond = super()._unconditional(prompt)
         if prompt is None and self.pipeline.config.force_zeros_for_empty_prompt:
             cond |= {name: torch.zeros_like(cond[name]) for name in ("text", "pooled")}
         return cond

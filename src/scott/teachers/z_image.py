@@ -28,7 +28,7 @@ class ZImageBackbone(LatentBackbone):
         return self.network.config.dim
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
+    def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond:
         """{"text": (B, L, D), "mask": (B, L)}, mask 1 on the tokens of the prompt and its template; L = 512."""
         pipeline = self.pipeline
         if self.device.type == "meta":
