@@ -87,6 +87,11 @@ def test_times_are_matched_by_noise_over_data():
     assert torch.equal(FLOW.state(start, end, tau)[0], start[0])
 
 
+def test_pairs_are_in_proportion_to_the_budget():
+    assert [InstaFlow(cpu_minutes=minutes).pairs for minutes in (240, 60, 20)] == [10_000, 2500, 833]
+    assert (InstaFlow(steps=8).pairs, InstaFlow(cpu_minutes=20, pairs=6).pairs) == (10_000, 6)
+
+
 # --- runs ----------------------------------------------------------------------------------------------------
 
 SMALL = {"batch_size": 4, "scenes": 8, "warmup": 0}

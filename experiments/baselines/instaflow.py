@@ -34,6 +34,7 @@ from scott.solvers import make
 
 DROPOUT = 0.1
 """Of captions in reflow, as in the teacher's own training; v(∅) needs it."""
+PAIRS, MINUTES = 10_000, 240
 MEASURED = 64
 """Noises that straightness is measured on."""
 
@@ -87,7 +88,8 @@ class InstaFlow(Baseline):
     """Train InstaFlow. Half of what pairs and ends leave of the budget is for reflow, a quarter for each D."""
 
     out: Path = Path("runs/baselines/instaflow")
-    pairs: int = 10_000
+    pairs: int = 0
+    """0: 10,000 in 240 minutes, in another budget as many in proportion; with `steps` 10,000."""
     pair_steps: int = 25
     pair_guidance: float = GUIDANCE
     """ω of the teacher, whose ODE is solved by DPM-Solver++(2M)."""
@@ -96,6 +98,9 @@ class InstaFlow(Baseline):
 
     method: ClassVar[str] = "instaflow"
     drawn_in: ClassVar[tuple[int, ...]] = (1,)
+
+    def __post_init__(self) -> None:
+        self.pairs = self.pairs or max(1, round(PAIRS * (self.cpu_minutes or MINUTES) / MINUTES))
 
     def fit(self) -> nn.Module:
         network = self.backbone.copies["student"] = self.backbone.copy_network({})
