@@ -380,6 +380,17 @@ def test_a_whole_sd3_in_one_file_needs_nothing_else(teacher_folders, tmp_path, m
         assert all(torch.equal(ours[name], value) for name, value in state[part].items()), part
 
 
+def test_one_text_encoder_is_not_taken_for_the_other(file_of, teacher_folders, tmp_path):
+    """As of SDXL's file by diffusers' script and transformers 5, whose first encoder has none of the usual names."""
+    file, folder = tmp_path / "file.safetensors", teacher_folders["sdxl"]
+    save_file({name.replace(".text_model.", "."): value for name, value in load_file(file_of("sdxl")).items()}, file)
+    index = json.loads((folder / "model_index.json").read_text())
+    with pytest.raises(UserError, match="has no text_encoder; give --teacher-config"):
+        lacking_parts(source(file), index)
+    assert lacking_parts(source(file, teacher_config=folder), index) == ["text_encoder"]
+    assert fingerprints(load_backbone(source(file, teacher_config=folder))) == fingerprints(load_backbone(folder))
+
+
 def test_a_checkpoint_without_a_vae_needs_one(file_of, teacher_folders, tmp_path):
     tensors = {name: value for name, value in load_file(file_of("sd1")).items() if not name.startswith(VAE)}
     file = tmp_path / "file.safetensors"

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.single_file_utils import (
+    CHECKPOINT_KEY_NAMES,
     infer_diffusers_model_type,
-    is_clip_model_in_single_file,
     is_t5_in_single_file,
     load_single_file_checkpoint,
 )
@@ -40,6 +39,11 @@ _UNET = "model.diffusion_model."
 _NETWORK = (_UNET, "joint_blocks.", "double_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
+_CLIPS = {
+    "text_encoder": ("clip", "clip_sdxl", "clip_sd3", "open_clip"),
+    "text_encoder_2": ("open_clip_sdxl", "open_clip_sd3"),
+}
+"""Part → diffusers' names of a weight that a file has with it."""
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
 """How names of a scaled fp8 or nf4 checkpoint end, whose weights are something else without: diffusers' readers drop
 them."""
@@ -144,8 +148,8 @@ def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
         if part == "vae":
             found = any(name.startswith(_VAE) for name in tensors)
         elif part.startswith("text_encoder") and kind is not None:
-            clip = SimpleNamespace(__name__=kind)  # diffusers asks for a class, and reads its name
-            found = is_clip_model_in_single_file(clip, tensors) or (kind[0] == "T" and is_t5_in_single_file(tensors))
+            clips = [CHECKPOINT_KEY_NAMES[name] for name in _CLIPS.get(part, ()) if kind.startswith("CLIP")]
+            found = not tensors.keys().isdisjoint(clips) or (kind[0] == "T" and is_t5_in_single_file(tensors))
         else:
             continue
         if not found:
