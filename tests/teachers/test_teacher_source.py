@@ -380,6 +380,20 @@ def test_a_whole_sd3_in_one_file_needs_nothing_else(teacher_folders, tmp_path, m
         assert all(torch.equal(ours[name], value) for name, value in state[part].items()), part
 
 
+def test_a_network_is_read_in_its_dtype(file_of, teacher_folders, monkeypatch):
+    """A copy in fp32 in between would be twice what its file is."""
+    read, cast = {}, single_file.cast
+
+    def spying(module, dtype):
+        read[type(module).__name__] = {parameter.dtype for parameter in module.parameters()}
+        cast(module, dtype)
+
+    monkeypatch.setattr(single_file, "cast", spying)
+    backbone = load_backbone(source(file_of("sdxl"), teacher_config=teacher_folders["sdxl"]), torch.float16)
+    assert read["UNet2DConditionModel"] == {torch.float16}
+    assert {parameter.dtype for parameter in backbone.vae.parameters()} == {torch.float32}
+
+
 def test_one_text_encoder_is_not_taken_for_the_other(file_of, teacher_folders, tmp_path):
     """As of SDXL's file by diffusers' script and transformers 5, whose first encoder has none of the usual names."""
     file, folder = tmp_path / "file.safetensors", teacher_folders["sdxl"]

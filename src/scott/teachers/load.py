@@ -59,12 +59,13 @@ def load_backbone(
             options["vae"] = load_vae(source, getattr(diffusers, index["vae"][1]))
     with _complaining_of(source.teacher):
         if source.file:
-            check_network(source.file, getattr(diffusers, network), read_json(source, f"{family.part}/config.json"))
+            loader = getattr(diffusers, network)
+            check_network(source.file, loader, read_json(source, f"{family.part}/config.json"))
             for name in lacking_parts(source, index):
                 if name not in options:
                     where = TeacherSource(teacher=str(source.teacher_config), variant=source.variant)
                     options[name] = _whole(where, name, index[name][1], torch.float32 if name == "vae" else first)
-            pipeline = load_single_file(source, pipeline_class, first, options)
+            pipeline = load_single_file(source, pipeline_class, family.part, loader, first, options)
         else:
             for name, entry in index.items():
                 if name not in options and name.startswith(("unet", "transformer", "vae", "text_encoder")):

@@ -181,13 +181,20 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def load_single_file(
-    source: TeacherSource, kind: type[DiffusionPipeline], dtype: torch.dtype, options: dict[str, Any]
+    source: TeacherSource,
+    kind: type[DiffusionPipeline],
+    part: str,
+    network: type[ModelMixin],
+    dtype: torch.dtype,
+    options: dict[str, Any],
 ) -> DiffusionPipeline:
-    """The pipeline of a checkpoint, its VAE in fp32 and all else in `dtype`.
+    """The pipeline of a checkpoint, its VAE in fp32 and all else in `dtype`; its `part` is the network.
 
     Raises ValueError where the file lacks weights, and `UserError` where there is no tokenizer for it.
     """
     with config_folder(source) as folder:
+        # a pipeline's reader takes one dtype for all parts, without one fp32: twice what a network's file is
+        options[part] = read_single_file(network, source.file, config=folder, subfolder=part, torch_dtype=dtype)
         pipeline = read_single_file(kind, source.file, config=folder, **options)
     for name, part in pipeline.components.items():
         if isinstance(part, PreTrainedModel) and not part.get_input_embeddings().weight.is_meta:
