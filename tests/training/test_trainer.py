@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_run_but, final, metrics, source
 
 from scott.data.batch import Batch
@@ -305,6 +307,19 @@ def test_data_of_another_shape_stop_the_run_before_the_first_step(start, make_ba
 def test_a_launch_with_an_engine_that_is_not_run_is_refused(start, tmp_path, monkeypatch, engine):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(UserError, match=f"got a launch with {engine}; launch without, and split with --shard full"):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"), [({"RANK": "x"}, "invalid literal for int"), ({"RANK": "0"}, "MASTER_ADDR")]
+)
+def test_an_environment_that_is_no_launch(start, tmp_path, monkeypatch, environment, why):
+    for name, value in ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setattr(state, "_shared_state", {})  # as in a process that has not read its environment
+    with pytest.raises(UserError, match=f"the processes cannot be joined .*{why}.*torchrun"):
         start(tmp_path)
 
 

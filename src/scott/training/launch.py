@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.files import write_atomically
 from scott.training.checkpoint import checkpoint_state, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
@@ -25,19 +25,24 @@ def start_processes(config: DistillConfig) -> Accelerator:
     """This process among those that `accelerate launch` or `torchrun` started, or by itself.
 
     Raises `UserError` when the tracker is not installed, the batch does not divide among the processes, one process is
-    to split something, or the launch asks for an engine that takes one loss a network.
+    to split something, the launch asks for an engine that takes one loss a network, or its environment is none.
     """
     for engine in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise UserError(f"got a launch with {engine}; launch without, and split with --shard full (FSDP2)")
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
-    accelerator = Accelerator(
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=config.out,
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
-    )
+    try:
+        accelerator = Accelerator(
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=config.out,
+            cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
+        )
+    except ValueError as error:  # of RANK, WORLD_SIZE and the like
+        raise UserError(
+            f"the processes cannot be joined ({first_line(error)}); start them by torchrun or accelerate launch"
+        ) from None
     rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
     if config.shard != "none" and accelerator.num_processes == 1:
         raise UserError(f"got --shard {config.shard} in one process; launch several with torchrun, or leave it out")
