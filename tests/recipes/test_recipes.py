@@ -12,7 +12,7 @@ from tests.recipes.needs import PUBLISHED, TABLE, drawing, equipped, page_of, pa
 from tests.teachers.published import write_configs
 from torch import nn
 
-from scott.commands.distill import run
+from scott.commands.distill import config_of, run
 from scott.commands.sample import load_student
 from scott.mini import embedded
 from scott.mini.embedded import TEACHER
@@ -140,6 +140,16 @@ def test_a_batch_of_ones_own_is_taken_in_as_few_passes_as_fit():
     passes = {size: RECIPES["qwen-image"](data="d", batch_size=size).gradient_accumulation for size in (1, 4, 6, 7, 64)}
     assert passes == {1: 1, 4: 1, 6: 2, 7: 7, 64: 16}
     assert RECIPES["qwen-image"](data="d", gradient_accumulation=8).gradient_accumulation == 8
+
+
+def test_processes_share_the_rows_that_one_would_take_in_passes():
+    passes = {
+        count: config_of("qwen-image", {"data": "d"}, count)[1].gradient_accumulation for count in (1, 2, 3, 8, 64)
+    }
+    assert passes == {1: 4, 2: 2, 8: 1, 64: 1}
+    assert config_of("qwen-image", {"data": "d", "gradient_accumulation": 8}, 2)[1].gradient_accumulation == 8
+    assert config_of("sd15", {"data": "d", "batch_size": 512}, 4)[1].gradient_accumulation == 4
+    assert config_of("mini", {}, 2)[1].gradient_accumulation == 1
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)

@@ -21,7 +21,7 @@ from scott.device import best_device
 from scott.errors import UserError
 from scott.export.info import METADATA
 from scott.mini import embedded
-from scott.recipes.configs import FAMILIES, RECIPES, recipes_of
+from scott.recipes.configs import FAMILIES, RECIPES, passes_of, recipes_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
@@ -39,8 +39,8 @@ _FEW_STEP = re.compile(r"(?:^|[-_. ])(turbo|lightning|schnell|lcm|hyper)(?=$|[-_
 """Published few-step students whose configs are their teachers' own."""
 
 
-def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, DistillConfig]:
-    """A recipe, or the one that its teacher's family has; and its config with what was given.
+def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) -> tuple[str, DistillConfig]:
+    """A recipe, or the one that its teacher's family has; and its config with what was given, for so many processes.
 
     Raises `UserError` where a named recipe is of another family than the teacher, and as `DistillConfig` does.
     """
@@ -60,7 +60,10 @@ def config_of(recipe: str | None, given: Mapping[str, Any]) -> tuple[str, Distil
         raise UserError(f"got neither a recipe nor --teacher; expected one of {', '.join(RECIPES)}, or the teacher")
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
-    return recipe, RECIPES[recipe](**given)
+    config = RECIPES[recipe](**given)
+    if "gradient_accumulation" not in given:
+        config = replace(config, gradient_accumulation=passes_of(recipe, config.batch_size, processes))
+    return recipe, config
 
 
 def check(backbone: LatentBackbone, config: DistillConfig) -> None:

@@ -137,11 +137,12 @@ class DistillRecipe:
 
     def run(self) -> None:
         from scott.commands.distill import config_of, run
+        from scott.commands.prepare import processes
 
         if (self.json or self.processes != 1) and not self.dry_run:
             raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
         given = {name: value for group in self.groups for name, value in getattr(self, group).items()}
-        recipe, config = config_of(self.recipe, given)
+        recipe, config = config_of(self.recipe, given, self.processes if self.dry_run else processes()[1])
         if self.dry_run:
             from scott.commands.plan import show
 

@@ -38,7 +38,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
 
 def planned(recipe: str, given: Mapping[str, Any], processes: int) -> tuple[DistillConfig, Budget, Table]:
     """Of a recipe with what is given, on data of its own or on pictures that nothing is read of."""
-    recipe, config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given))
+    recipe, config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given), processes)
     budget = plan(config, processes)
     return config, budget, as_table(recipe, config, budget)
 
@@ -76,8 +76,8 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
         backward = f", and {calls.backward} backward" if calls.backward else ""
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
     reuse = f", {config.jump_reuse} a walk" if config.jump_reuse > 1 else ""
-    table.add_row("TFLOP a step", f"{budget.flops / 1e12:,.1f}", f"over all processes{', with its walk' * bool(reuse)}")
-    table.add_row("TFLOP in all", f"{budget.run_flops / 1e12:,.0f}", f"{config.max_steps:,} steps{reuse}")
+    table.add_row("TFLOP a step", _tera(budget.flops), f"over all processes{', with its walk' * bool(reuse)}")
+    table.add_row("TFLOP in all", _tera(budget.run_flops), f"{config.max_steps:,} steps{reuse}")
     table.add_row("hours", f"{gpu_hours(config, budget):,.1f}", f"of an H100, {REACHED:.0%} of its peak assumed")
     samples = config.max_steps * config.batch_size
     table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
@@ -119,6 +119,10 @@ _REMARKS = {
     "VAE": "while data are encoded or samples decoded",
     "text encoders": "until the data are prepared{one_at_a_time}",
 }
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
 
 
 def _bytes(size: int) -> str:

@@ -221,8 +221,14 @@ def use_own_device() -> None:
 
 
 def processes() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun and `accelerate launch` tell them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank, number of processes), as torchrun and `accelerate launch` tell them. Raises `UserError` for no numbers."""
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    try:
+        return int(told[0]), int(told[1])
+    except ValueError:
+        raise UserError(
+            f"got RANK {told[0]} and WORLD_SIZE {told[1]} in the environment; expected numbers, as torchrun sets them"
+        ) from None
 
 
 def summary(outcome: Outcome, out: Path) -> Table:
