@@ -1,5 +1,7 @@
 """Stock pipelines as they are loaded to be measured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
@@ -8,6 +10,9 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from scott.errors import UserError
 from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
+from scott.measured import Measured
+from scott.mini.embedded import GUIDANCE
+from scott.targets import target_of
 
 CPU = torch.device("cpu")
 
@@ -44,3 +49,10 @@ def test_a_pipeline_without_prompts_is_refused(tmp_path) -> None:
 def test_a_lora_that_is_not_there_is_said(teacher_folders) -> None:
     with pytest.raises(UserError, match=r"there is no file style\.safetensors"):
         load_pipeline(str(teacher_folders["sd1"]), None, "style.safetensors", torch.float32, CPU)
+
+
+def test_the_embedded_teacher_is_drawn_at_its_own_guidance() -> None:
+    measured = Measured()
+    (sampler,) = target_of("mini", [1], measured, torch.float32).samplers.values()
+    (asked,) = target_of("mini", [1], replace(measured, guidance=3.0), torch.float32).samplers.values()
+    assert (sampler.guidance, asked.guidance) == (GUIDANCE, 3.0)

@@ -33,6 +33,11 @@ SOURCES: dict[str, Callable[[int], Source]] = {NAME: Scenes}
 """What a name on the command line stands for: a teacher's folder, a CLIP's, so many captioned pictures."""
 
 
+def default_guidance(name: str) -> float | None:
+    """ω of an embedded teacher, which its stock pipeline does not know."""
+    return GUIDANCE if name in TEACHERS else None
+
+
 def teacher_folder(name: str) -> str | Path:
     """What `load_backbone` makes a teacher of: the folder of an embedded one, or the name itself."""
     return TEACHERS.get(name, name)
