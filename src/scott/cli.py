@@ -53,14 +53,20 @@ def parse(arguments: list[str]) -> Any:
 
 
 def _sentence(box: str) -> str:
-    """What tyro's box says of a command line, without options' help: of those that may have been meant, their names."""
+    """What tyro's box says of a command line, without options' help: names of those that may have been meant, or that
+    are missing."""
     rows = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     sections, said = re.split(r" ?─{4,} ?", " ".join(filter(None, rows))), []
     for section in sections:
         if section.startswith(("Perhaps", "Arguments similar")):
             options = dict.fromkeys(re.findall(r"--(?!help)[a-z][\w-]*", section))
             said.append("perhaps " + ", ".join(list(options)[:3]))
+        elif section.startswith("Missing from"):
+            command, _, lacking = section.partition(":")
+            names = (option.split()[0] for option in lacking.split("(required)") if option.strip().startswith("--"))
+            said.append(f"{command}: {', '.join(names)}")
         elif not section.startswith("Argument helptext"):
+            section = re.sub(r"^Error parsing \S*__\S*: ", "", section)  # names of our own classes' fields
             said.append(re.split(" (?:Got errors:|Arguments are applied)", section)[0].strip().rstrip("."))
     return "; ".join(said)
 

@@ -15,8 +15,8 @@ class TeacherParts:
     """What is said of a teacher besides where it is."""
 
     teacher_config: str | None = None
-    """Of a file: the pipeline folder or hub id with its config files and tokenizers. Those of SD1.5, SD2.1, SDXL and
-    SD3 are known."""
+    """Of a file: the pipeline folder or hub id with its config files and tokenizers. Those of SD1.5, SD2.1, SDXL,
+    SD3, SD3.5 and FLUX.1-dev are known."""
     teacher_lora: tuple[str, ...] = ()
     """LoRA files that are merged into the teacher before it is distilled, each FILE or FILE:SCALE."""
     vae: str | None = None

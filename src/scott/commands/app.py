@@ -21,7 +21,7 @@ def app(names: Sequence[str], host: str, port: int | None, precision: str) -> No
     Raises `UserError` when gradio is not installed, or a name is neither a run nor a student.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("got no gradio, which draws the page; pip install 'scott-diffusion[app]'")
+        raise UserError("got no gradio, which draws the page; pip install gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from scott.app.models import Models
     from scott.app.page import build, serve

@@ -1,7 +1,7 @@
 """The networks that metrics read, by name: each as its publication uses it, with the preprocessing of its convention.
 
 `load(name, path, device)` makes one. Weights are found where their library finds them, or at the path given.
-Torch-fidelity and open_clip come with `pip install scott-diffusion[eval]`.
+Torch-fidelity and open_clip come with the extra `eval`.
 
 Image features of a CLIP are its projected embeddings *before* L2 normalisation, the convention of CLIP-FID
 (Kynkäänniemi et al. 2023, arXiv 2203.06026; clean-fid's `clip_vit_b_32`). The CLIP score and CMMD normalise for
@@ -230,4 +230,4 @@ def _library(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision raises the latter where torch is of another build
-        raise UserError(f"{package} cannot be imported ({error}); pip install 'scott-diffusion[eval]'") from error
+        raise UserError(f"{package} cannot be imported ({error}); pip install {package}") from error

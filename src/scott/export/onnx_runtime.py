@@ -28,7 +28,7 @@ def require_onnx(packages: Sequence[str] = PACKAGES) -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise UserError(f"ONNX needs {package}; pip install 'scott-diffusion[onnx]'") from None
+            raise UserError(f"ONNX needs {package}; pip install {' '.join(packages)}") from None
 
 
 def load_onnx(folder: Path) -> LatentBackbone:

@@ -17,7 +17,7 @@ def require_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise UserError("--quantize needs bitsandbytes; pip install 'scott-diffusion[quantize]'") from None
+        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from None
 
 
 def quantize(network: nn.Module, blocks: Iterable[nn.Module], kind: str) -> None:

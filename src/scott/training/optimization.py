@@ -164,5 +164,5 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     try:
         import bitsandbytes
     except ImportError:
-        raise UserError("adamw8bit needs bitsandbytes; pip install 'scott-diffusion[quantize]'") from None
+        raise UserError("adamw8bit needs bitsandbytes; pip install bitsandbytes") from None
     return bitsandbytes.optim.AdamW8bit

@@ -143,9 +143,7 @@ def opened(name: str, compression: str | None = None) -> Iterator[BinaryIO]:
         else:
             file = LocalFileSystem().open(name, "rb", compression=compression)
     except ImportError as error:
-        raise UserError(
-            f"{name} needs a package: {first_line(error)} (http: pip install 'scott-diffusion[data]')"
-        ) from None
+        raise UserError(f"{name} needs a package: {first_line(error)} (http: pip install 'fsspec[http]')") from None
     except Exception as error:  # each protocol has its own
         raise UserError(f"{name} cannot be read: {cause(error)}; expected a file, http://, s3://, ...") from None
     try:

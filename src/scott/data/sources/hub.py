@@ -45,7 +45,7 @@ def _load(name: str, split: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{name} is a Hugging Face dataset; pip install 'scott-diffusion[data]' to read it") from None
+        raise UserError(f"{name} is a Hugging Face dataset; pip install datasets to read it") from None
     datasets.disable_progress_bars()
     try:
         if Path(name).is_file():

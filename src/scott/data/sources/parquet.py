@@ -101,7 +101,7 @@ def _parquet_file(file: Any, name: str) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise UserError("parquet files need pyarrow; pip install 'scott-diffusion[data]'") from None
+        raise UserError("parquet files need pyarrow; pip install pyarrow") from None
     try:
         return parquet.ParquetFile(file, page_checksum_verification=True)
     except (OSError, ArrowException) as error:
