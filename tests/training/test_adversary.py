@@ -147,6 +147,12 @@ def test_l_adv_is_let_in_after_the_critics_warm_up():
     assert [later.adversarial_factor(step) for step in range(8)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75]
 
 
+@pytest.mark.parametrize("steps", [100, 300, 2750, 40_000])
+def test_a_critics_start_is_a_whole_number_of_steps_where_it_says_one(steps):
+    found = [make_config(critic_start=n / 100, max_steps=steps).first_with_critic for n in range(100)]
+    assert found == [-(-n * steps // 100) for n in range(100)]
+
+
 EVERYTHING = FAST | DRAWN | {"critic": "heads", "adversarial_share": 0.3, "critic_warmup": 1, "adversarial_ramp": 2}
 EVERYTHING |= {"critic_betas": (0.0, 0.99), "critic_head_rate": 2e-3, "critic_r1": 0.1, "jump_reuse": 2}
 
