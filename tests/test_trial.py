@@ -58,6 +58,14 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     assert "no run folder" in capsys.readouterr().err
 
 
+def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(Trial, "made", lambda trial, report: made.append(trial.name) or {})
+    for _ in range(2):
+        assert exit_code(Trial("betas", ("critic_betas=0,0.99",), folder=tmp_path).run) == 0
+    assert made == ["betas"]
+
+
 @pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5"])
 def test_a_setting_that_is_none_is_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):

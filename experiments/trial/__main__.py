@@ -3,6 +3,7 @@
 A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +59,10 @@ class Trial:
         append_line(file, line | self.made(report))
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this trial."""
+        """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, dict(parsed(self.set)), source, self.seed, self.updates, self.samples)
-        return dict(zip(IDENTITY, values, strict=True))
+        values = (self.method, parsed(self.set), source, self.seed, self.updates, self.samples)
+        return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
