@@ -541,7 +541,9 @@ def test_a_steps_seconds_are_those_of_its_parts_whatever_stands_between(start, m
     assert {(r["seconds_data"], r["seconds_update"], r["seconds_per_step"]) for r in timed} == {(2.0, 3.0, 5.0)}
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"[1]\n", b"3\n", b'{"a": 1}\n', b'{"step": null}\n', None])
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[1]\n", b"3\n", b'{"a": 1}\n', b'{"step": null}\n', b'{"st\n{"step": 2}\n', None]
+)
 def test_a_log_that_no_run_wrote_is_refused(tmp_path, content):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(content) if content else os.mkfifo(file)
