@@ -66,7 +66,13 @@ def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
     assert made == ["betas"]
 
 
-@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5"])
+def test_settings_have_their_types_also_where_they_may_be_left_out():
+    given = ("jump=8", "critic_head_rate=1e-2", "guidance=2", "limit=9", "compile=True", "critic_betas=0,0.5", "phi=3")
+    expected = {"jump": 8, "critic_head_rate": 0.01, "guidance": 2.0, "limit": 9, "compile": True}
+    assert parsed(given) == expected | {"critic_betas": (0.0, 0.5), "phi": "3"}
+
+
+@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5", "guidance=much"])
 def test_a_setting_that_is_none_is_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         parsed([setting])
