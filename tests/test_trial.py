@@ -66,6 +66,14 @@ def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
     assert made == ["betas"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "flag"), [("seed=1", "--seed"), ("max_steps=5", "--updates"), ("init=a", "--from")]
+)
+def test_what_a_flag_says_is_not_set_besides(tmp_path, capsys, setting, flag):
+    assert exit_code(Trial("twice", (setting,), folder=tmp_path, runs=tmp_path).run) == 2
+    assert f"got --set {setting}; give {flag}" in capsys.readouterr().err
+
+
 def test_settings_have_their_types_also_where_they_may_be_left_out():
     given = ("jump=8", "critic_head_rate=1e-2", "guidance=2", "limit=9", "compile=True", "critic_betas=0,0.5", "phi=3")
     expected = {"jump": 8, "critic_head_rate": 0.01, "guidance": 2.0, "limit": 9, "compile": True}
