@@ -58,3 +58,11 @@ def test_tables_of_experiments(part):
 def test_ratios_beside_the_papers(ratio, metric, over, under):
     rows = {row.name: row.metrics[metric].value for row in Results.load(RECORDED / "results.json").rows}
     assert f"| {ratio} | {rows[over] / rows[under]:.2f} |" in (RECORDED / "README.md").read_text()
+
+
+def test_figures_beside_the_recipe():
+    fid = {row.name: f"{row.metrics['fid'].value:#.3g}" for row in Results.load(RECORDED / "results.json").rows}
+    ours, lcm = (", ".join(fid[f"{name}-{n}"] for n in (1, 2, 4)) for name in ("scott", "lcm"))
+    said = " ".join((ROOT / "src" / "scott" / "recipes" / "configs.py").read_text().split())
+    teachers = f"{fid['teacher-ddim-50']} in 50 steps and {fid['teacher-ddim-2']} in 2"
+    assert f"(experiments/recorded_run): {ours}; by LCM {lcm}; the teacher's is {teachers}." in said

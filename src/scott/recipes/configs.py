@@ -78,7 +78,7 @@ _MINI: dict[str, Any] = {
     "checkpoint_every":         250,
     "loader_workers":             0,
 }
-"""FID in 1, 2 and 4 steps (experiments/recorded_run): 13.5, 8.06, 7.08; by LCM 18.0, 8.35, 7.16; the teacher's is 6.73
+"""FID in 1, 2 and 4 steps (experiments/recorded_run): 13.2, 7.60, 6.44; by LCM 15.9, 8.03, 6.71; the teacher's is 6.73
 in 50 steps and 15.5 in 2."""
 # fmt: on
 
