@@ -7,8 +7,9 @@ With FID and coverage in 2 steps at one budget of CPU time, seed by seed,
     excess_ratio_n           = (ours in n steps − floor) / (teacher − floor)   of FID
     excess_ratio_instaflow_1, excess_ratio_ufogen_1, …_4     the same of those, where they were trained
 
-where the teacher makes 50 steps, and the floor is real pictures against real ones. A figure is the mean over the seeds
-that all three runs of ours and LCM's have, its interval Student's t of 95 %, and null of a single seed.
+where the teacher makes 50 steps, and the floor is real pictures against real ones, all of as many samples, since their
+number biases FID. A figure is the mean over the seeds that all three runs of ours and LCM's have, its interval
+Student's t of 95 %, and null of a single seed.
 """
 
 import json
@@ -32,23 +33,27 @@ Figures = dict[str, float | list[float] | None]
 
 
 def headline(rows: list[Row], budget: float | None = None) -> Figures:
-    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed.
+    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of the most samples
+    that it has them of.
 
     Raises:
         UserError: no seed has all three runs, or the teacher or the floor is not there.
     """
-    floor, teacher = _one(rows, "real", 0), _one(rows, "teacher", 50)
-    by_run = {(row.run, row.steps): row for row in rows}
-    wanted = [("ours", "time"), ("lcm", "time"), ("lcm", "updates")]
-    runs = {row.run[2:] for row in rows if all(((*w, *row.run[2:]), 2) in by_run for w in wanted)}
-    budgets = [there for there, _ in runs if budget in (None, there)]
-    if not budgets:
+    by_run = {(row.run, row.samples, row.steps): row for row in rows}
+    wanted = [("ours", "time", 2), ("ours", "time", 4), ("lcm", "time", 2), ("lcm", "updates", 2)]
+
+    def has_all(row: Row) -> bool:
+        return all(((*run, *row.run[2:]), row.samples, steps) in by_run for *run, steps in wanted)
+
+    runs = {(row.budget, row.samples, row.seed) for row in rows if budget in (None, row.budget) and has_all(row)}
+    if not runs:
         raise UserError("no seed has ours, lcm and lcm at equal updates; run python -m experiments.comparison")
-    at = max(budgets)
-    seeds = sorted(seed for there, seed in runs if there == at)
+    at, samples, _ = max(runs)
+    seeds = sorted(seed for *there, seed in runs if there == [at, samples])
+    floor, teacher = _one(rows, "real", 0, samples), _one(rows, "teacher", 50, samples)
 
     def of(method: str, matched: str, seed: int, steps: int = 2) -> Row:
-        return by_run[(method, matched, at, seed), steps]
+        return by_run[(method, matched, at, seed), samples, steps]
 
     per_seed: dict[str, list[float]] = {}
     for seed in seeds:
@@ -63,7 +68,7 @@ def headline(rows: list[Row], budget: float | None = None) -> Figures:
         }.items():
             per_seed.setdefault(name, []).append(value)
         for method, steps in RIVALS:
-            if row := by_run.get(((method, "time", at, seed), steps)):
+            if row := by_run.get(((method, "time", at, seed), samples, steps)):
                 per_seed.setdefault(f"excess_ratio_{method}_{steps}", []).append((row.fid - floor.fid) / excess)
     figures: Figures = {"budget": at, "seeds": len(seeds)}
     for name, values in per_seed.items():
@@ -79,10 +84,10 @@ def interval(values: list[float]) -> list[float] | None:
     return [mean(values) - half, mean(values) + half]
 
 
-def _one(rows: list[Row], method: str, steps: int) -> Row:
-    found = [row for row in rows if (row.method, row.steps) == (method, steps)]
+def _one(rows: list[Row], method: str, steps: int, samples: int) -> Row:
+    found = [row for row in rows if (row.method, row.steps, row.samples) == (method, steps, samples)]
     if not found:
-        raise UserError(f"the results have no {method}; run python -m experiments.comparison")
+        raise UserError(f"the results have no {method} of {samples:,} samples; run python -m experiments.comparison")
     return found[0]
 
 

@@ -32,6 +32,8 @@ from scott.training.trainer import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 STEPS = (1, 2, 4)
+KINDS: tuple[Any, ...] = (int, float, bool, tuple[float, float])
+"""Types of settings that `parsed` reads; others are text."""
 QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpoints": 1}
 """What a run is not asked for that is measured here."""
 
@@ -62,7 +64,7 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"got --set {setting}; expected key=value")
         if key not in types:
             raise unknown("setting", key, types)
-        kind = types[key] if types[key] in (int, float, bool, tuple[float, float]) else str
+        kind = next((kind for kind in KINDS if types[key] in (kind, kind | None)), str)
         try:
             values[key] = _value(kind, text)
         except ValueError:

@@ -1,7 +1,7 @@
 """The comparison's rows and its figures."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,8 +11,10 @@ from experiments.comparison.rows import Row, read_rows
 from experiments.headline import Headline, headline, interval, main
 from experiments.results import append_line
 
+from scott.errors import UserError
 
-def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240):
+
+def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240, samples=10):
     values = {"method": method, "matched": matched, "budget": budget, "seed": seed, "steps": steps, "fid": fid}
     return Row(
         **values,
@@ -22,7 +24,7 @@ def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budge
         guidance=None,
         clip_score=None,
         spread=None,
-        samples=10,
+        samples=samples,
     )
 
 
@@ -55,6 +57,16 @@ def test_the_figures():
     # t of one degree of freedom at 97.5 % is tan(.475 π) = 12.706, and of two values the standard error half their gap
     assert figures["gap_closed_equal_updates_interval"] == pytest.approx([0.7 - 12.706 * 0.1, 0.7 + 12.706 * 0.1], 1e-4)
     assert interval([1.0]) is None
+
+
+def test_figures_of_other_sample_sizes_are_not_mixed():
+    """FID of more samples is lower for all alike."""
+    more = [replace(one, fid=one.fid - 0.05, samples=20) for one in results()]
+    figures, of_more = headline(results()), headline(more)
+    assert headline([*results(), *more]) == headline([*more, *results()]) == of_more
+    assert headline([*results(), *more[2:5]]) == figures, "no seed of 20 has all runs"
+    with pytest.raises(UserError, match="no teacher of 20 samples"):
+        headline([*results(), more[0], *more[2:]])
 
 
 def test_the_command(tmp_path, capsys):
@@ -113,9 +125,11 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
         append_line(tmp_path / "results.jsonl", asdict(reference))
     (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
 
-    def compare():
+    def compare(samples=10):
         options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm"), "baselines": ("ufogen",)}
-        comparison.Comparison(**options, folder=tmp_path, runs=tmp_path / "runs").run(lambda *tick: None)
+        comparison.Comparison(**options, samples=samples, folder=tmp_path, runs=tmp_path / "runs").run(
+            lambda *tick: None
+        )
 
     with pytest.raises(KeyboardInterrupt):
         compare()
@@ -129,3 +143,9 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     assert others == [("ufogen", 7, 1.0, 0), ("ufogen", 7, 1.0, 1)]
     assert {r.guidance for r in rows if r.method in ("ours", "lcm", "ufogen")} == {2.0}
     assert "lcm | updates" in (tmp_path / "README.md").read_text()
+    for reference in (row("real", steps=0), row("teacher", steps=50), row("teacher", steps=25)):
+        append_line(tmp_path / "results.jsonl", asdict(replace(reference, samples=20)))
+    compare(samples=20)
+    more = read_rows(tmp_path / "results.jsonl")[len(rows) + 3 :]
+    assert [(r.run, r.steps, r.updates) for r in more] == [(r.run, r.steps, r.updates) for r in rows[3:]]
+    assert {r.samples for r in more} == {20}

@@ -58,7 +58,29 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     assert "no run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5"])
+def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(Trial, "made", lambda trial, report: made.append(trial.name) or {})
+    for _ in range(2):
+        assert exit_code(Trial("betas", ("critic_betas=0,0.99",), folder=tmp_path).run) == 0
+    assert made == ["betas"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"), [("seed=1", "--seed"), ("max_steps=5", "--updates"), ("init=a", "--from")]
+)
+def test_what_a_flag_says_is_not_set_besides(tmp_path, capsys, setting, flag):
+    assert exit_code(Trial("twice", (setting,), folder=tmp_path, runs=tmp_path).run) == 2
+    assert f"got --set {setting}; give {flag}" in capsys.readouterr().err
+
+
+def test_settings_have_their_types_also_where_they_may_be_left_out():
+    given = ("jump=8", "critic_head_rate=1e-2", "guidance=2", "limit=9", "compile=True", "critic_betas=0,0.5", "phi=3")
+    expected = {"jump": 8, "critic_head_rate": 0.01, "guidance": 2.0, "limit": 9, "compile": True}
+    assert parsed(given) == expected | {"critic_betas": (0.0, 0.5), "phi": "3"}
+
+
+@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5", "guidance=much"])
 def test_a_setting_that_is_none_is_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         parsed([setting])

@@ -85,7 +85,7 @@ class Comparison:
 
     def measure_references(self, report: Report) -> None:
         """The floor, and the teacher."""
-        there = {(row.method, row.steps) for row in self.rows()}
+        there = {(row.method, row.steps) for row in self.rows() if row.samples == self.samples}
         if ("real", 0) not in there:
             row = Row(**_blank("real", "nothing", 0, 0, self.samples) | figures_of(self.reference.floor()))
             append_line(self.file, asdict(row))
@@ -98,8 +98,8 @@ class Comparison:
                 append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps, "guidance": GUIDANCE})))
 
     def train(self, blank: Row, report: Report) -> None:
-        """The rows of one student, unless they are there."""
-        if blank.run in {row.run for row in self.rows()}:
+        """The rows of one student, unless they are there, of as many samples."""
+        if blank.run in {row.run for row in self.rows() if row.samples == self.samples}:
             return
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
         run: Training | Baseline

@@ -3,6 +3,7 @@
 A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
 IDENTITY = ("method", "set", "from", "seed", "updates", "samples")
+FLAGS = {"method": "--method", "init": "--from", "seed": "--seed", "max_steps": "--updates", "out": "a name and --runs"}
+"""Setting → what says it."""
 
 
 @dataclass
@@ -58,10 +61,17 @@ class Trial:
         append_line(file, line | self.made(report))
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this trial."""
+        """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, dict(parsed(self.set)), source, self.seed, self.updates, self.samples)
-        return dict(zip(IDENTITY, values, strict=True))
+        values = (self.method, self.given(), source, self.seed, self.updates, self.samples)
+        return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
+
+    def given(self) -> dict[str, Any]:
+        """What is set. Raises `UserError` for what has a flag of its own."""
+        given = parsed(self.set)
+        if twice := sorted(given.keys() & FLAGS.keys()):
+            raise UserError(f"got --set {twice[0]}={given[twice[0]]}; give {FLAGS[twice[0]]}")
+        return given
 
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
@@ -73,8 +83,8 @@ class Trial:
 
     def config(self) -> DistillConfig:
         out = self.runs / f"{self.name}-{self.seed}"
-        settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | parsed(self.set)
-        settings |= {"method": self.method, "init": None if self.source is None else str(self.source)} | settings
+        settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | self.given()
+        settings |= {"method": self.method, "init": None if self.source is None else str(self.source)}
         return mini(**settings, out=out, seed=self.seed, max_steps=self.updates)
 
 

@@ -45,12 +45,18 @@ def test_captions_longer_than_the_encoder_reads_are_cut(validation, monkeypatch)
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"validation_samples": 1}, "expected 2 or more"), ({"validation_features": "/nowhere"}, "not a CLIP model")],
+    [({"validation_samples": 5}, "expected 6 or more"), ({"validation_features": "/nowhere"}, "not a CLIP model")],
 )
 def test_what_cannot_be_measured_is_found_before_the_first_step(validation, changes, said):
     checked, _, _ = validation(validate_every=1, **changes)
     with pytest.raises(UserError, match=said):
         checked.make_ready()
+
+
+def test_the_fewest_samples_are_measured(validation):
+    checked, _, _ = validation(validate_every=1, validation_samples=6)
+    checked.make_ready()
+    assert checked.measure().keys() == {"fid", "clip_score", "coverage"}
 
 
 def test_an_untrained_student_is_noticed_and_a_moved_one_is_not(validation, perturb):

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from tests.tiny.families import FAMILIES
 from torch import nn
 
@@ -176,6 +177,21 @@ def test_text_encoders_are_freed_and_the_kept_prompts_have_their_conditions(teac
         assert torch.equal(value, nothing[name])
     for name, value in kept.items():  # in a batch and alone, they are rounded each in its own way
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_encoder_that_took_turns_is_freed_at_once(teacher_folders):
+    """Its hook leaves a forward pass that refers to it."""
+    backbone = load_backbone(teacher_folders["sd1"])
+    (encoder,) = backbone.text_encoders
+    backbone._turns = [cpu_offload_with_hook(encoder, torch.device("cpu"))[1]]
+    backbone.place_encoders("cpu")
+    encoder = weakref.ref(encoder)
+    gc.disable()
+    try:
+        backbone.keep_prompts(["a cat"])
+        assert encoder() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])

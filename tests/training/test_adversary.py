@@ -116,6 +116,18 @@ def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_fini
     assert other.means == balance.means
 
 
+def test_a_head_that_starts_at_zero_does_not_count_in_the_mean():
+    """Its first norm is 0, and of the second one a tenth would be left."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    balance, weights = Balance([parameter], ratio=0.3), []
+    for adversarial in (0.0, 2.0, 4.0):
+        parameter.grad = torch.tensor([1.0])
+        with balance.apart():
+            parameter.grad = torch.tensor([adversarial])
+        weights.append(balance.combine(1.0, 1.0)["adversarial_weight"].item())
+    assert weights == pytest.approx([0, 0.3 / 2, 0.3 / (0.9 * 2 + 0.1 * 4)])
+
+
 def test_rows_and_times_that_are_drawn_for():
     grid = JumpGrid(DiscreteSchedule.stable_diffusion())
     assert sampling_times(grid) == [999, 503, 999, 751, 503, 255]
@@ -145,6 +157,12 @@ def test_l_adv_is_let_in_after_the_critics_warm_up():
     later = make_config(critic_warmup=2, adversarial_ramp=4, critic_start=0.21, max_steps=10)
     assert later.first_with_critic == 3
     assert [later.adversarial_factor(step) for step in range(8)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("steps", [100, 300, 2750, 40_000])
+def test_a_critics_start_is_a_whole_number_of_steps_where_it_says_one(steps):
+    found = [make_config(critic_start=n / 100, max_steps=steps).first_with_critic for n in range(100)]
+    assert found == [-(-n * steps // 100) for n in range(100)]
 
 
 EVERYTHING = FAST | DRAWN | {"critic": "heads", "adversarial_share": 0.3, "critic_warmup": 1, "adversarial_ramp": 2}

@@ -107,8 +107,8 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step-00000001"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert torch.equal(load_checkpoint(latest_checkpoint(tmp_path))[0]["a"]["x"], torch.ones(1))
-    save_checkpoint(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    save_checkpoint(tmp_path, 3, {"a": {"x": torch.zeros(1)}}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 
 
 def test_a_step_that_is_there_is_not_written_again(tmp_path):

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from accelerate.state import AcceleratorState
 from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_run_but, final, metrics, source
 
 from scott.data.batch import Batch
-from scott.diffusion import JumpGrid
+from scott.diffusion import DiscreteSchedule, JumpGrid
 from scott.errors import UserError
 from scott.samplers import StudentSampler
+from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.training.checkpoint import (
     Best,
@@ -445,7 +447,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(start, tmp_path):
 
 def test_opening_a_new_run_writes_the_config(tmp_path):
     config = DistillConfig(teacher="t", data="d", out=tmp_path / "a" / "b", train="full")
-    assert open_run(config, "teacher") == 0
+    assert open_run(config, "teacher", DiscreteSchedule.stable_diffusion()) == 0
     assert DistillConfig.load(config.out / "config.json") == config
     assert (config.out / "samples").is_dir()
 
@@ -485,6 +487,25 @@ def test_another_teacher_is_refused_whatever_its_name(start, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+def test_a_run_goes_on_only_as_its_networks_output_was_read(start, teacher_folders, tmp_path, prediction):
+    """--prediction decides what is distilled; it may be said where the scheduler's config says it too."""
+    for given, steps in ((None, 1), (prediction, 2)):
+        backbone = load_backbone(TeacherSource(teacher=str(teacher_folders["sd1"]), prediction=given))
+        backbone.add_student("lora", rank=4, alpha=4.0)
+        settings = {"max_steps": steps, "adversarial_weight": 0.0, "prediction": given}
+        run = partial(start, tmp_path, backbone=backbone, data=source(backbone), **settings)
+        if given == "v":
+            before = contents(tmp_path)
+            with pytest.raises(
+                UserError, match=r"holds another run \(its .* prediction is not tiny's, which predicts v_pred"
+            ):
+                run()
+            assert contents(tmp_path) == before
+        else:
+            assert run()[0] == 1
+
+
 # --- the log -------------------------------------------------------------------------------------------------
 
 
@@ -520,7 +541,9 @@ def test_a_steps_seconds_are_those_of_its_parts_whatever_stands_between(start, m
     assert {(r["seconds_data"], r["seconds_update"], r["seconds_per_step"]) for r in timed} == {(2.0, 3.0, 5.0)}
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"[1]\n", b"3\n", b'{"a": 1}\n', b'{"step": null}\n', None])
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[1]\n", b"3\n", b'{"a": 1}\n', b'{"step": null}\n', b'{"st\n{"step": 2}\n', None]
+)
 def test_a_log_that_no_run_wrote_is_refused(tmp_path, content):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(content) if content else os.mkfifo(file)

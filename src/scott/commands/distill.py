@@ -118,7 +118,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     check_start(backbone, config)
     lora = initial_lora(backbone, config, warn)
     with accelerator.main_process_first():
-        open_run(config, backbone.version, write=first)
+        open_run(config, backbone.version, backbone.schedule, write=first)
     with locked(config.out) if first else nullcontext():
         if first:
             warn = _kept(warn, config.out / WARNINGS)

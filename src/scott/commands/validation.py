@@ -11,6 +11,7 @@ from torch import Tensor
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.evaluation import Features, Reference, evaluate, image_grid
+from scott.evaluation.neighbours import NEAREST
 from scott.evaluation.networks import clip
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
@@ -48,11 +49,11 @@ class Validation:
         """Load what `measure` needs, so that what is missing is found before the first step.
 
         Raises:
-            UserError: no such CLIP, or fewer than two samples.
+            UserError: no such CLIP, or too few samples for coverage.
         """
-        wanted, available = self.config.validation_samples, self.data.alike
-        if min(wanted, available) < 2:
-            raise UserError(f"got {wanted} validation samples of {available} there are; expected 2 or more")
+        wanted, available, least = self.config.validation_samples, self.data.alike, NEAREST + 1
+        if min(wanted, available) < least:
+            raise UserError(f"got {wanted} validation samples of {available} there are; expected {least} or more")
         if available < wanted:
             self.warn(f"validation measures on the {available} samples there are, not on {wanted}")
         self._real  # noqa: B018 (it is kept)

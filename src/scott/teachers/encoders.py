@@ -1,5 +1,6 @@
 """What stands before and behind the network: text encoders, the VAE, and how its latents are normalised."""
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ class Encoders(ABC):
         for name in self.pipeline.components:
             if name.startswith("text_encoder"):
                 setattr(self.pipeline, name, None)
+        gc.collect()  # one that took turns refers to itself, by the forward pass that its hook put back
 
     @property
     def encoding_device(self) -> torch.device:

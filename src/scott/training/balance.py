@@ -15,6 +15,8 @@ from scott.training.parallel import whole
 class Balance:
     """λ = s · EMA(‖∂L_CD/∂θ‖) / EMA(‖∂L_adv/∂θ‖) over the student's parameters θ, both means of decay 0.9.
 
+    Each mean begins with the first norm that is not 0: that of L_adv is, while a head that starts at zero stands there.
+
     Norms at f_θ, where the two gradients meet, would cost less and mislead: what L_adv asks for there moves θ by more.
 
     Args:
@@ -53,7 +55,7 @@ class Balance:
         theirs = [grad for grad in self._other if grad is not None]
         norms = [whole(get_total_norm(grads)).item() / scale for grads in (mine, theirs)]
         if all(map(math.isfinite, norms)):
-            before = self.means or norms
+            before = [mean or norm for mean, norm in zip(self.means or norms, norms, strict=True)]
             self.means = [self.DECAY * mean + (1 - self.DECAY) * norm for mean, norm in zip(before, norms, strict=True)]
         consistency, adversarial = self.means or (0.0, 0.0)
         weight = factor * self.ratio * consistency / adversarial if adversarial else 0.0

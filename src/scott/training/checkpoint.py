@@ -30,12 +30,16 @@ _NAME = re.compile(r"step-(\d{8})")
 def save_checkpoint(
     folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` atomically and return its path; one that is there is of the same run, and stays."""
+    """Write `folder/step-XXXXXXXX` atomically and return its path; one that is there is of the same run, and stays.
+
+    What a killed process left of another is deleted: its step may be one that is not saved again.
+    """
     final = folder / _name(step)
     if final.is_dir():
         return final
     partial = folder / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(".partial-step-*"):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     hashes = {}
     for name, tensors in parts.items():

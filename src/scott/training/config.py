@@ -161,7 +161,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     @property
     def first_with_critic(self) -> int:
         """The step n = 0, 1, ... that is the first to have the critic, where there is one."""
-        return math.ceil(self.critic_start * self.max_steps)
+        return math.ceil(round(self.critic_start * self.max_steps, 6))  # .55 of 100 is 55.00000000000001 in float64
 
     def adversarial_factor(self, step: int) -> float:
         """Of λ_adv at step n = 0, 1, ..., c of them with the critic: 0 in its warm-up, then (c − warm-up) / ramp, at

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from scott.diffusion import NoiseSchedule
 from scott.errors import UserError, first_line
 from scott.files import write_atomically
 from scott.training.checkpoint import checkpoint_state, checkpoint_step, latest_checkpoint
@@ -51,11 +52,12 @@ def start_processes(config: DistillConfig) -> Accelerator:
     return accelerator
 
 
-def open_run(config: DistillConfig, teacher: str, *, write: bool = True) -> int:
+def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, write: bool = True) -> int:
     """Prepare `config.out` and return the step to start from: 0, or that of its newest checkpoint.
 
-    `teacher` is the version of its network: a run goes on with the same one, whatever the path or name it has.
-    Raises `UserError` when the folder is in the way, or holds a run of another config or teacher.
+    `teacher` is the version of its network: a run goes on with the same one, whatever the path or name it has, and with
+    the same schedule, by which the network's output is read.
+    Raises `UserError` when the folder is in the way, or holds a run of another config, teacher or schedule.
     """
     out, file = config.out, config.out / "config.json"
     if file.is_file():
@@ -65,8 +67,14 @@ def open_run(config: DistillConfig, teacher: str, *, write: bool = True) -> int:
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
     latest = latest_checkpoint(out / "checkpoints")
     start = checkpoint_step(latest) if latest else 0
-    if latest and checkpoint_state(latest).get("teacher", teacher) != teacher:
+    state = checkpoint_state(latest) if latest else {}
+    if state.get("teacher", teacher) != teacher:
         raise UserError(f"{out} holds another run (its teacher is not {config.teacher}); choose another --out")
+    if state.get("schedule", repr(schedule)) != repr(schedule):
+        raise UserError(
+            f"{out} holds another run (its teacher's schedule or prediction is not {config.teacher}'s, which predicts "
+            f"{schedule.prediction_type}); choose another --out"
+        )
     if start > config.max_steps:
         raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
     if write:

@@ -53,7 +53,9 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     records = list[Any]()
     with suppress(ValueError):
         records.extend(map(json.loads, lines))
-    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+    if len(records) < len(lines) - 1 or not all(
+        isinstance(record, dict) and isinstance(record.get("step"), int) for record in records
+    ):
         raise UserError(f"{file} has lines that are no records of steps; restore it, or move it away")
     return records
 

@@ -61,7 +61,7 @@ def distill(
     config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)  # raise before a folder is made
     accelerator = accelerator or start_processes(config)
     with accelerator.main_process_first():
-        start = open_run(config, backbone.version, write=accelerator.is_main_process)
+        start = open_run(config, backbone.version, backbone.schedule, write=accelerator.is_main_process)
     return _Run(backbone, data, config, hooks or Hooks(), accelerator, start).train()
 
 
@@ -221,7 +221,8 @@ class _Run:
         parts = self.optimization.parts()
         if self.accelerator.is_main_process:
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
-            state |= {"data": self.data.version, "teacher": self.backbone.version, "spread": self.spread.sums.tolist()}
+            state |= {"data": self.data.version, "teacher": self.backbone.version}
+            state |= {"schedule": repr(self.backbone.schedule), "spread": self.spread.sums.tolist()}
             save_checkpoint(self.checkpoints, done, parts, state)
             if candidate:
                 candidate.write(self.checkpoints)
