@@ -28,7 +28,7 @@ def validation(make_backbone, tmp_path):
     def make(**changes):
         backbone, warnings = make_backbone("lora"), []
         settings = {"data": str(folder), "out": tmp_path / "run", "validation_samples": 16} | changes
-        config = sd15(**settings)
+        config = sd15(**{"validation_features": "mini"} | settings)
         data = open_data([str(folder)], backbone, tmp_path / "data", 0, lambda *_: None)
         return Validation(backbone, JumpGrid(backbone.schedule), config, data, warnings.append), backbone, warnings
 

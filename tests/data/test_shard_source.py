@@ -147,6 +147,13 @@ def test_examples_are_the_first_samples(tmp_path):
     assert len(source.examples(99)[1]) == 5
 
 
+def test_conditions_are_those_of_the_examples(tmp_path):
+    source = ShardSource(write(tmp_path, [2, 0, 3], captions=2), 0)
+    conditions = source.conditions(4)
+    assert list(conditions) == source.examples(4)[1]
+    assert [read()["text"].flatten().tolist() for read in conditions.values()] == [[0], [100], [200], [300]]
+
+
 def edited(folder, old, new):
     file = folder / "manifest.json"
     assert old in file.read_text()

@@ -168,8 +168,10 @@ def test_text_encoders_are_freed_and_the_kept_prompts_have_their_conditions(teac
     backbone = load_backbone(teacher_folders[family])
     encoders = [weakref.ref(encoder) for encoder in backbone.text_encoders]
     expected, nothing = backbone.encode_prompts(["a cat", "a", "a cat"]), backbone.unconditional()
-    backbone.keep_prompts(["a cat", "dog", "a cat", "a"])
-    gc.collect()
+    conds = {prompt: backbone.encode_prompts([prompt]) for prompt in ("a cat", "dog", "a")}
+    for name in backbone.size_names:
+        conds["a"][name] += 8  # of a picture of another shape
+    backbone.keep_prompts({prompt: functools.partial(dict, cond) for prompt, cond in conds.items()})
     assert [encoder() for encoder in encoders] == [None] * len(encoders)
     kept, without = backbone.encode_prompts(["a cat", "a", "a cat"]), backbone.unconditional()
     assert (kept.keys(), without.keys()) == (expected.keys(), nothing.keys())
@@ -188,7 +190,7 @@ def test_a_text_encoder_that_took_turns_is_freed_at_once(teacher_folders):
     encoder = weakref.ref(encoder)
     gc.disable()
     try:
-        backbone.keep_prompts(["a cat"])
+        backbone.keep_prompts({})
         assert encoder() is None
     finally:
         gc.enable()

@@ -130,7 +130,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         validation = Validation(backbone, config.make_grid(backbone.schedule), config, data, warn)
         if config.validate_every:
             validation.make_ready()
-        backbone.keep_prompts(validation.captions)
+        backbone.keep_prompts(validation.conditions)
         hooks = _hooks(config, validation, report, warn, first)
         made = distill(backbone, data, config, hooks, accelerator)
         del backbone, data, validation, hooks  # the export holds a network of its own

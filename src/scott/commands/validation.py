@@ -1,6 +1,6 @@
 """What a run draws and measures on its way: its student beside its teacher, and FID, CLIP score and coverage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from scott.evaluation.neighbours import NEAREST
 from scott.evaluation.networks import clip
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.teachers import LatentBackbone
+from scott.teachers import Cond, LatentBackbone
 from scott.training.config import FEW_STEPS, DistillConfig
 from scott.training.loader import Data
 
@@ -59,9 +59,9 @@ class Validation:
         self._real  # noqa: B018 (it is kept)
 
     @property
-    def captions(self) -> list[str]:
-        """All that pictures are drawn for."""
-        return self.prompts + (self._real[1] if self.config.validate_every else [])
+    def conditions(self) -> Mapping[str, Callable[[], Cond]]:
+        """Of all captions that pictures are drawn for."""
+        return self.data.conditions(max(PROMPTS, self.config.validation_samples if self.config.validate_every else 0))
 
     def draw(self, step: int) -> tuple[Image.Image, dict[str, float]]:
         """The student in 1, 2, 4 and 8 steps and the teacher in 25, from one noise; and how far the student has come.

@@ -1,6 +1,6 @@
 """Training batches from several sources, in proportion to their weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from hashlib import sha256
 from math import lcm
@@ -66,6 +66,11 @@ class Mixture:
                 if more.shape[1:] == means.shape[1:]:
                     means, captions = torch.cat([means, more]), captions + texts
         return means, captions
+
+    def conditions(self, count: int) -> dict[str, Callable[[], dict[str, Tensor]]]:
+        """`ShardSource.conditions` of all sources, of which the first that has a caption counts."""
+        found = [source.conditions(count) for source in self.sources]
+        return {caption: read for conditions in reversed(found) for caption, read in conditions.items()}
 
 
 def _fixed(name: str, tensors: dict[str, list[int]]) -> list[int]:

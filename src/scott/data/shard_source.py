@@ -1,8 +1,11 @@
 """Training batches from prepared shards, read where they lie."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +127,27 @@ class ShardSource:
 
         Of several shapes, they are of the most frequent one.
         """
+        bucket, places = self._first(count)
+        means = [self._shard(number).sample(index, bucket.tensors)["mean"] for number, index in places]
+        return torch.stack(means), [self._caption(place) for place in places]
+
+    def conditions(self, count: int) -> dict[str, Callable[[], dict[str, Tensor]]]:
+        """Each caption of `examples` → what reads its condition, with batch 1."""
+        bucket, places = self._first(count)
+        return {self._caption(place): partial(self._condition, bucket, place) for place in places}
+
+    def _first(self, count: int) -> tuple[_Bucket, list[tuple[int, int]]]:
+        """The most frequent shape, and where its first `count` samples are."""
         bucket = max(self._buckets, key=lambda bucket: sum(bucket.counts.values()))
-        means: list[Tensor] = []
-        captions: list[str] = []
-        for (number, first), there in bucket.counts.items():
-            for index in range(first, first + min(there, count - len(captions))):
-                means.append(self._shard(number).sample(index, bucket.tensors)["mean"])
-                captions.append(self._shard(number).info(index)["captions"][0])
-        return torch.stack(means), captions
+        places = ((number, first + i) for (number, first), there in bucket.counts.items() for i in range(there))
+        return bucket, list(islice(places, count))
+
+    def _caption(self, place: tuple[int, int]) -> str:
+        caption: str = self._shard(place[0]).info(place[1])["captions"][0]
+        return caption
+
+    def _condition(self, bucket: _Bucket, place: tuple[int, int]) -> dict[str, Tensor]:
+        return _stacked([self._read(bucket, place, 0.0)]).cond
 
     def _read(self, bucket: _Bucket, place: tuple[int, int], which: float) -> dict[str, Tensor]:
         """One sample with one of its captions, the one at `which` in [0, 1) of them."""

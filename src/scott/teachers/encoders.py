@@ -2,7 +2,7 @@
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,17 +78,20 @@ class Encoders(ABC):
         self.vae = pipeline.vae
         self.normaliser = LatentNormaliser.of(self.vae)
         self._turns: list[UserCpuOffloadHook] = []
-        self._kept: dict[str | None, Cond] = {}
+        self._kept: Mapping[str, Callable[[], Cond]] = {}
+        self._nothing: Cond | None = None  # until `keep_prompts`
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
 
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
         """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
-        if not self._kept:
+        if self._nothing is None:
             return self._encode_prompts(prompts, truncate)
-        conds = [self._kept[prompt] for prompt in prompts]
-        return {name: torch.cat([cond[name] for cond in conds]).to(self.device) for name in conds[0]}
+        conds = [self._kept[prompt]() for prompt in prompts]
+        cond = {name: torch.cat([cond[name] for cond in conds]).to(self.device) for name in conds[0]}
+        sizes = {name: self._nothing[name].repeat(len(prompts), 1).to(self.device) for name in self.size_names}
+        return cond | sizes
 
     @abstractmethod
     def _encode_prompts(self, prompts: Sequence[str], truncate: bool) -> Cond: ...
@@ -105,9 +108,9 @@ class Encoders(ABC):
 
     def unconditional(self, prompt: str | None = None) -> Cond:
         """The condition guidance pushes away from, with batch 1: a negative prompt, or the empty one."""
-        if not self._kept:
+        if self._nothing is None:
             return self._unconditional(prompt)
-        return {name: value.to(self.device) for name, value in self._kept[prompt].items()}
+        return {name: value.to(self.device) for name, value in self._nothing.items()}
 
     def _unconditional(self, prompt: str | None) -> Cond:
         return self._encode_prompts([prompt or ""], truncate=False)
@@ -143,15 +146,12 @@ class Encoders(ABC):
             self._turns.append(cpu_offload_with_hook(encoder, torch.device(device), last)[1])
         self._turns[0].hook.prev_module_hook = self._turns[-1]  # the next batch begins with the first
 
-    def keep_prompts(self, prompts: Sequence[str]) -> None:
-        """Encode these prompts, cut where they are too long, and give the text encoders' memory back.
+    def keep_prompts(self, conditions: Mapping[str, Callable[[], Cond]]) -> None:
+        """Give the text encoders' memory back: from now on only these prompts have a condition.
 
-        From then on only these and no prompt at all (`unconditional()`) have a condition.
+        It is read each time, with batch 1; the size in it is the backbone's. `unconditional()` stays, without a prompt.
         """
-        kept: dict[str | None, Cond] = {None: self.unconditional()}
-        for prompt in dict.fromkeys(prompts):
-            kept[prompt] = self.encode_prompts([prompt], truncate=True)
-        self._kept = {prompt: {name: value.cpu() for name, value in cond.items()} for prompt, cond in kept.items()}
+        self._kept, self._nothing = conditions, self.unconditional()
         self._turns.clear()
         for name in self.pipeline.components:
             if name.startswith("text_encoder"):
