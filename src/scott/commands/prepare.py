@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
-from scott.data.records import Source
+from scott.data.records import Source, reasons
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
@@ -152,8 +152,7 @@ def _open_one(
         prepare_shards(opened, backbone, settings, full, folder, report, *processes())
     manifest = wait_for_manifest(folder)
     if skipped := Counter(manifest.skipped):
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
-        warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons})")
+        warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons(skipped)})")
     return ShardSource(folder, seed)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.locks import PREFIX
+from scott.data.records import reasons
 from scott.data.shards import write_durably
 from scott.errors import UserError, first_line, printable
 
@@ -152,11 +153,10 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
     shapes: dict[str, list[int]] = next((side["tensors"] for side in sides if side["tensors"]), {})
     manifest = Manifest(settings, entries, shapes, dict(sorted(skipped.items())))
     if not manifest.samples:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common()) or "there was nothing"
         first = next((f"; the first was {printable(e['key'])}" for side in sides for e in side["rejected"]), "")
         for file in (*(folder / f"{name}{end}" for name in names for end in (".tar", ".json")), folder / SETTINGS):
             file.unlink(missing_ok=True)  # so that the same command can be given when the source was mended
-        raise UserError(f"kept none of {skipped.total()} records ({reasons}){first}")
+        raise UserError(f"kept none of {skipped.total()} records ({reasons(skipped) or 'there was nothing'}){first}")
     manifest.save(folder)
     return manifest
 

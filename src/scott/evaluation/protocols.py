@@ -24,7 +24,7 @@ from typing import Any
 
 from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Source, Unit, slices
+from scott.data.records import Columns, Record, Source, Unit, reasons, slices
 from scott.data.sources import open_source
 from scott.data.sources.files import read_picture
 from scott.errors import UserError
@@ -32,7 +32,7 @@ from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, reasons, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 
