@@ -23,7 +23,7 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
     source, settings = open_with(name, settings, preset)
-    total = sum(unit.total or 0 for unit in limited(source.units(settings.shard_size), settings.limit))
+    total = sum(unit.total or 0 for unit in limited(source, settings))
     check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
     write_atomically(out, printable(contact_sheet(name, check)))
     if not check.count:

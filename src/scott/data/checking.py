@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from scott.data.filters import Where
-from scott.data.loading import Sample, Tally, loaded
-from scott.data.pictures import aspect_buckets
+from scott.data.loading import Sample, Tally, loader
 from scott.data.preparation import limited
 from scott.data.records import Source
 from scott.data.settings import Settings
@@ -42,12 +40,10 @@ def check_source(source: Source, settings: Settings, report: Callable[[int], Non
     Raises:
         UserError: a column of `where` is missing, or the source cannot be read.
     """
-    resolution = settings.resolution or RESOLUTION
-    sizes = aspect_buckets(resolution, FACTOR) if settings.aspect_buckets else [(resolution, resolution)]
-    where = Where(settings.where, source.columns) if settings.where else None
+    load = loader(source, settings, settings.resolution or RESOLUTION, FACTOR)
     check, generator, numbers = Check(), random.Random(0), itertools.count(1)
-    for unit in limited(source.units(settings.shard_size), settings.limit):
-        with closing(loaded(unit.entries(), settings, sizes, where)) as found:
+    for unit in limited(source, settings):
+        with closing(load(unit.entries())) as found:
             for sample in check.kept(found, lambda _: report(next(numbers))):
                 check.count += 1
                 if len(check.shown) < SHOWN:

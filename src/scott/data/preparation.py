@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.filters import Where
-from scott.data.loading import loaded
+from scott.data.loading import loader
 from scott.data.locks import locked
 from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
-from scott.data.pictures import aspect_buckets
 from scott.data.records import Record, Rejected, Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
@@ -72,11 +71,8 @@ def prepare_shards(
         UserError: `out` holds something else, a column is missing, nothing was kept, the disk is full, or the source
             cannot be read.
     """
-    where = Where(settings.where, source.columns) if settings.where else None
-    units = limited(source.units(settings.shard_size), settings.limit)
-    resolution = full["resolution"]
-    sizes = aspect_buckets(resolution, _factor(encoders)) if settings.aspect_buckets else [(resolution, resolution)]
-    load = partial(loaded, settings=settings, sizes=sizes, where=where)
+    load = loader(source, settings, full["resolution"], _factor(encoders))
+    units = limited(source, settings)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
@@ -96,10 +92,11 @@ def _factor(encoders: Encoders) -> int:
     return encoders.resolution // encoders.latent_shape[-1]
 
 
-def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
-    """The first `limit` records; where a unit does not know how many it has, none beyond that unit."""
+def limited(source: Source, settings: Settings) -> list[Unit]:
+    """Units of a source's first `limit` records; where one does not know how many it has, none beyond that one."""
+    units, limit = source.units(settings.shard_size), settings.limit
     if limit is None:
-        return list(units)
+        return units
     kept: list[Unit] = []
     for unit in units:
         count = limit if unit.count is None else min(limit, unit.count)

@@ -1,7 +1,7 @@
 """One unit of a source, encoded and written as a shard, with a record beside it of what was kept and left out."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scott.data.loading import Sample, Tally
+from scott.data.loading import Load, Sample, Tally
 from scott.data.manifest import ShardEntry
-from scott.data.records import Record, Rejected, Unit, chunks
+from scott.data.records import Rejected, Unit, chunks
 from scott.data.shards import shard_writer, write_durably
-
-Load = Callable[[Iterable[Record | Rejected]], Generator[Sample | Rejected]]
 
 
 class Encoders(Protocol):
