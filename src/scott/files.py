@@ -12,14 +12,14 @@ from typing import Any
 from scott.errors import UserError
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file that was copied or downloaded. Raises `UserError` where it holds something else."""
+def read_object(file: Path, way_out: str = "copy or download it again") -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` where it cannot be read or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy or download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read, or is not valid JSON ({error}); {way_out}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; copy or download it again")
+        raise UserError(f"{file} holds no JSON object; {way_out}")
     return content
 
 

@@ -12,10 +12,13 @@ from scott.data.locks import PREFIX
 from scott.data.records import reasons
 from scott.data.shards import write_durably
 from scott.errors import UserError, first_line, printable
+from scott.files import read_object
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
 MAX_REPEATS = 999
+_WAY_OUT = "prepare the data again"
+"""The way out where its files are not as they were written."""
 _HASHES = ("sha256", "half", "signs")
 """Of a teacher's part, in its fingerprint. Where one of the first two agrees, its weights are the same but rounded."""
 
@@ -63,17 +66,17 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Raises `UserError` when there is none, it is not readable, or a shard is missing or not as long as it was."""
         file = folder / MANIFEST
-        content = _read(file)
+        content = read_object(file, _WAY_OUT)
         try:
             if content["format"] != FORMAT:
-                raise UserError(f"{file} has format {content['format']!r}, expected {FORMAT}; prepare the data again")
+                raise UserError(f"{file} has format {content['format']!r}, expected {FORMAT}; {_WAY_OUT}")
             entries = tuple(ShardEntry(**entry) for entry in content["shards"])
             manifest = cls(content["settings"], entries, content["tensors"], content["skipped"])
             manifest._check(folder)
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} is not as scott writes it ({error!r}); prepare the data again") from None
+            raise UserError(f"{file} is not as scott writes it ({error!r}); {_WAY_OUT}") from None
         return manifest
 
     def _check(self, folder: Path) -> None:
@@ -97,7 +100,7 @@ class Manifest:
                 got = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(f"{file} {got}, expected {shard.bytes:,} bytes; copy or prepare the data again")
         if self.samples < 1:
-            raise UserError(f"{folder} holds no samples; prepare the data again")
+            raise UserError(f"{folder} holds no samples; {_WAY_OUT}")
 
 
 def claim(folder: Path) -> None:
@@ -119,7 +122,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         UserError: there are shards made with other settings; the difference is named.
     """
     file = folder / SETTINGS
-    changes = list(_differences(_read(file), settings)) if file.exists() else [""]
+    changes = list(_differences(read_object(file, _WAY_OUT), settings)) if file.exists() else [""]
     if changes and file.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
     if changes:
@@ -176,13 +179,3 @@ def _finished(folder: Path, name: str) -> dict[str, Any] | None:
         return side if (folder / f"{name}.tar").stat().st_size == side["shard"]["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; prepare the data again")
-    return content
