@@ -24,7 +24,7 @@ from typing import Any
 
 from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Source, Unit, reasons, slices
+from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
 from scott.data.sources.files import read_picture
 from scott.errors import UserError
@@ -160,7 +160,7 @@ class Mjhq:
         self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
 
     def units(self, size: int) -> list[Unit]:
-        return [Unit(f"{r.start}", len(r), partial(self._records, r)) for r in slices(len(self.rows), size)]
+        return units_of_rows(len(self.rows), size, self._records)
 
     def _records(self, rows: range) -> Iterator[Record]:
         for name, prompt in self.rows[rows.start : rows.stop]:
