@@ -6,7 +6,7 @@ import io
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -61,7 +61,10 @@ def contact_sheet(title: str, check: Check) -> str:
     for reason, count in check.skipped.most_common():
         first = check.first[reason]
         rows.append(f"<tr><th>{reason}<td>{count:,}<td>{html.escape(f'{first.key} {first.detail}')}")
-    figures = [f"<figure>{_picture(sample)}<figcaption>{_captions(sample.captions)}</figure>" for sample in check.shown]
+    figures = []
+    for sample in check.shown:
+        captions = "<br>".join(html.escape(caption[:500]) for caption in sample.captions)
+        figures.append(f"<figure>{_picture(sample)}<figcaption>{captions}</figure>")
     name = html.escape(title)
     return (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
@@ -82,7 +85,3 @@ def _picture(sample: Sample) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
-
-
-def _captions(captions: Sequence[str]) -> str:
-    return "<br>".join(html.escape(caption[:500]) for caption in captions)

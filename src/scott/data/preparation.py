@@ -6,7 +6,7 @@ made it and however often the work was stopped.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,7 +17,7 @@ from scott.data.filters import Where
 from scott.data.loading import loader
 from scott.data.locks import locked
 from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
-from scott.data.records import Record, Rejected, Source, Unit
+from scott.data.records import Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
 from scott.errors import UserError
@@ -73,7 +73,6 @@ def prepare_shards(
     """
     load = loader(source, settings, full["resolution"], _factor(encoders))
     units = limited(source, settings)
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
     claim(out)
@@ -82,7 +81,7 @@ def prepare_shards(
         progress = _Progress(report, [units[i] for i in mine])
         for i in mine:
             if not (intact := is_intact(out, names[i])):
-                write_shard(out, names[i], units[i], load, encoders, **how, count=progress.add)
+                write_shard(out, names[i], units[i], load, encoders, settings, progress.add)
             progress.end(units[i], intact)
         return Outcome(assemble(out, full, names), progress.records, progress.seconds)
 
@@ -101,13 +100,10 @@ def limited(source: Source, settings: Settings) -> list[Unit]:
     for unit in units:
         count = limit if unit.count is None else min(limit, unit.count)
         if count:
-            kept.append(replace(unit, count=unit.count and count, records=partial(_first, unit, count)))
+            records = partial(lambda unit, count: islice(unit.records(), count), unit, count)
+            kept.append(replace(unit, count=unit.count and count, records=records))
         limit -= count
     return kept
-
-
-def _first(unit: Unit, count: int) -> Iterator[Record | Rejected]:
-    return islice(unit.records(), count)
 
 
 class _Progress:
