@@ -79,8 +79,7 @@ def check(backbone: LatentBackbone, config: DistillConfig) -> None:
             "takes no ω; set guidance_min = guidance_max"
         )
     schedule = backbone.schedule
-    last = torch.tensor([schedule.t_max], dtype=schedule.time_dtype)
-    if config.solver == "ddim" and config.eta == 1 and bool(schedule.lam(last).isinf()):
+    if config.solver == "ddim" and config.eta == 1 and bool(schedule.lam(schedule.last_time).isinf()):
         raise UserError("got eta 1 with ddim, whose first jump would forget the pure noise it starts from; use less")
     config.make_solver(schedule)
     config.make_grid(schedule)

@@ -147,10 +147,10 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
             calls.setdefault(name, (module, bind(inspect.signature(module.forward), *args, **kwargs)))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
-    latents, cond = torch.randn(2, *backbone.latent_shape), backbone.encode_prompts([PROMPT, ""])
-    times = backbone.schedule.t_max * torch.ones(2, dtype=backbone.schedule.time_dtype)
+    latents = torch.randn(2, *backbone.latent_shape)
+    cond = backbone.encode_prompts([PROMPT, ""]) | {"guidance": torch.full((2,), info.guidance)}
     with torch.no_grad():
-        backbone.teacher(latents, times, cond | {"guidance": torch.full((2,), info.guidance)})
+        backbone.teacher(latents, backbone.schedule.last_time.repeat(2), cond)
     for handle in handles:
         handle.remove()
     graphs = {}

@@ -126,8 +126,7 @@ def amplification(backbone: LatentBackbone) -> float:
     """
     if backbone.prediction != "epsilon":
         return 1.0
-    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
-    return max(1.0, backbone.schedule.lam(last).item() / LAM_NOISE)
+    return max(1.0, backbone.schedule.lam(backbone.schedule.last_time).item() / LAM_NOISE)
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,8 @@ def _noise_in_answer(backbone: LatentBackbone) -> float:
     Where σ is 1 or nearly, ε is the noise, and v = α ε − σ x0 has little of it.
     """
     x = torch.randn(1, backbone.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
-    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
     cond = backbone.unconditional() | {"guidance": torch.ones(1)}
-    output = backbone.output(None, x, last, cond)
+    output = backbone.output(None, x, backbone.schedule.last_time, cond)
     return torch.cosine_similarity(x.flatten(), output.flatten(), dim=0).item()
 
 
