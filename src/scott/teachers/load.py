@@ -55,9 +55,9 @@ def load_backbone(
     # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
     first = torch.float32 if source.loras else dtype
     if source.vae is not None:
-        with _complaining_of(source.vae):
+        with complaining_of(source.vae):
             options["vae"] = load_vae(source, getattr(diffusers, index["vae"][1]))
-    with _complaining_of(source.teacher):
+    with complaining_of(source.teacher):
         if source.file:
             loader = getattr(diffusers, network)
             check_network(source.file, loader, read_json(source, f"{family.part}/config.json"))
@@ -74,7 +74,7 @@ def load_backbone(
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
     _modify(pipeline, source, dtype)
-    with _complaining_of(source.teacher):  # of what its configs say
+    with complaining_of(source.teacher):  # of what its configs say
         backbone = family(pipeline)
     _check_prediction(backbone)
     backbone.version = network_version(backbone.network)
@@ -89,7 +89,7 @@ def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dty
         config = scheduler_config(pipeline.scheduler.config, source.prediction)
         pipeline.scheduler = DDIMScheduler.from_config(config)  # not every scheduler has zero terminal SNR
     for file, scale in source.loras:
-        with _complaining_of(file):
+        with complaining_of(file):
             merge_lora(pipeline, lora_path(file), scale)
     for name, part in pipeline.components.items():
         if source.loras and isinstance(part, nn.Module) and name != "vae":
@@ -129,20 +129,16 @@ def _noise_in_answer(backbone: LatentBackbone) -> float:
 
 
 @contextmanager
-def _complaining_of(what: str | Path) -> Iterator[None]:
+def complaining_of(what: str | Path, done: str = "loaded") -> Iterator[None]:
     """Makes a `UserError` of what the libraries raise within the block, where files of a pipeline are missing, corrupt,
-    or say what cannot be."""
+    or say what cannot be: the error's first line, and a way out, which that of an absent package names."""
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library, and each reader of a config, has its own
-        raise UserError(f"{what} cannot be loaded: {why(error)}") from None
-
-
-def why(error: Exception) -> str:
-    """The error's first line, and a way out, which that of an absent package names."""
-    return first_line(error) + ("" if isinstance(error, ImportError) else ". Copy or download it again")
+        way_out = "" if isinstance(error, ImportError) else ". Copy or download it again"
+        raise UserError(f"{what} cannot be {done}: {first_line(error)}{way_out}") from None
 
 
 def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> Any:
