@@ -59,7 +59,7 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
     counts, handles = Counts(0, decoder[-1]), list[Any]()
 
     def ran(copy: str, block: int | None, size: int, module: nn.Module, given: Any, output: Any) -> None:
-        tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        tensors = tensors_in(output)
         key = None if block is None else (copy or backbone.adapters.active or "teacher", block, len(tensors[0]))
 
         def add(counter: Counter[Any], *gradient: Any) -> None:
@@ -87,6 +87,11 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Those of what an operation or a module is given, or gives."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def parameter_bytes(module: nn.Module) -> int:
