@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from scott.commands.drawn import Drawn
+from scott.data.pictures import cropped
 from scott.diffusion import Denoiser
 from scott.errors import UserError, first_line
 from scott.guidance import GuidedDenoiser
@@ -80,5 +80,4 @@ def fitted(file: Path, size: tuple[int, int]) -> Tensor:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}); expected a picture as --image") from None
-    pixels = np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    return cropped(image, [size])[None].float() / 255
