@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> N
         return
     with replacing(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

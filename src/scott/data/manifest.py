@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from scott.data.locks import PREFIX
 from scott.data.records import reasons
 from scott.data.shards import write_durably
 from scott.errors import UserError, first_line, printable
-from scott.files import read_object
+from scott.files import read_object, sha256_of
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
@@ -166,10 +165,8 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
 
 def is_intact(folder: Path, name: str) -> bool:
     """Whether a shard is there as it was written, byte for byte."""
-    if (side := _finished(folder, name)) is None:
-        return False
-    with (folder / f"{name}.tar").open("rb") as file:
-        return file_digest(file, "sha256").hexdigest() == side["shard"].get("sha256")
+    side = _finished(folder, name)
+    return side is not None and sha256_of(folder / f"{name}.tar") == side["shard"].get("sha256")
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:

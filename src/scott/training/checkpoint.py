@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import sync, write_atomically
+from scott.files import sha256_of, sync, write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
 _NAME = re.compile(r"step-(\d{8})")
@@ -46,7 +45,7 @@ def save_checkpoint(
         file = partial / f"{name}.safetensors"
         # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
-        hashes[file.name] = _sha256(file)
+        hashes[file.name] = sha256_of(file)
     (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
     for written in [*partial.iterdir(), partial]:
         sync(written)
@@ -70,7 +69,7 @@ def checkpoint_part(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one part; `UserError` when they cannot be read or are not what was written."""
     file, hashes = path / f"{name}.safetensors", checkpoint_state(path).get("sha256", {})  # older versions wrote none
     with readable(path):
-        if file.name in hashes and _sha256(file) != hashes[file.name]:
+        if file.name in hashes and sha256_of(file) != hashes[file.name]:
             raise ValueError(f"{file.name} is not what was written, by its SHA-256")
         return load_file(file)
 
@@ -91,11 +90,6 @@ def readable(path: Path, way_out: str = "resume from the one before") -> Iterato
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         why = repr(error) if isinstance(error, LookupError) else error
         raise UserError(f"checkpoint {path} cannot be read ({why}); delete it to {way_out}") from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
