@@ -1,5 +1,6 @@
 """Pictures drawn a batch at a time from fixed seeds, and kept as PNGs that say how they were made."""
 
+import base64
 import io
 import json
 import time
@@ -51,6 +52,11 @@ def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
     metadata.add_text("parameters", json.dumps(made, ensure_ascii=False))
     picture.save(content, "PNG", pnginfo=metadata)
     return content.getvalue()
+
+
+def data_url(content: bytes, kind: str = "image/png") -> str:
+    """A file within a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
