@@ -171,9 +171,7 @@ def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None
     if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
         return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; read its excess."
     if name == "coverage" and figure.floor is not None:
-        chance = 2 * math.sqrt(
-            2 * figure.floor * (1 - figure.floor) / samples
-        )  # two deviations of a difference of shares
-        if figure.value >= figure.floor - chance:
+        deviation = math.sqrt(2 * figure.floor * (1 - figure.floor) / samples)  # of a difference of shares
+        if figure.value >= figure.floor - 2 * deviation:
             return f"coverage: at its ceiling, real pictures' {figure.floor:.3f} at {samples:,} samples, within chance."
     return None
