@@ -12,7 +12,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import family_of, model_index
 
@@ -53,9 +53,7 @@ def load_onnx(folder: Path) -> LatentBackbone:
             else:
                 parts[name] = kind.from_pretrained(folder / name)
         except Exception as error:  # onnxruntime's errors have no common base
-            raise UserError(
-                f"{folder / name} cannot be loaded ({str(error).splitlines()[0]}); export it again"
-            ) from None
+            raise UserError(f"{folder / name} cannot be loaded ({first_line(error)}); export it again") from None
     options = {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
     return backbone(pipeline_class(**parts, **options))
 
