@@ -7,6 +7,7 @@ from torch import Tensor
 from scott.commands.prepare import Warn
 from scott.errors import UserError
 from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file
+from scott.students import is_run
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.lora import lora_targets
 from scott.teachers.lora_files import lora_path
@@ -30,7 +31,7 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
             continue
         if not Path(name).exists():
             raise UserError(f"nothing at {name}; expected a run, or for --init a LoRA file or a student's folder")
-        if (Path(name) / "config.json").is_file() and not (Path(name) / "model_index.json").is_file():
+        if is_run(Path(name)):
             _check_run(Path(name), backbone, config, same)
         elif config.continue_from:
             raise UserError(f"{name} is no run; expected one as --continue-from, or use --init")
