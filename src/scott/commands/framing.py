@@ -58,11 +58,11 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
     if asked.height is None and asked.width is None:
         return None
     size = (asked.height or backbone.resolution, asked.width or backbone.resolution)
-    network, factor = backbone.network, backbone.resolution // backbone.latent_shape[-1]
-    is_onnx, name = hasattr(network, "session"), type(backbone.pipeline).__name__
+    network, name = backbone.network, type(backbone.pipeline).__name__
+    is_onnx = hasattr(network, "session")
     if name.startswith("PixArt") or (is_onnx and backbone.part != "unet"):
         raise UserError(f"got --height or --width, and this {name} draws {backbone.resolution} pixels a side alone")
-    least = factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
+    least = backbone.factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
     if is_onnx:
         least *= 2 ** (len(network.config.block_out_channels) - 1)
     if any(side < least or side % least for side in size):

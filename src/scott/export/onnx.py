@@ -162,11 +162,8 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
         if name == "unet":  # optimum gives one time for all pictures
             step, call["timestep"] = 2 ** (len(module.config.block_out_channels) - 1), call["timestep"][0]
         graphs[name] = _Graph(module, call, outputs, step).eval()
-    factor = backbone.resolution // latents.shape[-1]
-    pixels = torch.rand(2, 3, backbone.resolution, backbone.resolution)
-    graphs["vae_encoder"] = _Graph(
-        _Encoder(backbone.vae), {"sample": pixels}, ["latent_sample", "latent_parameters"], factor
-    ).eval()
+    pixels, outputs = torch.rand(2, 3, *[backbone.resolution] * 2), ["latent_sample", "latent_parameters"]
+    graphs["vae_encoder"] = _Graph(_Encoder(backbone.vae), {"sample": pixels}, outputs, backbone.factor).eval()
     graphs["vae_decoder"] = _Graph(_Decoder(backbone.vae), {"latent_sample": latents}, ["sample"], 1).eval()
     return graphs
 
