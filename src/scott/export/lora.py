@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
 from scott.teachers.lora import lora_targets
-from scott.teachers.lora_files import check_lora, load_lora, lora_path
+from scott.teachers.lora_files import check_lora, header, load_lora, lora_path
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -157,11 +157,7 @@ def read_lora_file(
 
 def lora_info(file: Path) -> StudentInfo | None:
     """What a LoRA file of `save_lora` was made for; None of another's. Raises `UserError` where it cannot be read."""
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); expected a LoRA file") from None
+    _, metadata = header(file)
     return StudentInfo.from_json(metadata[METADATA], file) if METADATA in metadata else None
 
 
