@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from scott.errors import UserError, first_line
 from scott.export.info import METADATA, StudentInfo
 from scott.export.kohya import kohya_keys, kohya_metadata
-from scott.export.pipeline import check, stock_latents
+from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
@@ -112,7 +112,7 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
         pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
     _check_updates(getattr(pipeline, part), expected.updates, folder, dtype)
     got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
-    check("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
+    check_latents("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
 
 
 def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None) -> StudentInfo:

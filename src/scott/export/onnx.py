@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scott.errors import UserError
 from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, run_session, tensors_of
-from scott.export.pipeline import check
+from scott.export.pipeline import check_latents
 from scott.export.trained import PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
 
@@ -54,7 +54,7 @@ def write_onnx(student: Path, folder: Path) -> StudentInfo:
         _check_part(folder / name / FILE, pairs, name)
     backbone = load_onnx(folder)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    check("onnxruntime", folder, latents, draw_latents(backbone, grid, info.guidance), TOLERANCE)
+    check_latents("onnxruntime", folder, latents, draw_latents(backbone, grid, info.guidance), TOLERANCE)
     return info
 
 

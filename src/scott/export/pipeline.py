@@ -73,9 +73,9 @@ def read_student(folder: Path, expected: Expected) -> None:
     if side:
         backbone.resize(side)
     stock = backbone.from_pipeline(stock_latents(backbone.pipeline, info.guidance_scale, side))
-    check("the stock pipeline", folder, expected.latents, stock, expected.tolerance())
+    check_latents("the stock pipeline", folder, expected.latents, stock, expected.tolerance())
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), expected.tolerance())
+    check_latents("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), expected.tolerance())
 
 
 def write_tensors(
@@ -200,7 +200,7 @@ def call_options(pipeline: str) -> dict[str, Any]:
     return _CALLS.get(pipeline, {})
 
 
-def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:
+def check_latents(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:
     """Raise `UserError` unless the latents differ by at most `tolerance` of their spread."""
     if not (off := difference(expected, got)) <= tolerance:
         raise UserError(

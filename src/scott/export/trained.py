@@ -184,7 +184,7 @@ def difference(expected: Tensor, got: Tensor) -> float:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write an export to, which takes `folder`'s name when the block ends without an error.
 
     Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection.
