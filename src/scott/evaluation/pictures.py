@@ -85,25 +85,6 @@ def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def keep(images: Tensor, files: Sequence[Path], made: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> None:
-    """Write pictures (B, 3, H, W), each of which took `cost`."""
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    for image, file, how in zip(images, files, made, strict=True):
-        save_picture(to_pil(image), file, {**how, **cost})
-
-
-def read(files: Sequence[Path], *, wait: bool = False) -> tuple[Tensor, float]:
-    """Pictures (B, 3, H, W) in [0, 1] and the seconds they took; `wait` for files that another process will write."""
-    while wait and not all(file.exists() for file in files):
-        time.sleep(POLL_SECONDS)
-    arrays, seconds = [], 0.0
-    for file in files:
-        with Image.open(file) as picture:
-            seconds += json.loads(picture.info["parameters"])[SECONDS]
-            arrays.append(np.array(picture.convert("RGB")))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
-
-
 def write_captions(folder: Path, prompts: Sequence[str]) -> None:
     """metadata.jsonl beside kept pictures, so that the folder is a source of captioned pictures."""
     rows = [{"file_name": f"{index:05d}.png", "text": prompt} for index, prompt in enumerate(prompts)]
@@ -158,16 +139,26 @@ class Batches:
             files, made = self._files(index)
             if not kept(files, made):
                 images, seconds = self._drawn(index)
-                keep(images, files, made, {SECONDS: seconds / len(images), CALLS: self.generate.network_calls})
+                cost = {SECONDS: seconds / len(images), CALLS: self.generate.network_calls}
+                files[0].parent.mkdir(parents=True, exist_ok=True)
+                for image, file, how in zip(images, files, made, strict=True):
+                    save_picture(to_pil(image), file, how | cost)
             if progress is not None:
                 progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
 
     def read(self, index: int) -> tuple[Tensor, float]:
-        """Pictures (B, 3, H, W) of a batch, and the seconds they took."""
+        """Pictures (B, 3, H, W) in [0, 1] of a batch, and the seconds they took."""
         if self.folder is None:
             return self._drawn(index)
         files, _ = self._files(index)
-        return read(files, wait=self.process[1] > 1)
+        while self.process[1] > 1 and not all(file.exists() for file in files):  # another process will write them
+            time.sleep(POLL_SECONDS)
+        arrays, seconds = [], 0.0
+        for file in files:
+            with Image.open(file) as picture:
+                seconds += json.loads(picture.info["parameters"])[SECONDS]
+                arrays.append(np.array(picture.convert("RGB")))
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
 
     def calls(self) -> int:
         """Network calls a picture: kept with it, since some samplers count them while they draw."""
