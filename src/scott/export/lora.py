@@ -29,7 +29,6 @@ from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
-from scott.teachers.lora import lora_targets
 from scott.teachers.lora_files import check_lora, header, load_lora, lora_path
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
@@ -72,7 +71,7 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
     metadata = {"format": "pt", METADATA: trained.info.to_json()}
     tensors = {key: parameters[name].detach() for key, name in _keys(backbone, form, config.lora_variant).items()}
     if form == "kohya":
-        keys = kohya_keys(backbone, _layers(backbone)).values()
+        keys = kohya_keys(backbone, backbone.student_targets).values()
         tensors |= {f"{key}.alpha": torch.tensor(scale * rank) for key in keys}
         metadata |= kohya_metadata(backbone, rank, scale * rank, f"{config.out.name} ({trained.info.updates} updates)")
     else:
@@ -81,7 +80,7 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
         adapter: dict[str, Any] = {
             "r": rank,
             "lora_alpha": rank,
-            "target_modules": _layers(backbone),
+            "target_modules": backbone.student_targets,
             "rank_pattern": {},
             "alpha_pattern": {},
             "lora_bias": False,
@@ -213,20 +212,16 @@ def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, d
             raise UserError(f"the LoRA read back from {folder} differs on layer {name}, nothing was exported{half}")
 
 
-def _layers(backbone: LatentBackbone) -> list[str]:
-    return lora_targets(backbone.network, ("",), backbone.student_layers)
-
-
 def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
     """Key in the file → name of a student's parameter."""
     if form == "kohya":
         if backbone.part != "unet" or variant == "dora":
             return {}
         ends = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-        keys = kohya_keys(backbone, _layers(backbone))
+        keys = kohya_keys(backbone, backbone.student_targets)
         return {f"{key}.{end}": f"{layer}.{name}" for layer, key in keys.items() for end, name in ends.items()}
     prefix = backbone.part if form == "diffusers" else "base_model.model"
     # a DoRA's norms are a module within the network, and a tensor in all files
     parts = ("lora_A", "lora_B", *(["lora_magnitude_vector"] if variant == "dora" else []))
-    names = [f"{layer}.{part}.weight" for layer in _layers(backbone) for part in parts]
+    names = [f"{layer}.{part}.weight" for layer in backbone.student_targets for part in parts]
     return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in names}

@@ -113,7 +113,7 @@ class LatentBackbone(Family):
             self.copies |= {name: self.student_copy() for name in ("student", "target")}
             self.copies["target"].requires_grad_(False)
         elif train == "lora":
-            layers = lora_targets(self.network, ("",), self.student_layers)
+            layers = self.student_targets
             for name in ("student", "target"):
                 self.adapters.add(name, layers, rank, alpha, variant)
             # LoRA's A is random: the target has to start from the student's own
@@ -123,6 +123,11 @@ class LatentBackbone(Family):
         else:
             raise unknown("train", train, ("lora", "full"))
         self.train_mode = train
+
+    @property
+    def student_targets(self) -> list[str]:
+        """Names of the layers that a LoRA student adapts."""
+        return lora_targets(self.network, ("",), self.student_layers)
 
     def add_critic(self, rank: int, kind: str = "lora") -> None:
         """Make the critic (see `Critic`)."""
