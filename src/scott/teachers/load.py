@@ -14,14 +14,13 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.lora_files import lora_path, merge_lora
 from scott.teachers.modified import check_parts, complete, load_vae, scheduler_config
 from scott.teachers.network import LatentBackbone
-from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
 
 
@@ -38,7 +37,7 @@ def load_backbone(
             bitsandbytes to quantise by.
     """
     if quantized != "none":
-        require_bitsandbytes()
+        require("bitsandbytes", "--quantize")
     source = TeacherSource.of(teacher)
     check_parts(source)
     index = model_index(source)

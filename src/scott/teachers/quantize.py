@@ -5,18 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from scott.errors import UserError
-
 FLAGS = {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
 """What peft reads of a network to choose its layers by."""
-
-
-def require_bitsandbytes() -> None:
-    """Raise `UserError` unless bitsandbytes can be imported."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from None
 
 
 def quantize(network: nn.Module, blocks: Iterable[nn.Module], kind: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from scott.data.records import Columns, Record, Rejected, Unit, attempt, units_of_rows
 from scott.data.sources.survey import no_split
 from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 
 
 def is_saved(folder: Path) -> bool:
@@ -43,10 +43,7 @@ class HubDataset:
 
 
 def _load(name: str, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{name} is a Hugging Face dataset; pip install datasets to read it") from None
+    datasets = require("datasets", f"{name}, a Hugging Face dataset,")
     datasets.disable_progress_bars()
     try:
         if Path(name).is_file():
