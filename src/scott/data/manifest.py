@@ -81,16 +81,16 @@ class Manifest:
     def _check(self, folder: Path) -> None:
         counts = [count for shard in self.shards for count in (shard.samples, shard.bytes, shard.repeats - 1)]
         counts += [side for shape in self.tensors.values() for side in shape] + [self.settings.get("resolution", 1)]
+        counts += [count - 1 for shard in self.shards for _, _, count in shard.buckets]
         sound = (
             all(isinstance(value, dict) for value in (self.settings, self.skipped))
             and all(isinstance(shape, list) for shape in self.tensors.values())
             and all(isinstance(count, int) and count >= 0 for count in counts)
             and all(isinstance(shard.sha256, str) and shard.repeats <= MAX_REPEATS for shard in self.shards)
             and all(len(self.tensors[name]) == 3 for name in ("mean", "std"))
+            and all(not s.buckets or sum(b[2] for b in s.buckets) == s.samples for s in self.shards)
         )
-        for numbers in ([count for _, _, count in shard.buckets] for shard in self.shards):
-            sound = sound and (not numbers or min(numbers) > 0)
-        if not sound or any(s.buckets and sum(b[2] for b in s.buckets) != s.samples for s in self.shards):
+        if not sound:
             raise TypeError("a type, a shape or a count")
         for shard in self.shards:
             file = folder / Path(shard.file).name
