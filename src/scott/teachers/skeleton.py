@@ -74,7 +74,9 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
             for name, class_name in ((backbone.part, network), ("vae", index["vae"][1])):
                 parts[name] = getattr(diffusers, class_name).from_config(configs[name])
             for name in encoders:
-                parts[name] = _text_encoder(index[name][1], configs[name])
+                kind = index[name][1]
+                encoder = ShapeOnlyT5 if kind == "T5EncoderModel" else getattr(transformers, kind)
+                parts[name] = encoder(encoder.config_class.from_dict(configs[name]))
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
         for name, part in parts.items():
             if isinstance(part, nn.Module):
@@ -83,11 +85,6 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
         for file, _ in source.loras:
             check_lora(pipeline, lora_path(file))
         return backbone(pipeline)
-
-
-def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:
-    encoder = ShapeOnlyT5 if class_name == "T5EncoderModel" else getattr(transformers, class_name)
-    return encoder(encoder.config_class.from_dict(config))
 
 
 def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer | None:
