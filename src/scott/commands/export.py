@@ -174,7 +174,7 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
 
 
-def _config(run: Path, place: str | None = None) -> DistillConfig:
+def _config(run: Path, place: str | None) -> DistillConfig:
     if not (run / "config.json").is_file():
         raise UserError(f"{run} has no config.json; expected the run folder of a `scott distill`")
     config = DistillConfig.load(run / "config.json")

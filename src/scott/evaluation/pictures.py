@@ -132,7 +132,7 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.size)
 
-    def draw_own(self, progress: Progress | None = None) -> None:
+    def draw_own(self, progress: Progress | None) -> None:
         """Draw this process's share of what is not in the folder yet."""
         rank, count = self.process
         for index in range(rank, len(self), count):

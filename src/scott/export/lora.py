@@ -128,7 +128,7 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
 
 
 def read_lora_file(
-    backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None
+    backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
 ) -> tuple[StudentInfo, float, dict[str, Tensor]]:
     """What a file that `save_lora` wrote, or a folder with one, was made for; its α; its tensors.
 
