@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from scott.choices import unknown
-from scott.commands.distill import check, data_and_models
+from scott.commands.distill import check_config, data_and_models
 from scott.commands.initial import check_start, initial_lora
 from scott.data.records import chunks
 from scott.errors import UserError
@@ -98,7 +98,7 @@ class Training:
         """Make the updates that are left; CPU seconds of all that were made, without those a crash lost."""
         config = self.config
         self.backbone = teacher_of(config.teacher, config.dtype, config.quantize)
-        check(self.backbone, config)
+        check_config(self.backbone, config)
         check_start(self.backbone, config)
         lora = initial_lora(self.backbone, config, warn)
         data = data_and_models(self.backbone, config, lora, self.data, report, warn)

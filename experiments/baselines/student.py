@@ -26,7 +26,7 @@ from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.pipeline import save_student
-from scott.export.trained import replacing
+from scott.export.trained import replacing_folder
 from scott.files import write_atomically
 from scott.mini import embedded, glyphs
 from scott.samplers import StudentSampler
@@ -179,7 +179,7 @@ class Baseline(ABC):
             lora_alpha=None,
             only_these_steps=True,
         )
-        with replacing(self.out / "student") as folder:
+        with replacing_folder(self.out / "student") as folder:
             save_student(self.backbone, folder, grid)
             (folder / STUDENT_INFO).write_text(info.to_json())
         return self.out / "student"

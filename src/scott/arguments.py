@@ -76,6 +76,7 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
+        from scott.device import processes, use_own_device
         from scott.diffusion.tensors import DTYPES
         from scott.mini.embedded import teacher_source
         from scott.teachers import load_backbone
@@ -91,11 +92,11 @@ class Prepare:
             return
         if self.teacher is None or self.out is None:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
-        recipe.use_own_device()
+        use_own_device()
         source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
         backbone = load_backbone(source, DTYPES[self.precision])
         backbone.in_turn = self.low_memory
-        rank, count = recipe.processes()
+        rank, count = processes()
         with Bars(console) as bars:
             made = recipe.prepare_source(name, backbone, self.out, self.settings, bars.report, rank, count, preset)
             if rank == 0:  # who speaks, speaks for all

@@ -1,6 +1,10 @@
-"""Where networks run."""
+"""Where networks run, and in which of how many processes."""
+
+import os
 
 import torch
+
+from scott.errors import UserError
 
 
 def best_device() -> torch.device:
@@ -8,3 +12,20 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def use_own_device() -> None:
+    """Make this process's GPU, of those that a launcher deals out, the current one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun and `accelerate launch` tell them. Raises `UserError` for no numbers."""
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    try:
+        return int(told[0]), int(told[1])
+    except ValueError:
+        raise UserError(
+            f"got RANK {told[0]} and WORLD_SIZE {told[1]} in the environment; expected numbers, as torchrun sets them"
+        ) from None

@@ -1,6 +1,8 @@
 """The exceptions that are messages to the user, and what a library's exception says in a line."""
 
 import re
+from importlib import import_module
+from typing import Any
 
 
 class UserError(ValueError):
@@ -37,6 +39,14 @@ def one_line(text: str) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def require(module: str, what: str, packages: str = "") -> Any:
+    """A module that may not be installed. Raises `UserError` where it is not; `packages` are what then to install."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UserError(f"{what} needs {module}; pip install {packages or module}") from None
 
 
 class Preempted(Exception):

@@ -6,20 +6,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from scott.errors import UserError
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file that was copied or downloaded. Raises `UserError` where it holds something else."""
+def read_object(file: Path, way_out: str = "copy or download it again") -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` where it cannot be read or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy or download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read, or is not valid JSON ({error}); {way_out}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; copy or download it again")
+        raise UserError(f"{file} holds no JSON object; {way_out}")
     return content
 
 
@@ -66,6 +67,11 @@ def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> N
         return
     with replacing(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

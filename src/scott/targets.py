@@ -37,16 +37,15 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     """Raises `UserError` as `load_student` and `load_pipeline` do, and where options do not go with what is there."""
     folder = Path(embedded.teacher_folder(name))
     pipeline = (folder / "model_index.json").is_file() or not folder.exists()
-    if folder.exists() and not pipeline and not is_run(folder) and not any(folder.glob("*.safetensors")):
+    stock = measured.scheduler is not None or measured.lora is not None
+    if pipeline and (stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP):
+        return _stock_target(name, str(folder), steps, measured, dtype)
+    run = is_run(folder)
+    if not run and (folder.suffix == ".safetensors" or any(folder.glob("*.safetensors"))):
+        raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
+    if not run and not pipeline:
         stored = StoredPictures(open_source(name))
         return Target({folder.stem or "pictures": stored}, stored=stored)
-    stock = measured.scheduler is not None or measured.lora is not None
-    if not is_run(folder) and pipeline:
-        stock = stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP
-        if stock:
-            return _stock_target(name, str(folder), steps, measured, dtype)
-    if folder.suffix == ".safetensors" or (not is_run(folder) and any(folder.glob("*.safetensors"))):
-        raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if stock:
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)

@@ -379,7 +379,7 @@ def test_check_says_what_would_be_kept_and_shows_it(scott, pictures, tmp_path):
     (pictures / "5.txt").write_text("a <b>cat</b> & ein Löwe")
     code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page[/x].html", "--resolution", 32)
     assert code == 0, said
-    assert "/x].html" in said
+    assert "/x].html" in said.replace(" ", "")  # a long folder wraps it
     for part in ("kept │ 4", "no-caption │ 1 │ 4.png no .txt", "empty-file │ 1 │ 3.png"):
         assert part in said, said
     page = (tmp_path / "page[" / "x].html").read_text()

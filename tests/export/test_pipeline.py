@@ -16,7 +16,7 @@ from tests.export.conftest import write
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.pipeline import call_options, read_student, save_student
-from scott.export.trained import Trained, amplification, difference, replacing
+from scott.export.trained import Trained, amplification, difference, replacing_folder
 from scott.recipes.configs import sd15
 from scott.samplers import StudentSampler
 from scott.teachers import load_backbone
@@ -120,12 +120,12 @@ def refuse(partial):
 def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
     folder = tmp_path / "student"
     for text in ("old", "new"):
-        with replacing(folder) as partial:
+        with replacing_folder(folder) as partial:
             (partial / "file").write_text(text)
             assert not folder.exists() or (folder / "file").read_text() == "old"
         assert (folder / "file").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-    with pytest.raises(UserError), replacing(folder) as partial:
+    with pytest.raises(UserError), replacing_folder(folder) as partial:
         refuse(partial)
     assert (folder / "file").read_text() == "new"
 

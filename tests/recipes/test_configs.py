@@ -7,10 +7,10 @@ import pytest
 import torch
 from tests.teachers.published import published, write_configs
 
-from scott.commands.distill import add_models, check, config_of
+from scott.commands.distill import add_models, check_config, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipes_of, sd3, sd15, sd15_lcm
+from scott.recipes.configs import FAMILIES, RECIPES, mini, recipes_of, sd3, sd15
 from scott.teachers.layout import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 
@@ -39,12 +39,12 @@ def test_lcm_differs_from_scott_in_its_settings_only(name):
 def test_lcm_is_reached_by_flags_alone():
     flags = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
     scott = mini(**flags, decay=0.0, adversarial_share=0.0, critic_start=0.0)  # the recipe's rates fall
-    assert dataclasses.replace(scott, method="lcm") == mini_lcm()
-    assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15_lcm(data="d")
+    assert dataclasses.replace(scott, method="lcm") == mini(method="lcm")
+    assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15(method="lcm", data="d")
 
 
 def test_a_change_wins_over_recipe_and_method():
-    config = mini_lcm(jump=24, out=Path("elsewhere"))
+    config = mini(method="lcm", jump=24, out=Path("elsewhere"))
     assert (config.jump, config.substeps, config.out) == (24, 1, Path("elsewhere"))
 
 
@@ -101,12 +101,12 @@ def test_a_transformer_student_with_a_range_of_guidance_is_refused(make_backbone
     ranged = sd15(data="d", train="full", guidance_min=2.0, guidance_max=9.0)
     single = dataclasses.replace(ranged, guidance_max=2.0, guidance=2.0)
     backbone = make_backbone(family=family)
-    check(backbone, single)
+    check_config(backbone, single)
     if backbone.takes_guidance:
-        check(backbone, ranged)
+        check_config(backbone, ranged)
         return
     with pytest.raises(UserError, match=r"from 2\.0 to 9\.0 .* takes no ω; set guidance_min = guidance_max") as error:
-        check(backbone, ranged)
+        check_config(backbone, ranged)
     assert "\n" not in str(error.value)
 
 
@@ -154,16 +154,18 @@ def test_an_edition_of_sd3_has_one_recipe_by_its_config_whatever_its_name(name, 
 @pytest.mark.parametrize("name", ["owner/Z-Image-Turbo", "/here/sdxl_lightning", "FLUX.1-schnell", "lcm.safetensors"])
 def test_a_few_step_student_by_its_name_is_refused(make_backbone, name):
     with pytest.raises(UserError, match="is a few-step student already by its name"):
-        check(make_backbone(), sd15(data="d", teacher=name))
-    check(make_backbone(), sd15(data="d", teacher=name.replace("-", "").replace("_", "").replace("lcm", "lcmix")))
+        check_config(make_backbone(), sd15(data="d", teacher=name))
+    check_config(
+        make_backbone(), sd15(data="d", teacher=name.replace("-", "").replace("_", "").replace("lcm", "lcmix"))
+    )
 
 
 def test_a_first_jump_that_would_forget_its_start_is_refused(make_backbone):
     """Where the schedule ends in pure noise."""
     with pytest.raises(UserError, match="got eta 1 with ddim, whose first jump would forget"):
-        check(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=1.0))
-    check(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=0.9))
-    check(make_backbone(), sd15(data="d", solver="ddim", eta=1.0))
+        check_config(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=1.0))
+    check_config(make_backbone(family="sd3"), sd3(data="d", solver="ddim", eta=0.9))
+    check_config(make_backbone(), sd15(data="d", solver="ddim", eta=1.0))
 
 
 def test_the_solver_is_given_only_what_it_has():

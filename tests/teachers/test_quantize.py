@@ -66,7 +66,7 @@ def test_student_and_critic_learn_and_the_teacher_stays(teacher_folders, inputs,
 
 def test_it_is_refused_before_anything_is_read_where_bitsandbytes_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"scott-diffusion\[quantize\]"):
+    with pytest.raises(UserError, match="--quantize needs bitsandbytes; pip install bitsandbytes"):
         load_backbone(tmp_path / "nowhere", quantized="nf4")
 
 

@@ -1,6 +1,5 @@
 """What the page shows, as HTML: pictures with texts for those who do not see them and PNGs to keep, tables, errors."""
 
-import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 
 from scott.app.drawing import Picture
 from scott.errors import UserError, first_line, is_out_of_memory, one_line
-from scott.evaluation.pictures import png
+from scott.evaluation.pictures import data_url, png
 
 SMALL = 256
 """Pictures of fewer pixels a side are shown larger, pixel by pixel."""
@@ -96,7 +95,7 @@ def problem(error: Exception) -> str:
 
 def image(picture: Image.Image, text: str) -> str:
     """A picture by itself."""
-    return f'<div class="scott-wide"><img src="{_data(png(picture, {}))}" alt="{escape(text)}"></div>'
+    return f'<div class="scott-wide"><img src="{data_url(png(picture, {}))}" alt="{escape(text)}"></div>'
 
 
 def table(rows: Iterable[tuple[str, str, str]], caption: str) -> str:
@@ -116,7 +115,7 @@ def _figure(picture: Picture) -> str:
     if picture.image is None:
         absent = f'<div class="absent">took {picture.seconds:.1f} s: not drawn while you type; press Draw</div>'
         return f"<figure>{absent}<figcaption>{caption}</figcaption></figure>"
-    href = _data(png(picture.image, picture.made))
+    href = data_url(png(picture.image, picture.made))
     name = f"{picture.who}, {_steps(picture.steps)}"
     caption += f"{picture.seconds:.3f} s" + ("" if picture.omega is None else f", ω {picture.omega:g}") + "<br>"
     file = escape(picture.file_name)
@@ -130,7 +129,7 @@ def _image(picture: Picture) -> str:
     assert picture.image is not None
     text = f"{picture.prompt}, drawn by {picture.who} in {_steps(picture.steps)}"
     small = ' class="small"' if picture.image.width < SMALL else ""
-    return f'<img{small} src="{_data(png(picture.image, picture.made))}" alt="{escape(text)}">'
+    return f'<img{small} src="{data_url(png(picture.image, picture.made))}" alt="{escape(text)}">'
 
 
 def _grid(cells: str, kind: str = "") -> str:
@@ -143,7 +142,3 @@ def _steps(count: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _data(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -8,6 +8,7 @@ from rich.table import Column, Table
 from scott.commands.prepare import Preset, open_with
 from scott.data.checking import Check, check_source, contact_sheet
 from scott.data.preparation import Report, limited
+from scott.data.records import reasons
 from scott.data.settings import Settings
 from scott.errors import UserError, printable
 from scott.files import write_atomically
@@ -22,12 +23,12 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
     source, settings = open_with(name, settings, preset)
-    total = sum(unit.total or 0 for unit in limited(source.units(settings.shard_size), settings.limit))
+    total = sum(unit.total or 0 for unit in limited(source, settings))
     check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
     write_atomically(out, printable(contact_sheet(name, check)))
     if not check.count:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in check.skipped.most_common()) or "nothing there"
-        raise UserError(f"of {name} nothing would be kept ({reasons}); {out} names the first of each")
+        why = reasons(check.skipped) or "nothing there"
+        raise UserError(f"of {name} nothing would be kept ({why}); {out} names the first of each")
     return check
 
 

@@ -66,7 +66,7 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
     return recipe, config
 
 
-def check(backbone: LatentBackbone, config: DistillConfig) -> None:
+def check_config(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
     named = _FEW_STEP.search(Path(config.teacher).name)
     ours = Path(config.teacher).is_file() and METADATA in metadata_of(Path(config.teacher))
@@ -79,8 +79,7 @@ def check(backbone: LatentBackbone, config: DistillConfig) -> None:
             "takes no ω; set guidance_min = guidance_max"
         )
     schedule = backbone.schedule
-    last = torch.tensor([schedule.t_max], dtype=schedule.time_dtype)
-    if config.solver == "ddim" and config.eta == 1 and bool(schedule.lam(last).isinf()):
+    if config.solver == "ddim" and config.eta == 1 and bool(schedule.lam(schedule.last_time).isinf()):
         raise UserError("got eta 1 with ddim, whose first jump would forget the pure noise it starts from; use less")
     config.make_solver(schedule)
     config.make_grid(schedule)
@@ -108,7 +107,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
     backbone = load_backbone(embedded.teacher_source(config), config.dtype, config.quantize)
-    check(backbone, config)
+    check_config(backbone, config)
     backbone.in_turn = config.low_memory
     teacher = identity(backbone)
     check_data(config.sources, backbone, config)

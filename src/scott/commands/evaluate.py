@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scott.commands.prepare import processes, use_own_device
 from scott.data.preparation import Report
-from scott.device import best_device
+from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.evaluation import Reference, Results

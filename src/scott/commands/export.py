@@ -22,7 +22,7 @@ from scott.export.onnx import require_exportable, write_onnx
 from scott.export.onnx_runtime import require_onnx
 from scott.export.pipeline import read_student, round_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
-from scott.export.trained import Expected, Trained, replacing
+from scott.export.trained import Expected, Trained, replacing_folder
 from scott.mini import embedded
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_version
@@ -74,7 +74,7 @@ def export(
             raise UserError(f"got --export-precision {precision} with --to onnx, whose graphs are fp32; leave it out")
         student = export(run, "diffusers", best=best, place=place)  # ONNX is made of the stock pipeline
     folder, dtype = where / FOLDERS[kind], DTYPES[precision]
-    with replacing(folder) as partial:
+    with replacing_folder(folder) as partial:
         if kind == "onnx":
             info = write_onnx(student, partial)
         else:
@@ -174,7 +174,7 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
 
 
-def _config(run: Path, place: str | None = None) -> DistillConfig:
+def _config(run: Path, place: str | None) -> DistillConfig:
     if not (run / "config.json").is_file():
         raise UserError(f"{run} has no config.json; expected the run folder of a `scott distill`")
     config = DistillConfig.load(run / "config.json")

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from scott.commands.drawn import Drawn
+from scott.data.pictures import cropped
 from scott.diffusion import Denoiser
 from scott.errors import UserError, first_line
 from scott.guidance import GuidedDenoiser
@@ -58,11 +58,11 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
     if asked.height is None and asked.width is None:
         return None
     size = (asked.height or backbone.resolution, asked.width or backbone.resolution)
-    network, factor = backbone.network, backbone.resolution // backbone.latent_shape[-1]
-    is_onnx, name = hasattr(network, "session"), type(backbone.pipeline).__name__
+    network, name = backbone.network, type(backbone.pipeline).__name__
+    is_onnx = hasattr(network, "session")
     if name.startswith("PixArt") or (is_onnx and backbone.part != "unet"):
         raise UserError(f"got --height or --width, and this {name} draws {backbone.resolution} pixels a side alone")
-    least = factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
+    least = backbone.factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
     if is_onnx:
         least *= 2 ** (len(network.config.block_out_channels) - 1)
     if any(side < least or side % least for side in size):
@@ -80,5 +80,4 @@ def fitted(file: Path, size: tuple[int, int]) -> Tensor:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}); expected a picture as --image") from None
-    pixels = np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    return cropped(image, [size])[None].float() / 255

@@ -7,8 +7,8 @@ from torch import Tensor
 from scott.commands.prepare import Warn
 from scott.errors import UserError
 from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file
+from scott.students import is_run
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.lora import lora_targets
 from scott.teachers.lora_files import lora_path
 from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
@@ -30,7 +30,7 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
             continue
         if not Path(name).exists():
             raise UserError(f"nothing at {name}; expected a run, or for --init a LoRA file or a student's folder")
-        if (Path(name) / "config.json").is_file() and not (Path(name) / "model_index.json").is_file():
+        if is_run(Path(name)):
             _check_run(Path(name), backbone, config, same)
         elif config.continue_from:
             raise UserError(f"{name} is no run; expected one as --continue-from, or use --init")
@@ -88,7 +88,7 @@ def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) ->
 
 
 def _foreign(backbone: LatentBackbone, file: Path, rank: int, scale: float, warn: Warn) -> dict[str, Tensor]:
-    factors, adapted = foreign_factors(backbone, file), lora_targets(backbone.network, ("",), backbone.student_layers)
+    factors, adapted = foreign_factors(backbone, file), backbone.student_targets
     if outside := sorted(factors.keys() - {*adapted}):
         warn(f"{file} has {len(outside)} layers that a student does not adapt, such as {outside[0]}: left out")
     kept = {layer: update for layer, update in factors.items() if layer in {*adapted}}

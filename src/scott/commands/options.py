@@ -92,9 +92,8 @@ def _defaults(recipe: str | None) -> dict[str, str]:
     made = partial(RECIPES[recipe], **data)
     default = made()
     train = "lora" if default.train == "full" else "full"
-    others = {f"--method {name}": made(method=name) for name in ("paper", "lcm")} | {
-        f"--train {train}": made(train=train)
-    }
+    others = {f"--method {name}": made(method=name) for name in ("paper", "lcm")}
+    others[f"--train {train}"] = made(train=train)
     words = {}
     for name in _types().keys() - data.keys():
         value = getattr(default, name)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from scott.commands.distill import add_models, check, config_of
+from scott.commands.distill import add_models, check_config, config_of
 from scott.commands.initial import check_start
 from scott.commands.options import has_data
 from scott.commands.prepare import resolution_of
@@ -30,7 +30,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
         raise UserError(f"got --processes {processes}; expected 1 or more")
     backbone = skeleton(embedded.teacher_source(config), config.dtype)
     backbone.resize(resolution_of(config.sources, backbone, config))
-    check(backbone, config)
+    check_config(backbone, config)
     check_start(backbone, config)
     add_models(backbone, dataclasses.replace(config, compile=False))  # compiling needs weights
     return budget_of(backbone, config, processes)

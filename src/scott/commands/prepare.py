@@ -1,6 +1,5 @@
 """Data as the commands name them: a source, a preset or prepared shards."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,18 +10,17 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.markup import escape
 from rich.table import Column, Table
 
 from scott.data.manifest import MANIFEST, SETTINGS, Manifest
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
-from scott.data.records import Source
+from scott.data.records import Source, reasons
 from scott.data.settings import Reading, Settings
 from scott.data.shard_source import ShardSource
 from scott.data.sources import open_source
-from scott.device import best_device
+from scott.device import best_device, processes
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.teachers.fingerprint import differing, fingerprints, label
@@ -152,8 +150,7 @@ def _open_one(
         prepare_shards(opened, backbone, settings, full, folder, report, *processes())
     manifest = wait_for_manifest(folder)
     if skipped := Counter(manifest.skipped):
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
-        warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons})")
+        warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons(skipped)})")
     return ShardSource(folder, seed)
 
 
@@ -212,23 +209,6 @@ def check_made_for(manifest: Manifest, backbone: "LatentBackbone", name: str) ->
             f"{name} was made with the {part} {before} of {teacher}, and {here['name']} has {now}; prepare the data "
             "again with this teacher"
         )
-
-
-def use_own_device() -> None:
-    """Make this process's GPU, of those that a launcher deals out, the current one."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def processes() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun and `accelerate launch` tell them. Raises `UserError` for no numbers."""
-    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    try:
-        return int(told[0]), int(told[1])
-    except ValueError:
-        raise UserError(
-            f"got RANK {told[0]} and WORLD_SIZE {told[1]} in the environment; expected numbers, as torchrun sets them"
-        ) from None
 
 
 def summary(outcome: Outcome, out: Path) -> Table:

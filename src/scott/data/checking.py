@@ -6,15 +6,13 @@ import io
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from scott.data.filters import Where
-from scott.data.loading import Sample, Tally, loaded
-from scott.data.pictures import aspect_buckets
+from scott.data.loading import Sample, Tally, loader
 from scott.data.preparation import limited
 from scott.data.records import Source
 from scott.data.settings import Settings
@@ -42,12 +40,10 @@ def check_source(source: Source, settings: Settings, report: Callable[[int], Non
     Raises:
         UserError: a column of `where` is missing, or the source cannot be read.
     """
-    resolution = settings.resolution or RESOLUTION
-    sizes = aspect_buckets(resolution, FACTOR) if settings.aspect_buckets else [(resolution, resolution)]
-    where = Where(settings.where, source.columns) if settings.where else None
+    load = loader(source, settings, settings.resolution or RESOLUTION, FACTOR)
     check, generator, numbers = Check(), random.Random(0), itertools.count(1)
-    for unit in limited(source.units(settings.shard_size), settings.limit):
-        with closing(loaded(unit.entries(), settings, sizes, where)) as found:
+    for unit in limited(source, settings):
+        with closing(load(unit.entries())) as found:
             for sample in check.kept(found, lambda _: report(next(numbers))):
                 check.count += 1
                 if len(check.shown) < SHOWN:
@@ -65,7 +61,10 @@ def contact_sheet(title: str, check: Check) -> str:
     for reason, count in check.skipped.most_common():
         first = check.first[reason]
         rows.append(f"<tr><th>{reason}<td>{count:,}<td>{html.escape(f'{first.key} {first.detail}')}")
-    figures = [f"<figure>{_picture(sample)}<figcaption>{_captions(sample.captions)}</figure>" for sample in check.shown]
+    figures = []
+    for sample in check.shown:
+        captions = "<br>".join(html.escape(caption[:500]) for caption in sample.captions)
+        figures.append(f"<figure>{_picture(sample)}<figcaption>{captions}</figure>")
     name = html.escape(title)
     return (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
@@ -86,7 +85,3 @@ def _picture(sample: Sample) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
-
-
-def _captions(captions: Sequence[str]) -> str:
-    return "<br>".join(html.escape(caption[:500]) for caption in captions)

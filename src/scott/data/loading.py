@@ -16,8 +16,8 @@ from torch import Tensor
 
 from scott.data.captions import read_captions
 from scott.data.filters import Where, check_size
-from scott.data.pictures import Size, cropped, decode, quietly, to_rgb
-from scott.data.records import Record, Rejected, Skip
+from scott.data.pictures import Size, aspect_buckets, cropped, decode, quietly, to_rgb
+from scott.data.records import Record, Rejected, Skip, Source
 from scott.data.settings import Settings
 
 LISTED = 1000
@@ -63,6 +63,7 @@ class Tally:
                 yield entry
 
 
+Load = Callable[[Iterable[Record | Rejected]], Generator[Sample | Rejected]]
 CROPPED_BYTES = 9
 """A pixel of what is cropped: as Pillow resizes it, as an array, and as a tensor."""
 
@@ -101,6 +102,14 @@ def _free_to_the_system() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_THRESHOLD, 4 << 20)
         mallopt(_M_TRIM_THRESHOLD, 8 << 20)
+
+
+def loader(source: Source, settings: Settings, resolution: int, factor: int) -> Load:
+    """`loaded` as settings have it of a source, for latents of `factor` pixels a place. Raises `UserError` where a
+    column of `where` is missing."""
+    where = Where(settings.where, source.columns) if settings.where else None
+    sizes = aspect_buckets(resolution, factor) if settings.aspect_buckets else [(resolution, resolution)]
+    return partial(loaded, settings=settings, sizes=sizes, where=where)
 
 
 def loaded(

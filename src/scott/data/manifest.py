@@ -4,17 +4,20 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from scott.data.locks import PREFIX
+from scott.data.records import reasons
 from scott.data.shards import write_durably
 from scott.errors import UserError, first_line, printable
+from scott.files import read_object, sha256_of
 
 MANIFEST, SETTINGS = "manifest.json", "preparation.json"
 FORMAT = 1
 MAX_REPEATS = 999
+_WAY_OUT = "prepare the data again"
+"""The way out where its files are not as they were written."""
 _HASHES = ("sha256", "half", "signs")
 """Of a teacher's part, in its fingerprint. Where one of the first two agrees, its weights are the same but rounded."""
 
@@ -62,32 +65,32 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Raises `UserError` when there is none, it is not readable, or a shard is missing or not as long as it was."""
         file = folder / MANIFEST
-        content = _read(file)
+        content = read_object(file, _WAY_OUT)
         try:
             if content["format"] != FORMAT:
-                raise UserError(f"{file} has format {content['format']!r}, expected {FORMAT}; prepare the data again")
+                raise UserError(f"{file} has format {content['format']!r}, expected {FORMAT}; {_WAY_OUT}")
             entries = tuple(ShardEntry(**entry) for entry in content["shards"])
             manifest = cls(content["settings"], entries, content["tensors"], content["skipped"])
             manifest._check(folder)
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} is not as scott writes it ({error!r}); prepare the data again") from None
+            raise UserError(f"{file} is not as scott writes it ({error!r}); {_WAY_OUT}") from None
         return manifest
 
     def _check(self, folder: Path) -> None:
         counts = [count for shard in self.shards for count in (shard.samples, shard.bytes, shard.repeats - 1)]
         counts += [side for shape in self.tensors.values() for side in shape] + [self.settings.get("resolution", 1)]
+        counts += [count - 1 for shard in self.shards for _, _, count in shard.buckets]
         sound = (
             all(isinstance(value, dict) for value in (self.settings, self.skipped))
             and all(isinstance(shape, list) for shape in self.tensors.values())
             and all(isinstance(count, int) and count >= 0 for count in counts)
             and all(isinstance(shard.sha256, str) and shard.repeats <= MAX_REPEATS for shard in self.shards)
             and all(len(self.tensors[name]) == 3 for name in ("mean", "std"))
+            and all(not s.buckets or sum(b[2] for b in s.buckets) == s.samples for s in self.shards)
         )
-        for numbers in ([count for _, _, count in shard.buckets] for shard in self.shards):
-            sound = sound and (not numbers or min(numbers) > 0)
-        if not sound or any(s.buckets and sum(b[2] for b in s.buckets) != s.samples for s in self.shards):
+        if not sound:
             raise TypeError("a type, a shape or a count")
         for shard in self.shards:
             file = folder / Path(shard.file).name
@@ -96,7 +99,7 @@ class Manifest:
                 got = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(f"{file} {got}, expected {shard.bytes:,} bytes; copy or prepare the data again")
         if self.samples < 1:
-            raise UserError(f"{folder} holds no samples; prepare the data again")
+            raise UserError(f"{folder} holds no samples; {_WAY_OUT}")
 
 
 def claim(folder: Path) -> None:
@@ -118,7 +121,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         UserError: there are shards made with other settings; the difference is named.
     """
     file = folder / SETTINGS
-    changes = list(_differences(_read(file), settings)) if file.exists() else [""]
+    changes = list(_differences(read_object(file, _WAY_OUT), settings)) if file.exists() else [""]
     if changes and file.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
     if changes:
@@ -152,21 +155,18 @@ def assemble(folder: Path, settings: dict[str, Any], names: list[str]) -> Manife
     shapes: dict[str, list[int]] = next((side["tensors"] for side in sides if side["tensors"]), {})
     manifest = Manifest(settings, entries, shapes, dict(sorted(skipped.items())))
     if not manifest.samples:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common()) or "there was nothing"
         first = next((f"; the first was {printable(e['key'])}" for side in sides for e in side["rejected"]), "")
         for file in (*(folder / f"{name}{end}" for name in names for end in (".tar", ".json")), folder / SETTINGS):
             file.unlink(missing_ok=True)  # so that the same command can be given when the source was mended
-        raise UserError(f"kept none of {skipped.total()} records ({reasons}){first}")
+        raise UserError(f"kept none of {skipped.total()} records ({reasons(skipped) or 'there was nothing'}){first}")
     manifest.save(folder)
     return manifest
 
 
 def is_intact(folder: Path, name: str) -> bool:
     """Whether a shard is there as it was written, byte for byte."""
-    if (side := _finished(folder, name)) is None:
-        return False
-    with (folder / f"{name}.tar").open("rb") as file:
-        return file_digest(file, "sha256").hexdigest() == side["shard"].get("sha256")
+    side = _finished(folder, name)
+    return side is not None and sha256_of(folder / f"{name}.tar") == side["shard"].get("sha256")
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:
@@ -176,13 +176,3 @@ def _finished(folder: Path, name: str) -> dict[str, Any] | None:
         return side if (folder / f"{name}.tar").stat().st_size == side["shard"]["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; prepare the data again")
-    return content

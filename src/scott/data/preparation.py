@@ -6,7 +6,7 @@ made it and however often the work was stopped.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.filters import Where
-from scott.data.loading import loaded
+from scott.data.loading import loader
 from scott.data.locks import locked
 from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
-from scott.data.pictures import aspect_buckets
-from scott.data.records import Record, Rejected, Source, Unit
+from scott.data.records import Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
 from scott.errors import UserError
@@ -72,12 +71,8 @@ def prepare_shards(
         UserError: `out` holds something else, a column is missing, nothing was kept, the disk is full, or the source
             cannot be read.
     """
-    where = Where(settings.where, source.columns) if settings.where else None
-    units = limited(source.units(settings.shard_size), settings.limit)
-    resolution = full["resolution"]
-    sizes = aspect_buckets(resolution, _factor(encoders)) if settings.aspect_buckets else [(resolution, resolution)]
-    load = partial(loaded, settings=settings, sizes=sizes, where=where)
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "bucketed": settings.aspect_buckets}
+    load = loader(source, settings, full["resolution"], _factor(encoders))
+    units = limited(source, settings)
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
     claim(out)
@@ -86,7 +81,7 @@ def prepare_shards(
         progress = _Progress(report, [units[i] for i in mine])
         for i in mine:
             if not (intact := is_intact(out, names[i])):
-                write_shard(out, names[i], units[i], load, encoders, **how, count=progress.add)
+                write_shard(out, names[i], units[i], load, encoders, settings, progress.add)
             progress.end(units[i], intact)
         return Outcome(assemble(out, full, names), progress.records, progress.seconds)
 
@@ -96,21 +91,19 @@ def _factor(encoders: Encoders) -> int:
     return encoders.resolution // encoders.latent_shape[-1]
 
 
-def limited(units: Sequence[Unit], limit: int | None) -> list[Unit]:
-    """The first `limit` records; where a unit does not know how many it has, none beyond that unit."""
+def limited(source: Source, settings: Settings) -> list[Unit]:
+    """Units of a source's first `limit` records; where one does not know how many it has, none beyond that one."""
+    units, limit = source.units(settings.shard_size), settings.limit
     if limit is None:
-        return list(units)
+        return units
     kept: list[Unit] = []
     for unit in units:
         count = limit if unit.count is None else min(limit, unit.count)
         if count:
-            kept.append(replace(unit, count=unit.count and count, records=partial(_first, unit, count)))
+            records = partial(lambda unit, count: islice(unit.records(), count), unit, count)
+            kept.append(replace(unit, count=unit.count and count, records=records))
         limit -= count
     return kept
-
-
-def _first(unit: Unit, count: int) -> Iterator[Record | Rejected]:
-    return islice(unit.records(), count)
 
 
 class _Progress:

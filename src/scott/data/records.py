@@ -1,5 +1,6 @@
 """What a source of captioned pictures gives: units of records, in an order that never changes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,6 +48,11 @@ class Rejected:
     key: str
     reason: str
     detail: str = ""
+
+
+def reasons(skipped: Counter[str]) -> str:
+    """Why records were left out, and how many: "empty-caption 3, where 2"; nothing where none were."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
 
 
 @dataclass(frozen=True)

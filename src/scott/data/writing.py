@@ -1,7 +1,7 @@
 """One unit of a source, encoded and written as a shard, with a record beside it of what was kept and left out."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scott.data.loading import Sample, Tally
+from scott.data.loading import Load, Sample, Tally
 from scott.data.manifest import ShardEntry
-from scott.data.records import Record, Rejected, Unit, chunks
+from scott.data.records import Rejected, Unit, chunks
+from scott.data.settings import Settings
 from scott.data.shards import shard_writer, write_durably
-
-Load = Callable[[Iterable[Record | Rejected]], Generator[Sample | Rejected]]
 
 
 class Encoders(Protocol):
@@ -36,24 +35,16 @@ class Encoders(Protocol):
 
 
 def write_shard(
-    out: Path,
-    name: str,
-    unit: Unit,
-    load: Load,
-    encoders: Encoders,
-    *,
-    batch_size: int,
-    bucketed: bool,
-    count: Callable[[int], None],
+    out: Path, name: str, unit: Unit, load: Load, encoders: Encoders, settings: Settings, count: Callable[[int], None]
 ) -> None:
     """`out/<name>.tar` with the samples of a unit that are kept, and beside it a .json of what was kept and why not.
 
     `count` is called with 1 for each record that was read.
     """
-    tally, shapes = Tally(), dict[str, list[int]]()
+    tally, shapes, bucketed = Tally(), dict[str, list[int]](), settings.aspect_buckets
     sides: Counter[tuple[int, ...]] = Counter()
     with closing(load(unit.entries())) as loaded, shard_writer(out / f"{name}.tar") as writer:
-        encoded = _encoded(encoders, tally.kept(loaded, count), batch_size)
+        encoded = _encoded(encoders, tally.kept(loaded, count), settings.batch_size)
         # where there are several sizes, those of one stand together, so that a count of each says where they are
         for tensors, info in sorted(encoded, key=lambda pair: pair[0]["mean"].shape) if bucketed else encoded:
             if not all(value.isfinite().all() for value in tensors.values()):

@@ -59,6 +59,11 @@ class NoiseSchedule(ABC):
         return expand_like(self.alpha(t), x0) * x0 + expand_like(self.sigma(t), x0) * noise
 
     @property
+    def last_time(self) -> Tensor:
+        """t_max as a time (1,)."""
+        return torch.tensor([self.t_max], dtype=self.time_dtype)
+
+    @property
     def training_steps(self) -> int:
         """The number of training steps between clean data and t_max."""
         return round((self.t_max - self.t_data) / self.unit)

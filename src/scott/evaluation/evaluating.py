@@ -202,9 +202,8 @@ def evaluate_all(
     tick: Callable[[str, int, int], None],
 ) -> list[Row]:
     """The floor's row, where there is one, and those of samplers by their names; none but of the first process."""
-    diversity = (
-        Diversity(reference, measured.diversity, measured.seeds[0], measured.batch_size) if measured.diversity else None
-    )
+    count = measured.diversity
+    diversity = Diversity(reference, count, measured.seeds[0], measured.batch_size) if count else None
     rows = []
     if reference.floors:
         floor = reference.floor()

@@ -37,10 +37,10 @@ def once(count: int) -> Tensor:
     return torch.ones(1, count, dtype=torch.float64)
 
 
-def resamples(count: int, replicates: int, seed: int = 0) -> Tensor:
+def resamples(count: int, replicates: int) -> Tensor:
     """Weights (1 + `replicates`, `count`): the sample as it is, then bootstrap resamples, as how often each is drawn.
 
     A metric that takes weights gives a value for each row of them (Efron 1979), and computes distances only once.
     """
-    counts = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=replicates)
+    counts = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=replicates)
     return torch.cat([once(count), torch.from_numpy(counts).double()])

@@ -136,22 +136,15 @@ def _interval(values: Tensor) -> tuple[float, float] | None:
 
 
 def over_seeds(each: list[dict[str, Figure]], floor: Mapping[str, Figure]) -> dict[str, Figure]:
-    """One figure a metric of several seeds' figures, beside the floor's."""
-    return {
-        name: Figure(
-            fmean(one[name].value for one in each),
-            first.interval if len(each) == 1 else _moved(first, fmean(one[name].value for one in each)),
-            floor[name].value if name in floor else None,
-            tuple(one[name].value for one in each) if len(each) > 1 else (),
-        )
-        for name, first in each[0].items()
-    }
-
-
-def _moved(figure: Figure, value: float) -> tuple[float, float] | None:
-    """The interval about the seeds' mean instead of the first seed's value."""
-    shift = value - figure.value
-    return None if figure.interval is None else (figure.interval[0] + shift, figure.interval[1] + shift)
+    """One figure a metric of several seeds' figures, beside the floor's; the first one's interval, about their mean."""
+    found = {}
+    for name, first in each[0].items():
+        values = tuple(one[name].value for one in each)
+        shift = fmean(values) - first.value
+        interval = None if first.interval is None else (first.interval[0] + shift, first.interval[1] + shift)
+        real = floor[name].value if name in floor else None
+        found[name] = Figure(fmean(values), interval, real, values if len(values) > 1 else ())
+    return found
 
 
 def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict[str, Figure]:
@@ -171,9 +164,7 @@ def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None
     if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
         return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; read its excess."
     if name == "coverage" and figure.floor is not None:
-        chance = 2 * math.sqrt(
-            2 * figure.floor * (1 - figure.floor) / samples
-        )  # two deviations of a difference of shares
-        if figure.value >= figure.floor - chance:
+        deviation = math.sqrt(2 * figure.floor * (1 - figure.floor) / samples)  # of a difference of shares
+        if figure.value >= figure.floor - 2 * deviation:
             return f"coverage: at its ceiling, real pictures' {figure.floor:.3f} at {samples:,} samples, within chance."
     return None

@@ -9,6 +9,7 @@ themselves.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,12 @@ def instruments(
     """
     clip_name = None if features in NETWORKS else features
     given: dict[str, str | None] = {"clip": clip_name or score, "inception-clean": paths.get("inception")} | dict(paths)
-    made: dict[tuple[str, str | None], Features] = {}
-    found = {}
+    made, found = cache(lambda kind, path: load(kind, path, device)), {}
     for name in sorted(instruments_of(metrics) | {FEATURES}):
         kind = name if name != FEATURES else "clip" if clip_name else features
         path = clip_name if name == FEATURES and clip_name else given.get(kind)
         path = str(folder(path)) if path else None
-        if (kind, path) not in made:
-            made[kind, path] = load(kind, path, device)
-        found[name] = made[kind, path]
+        found[name] = made(kind, path)
     return found
 
 

@@ -1,5 +1,6 @@
 """Pictures drawn a batch at a time from fixed seeds, and kept as PNGs that say how they were made."""
 
+import base64
 import io
 import json
 import time
@@ -53,6 +54,11 @@ def png(picture: Image.Image, made: Mapping[str, object]) -> bytes:
     return content.getvalue()
 
 
+def data_url(content: bytes, kind: str = "image/png") -> str:
+    """A file within a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -> None:
     """Write the PNG of `png`."""
     with replacing(file) as partial:
@@ -77,25 +83,6 @@ def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
         if not isinstance(found, dict) or {k: v for k, v in found.items() if k not in (SECONDS, CALLS)} != dict(wanted):
             raise UserError(f"{file} was made otherwise; choose another folder for the pictures, nothing was changed")
     return True
-
-
-def keep(images: Tensor, files: Sequence[Path], made: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> None:
-    """Write pictures (B, 3, H, W), each of which took `cost`."""
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    for image, file, how in zip(images, files, made, strict=True):
-        save_picture(to_pil(image), file, {**how, **cost})
-
-
-def read(files: Sequence[Path], *, wait: bool = False) -> tuple[Tensor, float]:
-    """Pictures (B, 3, H, W) in [0, 1] and the seconds they took; `wait` for files that another process will write."""
-    while wait and not all(file.exists() for file in files):
-        time.sleep(POLL_SECONDS)
-    arrays, seconds = [], 0.0
-    for file in files:
-        with Image.open(file) as picture:
-            seconds += json.loads(picture.info["parameters"])[SECONDS]
-            arrays.append(np.array(picture.convert("RGB")))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
 
 
 def write_captions(folder: Path, prompts: Sequence[str]) -> None:
@@ -145,23 +132,33 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.size)
 
-    def draw_own(self, progress: Progress | None = None) -> None:
+    def draw_own(self, progress: Progress | None) -> None:
         """Draw this process's share of what is not in the folder yet."""
         rank, count = self.process
         for index in range(rank, len(self), count):
             files, made = self._files(index)
             if not kept(files, made):
                 images, seconds = self._drawn(index)
-                keep(images, files, made, {SECONDS: seconds / len(images), CALLS: self.generate.network_calls})
+                cost = {SECONDS: seconds / len(images), CALLS: self.generate.network_calls}
+                files[0].parent.mkdir(parents=True, exist_ok=True)
+                for image, file, how in zip(images, files, made, strict=True):
+                    save_picture(to_pil(image), file, how | cost)
             if progress is not None:
                 progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
 
     def read(self, index: int) -> tuple[Tensor, float]:
-        """Pictures (B, 3, H, W) of a batch, and the seconds they took."""
+        """Pictures (B, 3, H, W) in [0, 1] of a batch, and the seconds they took."""
         if self.folder is None:
             return self._drawn(index)
         files, _ = self._files(index)
-        return read(files, wait=self.process[1] > 1)
+        while self.process[1] > 1 and not all(file.exists() for file in files):  # another process will write them
+            time.sleep(POLL_SECONDS)
+        arrays, seconds = [], 0.0
+        for file in files:
+            with Image.open(file) as picture:
+                seconds += json.loads(picture.info["parameters"])[SECONDS]
+                arrays.append(np.array(picture.convert("RGB")))
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
 
     def calls(self) -> int:
         """Network calls a picture: kept with it, since some samplers count them while they draw."""

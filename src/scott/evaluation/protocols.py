@@ -24,7 +24,7 @@ from typing import Any
 
 from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Source, Unit, slices
+from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
 from scott.data.sources.files import read_picture
 from scott.errors import UserError
@@ -32,7 +32,7 @@ from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, reasons, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 
@@ -160,7 +160,7 @@ class Mjhq:
         self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
 
     def units(self, size: int) -> list[Unit]:
-        return [Unit(f"{r.start}", len(r), partial(self._records, r)) for r in slices(len(self.rows), size)]
+        return units_of_rows(len(self.rows), size, self._records)
 
     def _records(self, rows: range) -> Iterator[Record]:
         for name, prompt in self.rows[rows.start : rows.stop]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scott.data.captions import read_captions
 from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded
-from scott.data.records import Record, Rejected, Source, chunks
+from scott.data.records import Record, Rejected, Source, chunks, reasons
 from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.evaluation.evaluating import Reference
@@ -120,10 +120,6 @@ def entries_of(source: Source) -> Iterator[Record | Rejected]:
 
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott" / "references"
-
-
-def reasons(skipped: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
 
 
 def check_samples(samples: int) -> None:

@@ -1,6 +1,5 @@
 """One page that shows what was done and how good it is: report.html, which needs nothing beside it."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from scott.evaluation.curves import curves_svg
-from scott.evaluation.pictures import png
+from scott.evaluation.pictures import data_url, png
 from scott.evaluation.results import Results
 from scott.evaluation.tables import cells, columns, footnotes
 from scott.files import write_atomically
@@ -41,12 +40,8 @@ def write_report(
         cells=cells,
         footnotes=footnotes(results),
         statements=statements,
-        grids=[(caption, _data_url(png(image, {}), "image/png")) for caption, image in grids],
-        curves=_data_url(curves, "image/svg+xml") if curves else None,
+        grids=[(caption, data_url(png(image, {}))) for caption, image in grids],
+        curves=data_url(curves, "image/svg+xml") if curves else None,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str) if config else None,
     )
     write_atomically(path, text)
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -18,19 +18,18 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scott.errors import UserError, first_line
 from scott.export.info import METADATA, StudentInfo
 from scott.export.kohya import kohya_keys, kohya_metadata
-from scott.export.pipeline import check, stock_latents
+from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
-from scott.teachers.lora import lora_targets
-from scott.teachers.lora_files import check_lora, load_lora, lora_path
+from scott.teachers.lora_files import check_lora, header, load_lora, lora_path
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -72,7 +71,7 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
     metadata = {"format": "pt", METADATA: trained.info.to_json()}
     tensors = {key: parameters[name].detach() for key, name in _keys(backbone, form, config.lora_variant).items()}
     if form == "kohya":
-        keys = kohya_keys(backbone, _layers(backbone)).values()
+        keys = kohya_keys(backbone, backbone.student_targets).values()
         tensors |= {f"{key}.alpha": torch.tensor(scale * rank) for key in keys}
         metadata |= kohya_metadata(backbone, rank, scale * rank, f"{config.out.name} ({trained.info.updates} updates)")
     else:
@@ -81,7 +80,7 @@ def save_lora(trained: Trained, folder: Path, kind: str, dtype: torch.dtype = to
         adapter: dict[str, Any] = {
             "r": rank,
             "lora_alpha": rank,
-            "target_modules": _layers(backbone),
+            "target_modules": backbone.student_targets,
             "rank_pattern": {},
             "alpha_pattern": {},
             "lora_bias": False,
@@ -112,7 +111,7 @@ def read_lora(folder: Path, kind: str, form: str, expected: Expected, dtype: tor
         pipeline.load_lora_weights(str(folder), weight_name=lora_file(kind, form))
     _check_updates(getattr(pipeline, part), expected.updates, folder, dtype)
     got = backbone.from_pipeline(stock_latents(pipeline, expected.info.guidance_scale, expected.resolution))
-    check("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
+    check_latents("the stock pipeline", folder, expected.latents, got, expected.tolerance(dtype))
 
 
 def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None) -> StudentInfo:
@@ -129,7 +128,7 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
 
 
 def read_lora_file(
-    backbone: LatentBackbone, path: Path, warn: Callable[[str], None] = lambda message: None
+    backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
 ) -> tuple[StudentInfo, float, dict[str, Tensor]]:
     """What a file that `save_lora` wrote, or a folder with one, was made for; its α; its tensors.
 
@@ -157,11 +156,7 @@ def read_lora_file(
 
 def lora_info(file: Path) -> StudentInfo | None:
     """What a LoRA file of `save_lora` was made for; None of another's. Raises `UserError` where it cannot be read."""
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); expected a LoRA file") from None
+    _, metadata = header(file)
     return StudentInfo.from_json(metadata[METADATA], file) if METADATA in metadata else None
 
 
@@ -217,20 +212,16 @@ def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, d
             raise UserError(f"the LoRA read back from {folder} differs on layer {name}, nothing was exported{half}")
 
 
-def _layers(backbone: LatentBackbone) -> list[str]:
-    return lora_targets(backbone.network, ("",), backbone.student_layers)
-
-
 def _keys(backbone: LatentBackbone, form: str, variant: str) -> dict[str, str]:
     """Key in the file → name of a student's parameter."""
     if form == "kohya":
         if backbone.part != "unet" or variant == "dora":
             return {}
         ends = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-        keys = kohya_keys(backbone, _layers(backbone))
+        keys = kohya_keys(backbone, backbone.student_targets)
         return {f"{key}.{end}": f"{layer}.{name}" for layer, key in keys.items() for end, name in ends.items()}
     prefix = backbone.part if form == "diffusers" else "base_model.model"
     # a DoRA's norms are a module within the network, and a tensor in all files
     parts = ("lora_A", "lora_B", *(["lora_magnitude_vector"] if variant == "dora" else []))
-    names = [f"{layer}.{part}.weight" for layer in _layers(backbone) for part in parts]
+    names = [f"{layer}.{part}.weight" for layer in backbone.student_targets for part in parts]
     return {f"{prefix}.{name.replace(f'{_DORA}.weight', _DORA)}": name for name in names}

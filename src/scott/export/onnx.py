@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scott.errors import UserError
 from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, run_session, tensors_of
-from scott.export.pipeline import check
+from scott.export.pipeline import check_latents
 from scott.export.trained import PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
 
@@ -54,7 +54,7 @@ def write_onnx(student: Path, folder: Path) -> StudentInfo:
         _check_part(folder / name / FILE, pairs, name)
     backbone = load_onnx(folder)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    check("onnxruntime", folder, latents, draw_latents(backbone, grid, info.guidance), TOLERANCE)
+    check_latents("onnxruntime", folder, latents, draw_latents(backbone, grid, info.guidance), TOLERANCE)
     return info
 
 
@@ -147,10 +147,10 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
             calls.setdefault(name, (module, bind(inspect.signature(module.forward), *args, **kwargs)))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
-    latents, cond = torch.randn(2, *backbone.latent_shape), backbone.encode_prompts([PROMPT, ""])
-    times = backbone.schedule.t_max * torch.ones(2, dtype=backbone.schedule.time_dtype)
+    latents = torch.randn(2, *backbone.latent_shape)
+    cond = backbone.encode_prompts([PROMPT, ""]) | {"guidance": torch.full((2,), info.guidance)}
     with torch.no_grad():
-        backbone.teacher(latents, times, cond | {"guidance": torch.full((2,), info.guidance)})
+        backbone.teacher(latents, backbone.schedule.last_time.repeat(2), cond)
     for handle in handles:
         handle.remove()
     graphs = {}
@@ -162,11 +162,8 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
         if name == "unet":  # optimum gives one time for all pictures
             step, call["timestep"] = 2 ** (len(module.config.block_out_channels) - 1), call["timestep"][0]
         graphs[name] = _Graph(module, call, outputs, step).eval()
-    factor = backbone.resolution // latents.shape[-1]
-    pixels = torch.rand(2, 3, backbone.resolution, backbone.resolution)
-    graphs["vae_encoder"] = _Graph(
-        _Encoder(backbone.vae), {"sample": pixels}, ["latent_sample", "latent_parameters"], factor
-    ).eval()
+    pixels, outputs = torch.rand(2, 3, *[backbone.resolution] * 2), ["latent_sample", "latent_parameters"]
+    graphs["vae_encoder"] = _Graph(_Encoder(backbone.vae), {"sample": pixels}, outputs, backbone.factor).eval()
     graphs["vae_decoder"] = _Graph(_Decoder(backbone.vae), {"latent_sample": latents}, ["sample"], 1).eval()
     return graphs
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line, require
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import family_of, model_index
 
@@ -25,10 +25,7 @@ Call = dict[str, Any]
 def require_onnx(packages: Sequence[str] = PACKAGES) -> None:
     """Raise `UserError` unless the packages can be imported."""
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"ONNX needs {package}; pip install {' '.join(packages)}") from None
+        require(package, "ONNX", " ".join(packages))
 
 
 def load_onnx(folder: Path) -> LatentBackbone:
@@ -53,9 +50,7 @@ def load_onnx(folder: Path) -> LatentBackbone:
             else:
                 parts[name] = kind.from_pretrained(folder / name)
         except Exception as error:  # onnxruntime's errors have no common base
-            raise UserError(
-                f"{folder / name} cannot be loaded ({str(error).splitlines()[0]}); export it again"
-            ) from None
+            raise UserError(f"{folder / name} cannot be loaded ({first_line(error)}); export it again") from None
     options = {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
     return backbone(pipeline_class(**parts, **options))
 

@@ -73,9 +73,9 @@ def read_student(folder: Path, expected: Expected) -> None:
     if side:
         backbone.resize(side)
     stock = backbone.from_pipeline(stock_latents(backbone.pipeline, info.guidance_scale, side))
-    check("the stock pipeline", folder, expected.latents, stock, expected.tolerance())
+    check_latents("the stock pipeline", folder, expected.latents, stock, expected.tolerance())
     grid = student_grid(backbone.schedule, info.original_inference_steps)
-    check("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), expected.tolerance())
+    check_latents("scott", folder, expected.latents, draw_latents(backbone, grid, info.guidance), expected.tolerance())
 
 
 def write_tensors(
@@ -119,19 +119,18 @@ def _save_model(
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PreTrainedModel):
         model.save_config(folder)
-        _edit_json(folder / "config.json", _without_origin)
+        # without the place that the teacher was read from
+        _edit_json(folder / "config.json", lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})
         write_tensors(folder / "diffusion_pytorch_model.safetensors", dtype, plain, state)
         return
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     _edit_json(folder / "config.json", _with_rope_for_older)
-    once = {
-        value.data_ptr(): name for name, value in reversed([*plain.items()])
-    }  # T5 has its embedding under two names
+    # T5 has its embedding under two names
+    once = {value.data_ptr(): name for name, value in reversed([*plain.items()])}
     plain = {name: plain[name] for name in plain if name in once.values()}
-    if (
-        type(model).__name__ == "CLIPTextModel"
-    ):  # transformers 5 reads its names with this prefix and without, 4 only with
+    # transformers 5 reads its names with this prefix and without, 4 only with
+    if type(model).__name__ == "CLIPTextModel":
         plain = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in plain.items()}
     write_tensors(folder / "model.safetensors", dtype, plain)
 
@@ -162,11 +161,6 @@ def _with_rope_for_older(config: dict[str, Any]) -> dict[str, Any]:
         if scaling := {key: value for key, value in rope.items() if key not in ("rope_theta", "rope_type")}:
             made["rope_scaling"] = {"rope_type": rope["rope_type"], **scaling}
     return made
-
-
-def _without_origin(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the place that the teacher was read from."""
-    return {name: value for name, value in config.items() if name != "_name_or_path"}
 
 
 def _edit_json(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -206,7 +200,7 @@ def call_options(pipeline: str) -> dict[str, Any]:
     return _CALLS.get(pipeline, {})
 
 
-def check(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:
+def check_latents(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:
     """Raise `UserError` unless the latents differ by at most `tolerance` of their spread."""
     if not (off := difference(expected, got)) <= tolerance:
         raise UserError(

@@ -20,7 +20,7 @@ from scott.errors import UserError
 from scott.export.info import METADATA, StudentInfo
 from scott.export.kohya import base_model, modelspec
 from scott.export.ldm import UNET, VAE, open_clip_names, unet_names, vae_names
-from scott.export.pipeline import check, stock_latents, write_tensors
+from scott.export.pipeline import check_latents, stock_latents, write_tensors
 from scott.export.trained import Expected, Trained, few_step_scheduler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
@@ -67,7 +67,7 @@ def read_checkpoint(folder: Path, expected: Expected, dtype: torch.dtype = torch
     pipeline = load_backbone(source).pipeline
     pipeline.scheduler = expected.scheduler
     got = stock_latents(pipeline, 1.0, expected.resolution)
-    check("from_single_file", folder, expected.latents, got, expected.tolerance(dtype))
+    check_latents("from_single_file", folder, expected.latents, got, expected.tolerance(dtype))
 
 
 Part = tuple[dict[str, Tensor], Iterator[tuple[str, Tensor]]]

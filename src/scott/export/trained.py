@@ -44,10 +44,6 @@ class Trained:
     teacher_network: dict[str, str] | None = None
     """Fingerprint of the network that was distilled, where `backbone` has it no more."""
 
-    @property
-    def teacher(self) -> TeacherSource:
-        return embedded.teacher_source(self.config)
-
     @cached_property
     def grid(self) -> JumpGrid:
         return self.config.make_grid(self.backbone.schedule)
@@ -81,21 +77,15 @@ class Trained:
         return draw_latents(self.backbone, self.grid, self.info.guidance)
 
     def expected(self) -> "Expected":
-        scheduler = few_step_scheduler(self.backbone, self.grid)
-        factors = {
-            name: Factors.of(layer, "target")
-            for name, layer in self.backbone.adapters.layers.items()
-            if "target" in layer.lora_A
-        }
-        backbone = self.backbone
+        backbone, layers = self.backbone, self.backbone.adapters.layers.items()
         return Expected(
             info=self.info,
-            teacher=self.teacher,
-            scheduler=scheduler,
+            teacher=embedded.teacher_source(self.config),
+            scheduler=few_step_scheduler(backbone, self.grid),
             part=backbone.part,
             resolution=backbone.resolution,
             latents=self.latents(),
-            updates=factors,
+            updates={name: Factors.of(layer, "target") for name, layer in layers if "target" in layer.lora_A},
             amplification=amplification(backbone),
         )
 
@@ -126,8 +116,7 @@ def amplification(backbone: LatentBackbone) -> float:
     """
     if backbone.prediction != "epsilon":
         return 1.0
-    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
-    return max(1.0, backbone.schedule.lam(last).item() / LAM_NOISE)
+    return max(1.0, backbone.schedule.lam(backbone.schedule.last_time).item() / LAM_NOISE)
 
 
 @dataclass(frozen=True)
@@ -195,7 +184,7 @@ def difference(expected: Tensor, got: Tensor) -> float:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write an export to, which takes `folder`'s name when the block ends without an error.
 
     Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection.

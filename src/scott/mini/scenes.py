@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scott.data.records import Record, Unit, slices
+from scott.data.records import Record, Unit, units_of_rows
 from scott.mini import glyphs
 
 Split = Literal["train", "held-out", "validation"]
@@ -213,8 +213,7 @@ class Scenes:
         return [this.caption for this in self.scenes()]
 
     def units(self, size: int) -> list[Unit]:
-        rows = slices(self.count, size)
-        return [Unit(f"scenes {r.start} to {r.stop - 1}", len(r), partial(self._records, r)) for r in rows]
+        return units_of_rows(self.count, size, self._records)
 
     def _records(self, rows: range) -> Iterator[Record]:
         for index in rows:

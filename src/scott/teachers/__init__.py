@@ -5,6 +5,7 @@ the teacher (the plain network), the student, its EMA target and the critic. dif
 functions and classes below is asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,13 +21,11 @@ Cond = dict[str, Tensor]
 imitates, in the form uncond + ω (cond − uncond); a teacher ignores it."""
 
 
+_LATER = {"load_backbone": "load", "LatentBackbone": "network"}
+"""Name → the file here that has it."""
+
+
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":
-        from scott.teachers.load import load_backbone
-
-        return load_backbone
-    if name == "LatentBackbone":
-        from scott.teachers.network import LatentBackbone
-
-        return LatentBackbone
+    if name in _LATER:
+        return getattr(import_module(f"scott.teachers.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")

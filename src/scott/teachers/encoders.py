@@ -200,11 +200,13 @@ class Encoders(ABC):
                     f"shorten it: {prompt[:80]!r}"
                 )
 
-
-def chat(tokenizer: Any, prompt: str, *, thinking: bool) -> str:
-    """A prompt in a language model's own template, as pipelines put it."""
-    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
-    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options)
+    def _check_chat(self, prompts: Sequence[str], limit: int, *, thinking: bool) -> None:
+        """`_check_length` of prompts in a language model's own template, as pipelines put them."""
+        tokenizer = self.pipeline.tokenizer
+        chats = [[{"role": "user", "content": prompt}] for prompt in ("", *prompts)]
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+        empty, *written = [tokenizer.apply_chat_template(chat, **options) for chat in chats]
+        self._check_length(written, tokenizer, limit, special=len(tokenizer(empty).input_ids))
 
 
 def _like(value: float | Tensor, x: Tensor) -> float | Tensor:

@@ -67,8 +67,7 @@ class Family(Encoders):
         self.resolution = size * self.factor
         self.schedule = self._schedule()
         self.prediction = self.schedule.prediction_type
-        last = torch.tensor([self.schedule.t_max], dtype=self.schedule.time_dtype)
-        if self.prediction == "epsilon" and self.schedule.alpha(last) == 0:
+        if self.prediction == "epsilon" and self.schedule.alpha(self.schedule.last_time) == 0:
             raise UserError("the teacher predicts ε and has zero terminal SNR, where ε fixes no x0; expected one of v")
         scheduler = pipeline.scheduler
         self.original_inference_steps: int | None = scheduler.config.get("original_inference_steps")

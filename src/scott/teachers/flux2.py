@@ -8,7 +8,6 @@ from torch import Tensor
 
 from scott.errors import UserError
 from scott.teachers import Cond, lora
-from scott.teachers.encoders import chat
 from scott.teachers.flux import FluxLike
 from scott.teachers.sd3 import TEXT_ATTENTION
 
@@ -47,8 +46,7 @@ class Flux2KleinBackbone(FluxLike):
         if self.device.type == "meta":
             return self.blank(len(prompts), text=(TOKENS, self.network.config.joint_attention_dim))
         if not truncate:
-            empty, *written = [chat(pipeline.tokenizer, prompt, thinking=False) for prompt in ("", *prompts)]
-            self._check_length(written, pipeline.tokenizer, TOKENS, special=len(pipeline.tokenizer(empty).input_ids))
+            self._check_chat(prompts, TOKENS, thinking=False)
         text, _ = pipeline.encode_prompt(list(prompts), pipeline.text_encoder.device, max_sequence_length=TOKENS)
         return {"text": text.to(self.device)}
 

@@ -14,14 +14,13 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.lora_files import lora_path, merge_lora
 from scott.teachers.modified import check_parts, complete, load_vae, scheduler_config
 from scott.teachers.network import LatentBackbone
-from scott.teachers.quantize import require_bitsandbytes
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
 
 
@@ -38,7 +37,7 @@ def load_backbone(
             bitsandbytes to quantise by.
     """
     if quantized != "none":
-        require_bitsandbytes()
+        require("bitsandbytes", "--quantize")
     source = TeacherSource.of(teacher)
     check_parts(source)
     index = model_index(source)
@@ -55,9 +54,9 @@ def load_backbone(
     # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
     first = torch.float32 if source.loras else dtype
     if source.vae is not None:
-        with _complaining_of(source.vae):
+        with complaining_of(source.vae):
             options["vae"] = load_vae(source, getattr(diffusers, index["vae"][1]))
-    with _complaining_of(source.teacher):
+    with complaining_of(source.teacher):
         if source.file:
             loader = getattr(diffusers, network)
             check_network(source.file, loader, read_json(source, f"{family.part}/config.json"))
@@ -74,7 +73,7 @@ def load_backbone(
             pipeline = pipeline_class.from_pretrained(source.teacher, **options)
         _check_text_parts(pipeline)
     _modify(pipeline, source, dtype)
-    with _complaining_of(source.teacher):  # of what its configs say
+    with complaining_of(source.teacher):  # of what its configs say
         backbone = family(pipeline)
     _check_prediction(backbone)
     backbone.version = network_version(backbone.network)
@@ -89,7 +88,7 @@ def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dty
         config = scheduler_config(pipeline.scheduler.config, source.prediction)
         pipeline.scheduler = DDIMScheduler.from_config(config)  # not every scheduler has zero terminal SNR
     for file, scale in source.loras:
-        with _complaining_of(file):
+        with complaining_of(file):
             merge_lora(pipeline, lora_path(file), scale)
     for name, part in pipeline.components.items():
         if source.loras and isinstance(part, nn.Module) and name != "vae":
@@ -123,27 +122,22 @@ def _noise_in_answer(backbone: LatentBackbone) -> float:
     Where σ is 1 or nearly, ε is the noise, and v = α ε − σ x0 has little of it.
     """
     x = torch.randn(1, backbone.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
-    last = torch.tensor([backbone.schedule.t_max], dtype=backbone.schedule.time_dtype)
     cond = backbone.unconditional() | {"guidance": torch.ones(1)}
-    output = backbone.output(None, x, last, cond)
+    output = backbone.output(None, x, backbone.schedule.last_time, cond)
     return torch.cosine_similarity(x.flatten(), output.flatten(), dim=0).item()
 
 
 @contextmanager
-def _complaining_of(what: str | Path) -> Iterator[None]:
+def complaining_of(what: str | Path, done: str = "loaded") -> Iterator[None]:
     """Makes a `UserError` of what the libraries raise within the block, where files of a pipeline are missing, corrupt,
-    or say what cannot be."""
+    or say what cannot be: the error's first line, and a way out, which that of an absent package names."""
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library, and each reader of a config, has its own
-        raise UserError(f"{what} cannot be loaded: {why(error)}") from None
-
-
-def why(error: Exception) -> str:
-    """The error's first line, and a way out, which that of an absent package names."""
-    return first_line(error) + ("" if isinstance(error, ImportError) else ". Copy or download it again")
+        way_out = "" if isinstance(error, ImportError) else ". Copy or download it again"
+        raise UserError(f"{what} cannot be {done}: {first_line(error)}{way_out}") from None
 
 
 def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> Any:

@@ -96,10 +96,12 @@ class Adapters:
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """One adapter's parameters under peft's names without the adapter's own: `<layer>.lora_A.weight`, ..."""
+        inner = f".{name}."
         return {
-            f"{path}.{key}": parameter
+            f"{path}.{key.replace(inner, '.')}": parameter
             for path, layer in self.layers.items()
-            for key, parameter in _of_adapter(layer, name).items()
+            for key, parameter in layer.named_parameters()
+            if inner in key
         }
 
     def scaling(self, name: str) -> float:
@@ -151,11 +153,6 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None)
-
-
-def _of_adapter(layer: LoraLayer, name: str) -> dict[str, nn.Parameter]:
-    inner = f".{name}."
-    return {key.replace(inner, "."): value for key, value in layer.named_parameters() if inner in key}
 
 
 def lora_targets(network: nn.Module, prefixes: tuple[str, ...], endings: tuple[str, ...]) -> list[str]:

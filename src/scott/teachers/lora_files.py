@@ -123,13 +123,18 @@ def _named(pipeline: DiffusionPipeline, file: Path) -> dict[str, Tensor]:
     return dict(read[0] if isinstance(read, tuple) else read)
 
 
-def _names(file: Path) -> list[str]:
-    """Of a file's tensors. Raises `UserError` where it cannot be read, or is of another kind of adapter."""
+def header(file: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of a LoRA file's tensors, and its metadata. Raises `UserError` where it cannot be read."""
     try:
         with safe_open(file, "pt") as opened:
-            names = list(opened.keys())
+            return list(opened.keys()), opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}); expected a LoRA file") from None
+
+
+def _names(file: Path) -> list[str]:
+    """Of a file's tensors. Raises `UserError` where it cannot be read, or is of another kind of adapter."""
+    names, _ = header(file)
     for mark, kind in _LYCORIS.items():
         if any(mark in name for name in names):
             raise UserError(f"{file} is a {kind}, which is not read; give a LoRA, or a teacher that it is merged into")

@@ -113,7 +113,7 @@ class LatentBackbone(Family):
             self.copies |= {name: self.student_copy() for name in ("student", "target")}
             self.copies["target"].requires_grad_(False)
         elif train == "lora":
-            layers = lora_targets(self.network, ("",), self.student_layers)
+            layers = self.student_targets
             for name in ("student", "target"):
                 self.adapters.add(name, layers, rank, alpha, variant)
             # LoRA's A is random: the target has to start from the student's own
@@ -124,30 +124,37 @@ class LatentBackbone(Family):
             raise unknown("train", train, ("lora", "full"))
         self.train_mode = train
 
+    @property
+    def student_targets(self) -> list[str]:
+        """Names of the layers that a LoRA student adapts."""
+        return lora_targets(self.network, ("",), self.student_layers)
+
     def add_critic(self, rank: int, kind: str = "lora") -> None:
         """Make the critic (see `Critic`)."""
         self.critic_model = Critic(self, rank, kind)
 
     def copy_network(self, changes: dict[str, Any], new: str = "") -> ModelMixin:
         """A trainable fp32 copy with changes to its config; parameters whose name starts with `new` keep their init."""
-        # `_use_default_values` names what the teacher's file leaves out, and would keep the changes from being made
-        config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
-        with torch.device(self.device):
-            made = type(self.network).from_config({**config, **changes}).eval()
+        made = self._built(changes, self.device)
         missing, unexpected = made.load_state_dict(self.adapters.plain_state(), strict=False)
         lacking = [key for key in missing if not (new and key.startswith(new))]
         if lacking or unexpected:
             raise RuntimeError(f"copy of the teacher lacks {lacking} and has {unexpected} too many")
         return made
 
+    def _built(self, changes: dict[str, Any], device: torch.device | str) -> ModelMixin:
+        """A network of the teacher's class and config, but for changes to it; its weights are still to come."""
+        # `_use_default_values` names what the teacher's file leaves out, and would keep the changes from being made
+        config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
+        with torch.device(device):
+            return type(self.network).from_config({**config, **changes}).eval()
+
     def become(self, student: Mapping[str, Tensor]) -> None:
         """Put a full student's weights in the place of the teacher's, so that no second network is held.
 
         Raises `UserError` unless they are those of a full student of this teacher.
         """
-        config = {key: value for key, value in self.network.config.items() if key != "_use_default_values"}
-        with torch.device("meta"):
-            network = type(self.network).from_config({**config, **self.student_config}).eval()
+        network = self._built(self.student_config, "meta")
         shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
         if shapes != {name: value.shape for name, value in student.items()}:
             raise UserError("the checkpoint's target does not fit this teacher and config; use those it was made with")

@@ -49,7 +49,6 @@ class PixArtBackbone(LatentBackbone):
     def _added(self, network: ModelMixin, x_t: Tensor) -> dict[str, Tensor | None]:
         if not network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
-        factor = self.resolution / self.latent_shape[-1]
-        height, width = (side * factor for side in x_t.shape[-2:])
+        height, width = (side * self.factor for side in x_t.shape[-2:])
         sizes = {"resolution": [height, width], "aspect_ratio": [height / width]}
         return {name: x_t.new_tensor(size).repeat(len(x_t), 1) for name, size in sizes.items()}

@@ -3,21 +3,10 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
-
-from scott.errors import UserError
 
 FLAGS = {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
 """What peft reads of a network to choose its layers by."""
-
-
-def require_bitsandbytes() -> None:
-    """Raise `UserError` unless bitsandbytes can be imported."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from None
 
 
 def quantize(network: nn.Module, blocks: Iterable[nn.Module], kind: str) -> None:
@@ -56,17 +45,13 @@ def _linear_layers(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 def _quantized(linear: nn.Linear, kind: str) -> nn.Module:
     import bitsandbytes as bnb
 
-    weight, has_bias = linear.weight, linear.bias is not None
-    options: dict[str, Any] = {"quant_type": "nf4", "compute_dtype": weight.dtype}
+    weight, shape = linear.weight, (linear.in_features, linear.out_features, linear.bias is not None)
+    made: Any
     if kind == "int8":
-        options = {"has_fp16_weights": False, "threshold": 6.0}
-    with torch.device("meta"):
-        made = (bnb.nn.Linear8bitLt if kind == "int8" else bnb.nn.Linear4bit)(
-            linear.in_features, linear.out_features, has_bias, **options
-        )
-    make = bnb.nn.Int8Params if kind == "int8" else bnb.nn.Params4bit
-    own = {"has_fp16_weights": False} if kind == "int8" else {"quant_type": "nf4", "module": made}
-    made.weight = make(weight.data, requires_grad=False, **own)
-    if has_bias:
-        made.bias = linear.bias
+        made = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+        made.weight = bnb.nn.Int8Params(weight.data, requires_grad=False, has_fp16_weights=False)
+    else:
+        made = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+        made.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, quant_type="nf4", module=made)
+    made.bias = linear.bias
     return made.to(weight.device)  # which is when bitsandbytes quantises

@@ -225,8 +225,8 @@ def read_single_file(kind: Any, file: Path | str | None, **options: Any) -> Any:
 @contextmanager
 def config_folder(source: TeacherSource) -> Iterator[str]:
     """What diffusers' readers take configs and tokenizers from."""
-    if (place := source.teacher_config or ("" if source.file else source.teacher)) or not source.file:
-        yield place
+    if source.teacher_config or not source.file:
+        yield source.teacher_config or source.teacher
         return
     configs = known_configs(source.file, source.prediction)
     with TemporaryDirectory() as name:

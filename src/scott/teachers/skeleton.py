@@ -22,10 +22,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from scott.errors import UserError
 from scott.teacher_source import TeacherSource
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
-from scott.teachers.load import why
+from scott.teachers.load import complaining_of
 from scott.teachers.lora_files import check_lora, lora_path
 from scott.teachers.modified import check_parts, scheduler_config, vae_config
 from scott.teachers.network import LatentBackbone
@@ -69,13 +68,15 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
     if "safety_checker" in known:
         options["requires_safety_checker"] = False
-    try:
+    with complaining_of(source.teacher, "built"):
         parts["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_config(scheduler)
         with torch.device("meta"):
             for name, class_name in ((backbone.part, network), ("vae", index["vae"][1])):
                 parts[name] = getattr(diffusers, class_name).from_config(configs[name])
             for name in encoders:
-                parts[name] = _text_encoder(index[name][1], configs[name])
+                kind = index[name][1]
+                encoder = ShapeOnlyT5 if kind == "T5EncoderModel" else getattr(transformers, kind)
+                parts[name] = encoder(encoder.config_class.from_dict(configs[name]))
                 parts[name.replace("text_encoder", "tokenizer")] = _blank_tokenizer(parts[name])
         for name, part in parts.items():
             if isinstance(part, nn.Module):
@@ -84,15 +85,6 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
         for file, _ in source.loras:
             check_lora(pipeline, lora_path(file))
         return backbone(pipeline)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # each library, and each reader of a config, has its own
-        raise UserError(f"{source.teacher} cannot be built: {why(error)}") from None
-
-
-def _text_encoder(class_name: str, config: dict[str, Any]) -> PreTrainedModel:
-    encoder = ShapeOnlyT5 if class_name == "T5EncoderModel" else getattr(transformers, class_name)
-    return encoder(encoder.config_class.from_dict(config))
 
 
 def _blank_tokenizer(encoder: PreTrainedModel) -> CLIPTokenizer | T5Tokenizer | None:

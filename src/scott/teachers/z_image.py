@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from scott.teachers import Cond, lora
-from scott.teachers.encoders import chat
 from scott.teachers.network import LatentBackbone
 
 TOKENS = 512  # of a prompt in its chat template, the stock pipeline's default
@@ -34,8 +33,7 @@ class ZImageBackbone(LatentBackbone):
         if self.device.type == "meta":
             return self.blank(len(prompts), text=(TOKENS, self.network.config.cap_feat_dim), mask=(TOKENS,))
         if not truncate:
-            empty, *written = [chat(pipeline.tokenizer, prompt, thinking=True) for prompt in ("", *prompts)]
-            self._check_length(written, pipeline.tokenizer, TOKENS, special=len(pipeline.tokenizer(empty).input_ids))
+            self._check_chat(prompts, TOKENS, thinking=True)
         device = pipeline.text_encoder.device
         states, _ = pipeline.encode_prompt(list(prompts), device, False, max_sequence_length=TOKENS)
         full = states[0].new_zeros(TOKENS, states[0].shape[-1])

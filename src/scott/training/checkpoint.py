@@ -7,12 +7,10 @@ leaves the previous one.
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import sync, write_atomically
+from scott.files import sha256_of, sync, write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
-_NAME = re.compile(r"step-(\d{8})")
 
 
 def save_checkpoint(
@@ -46,7 +43,7 @@ def save_checkpoint(
         file = partial / f"{name}.safetensors"
         # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
-        hashes[file.name] = _sha256(file)
+        hashes[file.name] = sha256_of(file)
     (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
     for written in [*partial.iterdir(), partial]:
         sync(written)
@@ -70,7 +67,7 @@ def checkpoint_part(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one part; `UserError` when they cannot be read or are not what was written."""
     file, hashes = path / f"{name}.safetensors", checkpoint_state(path).get("sha256", {})  # older versions wrote none
     with readable(path):
-        if file.name in hashes and _sha256(file) != hashes[file.name]:
+        if file.name in hashes and sha256_of(file) != hashes[file.name]:
             raise ValueError(f"{file.name} is not what was written, by its SHA-256")
         return load_file(file)
 
@@ -93,14 +90,9 @@ def readable(path: Path, way_out: str = "resume from the one before") -> Iterato
         raise UserError(f"checkpoint {path} cannot be read ({why}); delete it to {way_out}") from None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+    return sorted(folder.glob(f"step-{'[0-9]' * 8}"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -31,9 +31,8 @@ class Counts:
     """Calls of blocks, (model, block's number, samples) → how often; of a split network (FSDP2), whose blocks are
     gathered as often, the bytes; and those of the gradients as they arrive, each time that they do."""
 
-    first: int
     last: int
-    """The encoder's first block and the decoder's last one."""
+    """The decoder's last block; the encoder's first one is 0."""
     forward: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     backward: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     gathered: int = 0
@@ -44,7 +43,7 @@ class Counts:
         arrive, each time they do."""
         rows = list[Calls]()
         for model, samples in dict.fromkeys((model, samples) for model, _, samples in self.forward):
-            keys = [(model, block, samples) for block in (self.first, self.last)]
+            keys = [(model, block, samples) for block in (0, self.last)]
             parts = [(passes * self.forward[key], passes * self.backward[key]) for key in keys]
             names = [model] if parts[0] == parts[1] else [f"{model} encoder", f"{model} decoder"]
             rows += [Calls(name, *part, samples) for name, part in zip(names, parts, strict=False) if part[0]]
@@ -56,10 +55,10 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
     """The counts of a step that is made within."""
     names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
     decoder = [index for index, name in enumerate(names) if f"{name}.".startswith(backbone.decoder_prefixes)]
-    counts, handles = Counts(0, decoder[-1]), list[Any]()
+    counts, handles = Counts(decoder[-1]), list[Any]()
 
     def ran(copy: str, block: int | None, size: int, module: nn.Module, given: Any, output: Any) -> None:
-        tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        tensors = tensors_in(output)
         key = None if block is None else (copy or backbone.adapters.active or "teacher", block, len(tensors[0]))
 
         def add(counter: Counter[Any], *gradient: Any) -> None:
@@ -87,6 +86,11 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Those of what an operation or a module is given, or gives."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -21,7 +21,7 @@ from scott.diffusion import Denoiser
 from scott.solvers import Solver
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
-from scott.training.counting import Counts, counted
+from scott.training.counting import Counts, counted, tensors_in
 from scott.training.draws import Draws, sampling_times
 from scott.training.step import Distillation, Engine
 
@@ -108,17 +108,17 @@ class Cost(TorchDispatchMode):
         if found := self._results.get(key):
             result = _empty_like(found[0])
             self.flops += found[1]
-            self._hold(_storages(result))
+            self._hold(map(Tensor.untyped_storage, tensors_in(result)))
             return result
         result, flops = func(*args, **(kwargs or {})), 0
         if formula := flop_registry.get(func.overloadpacket):
             flops = formula(*args, **(kwargs or {}), out_val=result)
         self.flops += flops
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        made = [*_storages(result)]
-        new = [storage for storage in made if storage._cdata not in given]
+        given, made = tensors_in((args, kwargs)), tensors_in(result)
+        before = {tensor.untyped_storage()._cdata for tensor in given}
+        new = [storage for storage in map(Tensor.untyped_storage, made) if storage._cdata not in before]
         self._hold(new)
-        if len(new) == len(made) > 0 and not func._schema.is_mutable and _is_meta((args, kwargs, result)):
+        if len(new) == len(made) > 0 and not func._schema.is_mutable and all(t.is_meta for t in (*given, *made)):
             self._results[key] = _layout(result), flops
         return result
 
@@ -209,19 +209,3 @@ def _empty_like(layout: Any) -> Any:
     if isinstance(layout[0], type):
         return layout[1]
     return tuple(map(_empty_like, layout))
-
-
-def _is_meta(tree: Any) -> bool:
-    return all(tensor.is_meta for tensor in _tensors(tree))
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple | dict):
-        for entry in tree.values() if isinstance(tree, dict) else tree:
-            yield from _tensors(entry)
-
-
-def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    return (tensor.untyped_storage() for tensor in _tensors(tree))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scott.errors import UserError
+from scott.errors import UserError, require
 from scott.teachers import LatentBackbone
 from scott.training.balance import Balance
 from scott.training.checkpoint import Parts, latest_checkpoint, load_checkpoint, readable
@@ -161,8 +161,4 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed."""
     if name == "adamw":
         return partial(torch.optim.AdamW, fused=True)
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise UserError("adamw8bit needs bitsandbytes; pip install bitsandbytes") from None
-    return bitsandbytes.optim.AdamW8bit
+    return require("bitsandbytes", "adamw8bit").optim.AdamW8bit

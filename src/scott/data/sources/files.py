@@ -32,9 +32,8 @@ _PAGES = (b"<!doctype", b"<html", b"<?xml")
 def unsafe(name: str) -> bool:
     """Whether a name leads out of the folder, or the archive, that it stands in."""
     windows = PureWindowsPath(name)  # splits at both kinds of slash
-    return (
-        not name or "\0" in name or bool(windows.anchor) or ".." in windows.parts or PurePosixPath(name).is_absolute()
-    )
+    leads_out = bool(windows.anchor) or ".." in windows.parts or PurePosixPath(name).is_absolute()
+    return leads_out or not name or "\0" in name
 
 
 def spellings(name: str, folder: Path) -> Iterator[str]:

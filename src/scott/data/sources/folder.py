@@ -27,7 +27,7 @@ _BOX = re.compile(rb"\d+(?: [\d.e-]+){4,}")
 """A line of YOLO's labels: a class, and a box in four numbers or a polygon in more."""
 
 
-def texts_beside(pictures: Sequence[str], files: Sequence[str], prefer_json: bool = False) -> dict[str, str]:
+def texts_beside(pictures: Sequence[str], files: Sequence[str], prefer_json: bool) -> dict[str, str]:
     """Picture → the file with its caption: `a.b.txt` of `a.b.png`, or else `a.b.png.txt`, or else, of texts that are no
     other picture's, one whose name differs in upper and lower case or in Unicode's composition alone; or else that of a
     tree of texts beside the tree of pictures."""

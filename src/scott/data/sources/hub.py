@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.records import Columns, Record, Rejected, Unit, attempt, units_of_rows
+from scott.data.sources.survey import no_split
 from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 
 
 def is_saved(folder: Path) -> bool:
@@ -42,10 +43,7 @@ class HubDataset:
 
 
 def _load(name: str, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{name} is a Hugging Face dataset; pip install datasets to read it") from None
+    datasets = require("datasets", f"{name}, a Hugging Face dataset,")
     datasets.disable_progress_bars()
     try:
         if Path(name).is_file():
@@ -60,8 +58,5 @@ def _load(name: str, split: str) -> Any:
     if single and (split == "train" or data.split is None or split == data.split):
         return data
     if single or split not in data:
-        there = str(data.split) if single else ", ".join(data)
-        raise UserError(
-            f"{name} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
-        )
+        raise no_split(name, [str(data.split)] if single else data, split)
     return data[split]

@@ -11,7 +11,7 @@ from typing import Any
 from scott.data.records import Columns, Record, Rejected, Unit, attempt, slices, with_left_out
 from scott.data.sources.files import digest_of, kind_of, opened
 from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 
 _BATCH_BYTES = 32 << 20
 
@@ -98,10 +98,9 @@ def _batches(parquet: Any, group: int, columns: list[str], size: int, name: str)
 
 
 def _parquet_file(file: Any, name: str) -> Any:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError("parquet files need pyarrow; pip install pyarrow") from None
+    require("pyarrow", "a parquet file")
+    from pyarrow import ArrowException, parquet
+
     try:
         return parquet.ParquetFile(file, page_checksum_verification=True)
     except (OSError, ArrowException) as error:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -105,11 +105,15 @@ def of_split(
     wanted = _SPELLED.get(split.lower(), split)
     kept = [name for name, label in labels.items() if label == wanted]
     if names and not kept:
-        there = ", ".join(sorted(set(labels.values())))
-        raise UserError(
-            f"{where} has the splits {there}, and not {split!r}; name one with --split (scott evaluate: --data-split)"
-        )
+        raise no_split(where, sorted(set(labels.values())), split)
     return kept, [Rejected(name, "other-split", label) for name, label in labels.items() if label != wanted]
+
+
+def no_split(where: object, there: Iterable[str], wanted: str) -> UserError:
+    return UserError(
+        f"{where} has the splits {', '.join(there)}, and not {wanted!r}; name one with --split "
+        "(scott evaluate: --data-split)"
+    )
 
 
 def gaps(names: Sequence[str]) -> list[Rejected]:
