@@ -61,7 +61,7 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
     config = RECIPES[recipe](**given)
-    if "gradient_accumulation" not in given:
+    if processes > 1 and "gradient_accumulation" not in given:
         config = replace(config, gradient_accumulation=passes_of(recipe, config.batch_size, processes))
     return recipe, config
 
