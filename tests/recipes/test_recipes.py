@@ -143,9 +143,7 @@ def test_a_batch_of_ones_own_is_taken_in_as_few_passes_as_fit():
 
 
 def test_processes_share_the_rows_that_one_would_take_in_passes():
-    passes = {
-        count: config_of("qwen-image", {"data": "d"}, count)[1].gradient_accumulation for count in (1, 2, 3, 8, 64)
-    }
+    passes = {count: config_of("qwen-image", {"data": "d"}, count)[1].gradient_accumulation for count in (1, 2, 8, 64)}
     assert passes == {1: 4, 2: 2, 8: 1, 64: 1}
     assert config_of("qwen-image", {"data": "d", "gradient_accumulation": 8}, 2)[1].gradient_accumulation == 8
     assert config_of("sd15", {"data": "d", "batch_size": 512}, 4)[1].gradient_accumulation == 4
