@@ -192,6 +192,8 @@ NOISED = FAST | {"critic_input": "matched"}
 def test_up_to_the_critics_start_a_run_is_bit_for_bit_one_without_a_critic(start, tmp_path, settings, precision):
     """And it goes on over it: stopped in the step before and in the one after, it is the run that was not."""
     settings = settings | {"precision": precision, "max_steps": 6, "keep_checkpoints": 6, "checkpoint_every": 1}
+    if precision == "fp16":
+        settings["critic_r1"] = 0.0  # which fp16 has not
     whole, stopped, without = (tmp_path / name for name in ("whole", "stopped", "without"))
     start(whole, critic_start=0.5, **settings)
     start(without, **settings | {"adversarial_weight": 0.0})

@@ -77,6 +77,11 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
             "critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
             "use critic_input clean"
         )
+    if config.critic_r1 and config.precision != "fp32":
+        yield (
+            f"critic_r1 {config.critic_r1} with precision {config.precision}, which rounds by more than the "
+            "differences that R1 is made of; train in fp32, or leave it out"
+        )
     if config.quantize != "none" and config.shard != "none":
         yield f"quantize {config.quantize} with shard {config.shard}, which splits whole weights; use one"
     if config.quantize != "none" and "full" in (config.train, config.critic):
