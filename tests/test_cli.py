@@ -13,6 +13,7 @@ from tests.training.launch import here
 from torch import OutOfMemoryError
 
 from scott.arguments import COMMANDS
+from scott.cli import parse
 from scott.errors import UserError, one_line
 from scott.mini.scenes import Scenes
 from scott.training import checkpoint
@@ -92,6 +93,13 @@ def test_a_command_line_that_is_none_gets_one_line(line, got, way_out, command_l
     assert got in err
     assert way_out in err
     assert not set(err) & set("│─╭")
+
+
+def test_an_option_of_several_values_may_be_given_several_times():
+    line = "distill sd15 --data a --teacher-lora f:.5 --data b c --max-steps 3 --teacher-lora=g --max-steps 4"
+    recipe = parse(line.split()).recipe
+    given = {name: value for group in recipe.groups for name, value in getattr(recipe, group).items()}
+    assert given == {"data": ("a", "b", "c"), "teacher_lora": ("f:.5", "g"), "max_steps": 4}
 
 
 def test_sample_writes_pictures_with_their_parameters(run_folder, tmp_path, scott):

@@ -23,6 +23,9 @@ from scott.arguments import COMMANDS, Compare, Distill, Prepare
 from scott.commands.options import described
 from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line
 
+_SEVERAL = ("--data", "--teacher-lora", "--weights")
+"""Options of several values that may be given several times."""
+
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments name, as one of `COMMANDS`. Raises `UserError` for what is wrong with them."""
@@ -41,7 +44,7 @@ def parse(arguments: list[str]) -> Any:
             return tyro.cli(
                 choices,
                 prog="scott",
-                args=arguments,
+                args=_joined(arguments),
                 config=manners,
                 description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
                 "`scott --version` prints the version.",
@@ -50,6 +53,24 @@ def parse(arguments: list[str]) -> Any:
         if stop.code == 2:
             raise UserError(_sentence(said.getvalue())) from None
         raise
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--data A --data B` as `--data A B`: of an option that is given twice, the parser takes the last alone."""
+    groups: list[list[str]] = [[]]
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        known = name in _SEVERAL
+        first = next((group for group in groups if known and group[:1] == [name]), None)
+        if first is not None:
+            groups = [group for group in groups if group is not first] + [first]  # whose values these go on
+        elif argument.startswith("--"):
+            groups.append([name] if known else [argument])
+        else:
+            groups[-1].append(argument)
+        if known and equals:
+            groups[-1].append(value)
+    return [argument for group in groups for argument in group]
 
 
 def _sentence(box: str) -> str:
