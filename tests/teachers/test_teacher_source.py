@@ -399,6 +399,11 @@ def test_one_text_encoder_is_not_taken_for_the_other(file_of, teacher_folders, t
     file, folder = tmp_path / "file.safetensors", teacher_folders["sdxl"]
     save_file({name.replace(".text_model.", "."): value for name, value in load_file(file_of("sdxl")).items()}, file)
     index = json.loads((folder / "model_index.json").read_text())
+    for place in (None, folder):  # another's encoder would be another teacher
+        with pytest.raises(UserError, match=r"has a text_encoder under names that are not read, .*text_model"):
+            lacking_parts(source(file, teacher_config=place), index)
+    first = "conditioner.embedders.0."
+    save_file({name: value for name, value in load_file(file).items() if not name.startswith(first)}, file)
     with pytest.raises(UserError, match="has no text_encoder; give --teacher-config"):
         lacking_parts(source(file), index)
     assert lacking_parts(source(file, teacher_config=folder), index) == ["text_encoder"]

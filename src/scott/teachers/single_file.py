@@ -44,6 +44,8 @@ _CLIPS = {
     "text_encoder_2": ("open_clip_sdxl", "open_clip_sd3"),
 }
 """Part → diffusers' names of a weight that a file has with it."""
+_OTHERWISE = {"text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")}
+"""How names begin in files that diffusers' scripts make under transformers 5; no reader takes them."""
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
 """How names of a scaled fp8 or nf4 checkpoint end, whose weights are something else without: diffusers' readers drop
 them."""
@@ -153,6 +155,11 @@ def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
         else:
             continue
         if not found:
+            if own := next((name for name in tensors if name.startswith(_OTHERWISE.get(part, ()))), None):
+                raise UserError(
+                    f"{source.file} has a {part} under names that are not read, such as {own}; write it again with "
+                    "`.transformer.text_model.` for `.transformer.`"
+                )
             lacking.append(part)
             if source.teacher_config is None and (part != "vae" or source.vae is None):
                 also = ", or --vae" if part == "vae" else ""
