@@ -10,7 +10,8 @@ from tests.teachers.published import published, write_configs
 from scott.commands.distill import add_models, check_config, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes.configs import FAMILIES, RECIPES, mini, mini_lcm, recipes_of, sd3, sd15, sd15_lcm
+from scott.recipes.configs import RECIPES, mini, mini_lcm, sd3, sd15, sd15_lcm
+from scott.recipes.families import FAMILIES, recipes_of
 from scott.teachers.layout import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
 

@@ -21,7 +21,8 @@ from scott.device import best_device
 from scott.errors import UserError
 from scott.export.info import METADATA
 from scott.mini import embedded
-from scott.recipes.configs import FAMILIES, RECIPES, passes_of, recipes_of
+from scott.recipes.configs import RECIPES, passes_of
+from scott.recipes.families import FAMILIES, recipes_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
