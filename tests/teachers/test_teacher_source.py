@@ -27,6 +27,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
 from scott.teachers.load import doubt_of_prediction
+from scott.teachers.modified import scheduler_config
 from scott.teachers.single_file import kind_of, known_configs, lacking_parts
 from scott.teachers.skeleton import skeleton
 from scott.teachers.tokenizers import clip_tokenizer, tokenizer_of
@@ -305,6 +306,32 @@ def test_a_network_of_a_known_kind_says_what_it_lacks(name, tmp_path):
             loads(file)
     if name not in REFUSED:
         assert kind_of(of_published(name)) == name
+
+
+@pytest.mark.parametrize(("name", "family"), [("schnell", "flux"), ("playground", "sdxl")])
+def test_configs_of_another_kind_make_no_teacher_of_what_is_none(teacher_folders, tmp_path, name, family):
+    save_file(of_published(name), tmp_path / "file.safetensors")
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=REFUSED[name]):
+            loads(source(tmp_path / "file.safetensors", teacher_config=teacher_folders[family]))
+
+
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+def test_a_file_says_how_it_predicts_beside_given_configs_too(file_of, teacher_folders, tmp_path, loads):
+    file, folder = tmp_path / "file.safetensors", teacher_folders["sdxl"]
+    save_file(load_file(file_of("sdxl")) | {"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, file)
+    marked = loads(source(file, teacher_config=folder))
+    assert (marked.prediction, marked.schedule.alpha(marked.schedule.last_time).item()) == ("v_prediction", 0)
+    assert loads(source(file, teacher_config=folder, prediction="epsilon")).prediction == "epsilon"
+
+
+def test_configs_of_a_flow_take_no_prediction(tmp_path):
+    """So that it is refused, where the scheduler's config is changed."""
+    save_file(of_published("sd35-medium"), tmp_path / "file.safetensors")
+    found = known_configs(tmp_path / "file.safetensors", "v")["scheduler/scheduler_config.json"]
+    assert "prediction_type" not in found
+    with pytest.raises(UserError, match="for a flow, which predicts its velocity; leave it out"):
+        scheduler_config(found, source(tmp_path / "file.safetensors", prediction="v"))
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -84,8 +84,7 @@ def load_backbone(
 
 def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:
     """Give a pipeline the prediction that its source names, and merge its LoRAs into it."""
-    if source.prediction:
-        config = scheduler_config(pipeline.scheduler.config, source.prediction)
+    if (config := scheduler_config(pipeline.scheduler.config, source)) != dict(pipeline.scheduler.config):
         pipeline.scheduler = DDIMScheduler.from_config(config)  # not every scheduler has zero terminal SNR
     for file, scale in source.loras:
         with complaining_of(file):

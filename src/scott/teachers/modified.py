@@ -14,7 +14,7 @@ from scott.errors import UserError, first_line
 from scott.files import read_object
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers.lora_files import lora_path
-from scott.teachers.single_file import PREDICTIONS, config_folder, read_single_file
+from scott.teachers.single_file import PREDICTIONS, config_folder, predicted, read_single_file
 
 
 def check_parts(source: TeacherSource) -> None:
@@ -79,14 +79,19 @@ def vae_config(source: TeacherSource, own: Mapping[str, Any]) -> dict[str, Any]:
     return read_object(found) if found else dict(own)
 
 
-def scheduler_config(config: Mapping[str, Any], prediction: str | None) -> dict[str, Any]:
-    """A scheduler's config with another `prediction` (`TeacherParts.prediction`), if one is given.
+def scheduler_config(config: Mapping[str, Any], source: TeacherSource) -> dict[str, Any]:
+    """A scheduler's config with the prediction that is given (`TeacherParts.prediction`), or else that a file says
+    beside configs that are not its own.
 
-    Raises `UserError` for a flow, whose networks predict nothing else.
+    Raises `UserError` where one is given for a flow, whose networks predict nothing else.
     """
-    if prediction is None:
+    if "flow" in config.get("prediction_type", "flow"):
+        if source.prediction:
+            raise UserError(
+                f"got --prediction {source.prediction} for a flow, which predicts its velocity; leave it out"
+            )
         return dict(config)
-    if "prediction_type" not in config or "flow" in config["prediction_type"]:
-        raise UserError(f"got --prediction {prediction} for a flow, which predicts its velocity; leave it out")
-    kind, _, zero = prediction.partition("-")
-    return {**config, "prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
+    marked = predicted(source.file) if source.file and source.teacher_config else ""
+    kind, _, zero = (source.prediction or marked).partition("-")
+    said = {"prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)} if kind else {}
+    return {**config, **said}

@@ -69,6 +69,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} has no network under the names of an original checkpoint (its first key is {first:.60}); "
             "expected a file with a whole pipeline"
         )
+    if refused := _REFUSED.get(infer_diffusers_model_type(tensors)):
+        raise UserError(f"{file} cannot be distilled: {refused}")
     if scale := next((name for name in tensors if name.endswith(_SCALES)), None):
         raise UserError(
             f"{file} holds quantised weights ({scale:.80}), whose scales would be lost; expected fp32, bf16, fp16 or "
@@ -85,8 +87,6 @@ def known_configs(file: Path, prediction: str | None = None) -> dict[str, Any]:
     """
     tensors = read_tensors(file)
     name = kind_of(tensors)
-    if why := _REFUSED.get(infer_diffusers_model_type(tensors)):
-        raise UserError(f"{file} cannot be distilled: {why}")
     if name is None:
         raise UserError(
             f"{file} is none of {', '.join(KINDS.values())}, whose configs are known; give --teacher-config a "
@@ -96,16 +96,17 @@ def known_configs(file: Path, prediction: str | None = None) -> dict[str, Any]:
     index, scheduler = configs["model_index.json"], configs["scheduler/scheduler_config.json"]
     if name.startswith("sd3") and not is_t5_in_single_file(tensors):
         index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    kind, _, zero = (prediction or _prediction(file, tensors)).partition("-")
-    if kind:
+    kind, _, zero = (prediction or predicted(file)).partition("-")
+    if kind and "prediction_type" in scheduler:
         scheduler |= {"prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
     if (name, kind) == ("sd21", "epsilon"):  # SD2's base edition, whose networks are 2.1's, of 512 pixels
         configs["unet/config.json"]["sample_size"] = 64
     return configs | {"name": name}
 
 
-def _prediction(file: Path, tensors: Mapping[str, Tensor]) -> str:
+def predicted(file: Path) -> str:
     """What a file says that it predicts: epsilon, v or v-ztsnr; or nothing."""
+    tensors = read_tensors(file)
     if "v_pred" in tensors:  # how fine-tunes of SDXL mark it, for ComfyUI and A1111
         return "v-ztsnr" if "ztsnr" in tensors else "v"
     said = metadata_of(file)
@@ -203,13 +204,13 @@ def load_single_file(
         # a pipeline's reader takes one dtype for all parts, without one fp32: twice what a network's file is
         options[part] = read_single_file(network, source.file, config=folder, subfolder=part, torch_dtype=dtype)
         pipeline = read_single_file(kind, source.file, config=folder, **options)
-    for name, part in pipeline.components.items():
-        if isinstance(part, PreTrainedModel) and not part.get_input_embeddings().weight.is_meta:
-            part.tie_weights()  # a T5's two names of one embedding, of which a file may have one, or both
-        if isinstance(part, nn.Module):
-            if lacking := [key for key, value in part.state_dict().items() if value.is_meta]:
+    for name, model in pipeline.components.items():
+        if isinstance(model, PreTrainedModel) and not model.get_input_embeddings().weight.is_meta:
+            model.tie_weights()  # a T5's two names of one embedding, of which a file may have one, or both
+        if isinstance(model, nn.Module):
+            if lacking := [key for key, value in model.state_dict().items() if value.is_meta]:
                 raise ValueError(f"it lacks {len(lacking)} weights of {name}, such as {lacking[0]}")
-            cast(part, torch.float32 if name == "vae" else dtype)
+            cast(model, torch.float32 if name == "vae" else dtype)
     return pipeline
 
 

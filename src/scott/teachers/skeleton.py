@@ -62,7 +62,7 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
     configs["vae"] = vae_config(source, configs["vae"])
-    scheduler = scheduler_config(read_json(source, "scheduler/scheduler_config.json"), source.prediction)
+    scheduler = scheduler_config(read_json(source, "scheduler/scheduler_config.json"), source)
     known = inspect.signature(pipeline_class).parameters
     options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
     parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
