@@ -57,19 +57,20 @@ def parse(arguments: list[str]) -> Any:
 
 def _joined(arguments: list[str]) -> list[str]:
     """`--data A --data B` as `--data A B`: of an option that is given twice, the parser takes the last alone."""
-    groups: list[list[str]] = [[]]
+    there: dict[str, list[str]] = {}
+    groups = [now := list[str]()]
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        known = name in _SEVERAL
-        first = next((group for group in groups if known and group[:1] == [name]), None)
-        if first is not None:
-            groups = [group for group in groups if group is not first] + [first]  # whose values these go on
+        if name in there:
+            now = there[name]
         elif argument.startswith("--"):
-            groups.append([name] if known else [argument])
+            groups.append(now := [name if name in _SEVERAL else argument])
+            if name in _SEVERAL:
+                there[name] = now
         else:
-            groups[-1].append(argument)
-        if known and equals:
-            groups[-1].append(value)
+            now.append(argument)
+        if name in _SEVERAL and equals:
+            now.append(value)
     return [argument for group in groups for argument in group]
 
 

@@ -59,7 +59,7 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
     label = f"{Path(name).name}-{type(pipeline.scheduler).__name__.removesuffix('Scheduler').lower()}"
-    own = default_guidance(pipeline) if (known := embedded.default_guidance(name)) is None else known
+    own = embedded.default_guidance(name) or default_guidance(pipeline)
     guidance = own if measured.guidance is None else measured.guidance
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)

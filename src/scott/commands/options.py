@@ -136,7 +136,7 @@ class DistillRecipe:
 
     def run(self) -> None:
         from scott.commands.distill import config_of, run
-        from scott.commands.prepare import processes
+        from scott.device import processes
 
         if (self.json or self.processes != 1) and not self.dry_run:
             raise UserError("got --json or --processes, which only --dry-run has; add it, or leave them out")
