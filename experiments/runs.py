@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from experiments.graphs import record
 from rich.console import Console
 from torch import Tensor
 
@@ -102,10 +103,13 @@ class Training:
         check_start(self.backbone, config)
         lora = initial_lora(self.backbone, config, warn)
         data = data_and_models(self.backbone, config, lora, self.data, report, warn)
+        if self.backbone.device.type == "cuda":
+            record(self.backbone)
         spent = Spent(config.out, config.out / "checkpoints")
 
         def progress(done: int, terms: dict[str, float]) -> None:
-            spent.write(done)
+            if done % config.checkpoint_every == 0 or done == config.max_steps:
+                spent.write(done)
             report("distil", done, config.max_steps, terms)
 
         distill(self.backbone, data, config, Hooks(progress=progress))
