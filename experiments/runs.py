@@ -118,6 +118,7 @@ class Training:
     def samplers(self, omega: float | None = None) -> dict[int, StudentSampler]:
         """Of the student's EMA, by steps, at ω, or at that which its config draws at."""
         backbone, grid = self.backbone, self.config.make_grid(self.backbone.schedule)
+        backbone.place_encoders(backbone.device)  # training sent them away
         omega = self.config.drawn_guidance if omega is None else omega
         return {n: StudentSampler(backbone, backbone.target, grid, n, omega) for n in STEPS}
 

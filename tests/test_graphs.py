@@ -1,5 +1,5 @@
-"""Steps whose networks are recorded: on a GPU as graphs, and on a CPU as functions that are called when a graph would be
-replayed, which checks all but the graphs themselves."""
+"""Steps whose networks are recorded: on a GPU as graphs, and on a CPU as functions that are called when a graph would
+be replayed, which checks all but the graphs themselves."""
 
 from dataclasses import replace
 from pathlib import Path

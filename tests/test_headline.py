@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 from experiments.comparison import __main__ as comparison
 from experiments.comparison.rows import Row, read_rows
 from experiments.headline import Headline, headline, interval, main
@@ -88,7 +89,7 @@ class FakeTraining:
     made: ClassVar[list] = []
 
     def __init__(self, config, data):
-        self.config, self.backbone = config, None
+        self.config, self.backbone = config, SimpleNamespace(device="cpu")
 
     def train(self, report):
         if len(self.made) == 5 and "stopped" not in self.made:
@@ -103,6 +104,7 @@ class FakeTraining:
 
 class FakeBaseline:
     updates = 7
+    backbone = SimpleNamespace(device="cpu")
 
     def __init__(self, out, cpu_minutes, seed):
         self.minutes = cpu_minutes
@@ -149,3 +151,15 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     more = read_rows(tmp_path / "results.jsonl")[len(rows) + 3 :]
     assert [(r.run, r.steps, r.updates) for r in more] == [(r.run, r.steps, r.updates) for r in rows[3:]]
     assert {r.samples for r in more} == {20}
+
+
+def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "best_device", lambda: torch.device("cuda"))
+    options = {"methods": ("ours", "lcm"), "folder": tmp_path, "runs": tmp_path}
+    with pytest.raises(UserError, match="got no --cost of lcm"):
+        comparison.Comparison(**options, cost=("ours=0.5",)).run(print)
+    with pytest.raises(UserError, match="got --cost lcm=fast; expected seconds of"):
+        comparison.Comparison(**options, cost=("ours=0.5", "lcm=fast")).run(print)
+    given = comparison.Comparison(**options, cost=("ours=0.5", "lcm=0.25"))
+    blank = row("lcm", matched="time", budget=20)
+    assert given.updates(blank, tmp_path / "none", print) == 20 * 60 * 4

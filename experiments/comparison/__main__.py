@@ -4,6 +4,7 @@ updates.
 Every row goes into results.jsonl as it ends, and a run that was stopped goes on: the same command makes the rest.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
 from experiments.runs import QUIET, Report, Training, exit_code, figures_of, measured, progress
 
+from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import evaluate
 from scott.mini.embedded import GUIDANCE
@@ -52,6 +54,9 @@ class Comparison:
     """Those that are trained a second time, for as many updates as ours made in the budget."""
     baselines: tuple[str, ...] = tuple(BASELINES)
     """Those of experiments/baselines that are trained in the largest budget."""
+    cost: tuple[str, ...] = ()
+    """method=core-seconds of an update, by which a budget is counted instead of a run of 40; on a GPU, of all methods.
+    """
     samples: int = 5000
     folder: Path = HERE
     runs: Path = Path("runs/comparison")
@@ -61,6 +66,11 @@ class Comparison:
         for option, names in known.items():
             if unknown := {*getattr(self, option)} - names.keys():
                 raise UserError(f"got {option} {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
+        if lacking := {*self.methods} - self.costs.keys() if best_device().type != "cpu" else set():
+            raise UserError(
+                f"got no --cost of {', '.join(sorted(lacking))}; a budget is of a CPU's core: "
+                "say what an update takes of one, in seconds"
+            )
         self.measure_references(report)
         for budget in self.budgets:
             for seed in self.seeds:
@@ -71,6 +81,20 @@ class Comparison:
                 for method in self.baselines if budget == max(self.budgets) else ():
                     self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
         insert(self.folder / "README.md", "comparison", markdown(self.rows()))
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """Method → core-seconds of an update, of those that are given. Raises `UserError` for what is none."""
+        found = {}
+        for given in self.cost:
+            method, _, seconds = given.partition("=")
+            try:
+                found[method] = float(seconds)
+            except ValueError:
+                found[method] = 0.0
+            if method not in METHODS or not 0 < found[method] < math.inf:
+                raise UserError(f"got --cost {given}; expected seconds of {', '.join(METHODS)}, as in ours=0.41")
+        return found
 
     @property
     def file(self) -> Path:
@@ -110,7 +134,7 @@ class Comparison:
         else:
             updates = self.updates(blank, self.runs / name, report)
             run, minutes = self.trained(blank.method, name, updates, blank.seed, report)
-        trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2))
+        trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2), device=str(run.backbone.device))
         samplers = run.samplers()
         for steps, figures in measured(samplers, self.reference, report).items():
             how = {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
@@ -135,6 +159,8 @@ class Comparison:
             return ours[0]
         if there := [row.updates for row in self.rows() if row.run[:3] == blank.run[:3]]:
             return there[0]
+        if blank.method in self.costs:
+            return max(1, int(60 * blank.budget / self.costs[blank.method]))
         # with a store that is full after a few updates, as a run's is for all but its first ones
         small, name = {"jump_store": 128}, f"calibration-{blank.method}"
         _, minutes = self.trained(blank.method, name, CALIBRATION, 0, report, **small)
