@@ -1,5 +1,5 @@
-"""The embedded teacher's networks recorded as CUDA graphs: they are so small that launching their kernels one by one
-would take most of a step's time on a GPU."""
+"""The embedded teacher's networks as CUDA graphs: they are so small that launching their kernels one by one would take
+most of a step's time on a GPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +14,48 @@ from scott.teachers import LatentBackbone
 WARMUP = 3
 """Calls that are made before one is recorded, as torch asks for."""
 
+Tensors = dict[str, Tensor]
+
+
+class Launched:
+    """A function of tensors whose later calls are one launch on a GPU: `WARMUP` calls are made as they are, and what
+    the next one does is recorded as a CUDA graph, which is replayed from then on. On a CPU it is only called."""
+
+    def __init__(self, function: Callable[[Tensors], Tensor], device: str) -> None:
+        self.function, self.device, self.calls = function, torch.device(device), 0
+        self.given: Tensors = {}
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, given: Tensors) -> Tensor:
+        if self.device.type != "cuda":
+            return self.function(given)
+        if not self.given:
+            self.given = {name: torch.empty_like(value, device=self.device) for name, value in given.items()}
+        for name, value in given.items():
+            self.given[name].copy_(value, non_blocking=True)
+        self.calls += 1
+        if self.graph is None and self.calls <= WARMUP:
+            side = torch.cuda.Stream()  # a graph is recorded on another stream than the default, and warmed up on one
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                made = self.function(self.given)
+            torch.cuda.current_stream().wait_stream(side)
+            return made
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a loader pins memory beside it
+                self.made = self.function(self.given)
+        self.graph.replay()
+        return self.made
+
 
 def record(backbone: LatentBackbone) -> None:
     """From now on launch the forward and backward passes of a full student, its target, the teacher and a critic of
-    heads as graphs; each shape of input is recorded when it first comes. Sizes of batch should be few."""
+    heads as graphs; each shape of input is recorded when it first comes. Adapters, which are switched on the way, stay as
+    they are, with all that stands on their network."""
     critic: Any = backbone.critic_model
+    if backbone.train_mode != "full" or (critic is not None and critic.kind != "heads"):
+        return
     if critic is not None:
         plain, timestep = critic.forward, backbone.network_time
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from experiments.graphs import Launched, Tensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +30,6 @@ from scott.training.ema import ema_update
 from scott.training.metrics import MetricsLog
 from scott.training.parallel import load_optimizer_tensors, optimizer_tensors
 
-Tensors = dict[str, Tensor]
 Draw = Callable[[range, torch.Generator], Tensors]
 """(samples of a step, counted from 0, and its generator) → what the step's losses are made of, on the CPU."""
 Losses = Callable[[Tensors], Tensors]
@@ -76,40 +76,6 @@ def ahead(dataset: Dataset[Tensors], indices: range, config: StageConfig) -> Dat
         pin_memory=pinned,
         generator=torch.Generator(),  # or starting it would take a number from torch's own
     )
-
-
-class Launched:
-    """A function of tensors whose later calls are one launch on a GPU: `WARMUP` calls are made as they are, and what
-    the next one does is recorded as a CUDA graph, which is replayed from then on. On a CPU it is only called."""
-
-    WARMUP = 3
-
-    def __init__(self, function: Callable[[Tensors], Tensor], device: str) -> None:
-        self.function, self.device, self.calls = function, torch.device(device), 0
-        self.given: Tensors = {}
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self, given: Tensors) -> Tensor:
-        if self.device.type != "cuda":
-            return self.function(given)
-        if not self.given:
-            self.given = {name: torch.empty_like(value, device=self.device) for name, value in given.items()}
-        for name, value in given.items():
-            self.given[name].copy_(value, non_blocking=True)
-        self.calls += 1
-        if self.graph is None and self.calls <= self.WARMUP:
-            side = torch.cuda.Stream()  # a graph is recorded on another stream than the default, and warmed up on one
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                made = self.function(self.given)
-            torch.cuda.current_stream().wait_stream(side)
-            return made
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a loader pins memory beside it
-                self.made = self.function(self.given)
-        self.graph.replay()
-        return self.made
 
 
 def run_stage(
