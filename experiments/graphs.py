@@ -51,8 +51,8 @@ class Launched:
 
 def record(backbone: LatentBackbone) -> None:
     """From now on launch the forward and backward passes of a full student, its target, the teacher and a critic of
-    heads as graphs; each shape of input is recorded when it first comes. Adapters, which are switched on the way, stay as
-    they are, with all that stands on their network."""
+    heads as graphs; each shape of input is recorded when it first comes. Adapters, which are switched on the way, stay
+    as they are, with all that stands on their network."""
     critic: Any = backbone.critic_model
     if backbone.train_mode != "full" or (critic is not None and critic.kind != "heads"):
         return
