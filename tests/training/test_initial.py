@@ -121,6 +121,19 @@ def test_a_lora_of_another_program_is_a_start(make_backbone, config, style_lora,
             check(make_backbone(family="sd3"), config)
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_teacher_takes_a_lora_as_a_start(teacher_folders, config, style_lora, kind):
+    """Its weights have other shapes than the layers that they are of."""
+    backbone = load_backbone(teacher_folders["sd3"], quantized=kind)
+    config = replace(config, teacher=str(teacher_folders["sd3"]), init=str(style_lora("sd3")))
+    check_start(backbone, config)
+    lora = initial_lora(backbone, config, print)
+    backbone.add_student("lora", rank=4, alpha=4.0)
+    start_as(backbone, config, lora)
+    for name, value in lora.items():
+        assert torch.equal(backbone.student_parameters()[name][tuple(map(slice, value.shape))].data, value), name
+
+
 @pytest.mark.parametrize("changes", [{"lora_rank": 8}, {"lora_variant": "rslora"}], ids=str)
 def test_a_lora_of_another_kind_is_refused_before_anything_is_written(
     make_backbone, config, tmp_path, changes, command_line
