@@ -615,11 +615,22 @@ def test_what_is_no_lora_says_so(teacher_folders, style_lora, tmp_path):
     refused({"lora_unet_mid_block.hada_w1_a": torch.ones(1)}, "is a LoHa")
     peft = {f"base_model.model.{name.removeprefix('unet.')}": v for name, v in load_file(style_lora("sd1")).items()}
     refused(peft, r"its scale is in adapter_config\.json, which is not beside it")
+    refused({"unet.conv_in.weight": torch.ones(32, 4, 3, 3)}, r"it names no layer of this one")
+    kohya = {}  # of the same layers, as SD2's are, but for the width of the text
+    for name, value in load_file(style_lora("sd1")).items():
+        layer, _, end = name.removeprefix("unet.").rpartition(".lora_")
+        wide = end[0] == "A" and layer.endswith("attn2.to_v")
+        kohya[f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if end[0] == 'A' else 'up'}.weight"] = (
+            torch.ones(2, 1024) if wide else value
+        )
+    count = sum(value.shape[1] == 1024 for value in kohya.values())
+    refused(kohya, rf"is a LoRA of another kind of teacher; .* has {len(kohya) // 2 - count} of the {len(kohya) // 2}")
 
 
-def test_loras_that_fit_nothing(teacher_folders, style_lora):
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+def test_loras_that_fit_nothing(teacher_folders, style_lora, loads):
     def merging(family, file):
-        return load_backbone(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
+        return loads(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
 
     with pytest.raises(UserError, match="diffusers loads none into a PixArtAlphaPipeline"):
         merging("pixart", style_lora("sd1"))

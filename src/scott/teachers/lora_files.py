@@ -45,11 +45,11 @@ def check_lora(pipeline: DiffusionPipeline, file: Path) -> dict[str, int]:
         raise UserError(f"got the LoRA {file}; diffusers loads none into a {type(pipeline).__name__}")
     part, network = network_of(pipeline)
     tensors = _named(pipeline, file)
-    if not any(name.startswith((f"{part}.", "text_encoder")) for name in tensors):
-        raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
     mine = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
     sizes, end = {name: tuple(value.shape) for name, value in mine.items()}, ".lora_A.weight"
     layers = [name.removesuffix(end) for name in mine if name.endswith(end)]
+    if not layers and not any(name.startswith("text_encoder") for name in tensors):
+        raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
     if misfits := misfitting(network, layers, sizes):
         fitting = len(layers) - len(misfits)
         raise UserError(f"{file} {_OF_ANOTHER} (this one has {fitting} of the {len(layers)} layers that it names)")
