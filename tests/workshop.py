@@ -98,7 +98,7 @@ def _link(folder, name):
 
 
 def _link_teacher(recipe, place, teacher_folders):
-    family = {"sd15": "sd1", "realistic-vision": "sd1"}.get(recipe, "sd35" if recipe.startswith("sd35") else recipe)
+    family = {"sd15": "sd1", "realistic-vision": "sd1", "sd35-medium": "sd35"}.get(recipe, recipe)
     if recipe != "mini":
         _link(teacher_folders[family], place)
 

@@ -95,7 +95,9 @@ class StudentSampler:
 
     def _encoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
         mean, std = self.backbone.encode_images(image)
-        return (mean + std * normal_like(mean, generator)).to(self.backbone.device)
+        if std.any():  # of Sana's VAE it is 0, and its pipelines draw nothing there
+            mean = mean + std * normal_like(mean, generator)
+        return mean.to(self.backbone.device)
 
 
 def trailing_times(backbone: LatentBackbone, steps: int, batch: int) -> list[Tensor]:

@@ -78,14 +78,47 @@ def test_base_and_licence_are_those_that_are_said(run, api, tmp_path):
     said = {"base": "owner/base", "licence": "openrail++"}
     for given, expected in ((said, ("owner/base", "openrail++")), ({}, (None, None))):
         push(run, run / "lora", "lora", "me/student", **given)
-        fields = yaml.safe_load((tmp_path / "hub" / "README.md").read_text().split("---\n")[1])
+        _, front, text = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)
+        fields = yaml.safe_load(front)
         assert (fields.get("base_model"), fields.get("license")) == expected
+        base, licence = expected[0] or "mine", expected[1]
+        assert f"| teacher | `{base}` (" in text
+        page = ", <https://huggingface.co/owner/base>" if given else ""
+        assert f"| licence of the teacher | see the teacher's page{page} |" in text
+        assert (f"| licence of the student | {licence} |" in text) == bool(given)
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert f'DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)' in code
+        assert ("mine" in text) == (not given)
         shutil.rmtree(tmp_path / "hub")
     exported = Export(run, "lora", license="mit")
     with pytest.raises(UserError, match="--license without --push"):
         exported.run()
     with pytest.raises(UserError, match="got --base-model here; expected the owner"):
         replace(exported, push="me/student", base_model="here").run()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("lora", 'pipe = DiffusionPipeline.from_pretrained("owner/base", torch_dtype=torch.float32)'),
+        ("checkpoint", 'from_single_file(hf_hub_download("me/student", "student.safetensors"), config="owner/base")'),
+    ],
+)
+def test_a_file_of_this_machine_is_its_base_everywhere(run, api, tmp_path, monkeypatch, kind, line):
+    """Also where a folder here is called as its base is there, and a licence stands with the base alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "base").mkdir(parents=True)
+    (tmp_path / "owner" / "base" / "README.md").write_text("---\nlicense: openrail\n---\n")
+    config = sd15(data="x", out=run, teacher=str(tmp_path / "here.safetensors"), teacher_config="local/configs")
+    (run / "config.json").write_text(config.to_json())
+    (run / "lora").rename(run / kind)
+    push(run, run / kind, kind, "me/student", base="owner/base")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert line in text
+    assert "| teacher | `owner/base` (" in text
+    assert "| licence of the teacher | openrail |" in text
+    assert 'license: "openrail"' in text
+    assert not any(name in text for name in ("here.safetensors", "local/configs", "configs"))
 
 
 @pytest.mark.parametrize("kind", [OSError, ConnectError])

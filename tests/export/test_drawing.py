@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     AutoPipelineForImage2Image,
+    ChromaImg2ImgPipeline,
     DiffusionPipeline,
     FluxImg2ImgPipeline,
     QwenImageImg2ImgPipeline,
@@ -20,12 +21,14 @@ from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.export.pipeline import call_options, save_student
 from scott.export.trained import difference, student_grid
+from scott.samplers import StudentSampler
 from scott.students import Student
 from scott.teachers import load_backbone
 
 IMAGE_TO_IMAGE = {
     "sd3": StableDiffusion3Img2ImgPipeline,
     "flux": FluxImg2ImgPipeline,
+    "chroma": ChromaImg2ImgPipeline,
     "qwen-image": QwenImageImg2ImgPipeline,
     "z-image": ZImageImg2ImgPipeline,
 }
@@ -81,6 +84,8 @@ def test_another_size(student, family, train):
         ("sd3", "lora", 0.6, 3),
         ("sd3", "lora", 0.2, 1),
         ("flux", "lora", 0.5, 2),
+        ("chroma", "lora", 0.5, 2),
+        ("chroma", "lora", 0.6, 3),
         ("qwen-image", "lora", 0.5, 2),
         ("z-image", "lora", 0.5, 2),
     ],
@@ -100,6 +105,58 @@ def test_from_a_picture(student, picture, family, train, strength, calls):
     assert difference(theirs, ours) < 1e-4
     away = drawing(made, replace(asked, strength=1.0)).latents(["a dog"], 3)
     assert difference(theirs, away) > 0.1
+
+
+STOCK_MEAN = {
+    "flux2-klein": lambda pipe, pixels: pipe._encode_vae_image(2 * pixels - 1, None),
+    "sana": lambda pipe, pixels: pipe.vae.encode(2 * pixels - 1).latent * pipe.vae.config.scaling_factor,
+}
+"""Families of which diffusers has no pipeline of image to image (FLUX.2's take pictures as tokens to edit by, Sana
+Sprint's is of another schedule) → what it makes of a picture."""
+
+
+@pytest.mark.parametrize("family", STOCK_MEAN)
+@pytest.mark.parametrize(("strength", "made"), [(1.0, 4), (0.5, 2), (0.2, 1)])
+@torch.no_grad()
+def test_from_a_picture_where_there_is_no_such_pipeline(student, picture, family, strength, made):
+    """From (1 − σ) z + σ ε, as pipelines of flows do it: z of the pipeline's VAE, σ of its scheduler."""
+    it, folder = student(family)
+    pipe, pixels = DiffusionPipeline.from_pretrained(folder), fitted(picture, (64, 96))
+    sigmas = [1 - k / 4 for k in range(4)] if it.backbone.shifts_evenly else None
+    pipe.scheduler.set_timesteps(**{"sigmas": sigmas} if sigmas else {"num_inference_steps": 4})
+    sigma = pipe.scheduler.sigmas[4 - made].item()
+    sampler = drawing(it, Drawn(steps=4, image=picture, strength=strength, height=64, width=96))
+    fed = []
+
+    def network(x, t, cond):
+        fed.append(x)
+        return it.network(x, t, cond)
+
+    ours = replace(sampler, network=network).latents(["a dog"], 3)
+    generator = torch.Generator().manual_seed(3)
+    z, std = STOCK_MEAN[family](pipe, pixels), it.backbone.encode_images(pixels)[1]
+    if family == "flux2-klein":
+        z = z + std * torch.randn(z.shape, generator=generator)
+    noise = torch.randn(z.shape, generator=generator)
+    torch.testing.assert_close(fed[0], (1 - sigma) * z + sigma * noise)
+    assert len(fed) == made
+    other = replace(sampler, image=1 - pixels).latents(["a dog"], 3)
+    assert (difference(other, ours) < 1e-6) == (strength == 1)
+    if (family, strength) == ("sana", 1.0):  # whose VAE draws nothing, so that the seed's noise is the same
+        assert torch.equal(ours, drawing(it, Drawn(steps=4, height=64, width=96)).latents(["a dog"], 3))
+
+
+@pytest.mark.parametrize("family", STOCK_MEAN)
+def test_hardly_noised_a_picture_stays_what_its_vae_makes_of_it(student, picture, family, monkeypatch):
+    it, _ = student(family)
+    sampler = drawing(it, Drawn(image=picture, strength=0.1, height=64, width=96))
+    mean, std = it.backbone.encode_images(sampler.image)
+    z = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    off = []
+    for t in (1e-2, 1e-3):  # at a tenth of this, c_skip + c_out of LCM's boundary is no longer 1
+        monkeypatch.setattr(StudentSampler, "times", [t])
+        off.append(difference(z, sampler.latents(["a dog"], 3)))
+    assert off[1] < off[0] / 5
 
 
 AWAY = {

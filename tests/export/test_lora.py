@@ -29,6 +29,8 @@ from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
 FAMILIES = {"sd1": "kohya", "sd2": "kohya", "sdxl": "kohya", "pixart": "peft", "sd3": "diffusers"}
+SIDE = 64
+"""In pixels, of what draws many by default."""
 BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
@@ -43,9 +45,10 @@ def stock(trained, load=lambda pipe: None):
     pipe.scheduler = few_step_scheduler(trained.backbone, trained.grid)
     load(pipe)
     pipe.set_progress_bar_config(disable=True)
-    options = call_options(type(pipe).__name__)
-    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "generator": torch.manual_seed(3)}
-    return pipe("a dog", output_type="latent", **call, **options).images
+    options, backbone = call_options(type(pipe).__name__), trained.backbone
+    options |= {"height": SIDE, "width": SIDE} if backbone.packed else {}
+    call = {"num_inference_steps": 2, "guidance_scale": trained.info.guidance_scale, "generator": torch.manual_seed(3)}
+    return backbone.from_pipeline(pipe("a dog", output_type="latent", **call, **options).images)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +267,13 @@ def test_a_transformer_has_no_kohya_form(make_trained):
             lora_form(make_trained(family).backbone, "lora", "kohya")
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "chroma"])
 @pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
 def test_a_style_lora_beside_the_students(make_trained, style_lora, tmp_path, family, fused):
     """Both at once in diffusers are the student's LoRA on a teacher with the style merged in."""
     trained = make_trained(family)
+    if trained.backbone.packed:
+        trained.backbone.resize(SIDE)
     save_lora(trained, tmp_path, "lora")
 
     def load(pipe):
@@ -281,6 +286,7 @@ def test_a_style_lora_beside_the_students(make_trained, style_lora, tmp_path, fa
 
     got = stock(trained, load)
     styled = load_backbone(TeacherSource(teacher=trained.config.teacher, teacher_lora=(f"{style_lora(family)}:0.5",)))
+    styled.resize(trained.backbone.resolution)
     said = []
     apply_lora(styled, tmp_path, said.append)
     assert difference(StudentSampler(styled, styled.target, trained.grid, 2, 4.0).latents(["a dog"], 3), got) < 1e-4

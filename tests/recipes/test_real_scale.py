@@ -15,7 +15,7 @@ from scott.teachers import load_backbone
 from scott.training.optimization import Optimization
 
 TINY = {"sd15": "sd1", "realistic-vision": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
-NEWER = {recipe: "sd35" if recipe.startswith("sd35") else recipe for recipe in RECIPES.keys() - {*TINY, "mini"}}
+NEWER = {recipe: recipe for recipe in RECIPES.keys() - {*TINY, "mini"}} | {"sd35-medium": "sd35"}
 SIDE = 64
 """Pixels of the newer families' tiny teachers, which draw many by default."""
 BATCH = 16

@@ -186,7 +186,7 @@ def pictures(tmp_path_factory):
 TINY = {"mini": None, "sd15": "sd1", "realistic-vision": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
 
 
-FLOWS = {name: name for name in ("flux", "chroma", "flux2-klein", "qwen-image", "z-image", "sana")}
+FLOWS = {name: name for name in ("flux", "chroma", "flux2-klein", "qwen-image", "z-image", "sana", "sd35-large")}
 FLOWS |= {"sd35-medium": "sd35"}
 
 

@@ -8,6 +8,7 @@ from tests.tiny.families import FLOWS
 
 from scott import evaluation
 from scott.commands.distill import add_models
+from scott.commands.distill import config_of as config_of_teacher
 from scott.data.batch import Batch
 from scott.evaluation.stock import PipelineSampler
 from scott.export.lora import read_lora, save_lora
@@ -150,6 +151,11 @@ def test_an_export_is_drawn_by_the_stock_pipeline(backbone, family, teacher_fold
         (tmp_path / "lora").mkdir()
         assert save_lora(trained, tmp_path / "lora", "lora") == "diffusers"
         read_lora(tmp_path / "lora", "lora", "diffusers", expected)
+
+
+@pytest.mark.parametrize(("family", "recipe"), [("sd3", "sd3"), ("sd35", "sd35-medium"), ("sd35-large", "sd35-large")])
+def test_editions_of_sd3_are_told_by_their_networks(teacher_folders, family, recipe):
+    assert config_of_teacher(None, {"teacher": str(teacher_folders[family]), "data": "none"})[0] == recipe
 
 
 def test_a_skeleton_has_the_conditions_and_tensors_of_the_loaded_one(teacher_folders, family):

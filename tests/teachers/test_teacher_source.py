@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders import single_file_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -27,7 +27,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
 from scott.teachers.load import doubt_of_prediction
-from scott.teachers.modified import scheduler_config
+from scott.teachers.modified import predicting
 from scott.teachers.single_file import kind_of, known_configs, lacking_parts
 from scott.teachers.skeleton import skeleton
 from scott.teachers.tokenizers import clip_tokenizer, tokenizer_of
@@ -160,8 +160,35 @@ def test_a_prediction_is_given_to_any_teacher(teacher_folders, loads):
         backbone = loads(source(folder, prediction=prediction))
         alpha = backbone.schedule.alpha(torch.tensor([999])).item()
         assert (backbone.prediction, alpha) == (name, pytest.approx(last, abs=1e-3))
-    with pytest.raises(UserError, match="for a flow, which predicts its velocity; leave it out"):
-        loads(source(teacher_folders["sd3"], prediction="v"))
+    for flow in ("sd3", "flux", "sana"):  # the last has a solver of Stable Diffusion's
+        with pytest.raises(UserError, match="for a flow, which predicts its velocity; leave it out"):
+            loads(source(teacher_folders[flow], prediction="v"))
+
+
+SPACED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SPACED |= {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False, "trained_betas": None}
+WITHOUT = {
+    "PNDMScheduler": {"skip_prk_steps": True},  # as Stable Diffusion 1.5 is published
+    "DDIMScheduler": {},
+    "EulerDiscreteScheduler": {"skip_prk_steps": True},
+    "DPMSolverMultistepScheduler": {"solver_order": 2, "algorithm_type": "dpmsolver++"},
+}
+
+
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_scheduler_that_names_no_prediction_is_no_flow(teacher_folders, tmp_path, loads, name):
+    """Older files have none: it is their classes' default, ε."""
+    folder = shutil.copytree(teacher_folders["sd1"], tmp_path / "teacher")
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": ["diffusers", name]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.6.0"} | SPACED | WITHOUT[name]))
+    assert loads(folder).prediction == "epsilon"
+    for prediction, last in (("v", 0.068), ("v-ztsnr", 0.0)):
+        backbone = loads(source(folder, prediction=prediction))
+        alpha = backbone.schedule.alpha(torch.tensor([999])).item()
+        assert (backbone.prediction, alpha) == ("v_prediction", pytest.approx(last, abs=1e-3))
 
 
 def test_a_network_that_answers_noise_with_noise_predicts_no_v():
@@ -330,8 +357,9 @@ def test_configs_of_a_flow_take_no_prediction(tmp_path):
     save_file(of_published("sd35-medium"), tmp_path / "file.safetensors")
     found = known_configs(tmp_path / "file.safetensors", "v")["scheduler/scheduler_config.json"]
     assert "prediction_type" not in found
+    flow = FlowMatchEulerDiscreteScheduler.from_config(found)
     with pytest.raises(UserError, match="for a flow, which predicts its velocity; leave it out"):
-        scheduler_config(found, source(tmp_path / "file.safetensors", prediction="v"))
+        predicting(flow, source(tmp_path / "file.safetensors", prediction="v"))
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -587,11 +615,22 @@ def test_what_is_no_lora_says_so(teacher_folders, style_lora, tmp_path):
     refused({"lora_unet_mid_block.hada_w1_a": torch.ones(1)}, "is a LoHa")
     peft = {f"base_model.model.{name.removeprefix('unet.')}": v for name, v in load_file(style_lora("sd1")).items()}
     refused(peft, r"its scale is in adapter_config\.json, which is not beside it")
+    refused({"unet.conv_in.weight": torch.ones(32, 4, 3, 3)}, r"it names no layer of this one")
+    kohya = {}  # of the same layers, as SD2's are, but for the width of the text
+    for name, value in load_file(style_lora("sd1")).items():
+        layer, _, end = name.removeprefix("unet.").rpartition(".lora_")
+        wide = end[0] == "A" and layer.endswith("attn2.to_v")
+        kohya[f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if end[0] == 'A' else 'up'}.weight"] = (
+            torch.ones(2, 1024) if wide else value
+        )
+    count = sum(value.shape[1] == 1024 for value in kohya.values())
+    refused(kohya, rf"is a LoRA of another kind of teacher; .* has {len(kohya) // 2 - count} of the {len(kohya) // 2}")
 
 
-def test_loras_that_fit_nothing(teacher_folders, style_lora):
+@pytest.mark.parametrize("loads", [load_backbone, skeleton])
+def test_loras_that_fit_nothing(teacher_folders, style_lora, loads):
     def merging(family, file):
-        return load_backbone(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
+        return loads(TeacherSource(teacher=str(teacher_folders[family]), teacher_lora=(str(file),)))
 
     with pytest.raises(UserError, match="diffusers loads none into a PixArtAlphaPipeline"):
         merging("pixart", style_lora("sd1"))

@@ -6,6 +6,7 @@ from tests.tiny import flows, stable
 
 FLOWS = {
     "sd35": stable.tiny_sd35,
+    "sd35-large": partial(stable.tiny_sd35, dual_attention_layers=()),
     "flux": flows.tiny_flux,
     "chroma": flows.tiny_chroma,
     "flux2-klein": flows.tiny_flux2,

@@ -122,10 +122,10 @@ def tiny_sd3(folder, **sizes):
     return folder
 
 
-def tiny_sd35(folder, **sizes):
-    """SD3.5 medium: SD3 with normed queries and keys, and a second attention in its first blocks."""
+def tiny_sd35(folder, dual_attention_layers=(0, 1), **sizes):
+    """SD3.5: SD3 with normed queries and keys, and in its medium a second attention in the first blocks."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3(folder, **sizes))
     torch.manual_seed(0)
-    changes = {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}
+    changes = {"qk_norm": "rms_norm", "dual_attention_layers": dual_attention_layers}
     pipeline.transformer = SD3Transformer2DModel.from_config({**pipeline.transformer.config, **changes})
     pipeline.save_pretrained(folder)

@@ -1,14 +1,18 @@
 """A run that starts as another student, or goes on from another run under new rates."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.tiny.stable import tiny_sd
 from tests.training.runs import STEPS, final
 
 from scott.commands.initial import check_start, initial_lora, start_as
 from scott.errors import UserError
+from scott.export.info import STUDENT_INFO
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
 from scott.export.trained import Trained
@@ -95,14 +99,7 @@ def test_a_lora_of_another_program_is_a_start(make_backbone, config, style_lora,
     """Of rank 2 on attention, in diffusers' names, which tell no α, and in kohya's with an α of 4."""
     file, new = style_lora("sd1"), make_backbone()
     if style == "kohya":
-        tensors = {}
-        for key, value in load_file(file).items():
-            layer, _, end = key.removeprefix("unet.").rpartition(".lora_")
-            name = f"lora_unet_{layer.replace('.', '_')}"
-            tensors[f"{name}.lora_{'down' if end[0] == 'A' else 'up'}.weight"] = value
-            tensors[f"{name}.alpha"] = torch.tensor(4.0)
-        file = tmp_path / "kohya.safetensors"
-        save_file(tensors, file)
+        file = kohya(file, tmp_path / "kohya.safetensors")
     config = replace(config, init=str(file), lora_alpha=8.0)
     check_start(new, config)
     before = {name: value.clone() for name, value in new.network.state_dict().items()}
@@ -118,9 +115,23 @@ def test_a_lora_of_another_program_is_a_start(make_backbone, config, style_lora,
         for name, value in merged.network.state_dict().items():
             torch.testing.assert_close(mine[name], value, msg=name)
     with pytest.raises(UserError, match="has rank 2 on 16 of the student's layers; give --lora-rank 2"):
-        initial_lora(make_backbone(), replace(config, lora_rank=1), print)
-    with pytest.raises(UserError, match=r"is a LoRA of another kind of teacher|names no layer of this teacher"):
-        initial_lora(make_backbone(family="sd3"), config, print)
+        check_start(make_backbone(), replace(config, lora_rank=1))
+    for check in (check_start, lambda *given: initial_lora(*given, print)):
+        with pytest.raises(UserError, match=r"is a LoRA of another kind of teacher|names no layer of this teacher"):
+            check(make_backbone(family="sd3"), config)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_teacher_takes_a_lora_as_a_start(teacher_folders, config, style_lora, kind):
+    """Its weights have other shapes than the layers that they are of."""
+    backbone = load_backbone(teacher_folders["sd3"], quantized=kind)
+    config = replace(config, teacher=str(teacher_folders["sd3"]), init=str(style_lora("sd3")))
+    check_start(backbone, config)
+    lora = initial_lora(backbone, config, print)
+    backbone.add_student("lora", rank=4, alpha=4.0)
+    start_as(backbone, config, lora)
+    for name, value in lora.items():
+        assert torch.equal(backbone.student_parameters()[name][tuple(map(slice, value.shape))].data, value), name
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": 8}, {"lora_variant": "rslora"}], ids=str)
@@ -135,6 +146,97 @@ def test_a_lora_of_another_kind_is_refused_before_anything_is_written(
         code, _, said = command_line("distill", "sd15", *flags, *more)
         assert (code, "is a lora of rank 4; give --lora-rank 4" in " ".join(said.split())) == (2, True)
     assert not config.out.exists()
+
+
+@pytest.fixture
+def refused(command_line, tmp_path):
+    """`refused(teacher, train, init, *said)`: a run and its dry run say so in a line, and leave no folder."""
+
+    def check(teacher, train, init, *said):
+        flags = ["--teacher", teacher, "--data", tmp_path, "--out", tmp_path / "new", "--train", train, "--init", init]
+        flags += ["--lora-rank", 4] if train == "lora" else ["--guidance-min", 4, "--guidance-max", 4]
+        for more in ([], ["--dry-run"]):
+            code, _, error = command_line("distill", *flags, *more)
+            error = " ".join(error.split())
+            assert (code, [part for part in said if part not in error]) == (2, []), error
+        assert not (tmp_path / "new").exists()
+
+    (tmp_path / "picture.txt").write_text("a cat")
+    Image.new("RGB", (16, 16)).save(tmp_path / "picture.png")
+    return check
+
+
+def kohya(file, to):
+    """A U-Net's LoRA file in kohya's names, with an α of 4."""
+    tensors = {}
+    for key, value in load_file(file).items():
+        layer, _, end = key.removeprefix("unet.").rpartition(".lora_")
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        tensors[f"{name}.lora_{'down' if end[0] == 'A' else 'up'}.weight"] = value
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, to)
+    return to
+
+
+@pytest.mark.parametrize("other", ["flux", "sdxl", "kohya of sdxl", "sd3"])
+def test_a_lora_of_another_family_is_refused_by_a_dry_run_too(refused, teacher_folders, style_lora, tmp_path, other):
+    file = style_lora(other.rpartition(" ")[2])
+    file = kohya(file, tmp_path / "kohya.safetensors") if other.startswith("kohya") else file
+    refused(teacher_folders["sd1"], "lora", file, str(file), "is a LoRA of another kind of teacher; give one of this")
+
+
+@pytest.mark.parametrize("family", ["sd1 of wider text", "pixart", "sdxl"])
+def test_an_exported_lora_of_other_layers_or_sizes_is_refused_by_a_dry_run_too(
+    refused, make_backbone, config, teacher_folders, tmp_path, family
+):
+    """SD2's layers have SD1's names, and other sizes where they read its wider text."""
+    if wider := family.endswith("text"):
+        tiny_sd(tmp_path / "wider", cross_attention_dim=48)
+    old = load_backbone(tmp_path / "wider") if wider else make_backbone(family=family)
+    old.add_student("lora", rank=4, alpha=4.0)
+    (tmp_path / "lora").mkdir()
+    save_lora(Trained(old, config, 7), tmp_path / "lora", "lora")
+    refused(teacher_folders["sd1"], "lora", tmp_path / "lora", "is a LoRA of another kind of teacher")
+
+
+def test_a_whole_pipeline_is_refused_where_a_lora_is_trained_and_a_loras_where_a_whole_one_is(
+    refused, make_backbone, config, teacher_folders, tmp_path
+):
+    """The pipeline that a LoRA run ends with has the layers of its teacher, and none for ω."""
+    old, place = make_backbone("lora"), tmp_path / "student"
+    trained = Trained(old, config, 7)
+    save_student(old, place, trained.grid)
+    (place / STUDENT_INFO).write_text(trained.info.to_json())
+    teacher = teacher_folders["sd1"]
+    refused(teacher, "lora", place, f"{place} is a whole pipeline; expected --init with a LoRA file")
+    refused(teacher, "full", place, "is the pipeline of a LoRA student", "cond_proj", "a LoRA file with --train lora")
+    refused(teacher, "full", teacher, "is no full student of this teacher", "cond_proj")
+    refused(teacher, "full", teacher_folders["flux"], "is no full student of this teacher")
+
+
+def test_a_full_student_that_was_cut_short_is_refused(refused, make_backbone, config, teacher_folders, tmp_path):
+    old, place = make_backbone("full"), tmp_path / "student"
+    save_student(old, place, Trained(old, replace(config, train="full"), 7).grid)
+    (file,) = (place / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    refused(teacher_folders["sd1"], "full", place, f"{file} cannot be read")
+
+
+def test_parts_of_a_checkpoint_and_critics_are_no_start(refused, make_backbone, config, teacher_folders, tmp_path):
+    backbone = make_backbone("lora", critic_rank=4)
+    parts = {"target": backbone.target_parameters(), "critic": backbone.critic_parameters()}
+    saved = save_checkpoint(tmp_path / "old" / "checkpoints", 7, parts, {})
+    (tmp_path / "old" / "config.json").write_text(config.to_json())
+    teacher = teacher_folders["sd1"]
+    refused(teacher, "lora", saved / "target.safetensors", f"give the run that it is of, {tmp_path / 'old'}, as --init")
+    shutil.copy(saved / "critic.safetensors", tmp_path / "critic.safetensors")
+    refused(teacher, "lora", tmp_path / "critic.safetensors", "so it is a critic's; give the LoRA of a student")
+    for train in ("lora", "full"):
+        other, run = make_backbone(train, family="sd3"), tmp_path / train
+        save_checkpoint(run / "checkpoints", 7, {"target": other.target_parameters()}, {})
+        changes = {"precision": "bf16"} | ({"lora_rank": 64, "lora_alpha": None} if train == "full" else {})
+        (run / "config.json").write_text(replace(config, train=train, **changes).to_json())
+        refused(teacher, train, run, f"{run} was distilled from another kind of teacher")
 
 
 BAD = {

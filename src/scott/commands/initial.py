@@ -1,19 +1,23 @@
 """What a new run's student starts as, where it is not the teacher: another run's, or one that was exported."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scott.commands.prepare import Warn
-from scott.errors import UserError
-from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file
+from scott.errors import UserError, first_line
+from scott.export.info import StudentInfo
+from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file, warn_of_base
 from scott.students import is_run
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.lora_files import lora_path
+from scott.teachers.lora_files import check_lora, header, lora_path, misfitting
 from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
+INDEX = "model_index.json"
 _SAME = ("train", "lora_rank", "alpha", "lora_variant")
 _SAME_WHOLE = (*_SAME, "critic", "critic_rank", "adversarial_weight", "adversarial_share", "optimizer", "precision")
 
@@ -35,9 +39,9 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
         elif config.continue_from:
             raise UserError(f"{name} is no run; expected one as --continue-from, or use --init")
         elif config.train == "lora":
-            _check_lora(lora_path(Path(name)), config)
-        elif not (Path(name) / "model_index.json").is_file():
-            raise UserError(f"{name} is no student's folder; expected one as --init with --train full, or a run")
+            _check_lora(backbone, Path(name), config)
+        else:
+            _check_whole(backbone, Path(name))
 
 
 def _has_begun(config: DistillConfig) -> bool:
@@ -57,16 +61,84 @@ def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same:
     if version and checkpoint_state(newest).get("teacher", version) != version:
         raise UserError(f"{run} was distilled from another teacher than {config.teacher}; give that one")
 
+    found = _sizes([newest / "target.safetensors"])
+    if config.train == "full":
+        fits = not _unlike_full(backbone, found)
+    else:
+        layers = {name.rpartition(".lora_")[0] for name in found}
+        fits = layers == {*backbone.student_targets} and not misfitting(backbone.network, layers, found)
+    if not fits:
+        raise UserError(f"{run} was distilled from another kind of teacher than {config.teacher}; give one of that")
 
-def _check_lora(file: Path, config: DistillConfig) -> None:
+
+def _check_lora(backbone: LatentBackbone, place: Path, config: DistillConfig) -> None:
+    if (place / INDEX).is_file():
+        raise UserError(
+            f"{place} is a whole pipeline; expected --init with a LoRA file (a LoRA run has one in lora/) or a run, or "
+            "--train full"
+        )
+    file = lora_path(place)
+    if (file.parent / "state.json").is_file():
+        raise UserError(f"{file} is a part of a checkpoint; give the run that it is of, {file.parents[2]}, as --init")
     info = lora_info(file)
-    if info is None and config.lora_variant == "dora":
-        raise UserError(f"{file} is no DoRA of `scott export`; leave out --lora-variant dora")
-    if info and (info.lora_rank, info.lora_variant) != (config.lora_rank, config.lora_variant):
+    if info is None:
+        _check_foreign(backbone, file, config)
+    elif (info.lora_rank, info.lora_variant) != (config.lora_rank, config.lora_variant):
         raise UserError(
             f"{file} is a {info.lora_variant} of rank {info.lora_rank}; give --lora-rank {info.lora_rank} and "
             f"--lora-variant {info.lora_variant}"
         )
+    else:
+        lora_parameters(backbone, file, info.lora_variant, read_lora_file(file)[2])
+
+
+def _check_foreign(backbone: LatentBackbone, file: Path, config: DistillConfig) -> None:
+    if config.lora_variant == "dora":
+        raise UserError(f"{file} is no DoRA of `scott export`; leave out --lora-variant dora")
+    names, _ = header(file)
+    if any(mark in name for name in names for mark in ("dora_scale", "lora_magnitude_vector")):
+        raise UserError(f"{file} is a DoRA of another program; give a LoRA, or merge it by --teacher-lora")
+    if strange := [name for name in names if name.startswith("heads.")]:
+        raise UserError(f"{file} has {strange[0]}, so it is a critic's; give the LoRA of a student")
+    ranks = check_lora(backbone.pipeline, file)
+    kept = [rank for layer, rank in ranks.items() if layer in {*backbone.student_targets}]
+    if not kept:
+        raise UserError(f"{file} updates no layer that a student adapts; leave it out, or merge it by --teacher-lora")
+    if (highest := max(kept)) > config.lora_rank:
+        raise UserError(f"{file} has rank {highest} on {len(kept)} of the student's layers; give --lora-rank {highest}")
+
+
+def _check_whole(backbone: LatentBackbone, place: Path) -> None:
+    if not (place / INDEX).is_file():
+        raise UserError(f"{place} is no student's folder; expected one as --init with --train full, or a run")
+    info, part = StudentInfo.read(place), backbone.part
+    if unlike := _unlike_full(backbone, _sizes(sorted((place / part).glob("*.safetensors")))):
+        of = "the pipeline of a LoRA student" if info and info.train == "lora" else "no full student of this teacher"
+        raise UserError(
+            f"{place} is {of}: its {part} is unlike a full student's in {len(unlike)} weights, such as {unlike[0]}; "
+            "expected a full student's folder as --init with --train full, or a LoRA file with --train lora"
+        )
+
+
+def _sizes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of files, whose headers alone are read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} cannot be read ({first_line(error)}); give another --init") from None
+    return found
+
+
+def _unlike_full(backbone: LatentBackbone, sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of what a full student of this teacher has and these have not, or in another size, or the other way."""
+    network = backbone.full_student()
+    wanted = {name: tuple(value.shape) for name, value in network.named_parameters()}
+    named = {*network.state_dict()}
+    return sorted([k for k, size in wanted.items() if sizes.get(k) != size] + [k for k in sizes if k not in named])
 
 
 def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) -> dict[str, Tensor]:
@@ -80,20 +152,19 @@ def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) ->
         return {}
     scale = config.alpha / (config.lora_rank**0.5 if config.lora_variant == "rslora" else config.lora_rank)
     if lora_info(file := lora_path(place)) is None:
-        return _foreign(backbone, file, config.lora_rank, scale, warn)
-    _, alpha, tensors = read_lora_file(backbone, place, warn)
+        return _foreign(backbone, file, scale, warn)
+    info, alpha, tensors = read_lora_file(place)
+    warn_of_base(backbone, place, info, warn)
     named = lora_parameters(backbone, place, config.lora_variant, tensors)
     factor = alpha / config.lora_rank / scale
     return {name: factor * value if name.endswith("lora_B.weight") else value for name, value in named.items()}
 
 
-def _foreign(backbone: LatentBackbone, file: Path, rank: int, scale: float, warn: Warn) -> dict[str, Tensor]:
+def _foreign(backbone: LatentBackbone, file: Path, scale: float, warn: Warn) -> dict[str, Tensor]:
     factors, adapted = foreign_factors(backbone, file), backbone.student_targets
     if outside := sorted(factors.keys() - {*adapted}):
         warn(f"{file} has {len(outside)} layers that a student does not adapt, such as {outside[0]}: left out")
     kept = {layer: update for layer, update in factors.items() if layer in {*adapted}}
-    if (highest := max((len(update.a) for update in kept.values()), default=0)) > rank or not kept:
-        raise UserError(f"{file} has rank {highest} on {len(kept)} of the student's layers; give --lora-rank {highest}")
     tensors = {f"{layer}.lora_A.weight": update.a.detach().float() for layer, update in kept.items()}
     return tensors | {f"{k}.lora_B.weight": update.scale / scale * update.b.detach() for k, update in kept.items()}
 

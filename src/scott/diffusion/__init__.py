@@ -1,7 +1,7 @@
 """What every other room stands on: noise schedules, predictions, the boundary condition and the grid."""
 
 from scott.diffusion.boundary import ConsistencyFunction, apply_boundary, c_out, c_skip
-from scott.diffusion.flow import FlowSchedule, schedule_from_config
+from scott.diffusion.flow import FlowSchedule, is_flow, schedule_from_config
 from scott.diffusion.grid import JumpGrid, equal_substeps
 from scott.diffusion.prediction import Denoiser, prediction_name, to_x0
 from scott.diffusion.schedule import DiscreteSchedule, NoiseSchedule
@@ -19,6 +19,7 @@ __all__ = [
     "c_skip",
     "equal_substeps",
     "expand_like",
+    "is_flow",
     "normal_like",
     "prediction_name",
     "schedule_from_config",

@@ -103,10 +103,13 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
             f"got the scheduler {config['_class_name']}: a teacher preconditioned as in EDM (Playground v2.5) is not "
             "supported; expected one of epsilon, v, x0 or flow"
         )
+    return FlowSchedule.from_config(config) if is_flow(config) else DiscreteSchedule.from_config(config)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers scheduler's config is a flow's."""
     # A scheduler object's config has no class name, a file's has one; only flow schedulers have a shift.
-    if "Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"):
-        return FlowSchedule.from_config(config)
-    return DiscreteSchedule.from_config(config)
+    return bool("Flow" in config.get("_class_name", "") or "shift" in config or config.get("use_flow_sigmas"))
 
 
 def _shifted(t: Tensor, shift: float) -> Tensor:

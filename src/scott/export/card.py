@@ -51,15 +51,24 @@ def card(
     results: Sequence[Results] = (),
     *,
     hub: bool = False,
+    base: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """The card of one export that stands in `folder`; with `hub`, in the repository of that name, and without the
-    folders that relative paths of this machine go through."""
+    folders that relative paths of this machine go through.
+
+    A `base` is where the teacher is on the hub, in whose place its name and its snippet have that.
+    """
+    terms = {"licence of the teacher": _teachers_licence(config, base)}
+    terms |= {"licence of the student": licence} if licence else {}
     config = _without_paths(config) if hub else config
+    if base:  # where all is that a file lacks
+        config = replace(config, teacher=base, teacher_config=None)
     is_flow = info.scheduler == "FlowMatchLCMScheduler"
     grid = "" if is_flow else f" with `original_inference_steps={info.original_inference_steps}`"
     rows = {
-        "teacher": _teacher(config, info),
-        "licence of the teacher": teacher_licence(config.teacher),
+        "teacher": _teacher(config, info, base),
+        **terms,
         "data": _data(config),
         "method": method_of(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
@@ -105,7 +114,7 @@ def front_matter(
     if data := [source for source in config.sources if is_hub_id(source)]:
         fields["datasets"] = data
     fields["tags"] = ["few-step", "consistency-distillation", "scott", *(["lora"] if is_lora else [])]
-    if " " not in (licence := licence or teacher_licence(config.teacher)):
+    if " " not in (licence := licence or _teachers_licence(config, base)):
         fields["license"] = licence
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n\n"
 
@@ -119,7 +128,12 @@ def teacher_licence(teacher: str) -> str:
     found = re.search(r"^license:[ \t]*(\S.*)$", front.group(1), re.MULTILINE) if front else None
     if found:
         return found.group(1).strip().strip("\"'")
-    return "see the teacher's page" + ("" if folder.exists() else f", <https://huggingface.co/{teacher}>")
+    return "see the teacher's page" + (f", <https://huggingface.co/{teacher}>" if is_hub_id(teacher) else "")
+
+
+def _teachers_licence(config: DistillConfig, base: str | None) -> str:
+    found = teacher_licence(config.teacher)
+    return teacher_licence(base) if base and " " in found else found
 
 
 def is_hub_id(teacher: str) -> bool:
@@ -145,8 +159,8 @@ def _without_paths(config: DistillConfig) -> DistillConfig:
     )
 
 
-def _teacher(config: DistillConfig, info: StudentInfo) -> str:
-    name = config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name
+def _teacher(config: DistillConfig, info: StudentInfo, base: str | None) -> str:
+    name = base or (config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name)
     weights = f", weights {info.base['sha256'][:12]}" if info.base else ""
     merged = "".join(f", with `{file.name}` merged in at {scale:g}" for file, scale in config.loras)
     vae = f", VAE `{shown(config.vae)}`" if config.vae else ""

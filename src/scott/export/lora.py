@@ -29,7 +29,7 @@ from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
-from scott.teachers.lora_files import check_lora, header, load_lora, lora_path
+from scott.teachers.lora_files import check_lora, header, load_lora, lora_path, misfitting
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -119,7 +119,8 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
 
     Raises `UserError` when there is no such file, or its layers are not this teacher's.
     """
-    info, alpha, tensors = read_lora_file(backbone, path, warn)
+    info, alpha, tensors = read_lora_file(path)
+    warn_of_base(backbone, path, info, warn)
     assert info.lora_rank is not None
     variant = "dora" if info.lora_variant == "dora" else "lora"
     backbone.add_student("lora", rank=info.lora_rank, alpha=alpha, variant=variant)
@@ -127,14 +128,9 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
     return info
 
 
-def read_lora_file(
-    backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
-) -> tuple[StudentInfo, float, dict[str, Tensor]]:
-    """What a file that `save_lora` wrote, or a folder with one, was made for; its α; its tensors.
-
-    A LoRA fits any network of its shapes, and people use it on fine-tunes of its base on purpose: another base than its
-    own is a warning. Raises `UserError` when there is no such file.
-    """
+def read_lora_file(path: Path) -> tuple[StudentInfo, float, dict[str, Tensor]]:
+    """What a file that `save_lora` wrote, or a folder with one, was made for; its α; its tensors. Raises `UserError`
+    when there is no such file."""
     file = lora_path(path)
     if (info := lora_info(file)) is None:
         raise UserError(f"{file} was not written by `scott export`, so its steps are unknown; draw it with diffusers")
@@ -148,10 +144,16 @@ def read_lora_file(
         raise UserError(
             f"{file} is not as it was written: not of rank {info.lora_rank}, or not finite; export it again"
         )
-    if differing(info.base, here := network_fingerprint(backbone)):
-        warn(f"{file} was made for {label(info.base)}, not for {label(here)}; a LoRA draws best on its own base")
     alpha = alphas[0].item() if alphas else float(info.lora_rank)
     return info, alpha, {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
+
+
+def warn_of_base(backbone: LatentBackbone, path: Path, info: StudentInfo, warn: Callable[[str], None]) -> None:
+    """Warn where a LoRA was made for another base: it fits any network of its shapes, and people use it on fine-tunes
+    of its base on purpose."""
+    if differing(info.base, here := network_fingerprint(backbone)):
+        made, file = label(info.base), lora_path(path)
+        warn(f"{file} was made for {made}, not for {label(here)}; a LoRA draws best on its own base")
 
 
 def lora_info(file: Path) -> StudentInfo | None:
@@ -169,19 +171,17 @@ def foreign_factors(backbone: LatentBackbone, file: Path) -> dict[str, Factors]:
         load_lora(pipeline, file)
         layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
         found = {name: Factors.of(layer, layer.active_adapters[0]) for name, layer in layers.items()}
-        dora = any(layer.use_dora[layer.active_adapters[0]] for layer in layers.values())
         pipeline.unload_lora_weights()
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a LoRA of this teacher: {first_line(error)}") from None
-    if not found or dora:
-        raise UserError(f"{file} {'is a DoRA of another program' if dora else 'names no layer of this teacher'}")
     return found
 
 
 def lora_parameters(
     backbone: LatentBackbone, path: Path, variant: str, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The file's tensors by the names of a student's parameters. Raises `UserError` where they are of other layers."""
+    """The file's tensors by the names of a student's parameters. Raises `UserError` where they are of other layers, or
+    other sizes."""
     named = [_keys(backbone, form, variant) for form in ("kohya", "diffusers", "peft")]
     keys = max(named, key=lambda keys: len(keys.keys() & tensors))
     given = set(tensors)
@@ -190,7 +190,14 @@ def lora_parameters(
             f"{path} is a LoRA of another kind of teacher: {len(wanted - given)} keys are missing and "
             f"{len(given - wanted)} are unknown; give the --teacher it was made for"
         )
-    return {keys[key]: tensors[key] for key in given}
+    found = {keys[key]: tensors[key] for key in given}
+    sizes = {name: tuple(value.shape) for name, value in found.items()}
+    if misfits := misfitting(backbone.network, backbone.student_targets, sizes):
+        raise UserError(
+            f"{path} is a LoRA of another kind of teacher: {len(misfits)} layers have other sizes here, such as "
+            f"{misfits[0]}; give the --teacher it was made for"
+        )
+    return found
 
 
 def _check_updates(network: nn.Module, ours: dict[str, Factors], folder: Path, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -19,7 +19,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.lora_files import lora_path, merge_lora
-from scott.teachers.modified import check_parts, complete, load_vae, scheduler_config
+from scott.teachers.modified import check_parts, complete, load_vae, predicting
 from scott.teachers.network import LatentBackbone
 from scott.teachers.single_file import cast, check_network, lacking_parts, load_single_file
 
@@ -84,8 +84,7 @@ def load_backbone(
 
 def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:
     """Give a pipeline the prediction that its source names, and merge its LoRAs into it."""
-    if (config := scheduler_config(pipeline.scheduler.config, source)) != dict(pipeline.scheduler.config):
-        pipeline.scheduler = DDIMScheduler.from_config(config)  # not every scheduler has zero terminal SNR
+    pipeline.scheduler = predicting(pipeline.scheduler, source)
     for file, scale in source.loras:
         with complaining_of(file):
             merge_lora(pipeline, lora_path(file), scale)

@@ -6,10 +6,12 @@ base_model.model.down_blocks….lora_A.weight      the same by peft, whose scale
 """
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -34,8 +36,8 @@ def lora_path(path: Path) -> Path:
     return files[0]
 
 
-def check_lora(pipeline: DiffusionPipeline, file: Path) -> None:
-    """Raise `UserError` unless each layer of its network that a file updates is there, in its size.
+def check_lora(pipeline: DiffusionPipeline, file: Path) -> dict[str, int]:
+    """The rank at each layer of its network that a file updates; `UserError` unless each is there, in its size.
 
     The network may be on the meta device. Layers of text encoders are left to diffusers.
     """
@@ -43,21 +45,29 @@ def check_lora(pipeline: DiffusionPipeline, file: Path) -> None:
         raise UserError(f"got the LoRA {file}; diffusers loads none into a {type(pipeline).__name__}")
     part, network = network_of(pipeline)
     tensors = _named(pipeline, file)
-    if not any(name.startswith((f"{part}.", "text_encoder")) for name in tensors):
+    mine = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    sizes, end = {name: tuple(value.shape) for name, value in mine.items()}, ".lora_A.weight"
+    layers = [name.removesuffix(end) for name in mine if name.endswith(end)]
+    if not layers and not any(name.startswith("text_encoder") for name in tensors):
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
-    end = ".lora_A.weight"
-    layers = [name.removesuffix(end) for name in tensors if name.startswith(f"{part}.") and name.endswith(end)]
-    modules = {f"{part}.{name}": module for name, module in network.named_modules()}
-    fitting = sum(_fits(modules.get(layer), layer, tensors) for layer in layers)
-    if fitting < len(layers):
+    if misfits := misfitting(network, layers, sizes):
+        fitting = len(layers) - len(misfits)
         raise UserError(f"{file} {_OF_ANOTHER} (this one has {fitting} of the {len(layers)} layers that it names)")
+    return {layer: sizes[f"{layer}{end}"][0] for layer in layers}
 
 
-def _fits(module: nn.Module | None, layer: str, tensors: dict[str, Tensor]) -> bool:
-    """Whether A (r, in, ...) and B (out, r, ...) are of a layer's weight (out, in, ...)."""
-    weight, b = getattr(module, "weight", None), tensors.get(f"{layer}.lora_B.weight")
-    a = tensors[f"{layer}.lora_A.weight"]
-    return weight is not None and b is not None and weight.shape[:2] == (b.shape[0], a.shape[1])
+def misfitting(network: nn.Module, layers: Iterable[str], sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Of some layers those whose A (r, in, ...) and B (out, r, ...), by their sizes, are not of a layer in -> out of a
+    network, which may be quantised, or have adapters."""
+    modules = dict(network.named_modules())
+
+    def fits(layer: str) -> bool:
+        a, b = (sizes.get(f"{layer}.lora_{factor}.weight", ()) for factor in "AB")
+        names = ("features", "channels")  # of a linear layer, and of a convolution
+        found = [[getattr(modules.get(layer), f"{end}_{name}", None) for end in ("in", "out")] for name in names]
+        return len(a) > 1 and len(b) > 1 and [a[1], b[0]] in found and a[0] == b[1]
+
+    return [layer for layer in layers if not fits(layer)]
 
 
 def load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
@@ -120,7 +130,8 @@ def _named(pipeline: DiffusionPipeline, file: Path) -> dict[str, Tensor]:
         read = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=config)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{file} {_OF_ANOTHER} ({first_line(error)})") from None
-    return dict(read[0] if isinstance(read, tuple) else read)
+    # U-Nets' keep .lora.down and .lora.up, which diffusers brings to peft's names when it puts them there
+    return dict(convert_unet_state_dict_to_peft(read[0] if isinstance(read, tuple) else read))
 
 
 def header(file: Path) -> tuple[list[str], dict[str, str]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DDIMScheduler, ModelMixin
 from safetensors import SafetensorError, safe_open
 
+from scott.diffusion import is_flow
 from scott.errors import UserError, first_line
 from scott.files import read_object
 from scott.teacher_source import SINGLE_FILE, TeacherSource
@@ -79,19 +80,22 @@ def vae_config(source: TeacherSource, own: Mapping[str, Any]) -> dict[str, Any]:
     return read_object(found) if found else dict(own)
 
 
-def scheduler_config(config: Mapping[str, Any], source: TeacherSource) -> dict[str, Any]:
-    """A scheduler's config with the prediction that is given (`TeacherParts.prediction`), or else that a file says
+def predicting(scheduler: Any, source: TeacherSource) -> Any:
+    """A teacher's scheduler, with the prediction that is given (`TeacherParts.prediction`), or else that a file says
     beside configs that are not its own.
 
     Raises `UserError` where one is given for a flow, whose networks predict nothing else.
     """
-    if "flow" in config.get("prediction_type", "flow"):
+    if is_flow({"_class_name": type(scheduler).__name__, **scheduler.config}):
         if source.prediction:
             raise UserError(
                 f"got --prediction {source.prediction} for a flow, which predicts its velocity; leave it out"
             )
-        return dict(config)
+        return scheduler
     marked = predicted(source.file) if source.file and source.teacher_config else ""
     kind, _, zero = (source.prediction or marked).partition("-")
-    said = {"prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)} if kind else {}
-    return {**config, **said}
+    if not kind:
+        return scheduler
+    said = {"prediction_type": PREDICTIONS[kind], "rescale_betas_zero_snr": bool(zero)}
+    # not every scheduler has zero terminal SNR; a value within the config would be dropped where it was a default there
+    return DDIMScheduler.from_config(scheduler.config, **said)

@@ -149,12 +149,16 @@ class LatentBackbone(Family):
         with torch.device(device):
             return type(self.network).from_config({**config, **changes}).eval()
 
+    def full_student(self) -> ModelMixin:
+        """The network of a full student, without weights."""
+        return self._built(self.student_config, "meta")
+
     def become(self, student: Mapping[str, Tensor]) -> None:
         """Put a full student's weights in the place of the teacher's, so that no second network is held.
 
         Raises `UserError` unless they are those of a full student of this teacher.
         """
-        network = self._built(self.student_config, "meta")
+        network = self.full_student()
         shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
         if shapes != {name: value.shape for name, value in student.items()}:
             raise UserError("the checkpoint's target does not fit this teacher and config; use those it was made with")

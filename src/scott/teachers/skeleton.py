@@ -26,7 +26,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.load import complaining_of
 from scott.teachers.lora_files import check_lora, lora_path
-from scott.teachers.modified import check_parts, scheduler_config, vae_config
+from scott.teachers.modified import check_parts, predicting, vae_config
 from scott.teachers.network import LatentBackbone
 from scott.teachers.single_file import cast, check_network, config_folder, lacking_parts
 
@@ -62,14 +62,14 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
     configs["vae"] = vae_config(source, configs["vae"])
-    scheduler = scheduler_config(read_json(source, "scheduler/scheduler_config.json"), source)
+    scheduler = read_json(source, "scheduler/scheduler_config.json")
     known = inspect.signature(pipeline_class).parameters
     options = {name: value for name, value in index.items() if name in known and not isinstance(value, list)}
     parts: dict[str, Any] = dict.fromkeys(index.keys() & known.keys() - options.keys())
     if "safety_checker" in known:
         options["requires_safety_checker"] = False
     with complaining_of(source.teacher, "built"):
-        parts["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_config(scheduler)
+        parts["scheduler"] = predicting(getattr(diffusers, index["scheduler"][1]).from_config(scheduler), source)
         with torch.device("meta"):
             for name, class_name in ((backbone.part, network), ("vae", index["vae"][1])):
                 parts[name] = getattr(diffusers, class_name).from_config(configs[name])
