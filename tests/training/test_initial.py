@@ -220,6 +220,8 @@ def test_a_full_student_that_was_cut_short_is_refused(refused, make_backbone, co
     (file,) = (place / "unet").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     refused(teacher_folders["sd1"], "full", place, f"{file} cannot be read")
+    file.rename(file.with_suffix(".bin"))
+    refused(teacher_folders["sd1"], "full", place, f"{place} has no unet in .safetensors")
 
 
 def test_parts_of_a_checkpoint_and_critics_are_no_start(refused, make_backbone, config, teacher_folders, tmp_path):
