@@ -112,7 +112,8 @@ def _check_whole(backbone: LatentBackbone, place: Path) -> None:
     if not (place / INDEX).is_file():
         raise UserError(f"{place} is no student's folder; expected one as --init with --train full, or a run")
     info, part = StudentInfo.read(place), backbone.part
-    if not (files := sorted((place / part).glob("*.safetensors"))):
+    files = sorted((place / part).glob("*.safetensors"))
+    if not files and (place / part).is_dir():
         raise UserError(f"{place} has no {part} in .safetensors; save it again by save_pretrained, for --init")
     if unlike := _unlike_full(backbone, _sizes(files)):
         of = "the pipeline of a LoRA student" if info and info.train == "lora" else "no full student of this teacher"
