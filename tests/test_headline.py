@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from experiments.comparison import __main__ as comparison
+from experiments.comparison.figure import draw, points, ratios
 from experiments.comparison.rows import Row, read_rows
 from experiments.headline import Headline, headline, interval, main
 from experiments.results import append_line
@@ -163,3 +164,14 @@ def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, mon
     given = comparison.Comparison(**options, cost=("ours=0.5", "lcm=0.25"))
     blank = row("lcm", matched="time", budget=20)
     assert given.updates(blank, tmp_path / "none", print) == 20 * 60 * 4
+
+
+def test_the_figure_has_the_excess_of_the_most_samples_by_seed():
+    rows = results()  # the floor is .1 and the teacher .5
+    fewer = [replace(one, samples=5, fid=2 * one.fid) for one in rows]
+    by_budget = points([(one, q) for one, q in ratios(rows + fewer) if one.steps == 2], "budget")
+    ((budget, qualities),) = by_budget["ours", "time"]
+    assert (budget, qualities) == (240, pytest.approx([1.5, 2.0]))
+    drawn = [line.get_label() for line in draw(rows).axes[0].get_legend().get_texts()]
+    assert len(drawn) == 4
+    assert ratios([row("real", steps=0, fid=1.0), row("teacher", steps=50, fid=1.0), row("ours", fid=2.0)]) == []

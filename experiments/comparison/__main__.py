@@ -16,6 +16,7 @@ import tyro
 from experiments.baselines.instaflow import InstaFlow
 from experiments.baselines.student import Baseline
 from experiments.baselines.ufogen import UFOGen
+from experiments.comparison.figure import draw
 from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
 from experiments.runs import QUIET, Report, Training, exit_code, figures_of, measured, progress
@@ -23,6 +24,8 @@ from experiments.runs import QUIET, Report, Training, exit_code, figures_of, mea
 from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import evaluate
+from scott.evaluation.curves import as_svg
+from scott.files import write_atomically
 from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import MiniReference, mini_reference
 from scott.recipes.configs import mini
@@ -44,7 +47,7 @@ CALIBRATION = 40
 
 @dataclass
 class Comparison:
-    """Train and measure what has no rows yet; then write the table into README.md."""
+    """Train and measure what has no rows yet; then write the table into README.md, and draw quality.svg."""
 
     budgets: tuple[float, ...] = (20, 60, 240)
     """Core-minutes of a training."""
@@ -81,6 +84,7 @@ class Comparison:
                 for method in self.baselines if budget == max(self.budgets) else ():
                     self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
         insert(self.folder / "README.md", "comparison", markdown(self.rows()))
+        write_atomically(self.folder / "quality.svg", as_svg(draw(self.rows())).decode())
 
     @cached_property
     def costs(self) -> dict[str, float]:

@@ -1,0 +1,107 @@
+"""Quality against calls and against budget, from the comparison's results: `python -m experiments.comparison.figure`.
+
+Quality is the excess of FID over the floor, as a multiple of the teacher's in 50 steps, all of as many samples.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import tyro
+from experiments.comparison.rows import Row, read_rows
+from experiments.runs import Report, exit_code
+from matplotlib.figure import Figure
+
+from scott.evaluation.curves import as_svg
+from scott.files import write_atomically
+
+HERE = Path(__file__).parent
+STUDENTS = {
+    ("ours", "time"): ("ours", "C0", "o"),
+    ("lcm", "time"): ("LCM, as much time", "C1", "s"),
+    ("lcm", "updates"): ("LCM, as many updates", "C3", "^"),
+    ("scott-paper", "time"): ("SCott as the paper has it", "C4", "D"),
+    ("instaflow", "time"): ("InstaFlow", "C2", "v"),
+    ("ufogen", "time"): ("UFOGen", "C5", "P"),
+}
+"""(method, what its budget is) → name, colour, marker."""
+HIGHEST = 6.0
+"""What stands above is left out: UFOGen's one step."""
+Point = tuple[float, list[float]]
+"""Where it stands, and each seed's quality there."""
+
+
+def ratios(rows: list[Row]) -> list[tuple[Row, float]]:
+    """Each row with its quality, where there are the floor and a teacher above it of as many samples."""
+    fid = {(row.method, row.steps, row.samples): row.fid for row in rows if row.matched == "nothing"}
+    found = []
+    for row in rows:
+        floor, teacher = fid.get(("real", 0, row.samples)), fid.get(("teacher", 50, row.samples))
+        if floor is not None and teacher is not None and teacher > floor and row.method != "real":
+            found.append((row, (row.fid - floor) / (teacher - floor)))
+    return found
+
+
+def points(rows: Iterable[tuple[Row, float]], at: str) -> dict[tuple[str, str], list[Point]]:
+    """Of each student its points by the row's field `at`, ascending, of the most samples that there are at each."""
+    found: dict[tuple[str, str], dict[float, dict[int, list[float]]]] = {}
+    for row, quality in rows:
+        by_samples = found.setdefault((row.method, row.matched), {}).setdefault(getattr(row, at), {})
+        by_samples.setdefault(row.samples, []).append(quality)
+    return {kind: [(x, each[x][max(each[x])]) for x in sorted(each)] for kind, each in found.items()}
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Two panels: by network calls at each student's largest budget, and in 2 steps by budget."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    by_calls, by_budget = figure.subplots(1, 2, sharey=True)
+    known, largest = ratios(rows), dict[tuple[str, str], float]()
+    for row, _ in known:
+        kind = row.method, row.matched
+        largest[kind] = max(row.budget, largest.get(kind, 0))
+    at_largest = [(row, q) for row, q in known if row.budget == largest[row.method, row.matched]]
+    _lines(by_calls, points(at_largest, "steps"), largest)
+    _lines(by_budget, points([(row, q) for row, q in known if row.steps == 2], "budget"))
+    calls = points([(row, q) for row, q in known if row.method == "teacher"], "steps")
+    teacher = [(2 * steps, mean(q)) for steps, q in calls.get(("teacher", "nothing"), [])]  # it is guided by two calls
+    by_calls.plot([x for x, _ in teacher], [y for _, y in teacher], "k*--", label="teacher")
+    by_calls.set(xlabel="network calls", ylabel="excess of FID, teacher's 50 steps = 1", xscale="log", yscale="log")
+    by_budget.set(xlabel="core-minutes of training, 2 steps", xscale="log")
+    for panel, ticks in ((by_calls, (1, 2, 4, 50, 100)), (by_budget, sorted({row.budget for row in rows} - {0}))):
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_xticks([], minor=True)
+        panel.axhline(1, color="0.8", zorder=0)
+    by_calls.set_ylim(top=HIGHEST)
+    by_calls.set_yticks([1, 1.5, 2, 3, 4, 6], ["1", "1.5", "2", "3", "4", "6"])
+    by_calls.set_yticks([], minor=True)
+    by_calls.legend(fontsize="small")
+    return figure
+
+
+def _lines(
+    panel: Any, drawn: Mapping[tuple[str, str], list[Point]], budgets: Mapping[tuple[str, str], float] | None = None
+) -> None:
+    """Means over seeds, and what they range over."""
+    for kind, (name, colour, marker) in STUDENTS.items():
+        shown = [(x, mean(q), q) for x, q in drawn.get(kind, []) if mean(q) < HIGHEST]
+        if not shown:
+            continue
+        below, above = [m - min(q) for _, m, q in shown], [max(q) - m for _, m, q in shown]
+        label = f"{name}, {budgets[kind]:g} min" if budgets else None
+        xs, means = [x for x, _, _ in shown], [m for _, m, _ in shown]
+        panel.errorbar(xs, means, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label)
+
+
+def main(out: Path = HERE / "quality.svg", results: Path = HERE / "results.jsonl") -> int:
+    """Draw it again."""
+
+    def run(report: Report) -> None:
+        write_atomically(out, as_svg(draw(read_rows(results))).decode())
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, description=__doc__))
