@@ -118,7 +118,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)
-        if doubt := doubt_of_prediction(backbone):
+        for doubt in filter(None, (doubt_of_prediction(backbone), config.doubt_of_critic())):
             warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":
