@@ -223,6 +223,15 @@ def test_shards_and_a_run_inside_the_data_go_on_by_the_same_command(scott, teach
         assert code == 0, said
 
 
+def test_a_student_that_diverged_in_its_last_step_is_called_that(scott, teacher_folders, pictures, tmp_path):
+    command = ["distill", "--teacher", teacher_folders["sd1"], "--data", pictures, "--out", tmp_path / "run", *SMALL]
+    code, said = scott(
+        *command, "--precision", "fp32", "--critic", "none", "--learning-rate", "1e9", "--max-steps", "1"
+    )
+    assert code == 2
+    assert "draws what is not finite: its training diverged; begin anew" in " ".join(said.split())
+
+
 def test_a_teacher_is_no_student(scott):
     from scott.mini.embedded import TEACHER
 
