@@ -232,6 +232,14 @@ def test_a_student_that_diverged_in_its_last_step_is_called_that(scott, teacher_
     assert "draws what is not finite: its training diverged; begin anew" in " ".join(said.split())
 
 
+def test_a_folder_that_cannot_be_made(scott, teacher_folders, pictures, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "no" / "where")
+    command = ["distill", "--teacher", teacher_folders["sd1"], "--data", pictures, "--out", tmp_path / "link", *SMALL]
+    code, said = scott(*command, "--precision", "fp32")
+    assert code == 2
+    assert "cannot be made" in said
+
+
 def test_a_teacher_is_no_student(scott):
     from scott.mini.embedded import TEACHER
 

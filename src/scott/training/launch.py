@@ -99,7 +99,10 @@ def opened_run(
         with accelerator.main_process_first():
             open_run(config, teacher, schedule, write=False)
             if accelerator.is_main_process:
-                config.out.mkdir(parents=True, exist_ok=True)
+                try:
+                    config.out.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UserError(f"{config.out} cannot be made: {first_line(error)}; give another --out") from None
                 held.enter_context(locked(config.out))
                 open_run(config, teacher, schedule)  # another may have come between
         yield
