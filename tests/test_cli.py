@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -211,6 +212,32 @@ def test_an_out_folder_that_is_not_a_run_is_left_alone(tmp_path, pictures, scott
     assert code == 2
     assert "not a run" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_shards_and_a_run_inside_the_data_go_on_by_the_same_command(scott, teacher_folders, pictures, tmp_path):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    teacher = ["--teacher", teacher_folders["sd1"]]
+    for _ in range(2):
+        assert scott("prepare", data, *teacher, "--out", data / "shards")[0] == 0
+        code, said = scott("distill", *teacher, "--data", data, "--out", data / "run", *SMALL, "--precision", "fp32")
+        assert code == 0, said
+
+
+def test_a_student_that_diverged_in_its_last_step_is_called_that(scott, teacher_folders, pictures, tmp_path):
+    command = ["distill", "--teacher", teacher_folders["sd1"], "--data", pictures, "--out", tmp_path / "run", *SMALL]
+    code, said = scott(
+        *command, "--precision", "fp32", "--critic", "none", "--learning-rate", "1e9", "--max-steps", "1"
+    )
+    assert code == 2
+    assert "draws what is not finite: its training diverged; begin anew" in " ".join(said.split())
+
+
+def test_a_folder_that_cannot_be_made(scott, teacher_folders, pictures, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "no" / "where")
+    command = ["distill", "--teacher", teacher_folders["sd1"], "--data", pictures, "--out", tmp_path / "link", *SMALL]
+    code, said = scott(*command, "--precision", "fp32")
+    assert code == 2
+    assert "cannot be made" in said
 
 
 def test_a_teacher_is_no_student(scott):

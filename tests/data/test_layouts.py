@@ -749,6 +749,35 @@ def test_a_folder_may_be_named_like_a_pattern(tmp_path, folder):
         assert len(read(open_source(f"{tmp_path}/{folder}/*.tar"))[0]) == 1
 
 
+def test_a_pattern_is_of_what_its_files_are(tmp_path):
+    """Whatever it ends in itself; files that are there are never "no data"."""
+    for number, ending in enumerate(("tar", "tar.gz", "tgz")):
+        write_tar(tmp_path / f"{number}.{ending}", 1)
+    for pattern, count in {"*.t*": 3, "{0,1}.{tar,tar.gz}": 2, "[0-9]*": 0, "?.tar*": 0, "*": 3}.items():
+        if count:
+            assert len(open_source(f"{tmp_path}/{pattern}").tars) == count
+        else:  # a shell's other signs are letters here
+            with pytest.raises(UserError, match="no data at"):
+                open_source(f"{tmp_path}/{pattern}")
+    (tmp_path / "0.png").write_bytes(PICTURE)
+    for pattern, first in {"*": "0.png", "*.png": "0.png", "0.{png,tar}": "0.png"}.items():
+        with pytest.raises(UserError, match=f"stands for . files such as .*{first}; expected tars alone or .parquet"):
+            open_source(f"{tmp_path}/{pattern}")
+
+
+def test_shards_and_runs_in_a_folder_of_data_are_no_data(tmp_path):
+    """Else what a command was told to write there would change its data, or be another kind of them."""
+    tree(tmp_path, {"a.png": PICTURE, "a.txt": "a cat"})
+    before = open_source(str(tmp_path))
+    tree(tmp_path, {"shards/preparation.json": "{}", "shards/000000.tar": b"", "x/run/config.json": "{}"})
+    tree(tmp_path, {"x/run/checkpoints/y": "", "x/run/samples/b.png": PICTURE, "x/run/data/000000.tar": b""})
+    after = open_source(str(tmp_path))
+    assert read(after) == read(before) == ({"a.png": "a cat"}, {})
+    assert after.version == before.version
+    tree(tmp_path, {"other/config.json": "{}", "other/b.png": PICTURE, "other/b.txt": "a dog"})
+    assert read(open_source(str(tmp_path)))[0] == {"a.png": "a cat", "other/b.png": "a dog"}
+
+
 def test_columns_may_be_named_of_a_table_in_text(tmp_path):
     tree(tmp_path, {"a.png": PICTURE, "list.csv": "p,c,d\na.png,x,a cat"})
     assert read(open_source(str(tmp_path), Columns("p", ("d",)))) == ({"a.png": "a cat"}, {})

@@ -106,6 +106,22 @@ def test_what_the_libraries_take_and_cannot_be_is_refused(edited, file, change, 
     refused(edited(file, change, family), "cannot be (loaded|built)")
 
 
+SCALES = {
+    "nothing": ({"scaling_factor": 0}, "sd1"),
+    "none": ({"scaling_factor": None}, "sdxl"),
+    "no number": ({"scaling_factor": float("nan")}, "sd1"),
+    "a mirror": ({"scaling_factor": -0.18}, "sd3"),
+    "a channel that does not vary": ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0]}, "sdxl"),
+    "a mean that is none": ({"latents_mean": [float("inf")] * 4, "latents_std": [1.0] * 4}, "sdxl"),
+}
+
+
+@pytest.mark.parametrize(("change", "family"), SCALES.values(), ids=SCALES.keys())
+def test_a_vae_without_a_scale_is_refused(edited, change, family):
+    """It would be trained on zeros, or on latents of another size than stock pipelines decode."""
+    refused(edited("vae/config.json", change, family), f"the VAE has {next(iter(change))}.*expected .* above 0")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [

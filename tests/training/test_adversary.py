@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from tests.training.by_hand import B, Step, gradients, make_config
+from tests.training.launch import here
 from tests.training.runs import assert_same_run, final, metrics
 
 from scott.diffusion import ConsistencyFunction, DiscreteSchedule, JumpGrid
@@ -163,6 +164,22 @@ def test_l_adv_is_let_in_after_the_critics_warm_up():
 def test_a_critics_start_is_a_whole_number_of_steps_where_it_says_one(steps):
     found = [make_config(critic_start=n / 100, max_steps=steps).first_with_critic for n in range(100)]
     assert found == [-(-n * steps // 100) for n in range(100)]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_a_critic_that_counts_in_no_step_is_told(start, warmup):
+    for steps in range(1, 8):
+        config = make_config(critic_start=start, critic_warmup=warmup, max_steps=steps)
+        counts = any(config.adversarial_factor(step) for step in range(steps))
+        assert (config.doubt_of_critic() is None) == counts, steps
+        assert dataclasses.replace(config, critic="none").doubt_of_critic() is None
+
+
+def test_a_run_too_short_for_its_critic_says_so(words, tmp_path):
+    here(*words(tmp_path / "run", "--max-steps", 2, "--critic-start", 0.6))
+    said = "the critic counts in none of the 2 steps: it begins after 2, and learns alone for 0; lower --critic-start"
+    assert said in (tmp_path / "run" / "warnings.txt").read_text()
 
 
 EVERYTHING = FAST | DRAWN | {"critic": "heads", "adversarial_share": 0.3, "critic_warmup": 1, "adversarial_ramp": 2}

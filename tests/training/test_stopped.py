@@ -1,12 +1,16 @@
-"""A run that is stopped comes out as one that is not."""
+"""A run that is stopped comes out as one that is not, and none spoils another's."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
-from tests.training.launch import here, stop_after
+from tests.training.launch import ROOT, finish, here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
 from scott.data.locks import locked
+from scott.training.config import DistillConfig
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -45,3 +49,51 @@ def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, t
     assert code != 0, output
     here(*words(out))
     assert_same_up_to_sums(one, out)
+
+
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from scott import cli
+from scott.training import launch
+
+newest, both, mine = launch.latest_checkpoint, Path(sys.argv.pop(1)), sys.argv.pop(1)
+
+def together(folder):
+    if not (both / mine).exists():
+        (both / mine).touch()
+        while len(list(both.iterdir())) < 2:
+            time.sleep(0.02)
+    return newest(folder)
+
+launch.latest_checkpoint = together
+cli.main()
+"""
+"""A command that has found its folder empty, and goes on when another has too."""
+
+
+def test_of_two_runs_begun_at_once_in_one_folder_one_is_made(words, tmp_path):
+    out, both = tmp_path / "run", tmp_path / "both"
+    both.mkdir()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    commands = [["-c", AT_ONCE, both, str(seed), *words(out, "--seed", str(seed))] for seed in (1, 2)]
+    processes = [subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT, **pipes) for words in commands]
+    ends = {seed: finish(process) for seed, process in enumerate(processes, 1)}
+    (made, (code, _)), (_, (refused, output)) = sorted(ends.items(), key=lambda end: end[1][0])
+    assert (code, refused) == (0, 2), ends
+    assert "is being written by another command (process" in output
+    assert DistillConfig.load(out / "config.json").seed == final(out)[1]["seed"] == made
+
+
+def test_a_command_that_has_just_begun_keeps_its_folder(words, tmp_path, capsys):
+    """And one that was killed then leaves a folder that the next one takes."""
+    out = tmp_path / "run"
+    with locked(out), pytest.raises(AssertionError):
+        here(*words(out))
+    assert "is being written by another command" in " ".join(capsys.readouterr().err.split())
+    assert not (out / "config.json").exists()
+    for name in (".lock-0-of-1", "config.json.1.partial"):
+        (out / name).write_text("{")
+    here(*words(out, "--max-steps", 1))
+    assert metrics(out)[-1]["step"] == 1

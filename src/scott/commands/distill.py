@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from scott.commands.initial import check_start, initial_lora, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
-from scott.data.locks import locked
 from scott.data.preparation import Report
 from scott.device import best_device
 from scott.errors import UserError
@@ -30,7 +28,7 @@ from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
 from scott.training.config import DistillConfig
-from scott.training.launch import open_run, start_processes
+from scott.training.launch import opened_run, start_processes
 from scott.training.loader import Data
 from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
@@ -102,7 +100,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     """Distil as `config` says into `config.out`, resuming what is there, and write `config.out/student`.
 
     Each of several processes calls it alike; the first reports and writes. Everything that can be wrong with the input
-    is found before the first step (see `DistillConfig`, `load_backbone`, `open_run`, `open_data`).
+    is found before the first step (see `DistillConfig`, `load_backbone`, `opened_run`, `open_data`).
     """
     accelerator = start_processes(config)
     first = accelerator.is_main_process
@@ -117,12 +115,10 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         config = replace(config, resolution=resolution)
     check_start(backbone, config)
     lora = initial_lora(backbone, config, warn)
-    with accelerator.main_process_first():
-        open_run(config, backbone.version, backbone.schedule, write=first)
-    with locked(config.out) if first else nullcontext():
+    with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)
-        if doubt := doubt_of_prediction(backbone):
+        for doubt in filter(None, (doubt_of_prediction(backbone), config.doubt_of_critic())):
             warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":

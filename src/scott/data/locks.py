@@ -16,6 +16,12 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 """What file systems say that have no locks; there, one writer a folder is up to the user."""
 
 
+def is_passing(name: str) -> bool:
+    """Whether a file of that name is there only while a command writes its folder, or was left by one that was killed,
+    and is in nobody's way."""
+    return name.startswith(PREFIX) or name.endswith(".partial")
+
+
 @contextmanager
 def locked(folder: Path, part: str = "0-of-1") -> Iterator[None]:
     """Hold a folder, or its part `<rank>-of-<world>`. The system lets go of a killed process's lock.

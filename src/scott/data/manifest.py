@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scott.data.locks import PREFIX
+from scott.data.locks import is_passing
 from scott.data.records import reasons
 from scott.data.shards import write_durably
 from scott.errors import UserError, first_line, printable
@@ -110,7 +110,7 @@ def claim(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {first_line(error)}; give another --out") from None
     # another process of the same command may be writing its settings just now
-    if SETTINGS not in names and not all(name.startswith(PREFIX) or name.endswith(".partial") for name in names):
+    if SETTINGS not in names and not all(map(is_passing, names)):
         raise UserError(f"{folder} is not empty and holds no shards; give a new folder")
 
 

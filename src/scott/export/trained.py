@@ -77,14 +77,20 @@ class Trained:
         return draw_latents(self.backbone, self.grid, self.info.guidance)
 
     def expected(self) -> "Expected":
+        """Raises `UserError` where the student draws what is not finite, which no reader can draw again."""
         backbone, layers = self.backbone, self.backbone.adapters.layers.items()
+        if not bool((latents := self.latents()).isfinite().all()):
+            raise UserError(
+                f"the student of step {self.updates} draws what is not finite: its training diverged; begin anew in "
+                "another --out with a lower --learning-rate"
+            )
         return Expected(
             info=self.info,
             teacher=embedded.teacher_source(self.config),
             scheduler=few_step_scheduler(backbone, self.grid),
             part=backbone.part,
             resolution=backbone.resolution,
-            latents=self.latents(),
+            latents=latents,
             updates={name: Factors.of(layer, "target") for name, layer in layers if "target" in layer.lora_A},
             amplification=amplification(backbone),
         )

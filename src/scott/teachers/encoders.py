@@ -1,6 +1,7 @@
 """What stands before and behind the network: text encoders, the VAE, and how its latents are normalised."""
 
 import gc
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,14 +35,18 @@ class LatentNormaliser:
     @classmethod
     def of(cls, vae: ModelMixin) -> "LatentNormaliser":
         """What a VAE's config says (a scaling and a shift factor, or means and deviations by channel), or, of one that
-        has it (FLUX.2), the statistics of its batch norm."""
+        has it (FLUX.2), the statistics of its batch norm. Raises ValueError where a scale is none."""
         config, norm = vae.config, getattr(vae, "bn", None)
         if norm is not None:
             mean, std = norm.running_mean, (norm.running_var + norm.eps).sqrt()
             return cls(mean.view(1, -1, 1, 1), 1 / std.view(1, -1, 1, 1), config.patch_size[0])
-        scale = float(getattr(config, "scaling_factor", None) or 1)
+        scale = float(config.get("scaling_factor", 1) or 0)  # not every class has one
+        if not 0 < scale < math.inf:
+            raise ValueError(f"the VAE has scaling_factor {config.scaling_factor}; expected one above 0")
         if getattr(config, "latents_mean", None) is not None:
             mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+            if not bool(mean.isfinite().all() & (std > 0).all() & std.isfinite().all()):
+                raise ValueError("the VAE has latents_mean or latents_std that are none; expected deviations above 0")
             return cls(mean, scale / std)
         return cls(float(getattr(config, "shift_factor", None) or 0), scale)
 

@@ -169,6 +169,15 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         made = step + 1 - self.first_with_critic - self.critic_warmup
         return min(1.0, max(0.0, made / max(1, self.adversarial_ramp)))
 
+    def doubt_of_critic(self) -> str | None:
+        """What to say of a run whose critic counts in none of its steps."""
+        if not self.has_critic or self.adversarial_factor(self.max_steps - 1):
+            return None
+        return (
+            f"the critic counts in none of the {self.max_steps} steps: it begins after {self.first_with_critic}, and "
+            f"learns alone for {self.critic_warmup}; lower --critic-start or --critic-warmup, or raise --max-steps"
+        )
+
     @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from scott.data.locks import is_passing, locked
 from scott.diffusion import NoiseSchedule
 from scott.errors import UserError, first_line
 from scott.files import write_atomically
@@ -63,7 +64,7 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
     if file.is_file():
         if differences := DistillConfig.load(file).differences(config):
             raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(is_passing(path.name) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
     latest = latest_checkpoint(out / "checkpoints")
     start = checkpoint_step(latest) if latest else 0
@@ -78,10 +79,33 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
     if start > config.max_steps:
         raise UserError(f"{out} has made {start} steps, more than max_steps {config.max_steps}; choose another --out")
     if write:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, config.to_json())  # first: what is killed here is a run, which the same command takes up
         for name in ("samples", "checkpoints"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-        write_atomically(file, config.to_json())
+            (out / name).mkdir(exist_ok=True)
     return start
+
+
+@contextmanager
+def opened_run(
+    config: DistillConfig, teacher: str, schedule: NoiseSchedule, accelerator: Accelerator
+) -> Iterator[None]:
+    """`open_run` of all processes of a command, whose own the folder is until the block ends.
+
+    Nothing is written before it is: of several runs begun at once in one folder, one alone goes on.
+    Raises `UserError` as `open_run` does, and where another command writes the folder.
+    """
+    with ExitStack() as held:
+        with accelerator.main_process_first():
+            open_run(config, teacher, schedule, write=False)
+            if accelerator.is_main_process:
+                try:
+                    config.out.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UserError(f"{config.out} cannot be made: {first_line(error)}; give another --out") from None
+                held.enter_context(locked(config.out))
+                open_run(config, teacher, schedule)  # another may have come between
+        yield
 
 
 def init_tracker(accelerator: Accelerator, config: DistillConfig) -> None:

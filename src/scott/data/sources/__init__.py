@@ -54,7 +54,7 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     if is_folder:
         return _in_folder(path, columns, split)
     place = name if is_file else _place(name)
-    ending = place.lower()
+    ending = place.lower() if is_file or "://" in name else _ending(place)
     if ending.endswith(ARCHIVES):
         raise UserError(f"{name} is packed in a way that is not read; unpack it, or give {', '.join(TARS)}")
     if ending.endswith((*TARS, ".parquet")):
@@ -79,6 +79,20 @@ def _place(name: str) -> str:
     """Of fsspec's chains (`simplecache::http://...`) the first link that is a place, without a URL's question."""
     place = next((link for link in name.split("::") if "://" in link), None)
     return name if place is None else place.split("?")[0]
+
+
+def _ending(pattern: str) -> str:
+    """What says the kind of the files that a pattern stands for: its own ending, or that of a file. Raises `UserError`
+    where they are no tars and no tables."""
+    known = (*TARS, *ARCHIVES, ".parquet")
+    if pattern.lower().endswith(known) or not (files := [name for name in expanded(pattern) if Path(name).is_file()]):
+        return pattern.lower()
+    if not any(all(name.lower().endswith(kind) for name in files) for kind in (TARS, ".parquet")):
+        raise UserError(
+            f"{pattern} stands for {len(files)} files such as {files[0]}; expected tars alone or .parquet alone, or "
+            "give the folder that holds them"
+        )
+    return files[0].lower()
 
 
 def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:

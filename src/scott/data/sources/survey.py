@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
+from scott.data.manifest import SETTINGS
 from scott.data.records import Rejected
 from scott.errors import UserError, first_line
 
@@ -29,7 +30,8 @@ _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Survey:
-    """The regular files below a folder, by their paths in it, sorted; links are followed, hidden names are not."""
+    """The regular files below a folder, by their paths in it, sorted; links are followed, hidden names are not, nor are
+    folders of shards and runs, which a command may have been told to put there."""
 
     root: Path
     files: list[str]
@@ -57,6 +59,8 @@ def survey(root: Path) -> Survey:
                 raise UserError(f"{root} cannot be listed: {first_line(error)}") from None
             left_out.append(Rejected(prefix, "unreadable-folder", first_line(error)))
             continue
+        if prefix and _is_ours({entry.name for entry in entries}):
+            continue
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if hidden(entry.name):
@@ -68,6 +72,12 @@ def survey(root: Path) -> Survey:
             else:
                 left_out.append(Rejected(name, "missing-file" if entry.is_symlink() else "not-a-file"))
     return Survey(root, sorted(files), sorted(left_out, key=lambda entry: entry.key))
+
+
+def _is_ours(names: set[str]) -> bool:
+    """Whether a folder of these names is one of `scott prepare` or `scott distill`: read as data, it would change them
+    and keep the same command from going on."""
+    return SETTINGS in names or {"config.json", "checkpoints"} <= names
 
 
 def hidden(name: str) -> bool:
