@@ -1,11 +1,15 @@
 """The layering: a lower room never imports a higher one, and heavy libraries stay where they belong."""
 
 import ast
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
 import scott
 
@@ -74,10 +78,10 @@ def test_heavy_libraries_stay_in_their_rooms(path):
         assert library not in libraries or room_of(path) in rooms
 
 
-def loaded(*statements):
+def loaded(*statements, where=None):
     """The top-level modules that a new interpreter has loaded after some statements."""
     code = "\n".join(["import sys", *statements, "print(*{name.split('.')[0] for name in sys.modules})"])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=where)
     return set(done.stdout.splitlines()[-1].split())
 
 
@@ -87,9 +91,16 @@ def test_help_is_shown_without_torch():
     assert not loaded(*show, "try: main()", "except SystemExit: pass") & heavy
 
 
-@pytest.mark.parametrize("command", ["check", "compare"])
-def test_commands_that_need_no_network_load_no_models_library(command):
-    assert not loaded(f"import scott.commands.{command}") & {*MODELS}
+@pytest.mark.parametrize("words", [["prepare", ".", "--check"], ["compare", "a.jpg"]], ids=" ".join)
+def test_commands_that_need_no_network_load_no_models_library(words, tmp_path):
+    """From the command line, to the end of what they do: of parquet's rows a page, of no results a refusal."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    row = {"image": {"bytes": picture.getvalue(), "path": "a.png"}, "text": "a cat"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    show = ["from scott.cli import main", f"sys.argv = ['scott', *{words}]"]
+    assert not loaded(*show, "try: main()", "except SystemExit: pass", where=tmp_path) & {*MODELS, "accelerate"}
+    assert (tmp_path / "check.html").exists() == ("--check" in words)
 
 
 def test_evaluation_never_sees_the_trainer():

@@ -79,7 +79,6 @@ class Prepare:
         from scott.device import processes, use_own_device
         from scott.diffusion.tensors import DTYPES
         from scott.mini.embedded import teacher_source
-        from scott.teachers import load_backbone
 
         preset = recipe.PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
@@ -92,6 +91,8 @@ class Prepare:
             return
         if self.teacher is None or self.out is None:
             raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
+        from scott.teachers import load_backbone  # which takes seconds; what reads the source alone needs no networks
+
         use_own_device()
         source = teacher_source(TeacherSource(teacher=self.teacher, **vars(self.parts)))
         backbone = load_backbone(source, DTYPES[self.precision])
