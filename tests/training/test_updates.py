@@ -43,6 +43,13 @@ def test_each_model_has_its_own_rate(start, make_backbone, tmp_path):
         assert moved.max() == pytest.approx(rate, rel=0.01)
 
 
+def test_the_critics_adapter_has_the_critics_rate(start, tmp_path):
+    """Behind a head of zeros B has no gradient before the second step, which moves it by lr √(1 + β₂) / (1 + β₁)."""
+    start(tmp_path, learning_rate=1e-3, critic_learning_rate=4e-3, max_steps=2, warmup_steps=0)
+    moved = [value.abs().flatten() for name, value in final(tmp_path)[0]["critic"].items() if "lora_B" in name]
+    assert torch.cat(moved).max() == pytest.approx(4e-3 * 1.999**0.5 / 1.9, rel=0.01)
+
+
 def test_the_draws_of_a_step_are_those_of_its_number(start, make_backbone, tmp_path):
     """The first step's loss is that of the generator (seed, 0)."""
     start(tmp_path, seed=3, **ONE)
