@@ -22,10 +22,10 @@ def use_own_device() -> None:
 
 def processes() -> tuple[int, int]:
     """(rank, number of processes), as torchrun and `accelerate launch` tell them. Raises `UserError` for no numbers."""
-    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     try:
-        return int(told[0]), int(told[1])
+        return int(given[0]), int(given[1])
     except ValueError:
         raise UserError(
-            f"got RANK {told[0]} and WORLD_SIZE {told[1]} in the environment; expected numbers, as torchrun sets them"
+            f"got RANK {given[0]} and WORLD_SIZE {given[1]} in the environment; expected numbers, as torchrun sets them"
         ) from None
