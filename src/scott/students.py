@@ -11,6 +11,7 @@ from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
 from scott.export.card import FOLDERS
 from scott.export.info import StudentInfo
+from scott.export.ldm import UNET
 from scott.export.onnx_runtime import FILE as ONNX_FILE
 from scott.export.onnx_runtime import load_onnx
 from scott.export.single_file import FILE as CHECKPOINT
@@ -19,6 +20,7 @@ from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.lora_files import header
 from scott.training.config import DistillConfig
 
 Engine = Literal["torch", "onnx"]
@@ -90,7 +92,7 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
         if engine == "torch" and not folder.is_dir():
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
-    if (folder / CHECKPOINT).is_file():
+    if (folder / CHECKPOINT).is_file() or _is_checkpoint(folder):
         raise UserError(f"{name} holds a checkpoint for other programs; draw with the run or its student/")
     if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
         raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
@@ -107,3 +109,8 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         backbone.resize(info.resolution)  # which not every network's config says
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
     return Student(name, backbone, backbone.teacher, grid, info)
+
+
+def _is_checkpoint(file: Path) -> bool:
+    """Whether a file holds a whole pipeline, in the names of its original code."""
+    return file.suffix == ".safetensors" and file.is_file() and any(name.startswith(UNET) for name in header(file)[0])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -93,6 +95,35 @@ def test_the_snippet_reads_a_file_that_has_no_vae(make_trained, teacher_folders,
     assert "from_single_file" in card(replace(trained.config, **given), trained.info, "lora", folder)
 
 
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_vaes_file_has_the_scale_of_the_teachers(make_trained, teacher_folders, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_folders["sdxl"], "configs")
+    (own := Path("configs/vae/config.json")).write_text(json.dumps(json.loads(own.read_text()) | {"scaling_factor": 2}))
+    trained = make_trained("sdxl", backbone=load_backbone("configs"))
+    save_checkpoint(trained, tmp_path)
+    vae = {name.removeprefix(VAE): value for name, value in load_file(FILE).items() if name.startswith(VAE)}
+    save_file(vae, "better.safetensors")
+    given = {"teacher": "configs"} if form == "folder" else {"teacher": FILE, "teacher_config": "configs"}
+    config = replace(trained.config, vae="better.safetensors", **given)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    save_lora(trained, folder, "lora")
+    exec(block(card(config, trained.info, "lora", folder)), made := {})
+    assert made["pipe"].vae.config.scaling_factor == 2
+    assert torch.equal(made["pipe"].vae.decoder.conv_in.weight, vae["decoder.conv_in.weight"])
+
+
+def test_a_vaes_file_beside_a_published_kind_has_that_ones_config(make_trained, tmp_path):
+    trained = make_trained("sdxl")
+    names = [CHECKPOINT_KEY_NAMES[name] for name in ("xl_base", "clip_sdxl", "open_clip_sdxl")]
+    save_file({name: torch.ones(1) for name in [*names, "model.diffusion_model.x"]}, tmp_path / "xl.safetensors")
+    given = {"teacher": str(tmp_path / "xl.safetensors"), "teacher_config": None, "vae": "better.safetensors"}
+    program = block(card(replace(trained.config, **given), trained.info, "lora", tmp_path))
+    hub = 'config="stabilityai/stable-diffusion-xl-base-1.0", subfolder="vae")'
+    assert f'vae=AutoencoderKL.from_single_file("better.safetensors", {hub}' in program
+
+
 def test_a_card_names_all_that_a_teacher_was_made_of(make_trained, tmp_path):
     trained = make_trained("sd3")
     config = replace(trained.config, variant="fp16", vae="/here/better.safetensors", teacher_lora=("/a/style.x:0.5",))
@@ -100,7 +131,8 @@ def test_a_card_names_all_that_a_teacher_was_made_of(make_trained, tmp_path):
     for said in (", variant fp16)", ", with `style.x` merged in at 0.5", ", VAE `better.safetensors`"):
         assert said in text
     assert 'torch_dtype=torch.float32, variant="fp16")' in block(text)
-    assert 'pipe.vae = type(pipe.vae).from_single_file("better.safetensors")' in block(text)
+    layout = f'config="{Path(config.teacher).name}", subfolder="vae")'
+    assert f'pipe.vae = type(pipe.vae).from_single_file("better.safetensors", {layout}' in block(text)
 
 
 def test_a_loras_card_says_what_it_goes_on_elsewhere(make_trained, tmp_path):

@@ -11,6 +11,7 @@ from scott.export.ldm import unet_names
 from scott.export.pipeline import stock_latents
 from scott.export.single_file import FILE, read_checkpoint, require_unet, save_checkpoint
 from scott.export.trained import difference
+from scott.students import load_student
 
 KINDS = [("sd1", "lora"), ("sd1", "full"), ("sd2", "lora"), ("sdxl", "full")]
 
@@ -39,6 +40,14 @@ def test_the_file_is_no_teacher(make_trained, tmp_path, command_line, teacher_fo
     given = ["--teacher", tmp_path / FILE, "--teacher-config", teacher_folders["sd1"], "--data", "pictures"]
     code, _, said = command_line("distill", *given, "--dry-run")
     assert (code, "is a few-step student already; distil from" in " ".join(said.split())) == (2, True)
+
+
+@pytest.mark.parametrize("name", [FILE, "renamed.safetensors"])
+def test_the_file_is_no_lora(make_trained, tmp_path, name):
+    save_checkpoint(make_trained("sd1"), tmp_path)
+    (tmp_path / FILE).rename(tmp_path / name)
+    with pytest.raises(UserError, match="holds a checkpoint for other programs; draw with the run or its student/"):
+        load_student(str(tmp_path / name))
 
 
 def test_programs_can_tell_what_a_file_is(make_trained, tmp_path):

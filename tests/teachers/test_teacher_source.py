@@ -502,6 +502,15 @@ def test_the_only_variant_is_found(half, make_backbone):
             loads(source(half, variant="ema"))
 
 
+def test_a_variants_name_may_have_hyphens(half, make_backbone):
+    for file in [*half.rglob("*.fp16.safetensors")]:
+        file.rename(file.with_name(file.name.replace("fp16", "fp16-ema")))
+    for given in (source(half), source(half, variant="fp16-ema")):
+        assert torch.equal(
+            load_backbone(given).network.conv_in.weight, make_backbone().network.conv_in.weight.half().float()
+        )
+
+
 def test_pickled_half_precision_weights_are_read_as_tensors_alone(half, make_backbone):
     for file in half.rglob("*.fp16.safetensors"):
         plain = "diffusion_pytorch_model" if file.name.startswith("diffusion") else "pytorch_model"

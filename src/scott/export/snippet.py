@@ -17,7 +17,7 @@ from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import FAMILIES, model_index, variants
 from scott.teachers.lora_files import form_of, lora_path
-from scott.teachers.single_file import lacking_parts
+from scott.teachers.single_file import known_configs, lacking_parts
 from scott.training.config import DistillConfig
 
 EXAMPLE = "a small green apple on a blue background"
@@ -163,7 +163,8 @@ def _load_teacher(
         found = teacher.variant or (variants(teacher, network)[0] if there else None)
         variant = f", variant={_quoted(found)}" if found else ""
         names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
-        lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place)}"] if teacher.vae else []
+        layout = _named(teacher.teacher, place)
+        lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place, layout)}"] if teacher.vae else []
     for file, scale in teacher.loras:
         lines += _merged(file, scale, place, _network_of(pipeline))
     return names, lines
@@ -200,7 +201,8 @@ def _parts_of_file(
     others = lacking_parts(teacher, index) if index else []
     if teacher.vae:
         names += ["AutoencoderKL"]
-        options = [f"vae={_vae('AutoencoderKL', teacher.vae, place)}"]
+        layout = _named(teacher.teacher_config, place) if teacher.teacher_config else _published_as(teacher)
+        options = [f"vae={_vae('AutoencoderKL', teacher.vae, place, layout)}"]
         others = [name for name in others if name != "vae"]
     if teacher.teacher_config:
         layout = _named(teacher.teacher_config, place)
@@ -212,10 +214,19 @@ def _parts_of_file(
     return names, options, lines
 
 
-def _vae(kind: str, vae: str, place: Callable[[str | Path], str]) -> str:
-    reader = "from_single_file" if Path(vae).suffix in SINGLE_FILE else "from_pretrained"
+def _published_as(teacher: TeacherSource) -> str:
+    """The hub id, in Python, of the pipeline that a file is laid out as; nothing where it is not there any more."""
+    file = Path(teacher.teacher)
+    return _quoted(known_configs(file, teacher.prediction)["source"].split()[1]) if file.is_file() else ""
+
+
+def _vae(kind: str, vae: str, place: Callable[[str | Path], str], layout: str) -> str:
+    """A VAE of its own place; of a file, with the config of the teacher's, which is in `layout`."""
+    if Path(vae).suffix in SINGLE_FILE:  # which does not say its scale, and is taken for SD1.5's
+        config = f', config={layout}, subfolder="vae"' if layout else ""
+        return f"{kind}.from_single_file({_quoted(place(vae))}{config})"
     part = ', subfolder="vae"' if (Path(vae) / "vae").is_dir() else ""
-    return f"{kind}.{reader}({_quoted(place(vae))}{part})"
+    return f"{kind}.from_pretrained({_quoted(place(vae))}{part})"
 
 
 def _is_file(teacher: TeacherSource) -> bool:

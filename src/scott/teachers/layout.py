@@ -32,7 +32,7 @@ FAMILIES = {
 }
 """Pipeline → the class of its network, and the file here and the class that stand for it; loaded when it is met."""
 _PART = r"(?:-\d{5}-of-\d{5})?"
-_WEIGHTS = re.compile(rf"(?:(?:diffusion_)?pytorch_)?model{_PART}(?:\.(\w+?))?{_PART}\.(?:safetensors|bin)")
+_WEIGHTS = re.compile(rf"(?:(?:diffusion_)?pytorch_)?model{_PART}(?:\.([\w-]+?))?{_PART}\.(?:safetensors|bin)")
 LARGEST = 512
 """Latents a side: 4096 pixels with the usual VAE."""
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
