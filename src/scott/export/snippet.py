@@ -49,7 +49,7 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *
     if kind == "diffusers":
         return "\n".join([*_loaded(str(place)), *call])
     scheduler = f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")'
-    embedding = ["from scott.mini.embedded import TEACHER"] if config.teacher in embedded.TEACHERS else []
+    embedding = _import_of(config.teacher)
     if kind == "checkpoint":
         source = config.teacher_config if _is_file(config) else config.teacher
         file = f"hf_hub_download({_quoted(place)}, {_quoted(CHECKPOINT)})" if hub else _quoted(place / CHECKPOINT)
@@ -104,7 +104,7 @@ def teacher_snippet(
         made = f"{solver}(shift={backbone.schedule.shift})"
     names, load = _load_teacher(teacher, pipeline, str)
     lines = _imports(*names, *([solver] if made else []))
-    lines += ["from scott.mini.embedded import TEACHER"] if teacher.teacher in embedded.TEACHERS else []
+    lines += _import_of(teacher.teacher)
     lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance} | call_options(pipeline)
     options |= OWN_GUIDANCE.get(pipeline, lambda omega: {})(guidance)
@@ -236,7 +236,11 @@ def _is_file(teacher: TeacherSource) -> bool:
 
 def _named(teacher: str, place: Callable[[str | Path], str] = shown) -> str:
     """A teacher in Python; an embedded one is where scott is installed."""
-    return "TEACHER" if teacher in embedded.TEACHERS else _quoted(place(teacher))
+    return "TEACHER" if _import_of(teacher) else _quoted(place(teacher))
+
+
+def _import_of(teacher: str) -> list[str]:
+    return ["from scott.mini.embedded import TEACHER"] if teacher in embedded.TEACHERS else []
 
 
 def loads_lora(info: StudentInfo) -> bool:
