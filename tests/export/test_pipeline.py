@@ -12,10 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tests.export.conftest import write
+from tests.tiny.families import FAMILIES
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.export.pipeline import call_options, read_student, save_student
+from scott.export.pipeline import call_options, read_student, round_student, save_student
 from scott.export.trained import Trained, amplification, difference, replacing_folder
 from scott.recipes.configs import sd15
 from scott.samplers import StudentSampler
@@ -89,6 +90,14 @@ def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path
     save_student(trained.backbone, tmp_path, trained.grid)
     with pytest.raises(UserError, match="of a spread off"):
         read_student(tmp_path, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_half_precision_every_family_draws_its_rounded_student(make_trained, tmp_path, family):
+    trained = make_trained(family)
+    save_student(trained.backbone, tmp_path, trained.grid, torch.bfloat16)
+    round_student(trained.backbone, torch.bfloat16)
+    read_student(tmp_path, trained.expected())
 
 
 def test_rounding_counts_by_lambda_and_is_let_through_so(make_trained, make_backbone, tmp_path):

@@ -62,8 +62,9 @@ def round_student(backbone: LatentBackbone, dtype: torch.dtype) -> None:
         if "target" in layer.lora_A:
             layer.merge(adapter_names=["target"])
     for part in (backbone.copies.get("target", backbone.network), *backbone.text_encoders):
-        for parameter in part.parameters():
-            parameter.data = parameter.data.to(dtype).float()
+        for value in part.state_dict(keep_vars=True).values():  # SD3's positions too, which are no parameter
+            if value.is_floating_point():
+                value.data = value.data.to(dtype).float()
 
 
 def read_student(folder: Path, expected: Expected) -> None:

@@ -83,7 +83,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     """ω that the student is drawn at, in validation and where none is asked for; the middle of the range by default."""
 
     init: str | None = None
-    """What the student starts as, not as the teacher: a run, a LoRA file of `scott export`, or a full student's
+    """What the student starts as, not as the teacher: a run, a LoRA file of any program, or a full student's
     folder."""
     continue_from: str | None = None
     """A run whose student, EMA, critic and optimizers a new one starts with, under its own rates."""
