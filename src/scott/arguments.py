@@ -148,7 +148,7 @@ class Export:
     best: bool = False
     """Of the best checkpoint (`--best-metric` of the run) instead of the newest, into RUN_FOLDER/best."""
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the weights on disk; ONNX has fp32 alone."""
+    """Of the weights on disk; ONNX casts them to fp32 as it loads them."""
     teacher: str | None = None
     """Where the run's teacher is now, if it was moved or renamed."""
     push: str | None = None

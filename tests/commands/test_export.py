@@ -1,9 +1,11 @@
 """`scott export` of a run folder: its newest checkpoint's target, in every form; an older export is never lost."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,7 @@ from scott.commands.sample import find_student, load_student
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export import pipeline
+from scott.export.onnx import SMALL
 from scott.export.trained import difference, draw_latents
 from scott.recipes import RECIPES
 from scott.teachers import load_backbone
@@ -146,8 +149,13 @@ def test_half_precision_is_what_is_on_disk(make_run, monkeypatch, precision, tra
     for file in folder.rglob("*.safetensors"):
         kinds = {value.dtype for value in load_file(file).values() if value.is_floating_point()}
         assert kinds == {DTYPES[precision]}
-    with pytest.raises(UserError, match="with --to onnx, whose graphs are fp32"):
-        export(run, "onnx", precision=precision)
+    kind = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
+    files = export(run, "onnx", precision=precision).rglob("*.onnx")  # it reads back what they draw
+    graphs = [onnx.load(file, load_external_data=False).graph for file in files]
+    weights = [weight for graph in graphs for weight in graph.initializer if math.prod(weight.dims) >= SMALL]
+    assert {weight.data_type for weight in weights} == {kind}
+    takes = {node.op_type for graph in graphs for node in graph.node for name in node.input if name.endswith(".stored")}
+    assert takes == {"Cast"}
 
 
 @pytest.mark.parametrize("family", ["flux", "chroma", "flux2-klein", "qwen-image", "sana", "z-image"])

@@ -70,13 +70,12 @@ def export(
         (require_unet if kind == "checkpoint" else require_exportable)(pipeline)
     if kind == "onnx":
         require_onnx()
-        if precision != "fp32":
-            raise UserError(f"got --export-precision {precision} with --to onnx, whose graphs are fp32; leave it out")
-        student = export(run, "diffusers", best=best, place=place)  # ONNX is made of the stock pipeline
+        # ONNX is made of the stock pipeline
+        student = export(run, "diffusers", best=best, precision=precision, place=place)
     folder, dtype = where / FOLDERS[kind], DTYPES[precision]
     with replacing_folder(folder) as partial:
         if kind == "onnx":
-            info = write_onnx(student, partial)
+            info = write_onnx(student, partial, dtype)
         else:
             trained = load_run(run, best=best, place=place, teacher=teacher)
             info, expected, form = _write(trained, kind, partial, dtype)

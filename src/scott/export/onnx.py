@@ -28,7 +28,8 @@ from scott.teachers import LatentBackbone, load_backbone
 TOLERANCE = 1e-3
 """Largest difference of any part's output, and of the 2-step latent, over its standard deviation."""
 
-
+SMALL = 1024
+"""Elements below which weights stay as they are: casting them would save nothing."""
 _NOT_EXPORTED = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
 """Language models and networks that branch on values, which torch's exporter does not follow; and networks that are
 given places of tokens without a batch."""
@@ -40,15 +41,17 @@ def require_exportable(pipeline: str) -> None:
         raise UserError(f"got --to onnx for a {pipeline}, which cannot be exported; use --to diffusers")
 
 
-def write_onnx(student: Path, folder: Path) -> StudentInfo:
+def write_onnx(student: Path, folder: Path, dtype: torch.dtype = torch.float32) -> StudentInfo:
     """Export the student whose stock pipeline is in the folder `student` to `folder`; what it was made for.
+
+    Weights that `dtype` holds exactly, as those of a pipeline saved in it, are stored in it.
 
     Raises `UserError` when onnxruntime's output of a part, or the 2-step latent, is off by more than `TOLERANCE` of its
     spread, for one picture, for two, or for two of another height.
     """
     info = StudentInfo.read(student)
     assert info is not None
-    answers, latents = _write_parts(student, info, folder)  # torch's networks are gone when onnxruntime's come
+    answers, latents = _write_parts(student, info, folder, dtype)  # torch's networks are gone when onnxruntime's come
     gc.collect()
     for name, pairs in answers.items():
         _check_part(folder / name / FILE, pairs, name)
@@ -121,7 +124,7 @@ class _Encoder(nn.Module):
         return parameters.chunk(2, 1)[0], parameters
 
 
-def _write_parts(student: Path, info: StudentInfo, folder: Path) -> tuple[dict[str, Any], Tensor]:
+def _write_parts(student: Path, info: StudentInfo, folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor]:
     """Export each part; part → inputs and outputs to check it by, and the 2-step latent."""
     _copy_the_rest(student, folder)
     backbone = load_backbone(student)
@@ -130,6 +133,8 @@ def _write_parts(student: Path, info: StudentInfo, folder: Path) -> tuple[dict[s
         answers[name] = graph.answers()
         (folder / name).mkdir(exist_ok=True)
         _export(graph, folder / name / FILE)
+        if dtype != torch.float32:
+            _store_weights(folder / name / FILE, dtype)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     return answers, draw_latents(backbone, grid, info.guidance)
 
@@ -183,6 +188,32 @@ def _export(graph: _Graph, file: Path) -> None:
             verbose=False,
             custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze()},
         )
+
+
+def _store_weights(file: Path, dtype: torch.dtype) -> None:
+    """Store in `dtype` the weights of an fp32 graph that it holds exactly, with a cast to fp32 behind each: the graph
+    computes what it did."""
+    import onnx
+
+    model = onnx.load(file)
+    casts, kind = [], getattr(onnx.TensorProto, {torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}[dtype])
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        weights = torch.tensor(onnx.numpy_helper.to_array(tensor))
+        rounded = weights.to(dtype)
+        if weights.numel() < SMALL or not torch.equal(rounded.float(), weights):
+            continue
+        name, tensor.name = tensor.name, f"{tensor.name}.stored"
+        tensor.data_type, tensor.raw_data = kind, rounded.view(torch.uint8).numpy().tobytes()
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    data = file.with_name(f"{file.name}.data")
+    data.unlink(missing_ok=True)
+    onnx.save(model, file, save_as_external_data=True, location=data.name)
+    data.chmod(file.stat().st_mode)  # onnx lets nobody else read it
 
 
 def _squeeze() -> Any:
