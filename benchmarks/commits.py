@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -77,8 +78,9 @@ class Checkout:
         """Seconds of one step. Raises `UserError` where the process has ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and there is no line
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
             raise UserError(f"the steps of {self.folder} ended with code {self.process.wait()}; it said why above")
         return float(line)
