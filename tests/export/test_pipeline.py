@@ -93,8 +93,8 @@ def test_a_student_that_reads_back_differently_is_refused(make_trained, tmp_path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_half_precision_every_family_draws_its_rounded_student(make_trained, tmp_path, family):
-    trained = make_trained(family)
+def test_in_half_precision_every_family_draws_its_rounded_student(make_trained, teacher_folders, tmp_path, family):
+    trained = make_trained(family, backbone=load_backbone(teacher_folders[family]))  # to be rounded
     save_student(trained.backbone, tmp_path, trained.grid, torch.bfloat16)
     round_student(trained.backbone, torch.bfloat16)
     read_student(tmp_path, trained.expected())
