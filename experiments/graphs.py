@@ -109,7 +109,11 @@ class Graphs:
 
 
 class _Recorded:
-    """One call, and what goes back from it, as two graphs on memory of their own."""
+    """One call, and what goes back from it, as two graphs on memory of their own.
+
+    Not torch's `make_graphed_callables`: what it kept for going back is gone after once, and the critic's fakes go back
+    twice.
+    """
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
         graded = torch.is_grad_enabled()
@@ -130,7 +134,6 @@ class _Recorded:
         if towards:
             self.grad_output = torch.empty_like(self.output)
             with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
-                # what is kept for it stays: a hinge game goes back through the critic's fakes twice
                 made = torch.autograd.grad(self.output, towards, self.grad_output, allow_unused=True, retain_graph=True)
             grads = iter(made)
             self.grads = [next(grads) if x.requires_grad else None for x in (*self.inputs, *trained)]
