@@ -108,6 +108,21 @@ def test_equal_distributions_have_density_1_and_equal_precision_and_recall() -> 
     assert found["precision"].item() == pytest.approx(found["recall"].item(), abs=0.03)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_copies_and_ties_count_as_exact_distances_have_them(offset: float) -> None:
+    # on a lattice many distances are equal, and half of the fakes are real points
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, 3, (120, 6), generator=generator).double() for _ in range(2))
+    fake[:60] = real[:60]
+    exact = torch.tensor([[float((a - b).square().sum()) for b in fake] for a in real])
+    own = torch.tensor([[float((a - b).square().sum()) for b in real] for a in real]).fill_diagonal_(torch.inf)
+    fifth, third = (own.sort(1).values[:, k - 1, None] for k in (5, 3))
+    found = neighbours(real + offset, fake + offset, only=("precision", "density", "coverage"))
+    assert found["coverage"].item() == pytest.approx((exact < fifth).any(1).double().mean().item())
+    assert found["density"].item() == pytest.approx((exact < fifth).sum().item() / (5 * 120))
+    assert found["precision"].item() == pytest.approx((exact <= third).any(0).double().mean().item())
+
+
 def test_a_narrow_sampler_has_precision_and_a_wide_one_recall() -> None:
     real = normal(500, 2, seed=0)
     narrow, wide = (neighbours(real, factor * normal(500, 2, seed=1)) for factor in (0.3, 3.0))

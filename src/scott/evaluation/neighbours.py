@@ -20,6 +20,9 @@ from scott.evaluation.matrices import Matrix, feature_pair, once
 NEAREST, BALL = 5, 3
 """k of coverage and density, and of precision and recall."""
 NAMES = ("precision", "recall", "density", "coverage")
+TIE, EQUAL = 1e-9, 1e-12
+"""Relative, of squared distances in float64: within `TIE` two are the same, and below `EQUAL` of both lengths two
+points are. What a copy of a real point counts for turns on ties."""
 
 
 def coverage(real: Matrix, fake: Matrix, k: int = NEAREST, *, chunk_size: int = 1024) -> float:
@@ -46,22 +49,24 @@ def neighbours(
     """
     x, y = feature_pair(("real", real), ("fake", fake))
     counts = (once(len(y)) if weights is None else weights).to(x)
-    near = _radii("real", x, k, chunk_size) if {"coverage", "density"} & set(only) else None
-    ball = _radii("real", x, BALL, chunk_size) if "precision" in only else None
-    theirs = _radii("fake", y, BALL, chunk_size) if "recall" in only else None
+    centre = x.mean(dim=0)
+    x, y = x - centre, y - centre  # so that the product in `_squared` cancels little
+    of_real = [*([k] if {"coverage", "density"} & set(only) else []), *([BALL] if "precision" in only else [])]
+    balls = _radii("real", x, of_real, chunk_size)
+    theirs = _radii("fake", y, [BALL] if "recall" in only else [], chunk_size)
     covered, recalled = (torch.zeros(len(counts), device=x.device, dtype=x.dtype) for _ in range(2))
     holding, inside = torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0], dtype=torch.bool)
     for start in range(0, len(x), chunk_size):
         rows = slice(start, start + chunk_size)
-        distance = _distances(x[rows], y)
-        if near is not None:
-            closer = (distance < near[rows, None]).to(x)
+        squared = _squared(x[rows], y)
+        if {"coverage", "density"} & set(only):
+            closer = (squared < balls[k][rows, None] * (1 - TIE)).to(x)
             covered += (closer @ counts.T > 0).sum(dim=0)
             holding += closer.sum(dim=0)
-        if ball is not None:
-            inside |= (distance <= ball[rows, None]).any(dim=0)
-        if theirs is not None:
-            recalled += ((distance <= theirs).to(x) @ counts.T > 0).sum(dim=0)
+        if "precision" in only:
+            inside |= (squared <= balls[BALL][rows, None] * (1 + TIE)).any(dim=0)
+        if "recall" in only:
+            recalled += ((squared <= theirs[BALL] * (1 + TIE)).to(x) @ counts.T > 0).sum(dim=0)
     found = {
         "precision": counts @ inside.to(x) / len(y),
         "recall": recalled / len(x),
@@ -71,19 +76,21 @@ def neighbours(
     return {name: found[name].cpu() for name in only}
 
 
-def _radii(name: str, points: Tensor, k: int, chunk_size: int) -> Tensor:
-    """Distance of each point to its k-th nearest other point, (N,)."""
+def _radii(name: str, points: Tensor, ks: Collection[int], chunk_size: int) -> dict[int, Tensor]:
+    """k → squared distance of each point to its k-th nearest other point, (N,)."""
     n = len(points)
-    if not 1 <= k < n:
-        raise ValueError(f"got k = {k} with {n} {name} points, expected 1 ≤ k < {n}")
+    if wrong := [k for k in ks if not 1 <= k < n]:
+        raise ValueError(f"got k = {wrong[0]} with {n} {name} points, expected 1 ≤ k < {n}")
     parts = []
-    for start in range(0, n, chunk_size):
-        distance = _distances(points[start : start + chunk_size], points)
-        distance.diagonal(start).fill_(torch.inf)
-        parts.append(distance.kthvalue(k, dim=1).values)
-    return torch.cat(parts)
+    for start in range(0, n if ks else 0, chunk_size):
+        squared = _squared(points[start : start + chunk_size], points)
+        squared.diagonal(start).fill_(torch.inf)
+        parts.append(squared.topk(max(ks), largest=False).values)
+    return {k: torch.cat(parts)[:, k - 1] for k in ks}
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix-product form of cdist loses the exact zeros and ties on which "closer than" turns."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    """‖a_i − b_j‖², by a matrix product; 0 of equal points, which round-off would leave a little beside it."""
+    lengths = a.square().sum(1, keepdim=True) + b.square().sum(1)
+    squared = torch.addmm(lengths, a, b.T, alpha=-2)
+    return squared.masked_fill_(squared < EQUAL * lengths, 0)
