@@ -97,6 +97,12 @@ def test_what_is_wrong_is_read_as_wrong(held_out, name):
     assert not right.right(replace(small, **{name: wrong[name]}))[name]
 
 
+def test_a_small_subject_in_a_corner_is_not_where_a_large_one_is_asked_for(held_out):
+    small = next(this for this in held_out if (this.size, this.place) == ("small", "top left"))
+    found = read(scenes.pictures([small], SHARD)[0], replace(small, size="large", place="center"), SHARD)
+    assert (found.size, found.place) == ("small", "top left")
+
+
 def test_an_empty_picture_has_a_background_alone(held_out):
     grey = torch.full((3, 64, 64), 150 / 255)
     found = read(grey, held_out[0], SHARD)

@@ -37,8 +37,8 @@ class Read:
 
 
 def read(picture: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> Read:
-    """Read a picture (3, 64, 64) in [0, 1]. `asked` gives the subject, whose styles are compared, and the places its
-    size can have."""
+    """Read a picture (3, 64, 64) in [0, 1]. `asked` gives the subject, whose styles are compared; the place is one of
+    those that the size found can have."""
     pixels = (255 * picture).permute(1, 2, 0).double().numpy()
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     behind = np.median(border, axis=0)
@@ -59,7 +59,7 @@ def read(picture: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> Read:
         there = (MARGIN + part * free + extent / 2 for part, free, extent in zip(fractions, room, extents, strict=True))
         return math.hypot(*(c - at for c, at in zip(centre, there, strict=True)))
 
-    place = min(PLACES_OF_SIZE[asked.size], key=off)
+    place = min(PLACES_OF_SIZE[size], key=off)
     return Read(background, size, place, _style(pixels, behind, asked.subject, longer, centre, shard))
 
 
