@@ -159,6 +159,18 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 4 <= missed <= 22
 
 
+@pytest.mark.parametrize("name", ["fid", "coverage"])
+def test_an_interval_holds_the_mean_over_a_samplers_samples(name: str) -> None:
+    def normal(seed: int) -> Tensor:
+        return torch.randn(200, 4, generator=torch.Generator().manual_seed(seed))
+
+    real = {"features": normal(1000)}
+    found = [figures([name], real, {}, {"features": 0.9 * normal(seed)}, 60)[name] for seed in range(60)]
+    mean = sum(figure.value for figure in found) / 60
+    assert sum(figure.interval[0] <= mean <= figure.interval[1] for figure in found) >= 50
+    assert all(figure.interval[0] >= 0 and (name == "fid" or figure.interval[1] <= 1) for figure in found)
+
+
 def test_what_a_picture_shows_is_averaged_over_where_it_applies() -> None:
     def reading(pictures: Tensor, start: int) -> dict[str, Tensor]:
         numbers = torch.arange(start, start + len(pictures))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Metric:
     captions: bool = False
     """Compares each picture with its caption, not with real pictures."""
     higher_is_better: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """What it can be at least and at most, which bounds its intervals."""
 
 
 def clip_score(image_features: Matrix, text_features: Matrix) -> float:
@@ -55,18 +58,20 @@ def _mean_preference(texts: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
     return 100 * _mean_cosine(texts, fake, weights)  # PickScore's exp(logit_scale) is at CLIP's bound, 100
 
 
+_distance: dict[str, Any] = {"values": frechet_distances, "bounds": (0, math.inf)}
+_share: dict[str, Any] = {"higher_is_better": True, "bounds": (0, 1)}
 METRICS = {
-    "fid": Metric(FEATURES, frechet_distances),
-    "fid-clean": Metric("inception-clean", frechet_distances),
+    "fid": Metric(FEATURES, **_distance),
+    "fid-clean": Metric("inception-clean", **_distance),
     "kid": Metric(FEATURES, kid),
-    "precision": Metric(FEATURES, higher_is_better=True),
-    "recall": Metric(FEATURES, higher_is_better=True),
+    "precision": Metric(FEATURES, **_share),
+    "recall": Metric(FEATURES, **_share),
     "density": Metric(FEATURES, higher_is_better=True),
-    "coverage": Metric(FEATURES, higher_is_better=True),
+    "coverage": Metric(FEATURES, **_share),
     "spread": Metric(FEATURES, spread),
-    "fd-dinov2": Metric("dinov2", frechet_distances),
-    "fd-efficientnet": Metric("efficientnet", frechet_distances),
-    "clip-fid": Metric("clip-b", frechet_distances),
+    "fd-dinov2": Metric("dinov2", **_distance),
+    "fd-efficientnet": Metric("efficientnet", **_distance),
+    "clip-fid": Metric("clip-b", **_distance),
     "cmmd": Metric("clip-l", cmmd),
     "clip-score": Metric("clip", _mean_cosine, captions=True, higher_is_better=True),
     "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True),
@@ -83,8 +88,8 @@ class Figure:
     value: float
     """Mean over seeds."""
     interval: tuple[float, float] | None = None
-    """95 % over samples, of the first seed: value + the bootstrap's quantiles about its own mean, since a resample,
-    which repeats samples, is biased as a smaller sample is."""
+    """95 % over the sampler's samples, of the first seed: value + the bootstrap's quantiles about its own mean, since a
+    resample, which repeats samples, is biased as a smaller sample is. Real pictures and balls are kept as they are."""
     floor: float | None = None
     """The metric of as many real pictures as the sampler drew."""
     seeds: tuple[float, ...] = ()
@@ -124,15 +129,16 @@ def figures(
     near = [name for name in neighbours.NAMES if name in metrics]
     if near and FEATURES in real:
         found |= neighbours.neighbours(real[FEATURES], fake[FEATURES], weights, only=near)
-    return {name: Figure(values[0].item(), _interval(values)) for name, values in found.items()}
+    return {name: Figure(values[0].item(), _interval(values, *METRICS[name].bounds)) for name, values in found.items()}
 
 
-def _interval(values: Tensor) -> tuple[float, float] | None:
+def _interval(values: Tensor, least: float, most: float) -> tuple[float, float] | None:
     value, replicates = values[0], values[1:]
     if len(replicates) < 2:
         return None
-    low, high = (replicates - replicates.mean()).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))
-    return (value + low).item(), (value + high).item()
+    about = replicates - replicates.mean()
+    low, high = (value + about.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))).clamp(least, most)
+    return low.item(), high.item()
 
 
 def over_seeds(each: list[dict[str, Figure]], floor: Mapping[str, Figure]) -> dict[str, Figure]:
@@ -155,7 +161,10 @@ def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict
         if (known := values.isfinite()).any():
             weights = resamples(len(values), replicates)
             means = weights @ values.where(known, 0) / (weights @ known.double())
-            found[name] = Figure(means[0].item(), _interval(means[means.isfinite()]))
+            some = values[known]
+            found[name] = Figure(
+                means[0].item(), _interval(means[means.isfinite()], some.min().item(), some.max().item())
+            )
     return found
 
 
