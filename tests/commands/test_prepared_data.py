@@ -91,6 +91,11 @@ def test_the_embedded_pictures_go_the_same_way(backbone, tmp_path, monkeypatch):
     torch.testing.assert_close(means.float(), backbone.encode_images(pixels)[0], rtol=2e-3, atol=1e-3)
 
 
+def test_a_limit_draws_more_of_the_embedded_pictures_than_usual(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "MINI_SCENES", 5)
+    assert [len(open_data(["mini"], backbone, tmp_path, 0, quiet, reading=Reading(limit=n))) for n in (3, 7)] == [3, 7]
+
+
 def recipe_pixels(image):
     return cropped(image, [(64, 64)]).float() / 255
 

@@ -1,6 +1,7 @@
 """Jumps that are trained on more than once."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ from tests.training.by_hand import make_config
 from tests.training.runs import final, metrics
 
 from scott.diffusion import DiscreteSchedule
-from scott.training.jumps import Jumps, jumps_of_steps
+from scott.training.jumps import Jumps, batches_read, jumps_of_steps
 from scott.training.step import Distillation
 
 
@@ -23,7 +24,7 @@ def test_each_jump_is_used_as_often_as_is_said_and_few_are_kept(reuse, size):
         kept = kept - {jump} if last else kept | {jump}
         assert (uses[jump] == reuse) == last
         assert len(kept) <= size
-    assert set(uses) == set(range(len(uses)))
+    assert set(uses) == set(range(len(uses))) == set(range(batches_read(replace(config, max_steps=400))))
     assert len(uses) == pytest.approx(400 / reuse, abs=size)
     assert sorted(uses) == list(dict.fromkeys(jump for jump, _ in steps)), "new ones come in order"
     later = [jump for jump, _ in steps[2 * size :]]

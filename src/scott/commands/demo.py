@@ -23,6 +23,7 @@ from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import load_student, teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
+from scott.training.jumps import batches_read
 from scott.training.metrics import read_metrics
 
 SEED = 1
@@ -35,8 +36,8 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     """Distil the embedded teacher into `out`, sample, evaluate; writes results.json, samples/ and report.html."""
     check_samples(samples)
     config = mini(out=out, seed=seed, max_steps=max_steps, sample_every=100, checkpoint_every=100)
-    if (read := max_steps * config.batch_size) < MINI_SCENES:  # a short run prepares what it reads
-        config = replace(config, limit=read)
+    read = config.batch_size * batches_read(config)
+    config = replace(config, limit=min(read, MINI_SCENES))  # a short run prepares what it reads
     run(config, report)
     backbone, student, omega = teacher_of(config.teacher), load_student(str(out)), config.drawn_guidance
     samplers: dict[str, TeacherSampler | StudentSampler]

@@ -28,7 +28,8 @@ from scott.teachers.fingerprint import differing, fingerprints, label
 if TYPE_CHECKING:
     from scott.teachers import LatentBackbone
 
-MINI_SCENES = 8192
+MINI_SCENES, ALL_SCENES = 8192, 2**20
+"""Of the embedded data, which are drawn as they are read: how many there are unless --limit says more, and at most."""
 USUAL = Reading()
 Warn = Callable[[str], None]
 
@@ -84,7 +85,8 @@ def open_with(name: str, settings: Settings, preset: Preset | None = None) -> tu
         unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
         settings = replace(settings, **unnamed)
     scenes = embedded.SOURCES.get(name)
-    source = scenes(MINI_SCENES) if scenes else open_source(name, settings.columns, settings.split)
+    count = min(settings.limit or MINI_SCENES, ALL_SCENES)
+    source = scenes(count) if scenes else open_source(name, settings.columns, settings.split)
     if preset is not None and preset.scores:
         score = next((column for column in preset.scores if column in source.columns), preset.scores[0])
         where = f"({settings.where}) and {score} >= 6" if settings.where else f"{score} >= 6"

@@ -45,6 +45,11 @@ def jumps_of_steps(config: DistillConfig) -> Iterator[tuple[int, bool]]:
         yield jump, last
 
 
+def batches_read(config: DistillConfig) -> int:
+    """How many batches of the data a run's steps train on, each as often as `jump_reuse` says."""
+    return 1 + max(jump for jump, _ in islice(jumps_of_steps(config), config.max_steps))
+
+
 class Jumps:
     """The jumps of a run's steps. The ends of what is used again are kept, as one process's rows.
 
