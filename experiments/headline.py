@@ -33,27 +33,28 @@ Figures = dict[str, float | list[float] | None]
 
 
 def headline(rows: list[Row], budget: float | None = None) -> Figures:
-    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of the most samples
-    that it has them of.
+    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of the most scenes
+    and samples that it has them of.
 
     Raises:
         UserError: no seed has all three runs, or the teacher or the floor is not there.
     """
-    by_run = {(row.run, row.samples, row.steps): row for row in rows}
+    by_run = {(row.run, row.scenes, row.samples, row.steps): row for row in rows}
     wanted = [("ours", "time", 2), ("ours", "time", 4), ("lcm", "time", 2), ("lcm", "updates", 2)]
 
     def has_all(row: Row) -> bool:
-        return all(((*run, *row.run[2:]), row.samples, steps) in by_run for *run, steps in wanted)
+        return all(((*run, *row.run[2:]), row.scenes, row.samples, steps) in by_run for *run, steps in wanted)
 
-    runs = {(row.budget, row.samples, row.seed) for row in rows if budget in (None, row.budget) and has_all(row)}
+    there = [row for row in rows if budget in (None, row.budget) and has_all(row)]
+    runs = {(row.budget, row.scenes, row.samples, row.seed) for row in there}
     if not runs:
         raise UserError("no seed has ours, lcm and lcm at equal updates; run python -m experiments.comparison")
-    at, samples, _ = max(runs)
-    seeds = sorted(seed for *there, seed in runs if there == [at, samples])
+    at, scenes, samples, _ = max(runs)
+    seeds = sorted(seed for *same, seed in runs if same == [at, scenes, samples])
     floor, teacher = _one(rows, "real", 0, samples), _one(rows, "teacher", 50, samples)
 
     def of(method: str, matched: str, seed: int, steps: int = 2) -> Row:
-        return by_run[(method, matched, at, seed), samples, steps]
+        return by_run[(method, matched, at, seed), scenes, samples, steps]
 
     per_seed: dict[str, list[float]] = {}
     for seed in seeds:
@@ -68,9 +69,9 @@ def headline(rows: list[Row], budget: float | None = None) -> Figures:
         }.items():
             per_seed.setdefault(name, []).append(value)
         for method, steps in RIVALS:
-            if row := by_run.get(((method, "time", at, seed), samples, steps)):
+            if row := by_run.get(((method, "time", at, seed), scenes, samples, steps)):
                 per_seed.setdefault(f"excess_ratio_{method}_{steps}", []).append((row.fid - floor.fid) / excess)
-    figures: Figures = {"budget": at, "seeds": len(seeds)}
+    figures: Figures = {"budget": at, "scenes": scenes, "samples": samples, "seeds": len(seeds)}
     for name, values in per_seed.items():
         figures |= {name: mean(values), f"{name}_interval": interval(values)}
     return figures

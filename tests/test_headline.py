@@ -16,7 +16,7 @@ from experiments.results import append_line
 from scott.errors import UserError
 
 
-def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240, samples=10):
+def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budget=240, samples=10, scenes=8):
     values = {"method": method, "matched": matched, "budget": budget, "seed": seed, "steps": steps, "fid": fid}
     return Row(
         **values,
@@ -27,6 +27,7 @@ def row(method, matched="nothing", seed=0, steps=2, fid=0.0, coverage=0.0, budge
         clip_score=None,
         spread=None,
         samples=samples,
+        scenes=0 if matched == "nothing" else scenes,
     )
 
 
@@ -96,6 +97,7 @@ class FakeTraining:
         if len(self.made) == 5 and "stopped" not in self.made:
             self.made.append("stopped")
             raise KeyboardInterrupt
+        assert self.config.limit == 8
         self.made.append((self.config.out.name, self.config.max_steps))
         return self.config.max_steps * (0.6 if self.config.has_critic else 0.3)
 
@@ -107,7 +109,8 @@ class FakeBaseline:
     updates = 7
     backbone = SimpleNamespace(device="cpu")
 
-    def __init__(self, out, cpu_minutes, seed):
+    def __init__(self, out, cpu_minutes, seed, scenes):
+        assert scenes == 8
         self.minutes = cpu_minutes
 
     def train(self):
@@ -130,9 +133,8 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
 
     def compare(samples=10):
         options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm"), "baselines": ("ufogen",)}
-        comparison.Comparison(**options, samples=samples, folder=tmp_path, runs=tmp_path / "runs").run(
-            lambda *tick: None
-        )
+        options |= {"samples": samples, "scenes": 8, "folder": tmp_path, "runs": tmp_path / "runs"}
+        comparison.Comparison(**options).run(lambda *tick: None)
 
     with pytest.raises(KeyboardInterrupt):
         compare()
@@ -154,6 +156,12 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     assert {r.samples for r in more} == {20}
 
 
+def test_the_figures_are_of_runs_on_as_many_scenes():
+    fewer = [replace(one, scenes=4, fid=2 * one.fid) for one in results() if one.matched != "nothing"]
+    assert headline(results() + fewer) == headline(results())
+    assert headline([one for one in results() if one.matched == "nothing"] + fewer)["scenes"] == 4
+
+
 def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "best_device", lambda: torch.device("cuda"))
     options = {"methods": ("ours", "lcm"), "folder": tmp_path, "runs": tmp_path}
@@ -166,9 +174,10 @@ def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, mon
     assert given.updates(blank, tmp_path / "none", print) == 20 * 60 * 4
 
 
-def test_the_figure_has_the_excess_of_the_most_samples_by_seed():
+def test_the_figure_has_the_excess_of_the_most_scenes_and_samples_by_seed():
     rows = results()  # the floor is .1 and the teacher .5
     fewer = [replace(one, samples=5, fid=2 * one.fid) for one in rows]
+    fewer += [replace(one, scenes=4, fid=2 * one.fid) for one in rows if one.matched != "nothing"]
     by_budget = points([(one, q) for one, q in ratios(rows + fewer) if one.steps == 2], "budget")
     ((budget, qualities),) = by_budget["ours", "time"]
     assert (budget, qualities) == (240, pytest.approx([1.5, 2.0]))

@@ -60,6 +60,8 @@ class Comparison:
     cost: tuple[str, ...] = ()
     """method=core-seconds of an update, by which a budget is counted instead of a run of 40; on a GPU, of all methods.
     """
+    scenes: int = 65_536
+    """Of the embedded data, that all train on."""
     samples: int = 5000
     folder: Path = HERE
     runs: Path = Path("runs/comparison")
@@ -76,13 +78,14 @@ class Comparison:
             )
         self.measure_references(report)
         for budget in self.budgets:
+            baselines = self.baselines if budget == max(self.budgets) else ()
             for seed in self.seeds:
                 for method in self.methods:
-                    self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
+                    self.train(self.blank(method, "time", budget, seed), report)
                 for method in self.at_equal_updates:
-                    self.train(Row(**_blank(method, "updates", budget, seed, self.samples)), report)
-                for method in self.baselines if budget == max(self.budgets) else ():
-                    self.train(Row(**_blank(method, "time", budget, seed, self.samples)), report)
+                    self.train(self.blank(method, "updates", budget, seed), report)
+                for method in baselines:
+                    self.train(self.blank(method, "time", budget, seed), report)
         insert(self.folder / "README.md", "comparison", markdown(self.rows()))
         write_atomically(self.folder / "quality.svg", as_svg(draw(self.rows())).decode())
 
@@ -111,28 +114,35 @@ class Comparison:
     def reference(self) -> MiniReference:
         return mini_reference(self.samples)
 
+    def blank(self, method: str, matched: Matched = "nothing", budget: float = 0, seed: int = 0) -> Row:
+        """A row before anything is measured; of what is not trained by default."""
+        nothing: dict[str, Any] = dict.fromkeys(("updates", "cpu_minutes", "steps", "fid", "coverage"), 0)
+        nothing |= dict.fromkeys(("guidance", "clip_score", "spread"))
+        what: dict[str, Any] = {"method": method, "matched": matched, "budget": budget, "seed": seed}
+        return Row(**what, **nothing, samples=self.samples, scenes=0 if matched == "nothing" else self.scenes)
+
     def measure_references(self, report: Report) -> None:
         """The floor, and the teacher."""
         there = {(row.method, row.steps) for row in self.rows() if row.samples == self.samples}
         if ("real", 0) not in there:
-            row = Row(**_blank("real", "nothing", 0, 0, self.samples) | figures_of(self.reference.floor()))
-            append_line(self.file, asdict(row))
+            append_line(self.file, asdict(self.blank("real")) | figures_of(self.reference.floor()))
         for steps in TEACHER_STEPS:
             if ("teacher", steps) not in there:
                 sampler = TeacherSampler(teacher_of("mini"), steps, GUIDANCE)
                 name = f"teacher {steps}"
                 made = evaluate(sampler, self.reference, name=name, progress=partial(progress, report, name))
-                blank = _blank("teacher", "nothing", 0, 0, self.samples)
-                append_line(self.file, asdict(Row(**blank | figures_of(made) | {"steps": steps, "guidance": GUIDANCE})))
+                how = {"steps": steps, "guidance": GUIDANCE}
+                append_line(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
 
     def train(self, blank: Row, report: Report) -> None:
-        """The rows of one student, unless they are there, of as many samples."""
-        if blank.run in {row.run for row in self.rows() if row.samples == self.samples}:
+        """The rows of one student, unless they are there, of as many samples and scenes."""
+        if blank.run in {row.run for row in self.rows() if (row.samples, row.scenes) == (self.samples, self.scenes)}:
             return
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
         run: Training | Baseline
         if blank.method in BASELINES:
-            run = BASELINES[blank.method](out=self.runs / name, cpu_minutes=blank.budget, seed=blank.seed)
+            how: dict[str, Any] = {"cpu_minutes": blank.budget, "seed": blank.seed, "scenes": self.scenes}
+            run = BASELINES[blank.method](out=self.runs / name, **how)
             minutes = run.train() / 60
             updates = run.updates
         else:
@@ -148,7 +158,7 @@ class Comparison:
         self, method: str, name: str, updates: int, seed: int, report: Report, **changes: Any
     ) -> tuple[Training, float]:
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | changes
-        config = METHODS[method](**settings, out=self.runs / name, seed=seed, max_steps=updates)
+        config = METHODS[method](**settings, out=self.runs / name, seed=seed, max_steps=updates, limit=self.scenes)
         training = Training(config, data=self.runs / "data")
         return training, training.train(report) / 60
 
@@ -156,13 +166,14 @@ class Comparison:
         """Of a run that has begun, its own; as many as another seed's; else what its budget allows."""
         if (out / "config.json").is_file():
             return DistillConfig.load(out / "config.json").max_steps
+        there = [row for row in self.rows() if row.scenes == self.scenes]
         if blank.matched == "updates":
-            ours = [row.updates for row in self.rows() if row.run == ("ours", "time", blank.budget, blank.seed)]
+            ours = [row.updates for row in there if row.run == ("ours", "time", blank.budget, blank.seed)]
             if not ours:
                 raise UserError(f"got {blank.method} at equal updates without ours; add ours to --methods")
             return ours[0]
-        if there := [row.updates for row in self.rows() if row.run[:3] == blank.run[:3]]:
-            return there[0]
+        if others := [row.updates for row in there if row.run[:3] == blank.run[:3]]:
+            return others[0]
         if blank.method in self.costs:
             return max(1, int(60 * blank.budget / self.costs[blank.method]))
         # with a store that is full after a few updates, as a run's is for all but its first ones
@@ -171,19 +182,13 @@ class Comparison:
         return max(1, int(blank.budget * CALIBRATION / minutes))
 
 
-def _blank(method: str, matched: Matched, budget: float, seed: int, samples: int) -> dict[str, Any]:
-    """A row's fields before anything is measured."""
-    what = {"method": method, "matched": matched, "budget": budget, "seed": seed, "samples": samples}
-    nothing = dict.fromkeys(("updates", "cpu_minutes", "steps", "fid", "coverage"), 0)
-    return what | nothing | dict.fromkeys(("guidance", "clip_score", "spread"))
-
-
 def markdown(rows: list[Row]) -> str:
     header = [
         "method",
         "matched",
         "budget",
         "seed",
+        "scenes",
         "updates",
         "CPU min",
         "device",
@@ -200,6 +205,7 @@ def markdown(rows: list[Row]) -> str:
             r.matched,
             f"{r.budget:g}",
             r.seed,
+            r.scenes,
             r.updates,
             f"{r.cpu_minutes:.1f}",
             r.device,

@@ -45,11 +45,12 @@ def ratios(rows: list[Row]) -> list[tuple[Row, float]]:
 
 
 def points(rows: Iterable[tuple[Row, float]], at: str) -> dict[tuple[str, str], list[Point]]:
-    """Of each student its points by the row's field `at`, ascending, of the most samples that there are at each."""
-    found: dict[tuple[str, str], dict[float, dict[int, list[float]]]] = {}
+    """Of each student its points by the row's field `at`, ascending, of the most scenes and samples that there are at
+    each."""
+    found: dict[tuple[str, str], dict[float, dict[tuple[int, int], list[float]]]] = {}
     for row, quality in rows:
         by_samples = found.setdefault((row.method, row.matched), {}).setdefault(getattr(row, at), {})
-        by_samples.setdefault(row.samples, []).append(quality)
+        by_samples.setdefault((row.scenes, row.samples), []).append(quality)
     return {kind: [(x, each[x][max(each[x])]) for x in sorted(each)] for kind, each in found.items()}
 
 

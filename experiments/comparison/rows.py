@@ -35,6 +35,8 @@ class Row:
     spread: float | None
     """sqrt of the variance of the latents drawn over that of real ones."""
     samples: int
+    scenes: int
+    """Of the embedded data, that it was trained on; 0 of what is not."""
     device: str = "cpu"
     """Where it was trained; of a GPU, `cpu_minutes` are those of the process that launches its work."""
 
