@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 from hashlib import sha256
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -87,6 +89,16 @@ def test_mjhqs_layout(mjhq, tmp_path) -> None:
         (tmp_path / "meta_data.json").write_text(content)
         with pytest.raises(UserError, match="is not MJHQ-30K's"):
             Mjhq(str(tmp_path / "meta_data.json"))
+
+
+def test_other_pictures_are_another_version_of_mjhq(mjhq, tmp_path) -> None:
+    """Of their names too; names that lead elsewhere count for nothing."""
+    copied = Path(shutil.copytree(mjhq.parent, tmp_path / "copy")) / "meta_data.json"
+    before = Mjhq(str(copied)).version
+    os.utime(next(copied.parent.rglob("*.jpg")), ns=(1, 1))
+    assert Mjhq(str(copied)).version != before
+    copied.write_text(json.dumps({"..\0": {"category": "x", "prompt": "a cat"}}))
+    assert Mjhq(str(copied)).version
 
 
 @pytest.mark.timeout(20)

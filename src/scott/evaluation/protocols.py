@@ -17,7 +17,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from scott.data.captions import read_captions
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
-from scott.data.sources.files import read_picture
+from scott.data.sources.files import digest_of, places_of, read_picture
 from scott.errors import UserError
 from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
@@ -157,7 +157,11 @@ class Mjhq:
             raise UserError(f"{file} is not MJHQ-30K's meta_data.json ({error!r})") from None
         beside = Path(file).parent
         self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if os.path.isfile(f / first)), beside)
-        self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
+        self.file = file
+
+    @cached_property
+    def version(self) -> str:
+        return digest_of([self.file, *places_of((name for name, _ in self.rows), self.folder)])
 
     def units(self, size: int) -> list[Unit]:
         return units_of_rows(len(self.rows), size, self._records)
