@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
@@ -19,6 +20,7 @@ from scott.evaluation import Results
 from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
+from scott.mini.scenes import Scenes
 
 
 def digest(name):
@@ -78,6 +80,51 @@ def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> 
     names = prompts_of("coco2014-30k", str(coco2014))[0][:12]
     (tmp_path / "names").write_text("\n".join(names))
     assert len(prompts(names=tmp_path / "names")) == 12
+
+
+def test_a_short_reference_is_refused_whatever_was_measured_before(coco2014, monkeypatch, tmp_path) -> None:
+    """What fewer pictures gave is not kept, so that the whole protocol cannot find it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def count(**options):
+        instruments, measured = {"features": embedded.load_features()}, Measured(data=str(coco2014), **options)
+        return len(KNOWN["coco2014-30k"].reference(measured, 30_000, 64, instruments, lambda *_: None).prompts)
+
+    assert count(samples=30_000) == 23
+    with pytest.raises(UserError, match="got 23 readable"):
+        count()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """A table of 30 scenes with a second column of captions; and `reference(**options)` of its first ten."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scenes = Scenes(30, "held-out")
+    rows = [{"file_name": f"{i:02d}.png", "text": scenes[i][1], "alt": f"alt {i}"} for i in range(30)]
+    for index in range(30):
+        scenes[index][0].save(tmp_path / f"{index:02d}.png")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    instruments = {"features": embedded.load_features()}
+
+    def reference(**options):
+        measured = Measured(data=str(tmp_path), samples=10, **options)
+        return KNOWN["custom"].reference(measured, 10, 64, instruments, lambda *_: None)
+
+    return reference
+
+
+def test_another_column_of_captions_is_another_reference(table) -> None:
+    assert table().prompts == Scenes(10, "held-out").captions()
+    assert table(caption_column=("alt",)).prompts == [f"alt {index}" for index in range(10)]
+
+
+def test_what_was_skipped_is_looked_at_again(table, tmp_path) -> None:
+    """Where a source's version does not tell, as of pictures behind URLs."""
+    (tmp_path / "00.png").unlink()
+    reference = table()
+    assert (reference.names[0], reference.skipped) == ("01.png", {"missing-file": 1})
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:

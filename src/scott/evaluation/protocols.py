@@ -101,7 +101,8 @@ class Protocol:
         choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
         whole = samples if names is None else min(samples, len(names))
         least = whole if self.whole and measured.samples is None else SMALLEST
-        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": [self.name, names], "least": least}
+        key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
+        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
         return source_reference(source, samples, size, instruments, tick, **options)
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def source_reference(
 
     A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
     `floor`, or of this source those that follow, where there are as many. `key`, what the choice depends on, keeps
-    features for the next time; without it nothing is kept.
+    features for the next time, where there are all `samples` of them and nothing was skipped on the way.
 
     Raises:
         UserError: fewer than `least` can be read; see `open_source`.
@@ -71,11 +71,11 @@ def source_reference(
             fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
             raise UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
         with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
-            others, _ = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
+            others, rest = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
     tensors = {f"real/{name}": value for name, value in real.items()}
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}
-    if file is not None:
+    if file is not None and count == samples and not described["skipped"] and not rest["skipped"]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
             save_file(tensors, partial, {"described": json.dumps(described)})
