@@ -13,7 +13,7 @@ import torch
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
-from scott.data.records import Record, Skip
+from scott.data.records import Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
@@ -64,9 +64,10 @@ def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
 
 def test_a_published_list_is_taken_in_its_order() -> None:
     there = entries("a", "b", "c")
-    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a"]
-    with pytest.raises(UserError, match="has no d"):
-        chosen(there, ["d"], "x")
+    there.append(Rejected("d", "no-caption"))
+    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a", "b"], "the others behind it"
+    with pytest.raises(UserError, match="has no e"):
+        chosen(there, ["e"], "x")
 
 
 def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
@@ -125,6 +126,16 @@ def test_what_was_skipped_is_looked_at_again(table, tmp_path) -> None:
     reference = table()
     assert (reference.names[0], reference.skipped) == ("01.png", {"missing-file": 1})
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_the_floor_of_a_list_is_of_pictures_that_it_does_not_name(table, tmp_path) -> None:
+    (tmp_path / "names").write_text("\n".join(f"{index:02d}.png" for index in range(19, 9, -1)))
+    listed = table(names=tmp_path / "names")
+    assert listed.names == [f"{index:02d}.png" for index in range(19, 9, -1)]
+    assert torch.equal(listed.others["features"], table().real["features"])
+    (tmp_path / "19.png").unlink()
+    with pytest.raises(UserError, match="got 9 readable"):
+        table(names=tmp_path / "names")
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:

@@ -103,7 +103,8 @@ class Protocol:
         least = whole if self.whole and measured.samples is None else SMALLEST
         key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
-        return source_reference(source, samples, size, instruments, tick, **options)
+        options["among"] = names and len(names)
+        return source_reference(source, whole, size, instruments, tick, **options)
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""
@@ -136,11 +137,13 @@ def by_category(entries: Entries) -> Entries:
 
 
 def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
-    """The entries of these names, in their order. Raises `UserError` for a name that the source has not."""
+    """The entries of these names, in their order, and behind them the source's other records. Raises `UserError` for a
+    name that the source has not."""
     there = {entry.key: entry for entry in entries}
     if missing := [name for name in names if name not in there]:
         raise UserError(f"{source} has no {missing[0]}, nor {len(missing) - 1:,} others of the list of {len(names):,}")
-    return [there[name] for name in names]
+    others = there.keys() - {*names}
+    return [there[name] for name in names] + [e for e in entries if e.key in others and isinstance(e, Record)]
 
 
 class Mjhq:

@@ -42,8 +42,10 @@ def source_reference(
     floor: Source | None = None,
     key: Sequence[Any] | None = None,
     least: int = SMALLEST,
+    among: int | None = None,
 ) -> Reference:
-    """The first pictures that can be read, of those that `choose` makes of all, each with its first caption.
+    """The first pictures that can be read, of those that `choose` makes of all, or of its first `among`, each with its
+    first caption.
 
     A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
     `floor`, or of this source those that follow, where there are as many. `key`, what the choice depends on, keeps
@@ -64,7 +66,8 @@ def source_reference(
                 return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
     entries: Iterable[Record | Rejected] = entries_of(source)
     with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
-        real, described = _read(found, samples, instruments, lambda done: tick("the real pictures", done, samples))
+        first = islice(found, among)
+        real, described = _read(first, samples, instruments, lambda done: tick("the real pictures", done, samples))
         count = len(described["prompts"])
         if count < least:
             skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
