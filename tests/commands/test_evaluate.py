@@ -1,6 +1,7 @@
 """`scott evaluate` on any captioned pictures: what is read of them, and the rows that come of it."""
 
 import json
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from scott.evaluation.references import source_reference
 from scott.evaluation.results import FLOOR
 from scott.export.trained import student_grid
 from scott.measured import Measured
-from scott.mini import embedded
+from scott.mini import embedded, scenes
+from scott.mini.protocol import ASKED
 from scott.mini.scenes import Scenes, pictures
 from scott.recipes import sd15
 from scott.students import Student
@@ -27,14 +29,14 @@ from scott.teachers import load_backbone
 def folder(tmp_path_factory):
     """Twelve held-out scenes, and two files that are none."""
     folder = tmp_path_factory.mktemp("pictures")
-    scenes = Scenes(12, "held-out")
+    held_out = Scenes(12, "held-out")
     for index in range(12):
-        image, caption = scenes[index]
+        image, caption = held_out[index]
         image.save(folder / f"{index:02d}.png")
         (folder / f"{index:02d}.txt").write_text(caption)
     (folder / "00a.png").write_bytes(b"no picture")
     (folder / "00a.txt").write_text("a caption")
-    scenes[0][0].save(folder / "00b.png")  # without a caption
+    held_out[0][0].save(folder / "00b.png")  # without a caption
     return folder
 
 
@@ -125,6 +127,52 @@ def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_pat
     assert all(0 <= few[name].value <= 1 for name in ("place", "size", "background"))
     assert more["diversity"].floor == few["diversity"].floor == rows[FLOOR]["diversity"].value > 0
     assert {row.network_calls for row in results.rows} == {0, 2, 12}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """`stored(scenes, captions)`: the folder of their pictures, in that order, with their own captions or others."""
+
+    def write(drawn, captions=()):
+        folder = tmp_path / "stored"
+        folder.mkdir(exist_ok=True)
+        for index, (this, caption) in enumerate(zip_longest(drawn, captions)):
+            scenes.render(this).save(folder / f"{index:02d}.png")
+            (folder / f"{index:02d}.txt").write_text(caption or this.caption)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The scenes whose captions mini's protocol asks for."""
+    return Scenes(1000, "held-out", ASKED).scenes()
+
+
+def test_stored_pictures_are_read_by_their_own_captions(command_line, asked, stored, tmp_path):
+    """In any order, and of later scenes than there are pictures."""
+    arguments = [
+        "--metrics",
+        "fid",
+        "place",
+        "size",
+        "background",
+        "--bootstrap",
+        0,
+        "--out",
+        tmp_path / "results.json",
+    ]
+    code, _, error = command_line("evaluate", stored(asked[-2:] + asked[10::-1]), *arguments)
+    assert code == 0, error
+    metrics = Results.load(tmp_path / "results.json").rows[-1].metrics
+    assert {metrics[name].value for name in ("place", "size", "background")} == {1.0}
+
+    code, _, error = command_line("evaluate", stored(asked[:12], ["a cat"]), *arguments)
+    assert code == 2
+    assert "got a picture of 'a cat' for the metric place; expected one of the 998 captions" in " ".join(
+        error.split()
+    )
 
 
 BAD = {

@@ -160,13 +160,13 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 
 def test_what_a_picture_shows_is_averaged_over_where_it_applies() -> None:
-    def reading(pictures: Tensor, start: int) -> dict[str, Tensor]:
-        numbers = torch.arange(start, start + len(pictures))
-        return {"even": (numbers % 2 == 0).float(), "style": torch.where(numbers < 4, numbers % 2, torch.nan)}
+    def reading(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        blue, red = (torch.tensor([one == colour for one in captions]).float() for colour in ("blue", "red"))
+        return {"blue": blue, "red": torch.where(blue.bool(), torch.nan, red)}
 
     row = run(of=reference(reading=reading))
-    assert row.metrics["even"].value == pytest.approx(4 / 7)
-    assert row.metrics["style"].value == 0.5
+    assert row.metrics["blue"].value == pytest.approx(3 / 7)
+    assert row.metrics["red"].value == 0.5
 
 
 def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
@@ -223,8 +223,10 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
         asked.append((len(prompts), seed))
         return torch.zeros(len(prompts), 3, 4, 4)
 
-    def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
-        return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
+    def reading(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        return {
+            "first": torch.tensor([1.0, 0.0, torch.nan]) if captions == ["red"] * 3 else torch.full((3,), torch.nan)
+        }
 
     measured.reading_variants, measured.redrawn = reading, None
     figures = Diversity(measured, 3, seed=1, batch_size=2).of(black)

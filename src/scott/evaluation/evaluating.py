@@ -19,8 +19,8 @@ from scott.evaluation.pictures import Batches, Generate, Progress, Sampler, batc
 from scott.evaluation.results import FLOOR, Row
 from scott.measured import Measured
 
-Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
-"""(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
+Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
+"""(B pictures, their captions) → name → what each shows, (B,), NaN where it does not apply."""
 SPREAD_CAPTIONS = 50
 """Captions whose pictures `Diversity` compares."""
 
@@ -46,7 +46,7 @@ class Reference:
     redrawn: Generate | None = None
     """Real pictures of a caption, as a sampler draws them, where the data can be drawn again."""
     reading_variants: Reading | None = None
-    """What is read off several pictures of the caption of a number."""
+    """What is read off several pictures of one caption."""
     names: list[str] = field(default_factory=list)
     """Of the real pictures that the captions are of, where they have names."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -142,7 +142,8 @@ def _figures(
         drawn, seconds = batches.read(index)
         for instrument, features in reference.features(drawn).items():
             parts[instrument].append(features)
-        for attribute, values in (reference.reading(drawn, done) if reference.reading else {}).items():
+        captions = reference.prompts[done : done + len(drawn)]
+        for attribute, values in (reference.reading(drawn, captions) if reference.reading else {}).items():
             shown[attribute].append(values)
         costs.append((seconds, len(drawn)))
         done += len(drawn)
@@ -187,7 +188,7 @@ class Diversity:
             drawn = [generate([prompt] * size, seed) for size, seed in zip(sizes, seeds, strict=True)]
             images = torch.cat(drawn).float()
             distances.append(torch.pdist(instrument.images(images).double()).mean())
-            for name, values in (read(images, index) if read else {}).items():
+            for name, values in (read(images, [prompt] * self.count) if read else {}).items():
                 shown[name].append(values.nanmean())
         return mean_figures({"diversity": distances, **shown}, replicates)
 
