@@ -194,8 +194,8 @@ def evaluated(command_line, teacher_folders, tmp_path, monkeypatch):
     """`evaluated(*arguments)` runs `scott evaluate` on a tiny pipeline of stock parts; its results and their folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(*arguments, target=teacher_folders["sd1"], status=0):
-        quick = ["--steps", 1, "--guidance", 1, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
+    def run(*arguments, target=teacher_folders["sd1"], drawn=("--steps", 1, "--guidance", 1), status=0):
+        quick = [*drawn, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
         file = tmp_path / "results.json"
         code, _, error = command_line("evaluate", target, *quick, "--out", file, *arguments)
         assert code == status, error
@@ -237,12 +237,16 @@ def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
     pictures = kept / row.name / "seed-1"
     assert len(list(pictures.glob("*.png"))) == 10
 
-    # the kept pictures are a target too, with the same figures; nothing says what they cost
-    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures).rows[-1]
+    # the kept pictures are a target too, with the same figures and costs, and their own names
+    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures, drawn=()).rows[-1]
+    listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))[1:]
     first = evaluated(*arguments, "--seeds", 1).rows[-1]
     assert stored.metrics["fid"].value == pytest.approx(first.metrics["fid"].value, rel=1e-6)
-    assert (stored.steps, stored.network_calls) == (0, 0)
+    assert (stored.steps, stored.network_calls) == (0, 1)
+    assert stored.seconds_per_image == pytest.approx(first.seconds_per_image)
     assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
+    assert [name for name, _ in listed] == [f"{index:05d}.png" for index in range(10)]
+    assert [prompt for _, prompt in listed] == prompts_of("mjhq-5k", str(mjhq))[1][:10]
 
 
 def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:

@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -65,12 +65,12 @@ def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -
         partial.write_bytes(png(picture, made))
 
 
-def how_made(file: Path) -> Any:
+def how_made(file: Path | BinaryIO) -> Any:
     """How a PNG of `save_picture` was made; None of any other file."""
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=["PNG"]) as picture:
             return json.loads(picture.info["parameters"])
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, RecursionError, Image.DecompressionBombError):
         return None
 
 
@@ -131,6 +131,10 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        """What `read` gives of each."""
+        return map(self.read, range(len(self)))
 
     def draw_own(self, progress: Progress | None) -> None:
         """Draw this process's share of what is not in the folder yet."""

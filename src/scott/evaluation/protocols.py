@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.captions import read_captions
+from scott.data.loading import entries_of
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
@@ -32,7 +33,7 @@ from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 

@@ -1,4 +1,4 @@
-"""What samplers are measured on, of any source of captioned pictures; and pictures that are there already."""
+"""What samplers are measured on, of any source of captioned pictures."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scott.data.captions import read_captions
-from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded
+from scott.data.loading import Sample, Tally, entries_of, loaded
 from scott.data.records import Record, Rejected, Source, chunks, reasons
 from scott.data.settings import Settings
 from scott.errors import UserError
@@ -117,10 +116,6 @@ def _reference(
     return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=counts)
 
 
-def entries_of(source: Source) -> Iterator[Record | Rejected]:
-    return (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
-
-
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott" / "references"
 
@@ -128,35 +123,3 @@ def cache_folder() -> Path:
 def check_samples(samples: int) -> None:
     if samples < SMALLEST:
         raise UserError(f"got {samples} samples; expected {SMALLEST} or more, 1,000 for a figure worth reading")
-
-
-class StoredPictures:
-    """A sampler of pictures that were drawn elsewhere, given out in their order, cropped to `size` pixels a side."""
-
-    steps = network_calls = 0
-    guidance = None
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.size: int | None = None
-        self._pictures: Iterator[Tensor] | None = None
-
-    def prompts(self) -> list[str]:
-        """The first caption of each; no picture is decoded. Raises `UserError` for one without."""
-        captions = []
-        for entry in entries_of(self.source):
-            if isinstance(entry, Rejected):
-                raise UserError(f"{entry.key} of the pictures to measure cannot be used: {entry.reason}")
-            captions.append(read_captions(entry.captions)[0])
-        return captions
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        self._pictures = self._pictures or self._read()
-        return torch.stack([next(self._pictures) for _ in prompts])
-
-    def _read(self) -> Iterator[Tensor]:
-        assert self.size is not None
-        for found in loaded(entries_of(self.source), Settings(), [(self.size, self.size)]):
-            if isinstance(found, Rejected):
-                raise UserError(f"{found.key} of the pictures to measure cannot be read: {found.reason}")
-            yield found.pixels.float() / 255
