@@ -13,9 +13,11 @@ from scott.evaluation import (
     coverage,
     evaluate,
     frechet_distance,
+    pictures,
 )
 from scott.evaluation.evaluating import Diversity, Reference
 from scott.evaluation.measures import Figure, figures, too_small
+from scott.evaluation.pictures import is_whole
 
 
 class MeanColour:
@@ -185,6 +187,45 @@ def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
     assert again.metrics == drawn.metrics == run().metrics
     with pytest.raises(UserError, match="made otherwise"):
         run(images=tmp_path, made={"guidance": 7.5})
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.7, 0.95])
+def test_a_picture_that_was_cut_off_is_drawn_again(part: float, tmp_path) -> None:
+    def large(prompts: Sequence[str], seed: int) -> Tensor:
+        return torch.nn.functional.interpolate(paint(prompts, seed), size=64)
+
+    drawn = run(large, images=tmp_path)
+    file = sorted(tmp_path.rglob("*.png"))[4]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    assert run(large, images=tmp_path).metrics == drawn.metrics
+    assert is_whole(file)
+
+
+def test_a_batch_of_which_one_was_made_otherwise_is_left(tmp_path) -> None:
+    """Also where another of it is missing."""
+    run(images=tmp_path, made={"guidance": 7.5})
+    files = sorted(tmp_path.rglob("*.png"))
+    files[0].unlink()
+    with pytest.raises(UserError, match=r"00001\.png was made otherwise"):
+        run(images=tmp_path)
+    assert not files[0].exists()
+
+
+def test_waiting_for_a_process_that_is_gone_is_said(tmp_path, monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr(pictures, "LINE_SECONDS", 0)
+    monkeypatch.setattr(pictures, "POLL_SECONDS", 0)
+
+    def warn(message: str) -> None:
+        said.append(message)
+        if len(said) == 2:
+            run(images=tmp_path, process=(1, 2))
+
+    monkeypatch.setattr(pictures, "warn", warn)
+    assert run(images=tmp_path, process=(0, 2)).metrics == run().metrics
+    assert len(said) == 2
+    assert "00005.png, which process 1 draws; if it is gone, stop this, and the same command goes on" in said[0]
 
 
 def test_a_kept_picture_has_its_calls(tmp_path) -> None:
