@@ -17,7 +17,7 @@ from scott.measured import STEPS, Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import is_run, load_student, run_teacher, teacher_of
-from scott.teachers.fingerprint import network_version
+from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index
 
 FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
@@ -92,11 +92,12 @@ def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: f
 
 
 def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
-    """What pictures of a sampler are a function of, besides prompt and seed: its weights, not their names."""
+    """What pictures of a sampler are a function of, besides prompt and seed: what it draws by, not its name."""
     made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
     if isinstance(sampler, PipelineSampler):
-        scheduler = type(sampler.pipeline.scheduler).__name__
-        return made | {"weights": network_version(sampler.network)[:8], "scheduler": scheduler}
+        made |= {"pipeline": pipeline_version(sampler.pipeline)[:8], "size": sampler.resolution}
+        return made | {"scheduler": type(sampler.pipeline.scheduler).__name__}
     if isinstance(sampler, TeacherSampler | StudentSampler):
-        made["weights"] = network_version(sampler.backbone.network)[:8]
+        backbone = sampler.backbone
+        made |= {"pipeline": pipeline_version(backbone.pipeline)[:8], "size": backbone.resolution}
     return made | {"sampler": type(sampler).__name__}

@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
@@ -247,6 +248,17 @@ def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
     assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
     assert [name for name, _ in listed] == [f"{index:05d}.png" for index in range(10)]
     assert [prompt for _, prompt in listed] == prompts_of("mjhq-5k", str(mjhq))[1][:10]
+
+
+def test_kept_pictures_of_another_vae_are_refused(evaluated, coco2014, teacher_folders, tmp_path) -> None:
+    arguments = ["--data", coco2014, "--samples", 10, "--bootstrap", 0, "--images", tmp_path / "kept"]
+    other = tmp_path / teacher_folders["sd1"].name
+    shutil.copytree(teacher_folders["sd1"], other)
+    evaluated(*arguments)
+    evaluated(*arguments, target=other)
+    vae = other / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.5 * value for name, value in load_file(vae).items()}, vae)
+    assert "was made otherwise" in " ".join(evaluated(*arguments, target=other, status=2).split())
 
 
 def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:
