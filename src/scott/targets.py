@@ -16,7 +16,7 @@ from scott.evaluation.stored import StoredPictures
 from scott.measured import STEPS, Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import is_run, load_student, run_teacher, teacher_of
+from scott.students import check_run, is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index
 
@@ -42,7 +42,8 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     stock = measured.scheduler is not None or measured.lora is not None
     if pipeline and (stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP):
         return _stock_target(name, str(folder), steps, measured, dtype)
-    run = is_run(folder)
+    if run := is_run(folder):
+        check_run(folder)
     if not run and (folder.suffix == ".safetensors" or any(folder.glob("*.safetensors"))):
         raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if not run and not pipeline:

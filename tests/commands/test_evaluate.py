@@ -25,6 +25,7 @@ from scott.mini.protocol import ASKED, mini_reference
 from scott.mini.scenes import Scenes, pictures
 from scott.recipes import sd15
 from scott.students import Student
+from scott.targets import target_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 
@@ -236,6 +237,13 @@ def test_stored_pictures_cost_what_all_of_them_say(last, cost, asked, stored, fe
 def test_a_stored_picture_with_an_empty_caption_is_one_line(asked, stored):
     with pytest.raises(UserError, match=r"00.png of the pictures to measure cannot be used: empty-caption"):
         StoredPictures("stored", open_source(str(stored(asked[:2], [" "]))))
+
+
+@pytest.mark.parametrize(("part", "what"), [("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")])
+def test_a_part_of_a_pipeline_is_no_run(part, what, teacher_folders):
+    for options in {}, {"scheduler": "DDIMScheduler"}:
+        with pytest.raises(UserError, match=rf"{part} is no run: its config.json is of \W*{what}\W*; name a run, or"):
+            target_of(str(teacher_folders["sd1"] / part), (1,), Measured(**options), torch.float32)
 
 
 BAD = {
