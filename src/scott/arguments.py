@@ -16,7 +16,7 @@ from scott.commands.drawn import Drawn
 from scott.commands.options import Recipes
 from scott.data.settings import Settings
 from scott.errors import UserError
-from scott.measured import Measured
+from scott.measured import STEPS, Measured
 from scott.progress import Bars, console, outcome, warn
 from scott.teacher_source import TeacherParts, TeacherSource
 
@@ -183,7 +183,7 @@ class Evaluate:
     target: Positional[str]
     """A run, an export, any text-to-image pipeline of diffusers (folder or hub id), mini, or pictures with prompts."""
     measured: Annotated[Measured, arg(name="measurement", help="")] = field(default_factory=Measured)
-    steps: tuple[int, ...] = (1, 2, 4)
+    steps: tuple[int, ...] = STEPS
     out: Path | None = None
     """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
 

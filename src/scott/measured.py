@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 EvaluationSplit = Literal["held-out", "validation"]
+STEPS = (1, 2, 4)
+"""In how many steps pictures are drawn, if it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from scott.export.onnx_runtime import FILE as ONNX_FILE
 from scott.export.onnx_runtime import load_onnx
 from scott.export.single_file import FILE as CHECKPOINT
 from scott.export.trained import student_grid
+from scott.files import read_object
 from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
@@ -48,6 +49,17 @@ def run_teacher(run: Path) -> tuple[TeacherSource, int | None]:
 
 def is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def check_run(folder: Path) -> None:
+    """Raise `UserError` where the `config.json` of what looks like a run is no run's, but such as a network's."""
+    config = read_object(folder / "config.json")
+    if "teacher" not in config:
+        what = config.get("_class_name") or config.get("architectures") or "something else"
+        raise UserError(
+            f"{folder} is no run: its config.json is of {what}; name a run, or a pipeline's folder with its "
+            "model_index.json"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     """
     folder = Path(name)
     if is_run(folder):
+        check_run(folder)
         folder = folder / FOLDERS["diffusers" if engine == "torch" else "onnx"]
         if engine == "torch" and not folder.is_dir():
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")

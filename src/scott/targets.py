@@ -8,19 +8,21 @@ from typing import Any
 import torch
 
 from scott.data.sources import open_source
-from scott.device import best_device
+from scott.device import best_device, processes
 from scott.errors import UserError
 from scott.evaluation import Sampler
-from scott.evaluation.references import StoredPictures
 from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
-from scott.measured import Measured
+from scott.evaluation.stored import StoredPictures
+from scott.measured import STEPS, Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import is_run, load_student, run_teacher, teacher_of
-from scott.teachers.fingerprint import network_version
+from scott.students import check_run, is_run, load_student, run_teacher, teacher_of
+from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index
 
 FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
+OF_DRAWING = ("guidance", "scheduler", "lora", "teacher", "teacher_steps", "seeds", "images", "diversity", "precision")
+"""What `Measured` has of how pictures are drawn, and kept."""
 
 
 @dataclass
@@ -40,18 +42,29 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     stock = measured.scheduler is not None or measured.lora is not None
     if pipeline and (stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP):
         return _stock_target(name, str(folder), steps, measured, dtype)
-    run = is_run(folder)
+    if run := is_run(folder):
+        check_run(folder)
     if not run and (folder.suffix == ".safetensors" or any(folder.glob("*.safetensors"))):
         raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if not run and not pipeline:
-        stored = StoredPictures(open_source(name))
-        return Target({folder.stem or "pictures": stored}, stored=stored)
+        _check_drawn(name, steps, measured)
+        return Target({}, stored=StoredPictures(folder.stem or "pictures", open_source(name)))
     if stock:
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
     samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
     return Target(_teacher_rows(name, measured, dtype, scale) | samplers, student.backbone.resolution)
+
+
+def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
+    """Raise `UserError` for what says how pictures are drawn, of those that are there already."""
+    if processes()[1] > 1:
+        raise UserError(f"got {processes()[1]} processes for {name}, whose pictures are there already; measure in one")
+    given = [flag for flag in OF_DRAWING if getattr(measured, flag) != getattr(Measured(), flag)]
+    if given := given + ["steps"] * (tuple(steps) != STEPS):
+        flag = given[0].replace("_", "-")
+        raise UserError(f"got --{flag} for {name}, whose pictures are there already; leave it out")
 
 
 def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
@@ -80,11 +93,12 @@ def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: f
 
 
 def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
-    """What pictures of a sampler are a function of, besides prompt and seed: its weights, not their names."""
+    """What pictures of a sampler are a function of, besides prompt and seed: what it draws by, not its name."""
     made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
     if isinstance(sampler, PipelineSampler):
-        scheduler = type(sampler.pipeline.scheduler).__name__
-        return made | {"weights": network_version(sampler.network)[:8], "scheduler": scheduler}
+        made |= {"pipeline": pipeline_version(sampler.pipeline)[:8], "size": sampler.resolution}
+        return made | {"scheduler": type(sampler.pipeline.scheduler).__name__}
     if isinstance(sampler, TeacherSampler | StudentSampler):
-        made["weights"] = network_version(sampler.backbone.network)[:8]
+        backbone = sampler.backbone
+        made |= {"pipeline": pipeline_version(backbone.pipeline)[:8], "size": backbone.resolution}
     return made | {"sampler": type(sampler).__name__}

@@ -1,6 +1,8 @@
 """`scott evaluate` on any captioned pictures: what is read of them, and the rows that come of it."""
 
 import json
+import re
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -11,14 +13,19 @@ from scott.commands.evaluate import evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
+from scott.evaluation.evaluating import evaluate_stored
+from scott.evaluation.pictures import save_picture
 from scott.evaluation.references import source_reference
 from scott.evaluation.results import FLOOR
+from scott.evaluation.stored import StoredPictures
 from scott.export.trained import student_grid
 from scott.measured import Measured
-from scott.mini import embedded
+from scott.mini import embedded, scenes
+from scott.mini.protocol import ASKED, mini_reference
 from scott.mini.scenes import Scenes, pictures
 from scott.recipes import sd15
 from scott.students import Student
+from scott.targets import target_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 
@@ -27,14 +34,14 @@ from scott.teachers import load_backbone
 def folder(tmp_path_factory):
     """Twelve held-out scenes, and two files that are none."""
     folder = tmp_path_factory.mktemp("pictures")
-    scenes = Scenes(12, "held-out")
+    held_out = Scenes(12, "held-out")
     for index in range(12):
-        image, caption = scenes[index]
+        image, caption = held_out[index]
         image.save(folder / f"{index:02d}.png")
         (folder / f"{index:02d}.txt").write_text(caption)
     (folder / "00a.png").write_bytes(b"no picture")
     (folder / "00a.txt").write_text("a caption")
-    scenes[0][0].save(folder / "00b.png")  # without a caption
+    held_out[0][0].save(folder / "00b.png")  # without a caption
     return folder
 
 
@@ -56,6 +63,10 @@ def untrained(monkeypatch):
 
 def ignore(*_):
     pass
+
+
+def oneline(text):
+    return " ".join(text.split())
 
 
 def test_the_first_pictures_that_can_be_read_are_the_reference(folder, features):
@@ -125,6 +136,114 @@ def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_pat
     assert all(0 <= few[name].value <= 1 for name in ("place", "size", "background"))
     assert more["diversity"].floor == few["diversity"].floor == rows[FLOOR]["diversity"].value > 0
     assert {row.network_calls for row in results.rows} == {0, 2, 12}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """`stored(scenes, captions)`: the folder of their pictures, in that order, with their own captions or others."""
+
+    def write(drawn, captions=()):
+        folder = tmp_path / "stored"
+        folder.mkdir(exist_ok=True)
+        for index, (this, caption) in enumerate(zip_longest(drawn, captions)):
+            scenes.render(this).save(folder / f"{index:02d}.png")
+            (folder / f"{index:02d}.txt").write_text(caption or this.caption)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The scenes whose captions mini's protocol asks for."""
+    return Scenes(1000, "held-out", ASKED).scenes()
+
+
+def test_stored_pictures_are_read_by_their_own_captions(command_line, asked, stored, tmp_path):
+    """In any order, and of later scenes than there are pictures."""
+    arguments = [
+        "--metrics",
+        "fid",
+        "place",
+        "size",
+        "background",
+        "--bootstrap",
+        0,
+        "--out",
+        tmp_path / "results.json",
+    ]
+    code, _, error = command_line("evaluate", stored(asked[-2:] + asked[10::-1]), *arguments)
+    assert code == 0, error
+    metrics = Results.load(tmp_path / "results.json").rows[-1].metrics
+    assert {metrics[name].value for name in ("place", "size", "background")} == {1.0}
+
+    code, _, error = command_line("evaluate", stored(asked[:12], ["a cat"]), *arguments)
+    assert code == 2
+    assert "got a picture of 'a cat' for the metric place; expected one of the 998 captions" in oneline(error)
+
+
+DRAWING = {
+    "guidance": 4,
+    "scheduler": "DDIMScheduler",
+    "lora": "foo",
+    "steps": 7,
+    "images": "kept",
+    "seeds": (1, 2),
+    "precision": "bf16",
+    "diversity": 2,
+    "teacher-steps": 2,
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), DRAWING.items())
+def test_how_stored_pictures_are_drawn_is_not_asked(flag, value, command_line, asked, stored):
+    given = value if isinstance(value, tuple) else (value,)
+    code, _, error = command_line("evaluate", stored(asked[:1]), f"--{flag}", *given)
+    assert code == 2
+    assert re.search(f"got --{flag} for .*/stored, whose pictures are there already; leave it out", oneline(error))
+
+
+def test_one_process_measures_stored_pictures(command_line, asked, stored, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = command_line("evaluate", stored(asked[:1]), "--images", "kept")
+    assert code == 2
+    assert "got 2 processes for" in error
+    assert "measure in one" in oneline(error)
+
+
+def test_stored_pictures_are_the_same_each_time(asked, stored):
+    drawn = StoredPictures("stored", open_source(str(stored(asked[:12]))))
+    drawn.size = 64
+    passes = [torch.cat([pixels for pixels, _ in drawn.batches(12, size)]) for size in (5, 12)]
+    assert torch.equal(*passes)
+    assert torch.equal(passes[0], pictures(asked[:12]))
+    assert drawn.names == [f"{index:02d}.png" for index in range(12)]
+
+
+@pytest.mark.parametrize(("last", "cost"), [({"seconds": 3.5, "calls": 2}, (1.5, 2)), ({"seconds": None}, (None, 0))])
+def test_stored_pictures_cost_what_all_of_them_say(last, cost, asked, stored, features):
+    """The first batch, of five, warms up; what is no number says nothing."""
+    folder = stored(asked[:12])
+    for index in range(12):
+        made = {"seconds": 9.0 if index < 5 else 1.0 if index < 10 else 2.0, "calls": 2}
+        save_picture(scenes.render(asked[index]), folder / f"{index:02d}.png", last if index == 11 else made)
+    drawn = StoredPictures("stored", open_source(str(folder)))
+    drawn.size = 64
+    reference = mini_reference(12, instruments={"features": features, "clip": features})
+    row = evaluate_stored(drawn, reference, batch_size=5)
+    assert (row.seconds_per_image, row.network_calls) == cost
+
+
+def test_a_stored_picture_with_an_empty_caption_is_one_line(asked, stored):
+    with pytest.raises(UserError, match=r"00.png of the pictures to measure cannot be used: empty-caption"):
+        StoredPictures("stored", open_source(str(stored(asked[:2], [" "]))))
+
+
+@pytest.mark.parametrize(("part", "what"), [("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")])
+def test_a_part_of_a_pipeline_is_no_run(part, what, teacher_folders):
+    for options in {}, {"scheduler": "DDIMScheduler"}:
+        with pytest.raises(UserError, match=rf"{part} is no run: its config.json is of \W*{what}\W*; name a run, or"):
+            target_of(str(teacher_folders["sd1"] / part), (1,), Measured(**options), torch.float32)
 
 
 BAD = {

@@ -164,6 +164,18 @@ def test_a_change_is_another_version(tmp_path, write):
     assert open_source(str(name)).version != before
 
 
+@pytest.mark.parametrize("write", [write_folder, write_jsonl, write_coco])
+def test_other_pictures_of_the_same_names_are_another_version(tmp_path, write):
+    name = write(tmp_path / "data")
+    picture = min(tmp_path.rglob("*.png"))
+    versions = [open_source(str(name)).version]
+    os.utime(picture, ns=(1, 1))
+    versions.append(open_source(str(name)).version)
+    picture.unlink()
+    versions.append(open_source(str(name)).version)
+    assert len({*versions}) == 3
+
+
 # --- columns -----------------------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,11 @@ from scott.evaluation import (
     coverage,
     evaluate,
     frechet_distance,
+    pictures,
 )
 from scott.evaluation.evaluating import Diversity, Reference
 from scott.evaluation.measures import Figure, figures, too_small
+from scott.evaluation.pictures import is_whole
 
 
 class MeanColour:
@@ -172,13 +174,13 @@ def test_an_interval_holds_the_mean_over_a_samplers_samples(name: str) -> None:
 
 
 def test_what_a_picture_shows_is_averaged_over_where_it_applies() -> None:
-    def reading(pictures: Tensor, start: int) -> dict[str, Tensor]:
-        numbers = torch.arange(start, start + len(pictures))
-        return {"even": (numbers % 2 == 0).float(), "style": torch.where(numbers < 4, numbers % 2, torch.nan)}
+    def reading(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        blue, red = (torch.tensor([one == colour for one in captions]).float() for colour in ("blue", "red"))
+        return {"blue": blue, "red": torch.where(blue.bool(), torch.nan, red)}
 
     row = run(of=reference(reading=reading))
-    assert row.metrics["even"].value == pytest.approx(4 / 7)
-    assert row.metrics["style"].value == 0.5
+    assert row.metrics["blue"].value == pytest.approx(3 / 7)
+    assert row.metrics["red"].value == 0.5
 
 
 def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
@@ -197,6 +199,45 @@ def test_kept_pictures_are_measured_alike_and_not_drawn_again(tmp_path) -> None:
     assert again.metrics == drawn.metrics == run().metrics
     with pytest.raises(UserError, match="made otherwise"):
         run(images=tmp_path, made={"guidance": 7.5})
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.7, 0.95])
+def test_a_picture_that_was_cut_off_is_drawn_again(part: float, tmp_path) -> None:
+    def large(prompts: Sequence[str], seed: int) -> Tensor:
+        return torch.nn.functional.interpolate(paint(prompts, seed), size=64)
+
+    drawn = run(large, images=tmp_path)
+    file = sorted(tmp_path.rglob("*.png"))[4]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    assert run(large, images=tmp_path).metrics == drawn.metrics
+    assert is_whole(file)
+
+
+def test_a_batch_of_which_one_was_made_otherwise_is_left(tmp_path) -> None:
+    """Also where another of it is missing."""
+    run(images=tmp_path, made={"guidance": 7.5})
+    files = sorted(tmp_path.rglob("*.png"))
+    files[0].unlink()
+    with pytest.raises(UserError, match=r"00001\.png was made otherwise"):
+        run(images=tmp_path)
+    assert not files[0].exists()
+
+
+def test_waiting_for_a_process_that_is_gone_is_said(tmp_path, monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr(pictures, "LINE_SECONDS", 0)
+    monkeypatch.setattr(pictures, "POLL_SECONDS", 0)
+
+    def warn(message: str) -> None:
+        said.append(message)
+        if len(said) == 2:
+            run(images=tmp_path, process=(1, 2))
+
+    monkeypatch.setattr(pictures, "warn", warn)
+    assert run(images=tmp_path, process=(0, 2)).metrics == run().metrics
+    assert len(said) == 2
+    assert "00005.png, which process 1 draws; if it is gone, stop this, and the same command goes on" in said[0]
 
 
 def test_a_kept_picture_has_its_calls(tmp_path) -> None:
@@ -235,8 +276,10 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
         asked.append((len(prompts), seed))
         return torch.zeros(len(prompts), 3, 4, 4)
 
-    def reading(pictures: Tensor, caption: int) -> dict[str, Tensor]:
-        return {"first": torch.tensor([1.0, 0.0, torch.nan]) if caption == 0 else torch.full((3,), torch.nan)}
+    def reading(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        return {
+            "first": torch.tensor([1.0, 0.0, torch.nan]) if captions == ["red"] * 3 else torch.full((3,), torch.nan)
+        }
 
     measured.reading_variants, measured.redrawn = reading, None
     figures = Diversity(measured, 3, seed=1, batch_size=2).of(black)

@@ -3,20 +3,25 @@
 import csv
 import json
 import os
+import shutil
 from hashlib import sha256
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
-from scott.data.records import Record, Skip
+from scott.data.records import Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
 from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
+from scott.mini.scenes import Scenes
 
 
 def digest(name):
@@ -60,9 +65,10 @@ def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
 
 def test_a_published_list_is_taken_in_its_order() -> None:
     there = entries("a", "b", "c")
-    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a"]
-    with pytest.raises(UserError, match="has no d"):
-        chosen(there, ["d"], "x")
+    there.append(Rejected("d", "no-caption"))
+    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a", "b"], "the others behind it"
+    with pytest.raises(UserError, match="has no e"):
+        chosen(there, ["e"], "x")
 
 
 def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
@@ -78,6 +84,61 @@ def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> 
     assert len(prompts(names=tmp_path / "names")) == 12
 
 
+def test_a_short_reference_is_refused_whatever_was_measured_before(coco2014, monkeypatch, tmp_path) -> None:
+    """What fewer pictures gave is not kept, so that the whole protocol cannot find it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def count(**options):
+        instruments, measured = {"features": embedded.load_features()}, Measured(data=str(coco2014), **options)
+        return len(KNOWN["coco2014-30k"].reference(measured, 30_000, 64, instruments, lambda *_: None).prompts)
+
+    assert count(samples=30_000) == 23
+    with pytest.raises(UserError, match="got 23 readable"):
+        count()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """A table of 30 scenes with a second column of captions; and `reference(**options)` of its first ten."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scenes = Scenes(30, "held-out")
+    rows = [{"file_name": f"{i:02d}.png", "text": scenes[i][1], "alt": f"alt {i}"} for i in range(30)]
+    for index in range(30):
+        scenes[index][0].save(tmp_path / f"{index:02d}.png")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    instruments = {"features": embedded.load_features()}
+
+    def reference(**options):
+        measured = Measured(data=str(tmp_path), samples=10, **options)
+        return KNOWN["custom"].reference(measured, 10, 64, instruments, lambda *_: None)
+
+    return reference
+
+
+def test_another_column_of_captions_is_another_reference(table) -> None:
+    assert table().prompts == Scenes(10, "held-out").captions()
+    assert table(caption_column=("alt",)).prompts == [f"alt {index}" for index in range(10)]
+
+
+def test_what_was_skipped_is_looked_at_again(table, tmp_path) -> None:
+    """Where a source's version does not tell, as of pictures behind URLs."""
+    (tmp_path / "00.png").unlink()
+    reference = table()
+    assert (reference.names[0], reference.skipped) == ("01.png", {"missing-file": 1})
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_the_floor_of_a_list_is_of_pictures_that_it_does_not_name(table, tmp_path) -> None:
+    (tmp_path / "names").write_text("\n".join(f"{index:02d}.png" for index in range(19, 9, -1)))
+    listed = table(names=tmp_path / "names")
+    assert listed.names == [f"{index:02d}.png" for index in range(19, 9, -1)]
+    assert torch.equal(listed.others["features"], table().real["features"])
+    (tmp_path / "19.png").unlink()
+    with pytest.raises(UserError, match="got 9 readable"):
+        table(names=tmp_path / "names")
+
+
 def test_mjhqs_layout(mjhq, tmp_path) -> None:
     records = [record for unit in Mjhq(str(mjhq)).units(10) for record in unit.records()]
     assert len(records) == 24
@@ -87,6 +148,16 @@ def test_mjhqs_layout(mjhq, tmp_path) -> None:
         (tmp_path / "meta_data.json").write_text(content)
         with pytest.raises(UserError, match="is not MJHQ-30K's"):
             Mjhq(str(tmp_path / "meta_data.json"))
+
+
+def test_other_pictures_are_another_version_of_mjhq(mjhq, tmp_path) -> None:
+    """Of their names too; names that lead elsewhere count for nothing."""
+    copied = Path(shutil.copytree(mjhq.parent, tmp_path / "copy")) / "meta_data.json"
+    before = Mjhq(str(copied)).version
+    os.utime(next(copied.parent.rglob("*.jpg")), ns=(1, 1))
+    assert Mjhq(str(copied)).version != before
+    copied.write_text(json.dumps({"..\0": {"category": "x", "prompt": "a cat"}}))
+    assert Mjhq(str(copied)).version
 
 
 @pytest.mark.timeout(20)
@@ -124,8 +195,8 @@ def evaluated(command_line, teacher_folders, tmp_path, monkeypatch):
     """`evaluated(*arguments)` runs `scott evaluate` on a tiny pipeline of stock parts; its results and their folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(*arguments, target=teacher_folders["sd1"], status=0):
-        quick = ["--steps", 1, "--guidance", 1, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
+    def run(*arguments, target=teacher_folders["sd1"], drawn=("--steps", 1, "--guidance", 1), status=0):
+        quick = [*drawn, "--features", "efficientnet", "--models", "clip", embedded.CLIP]
         file = tmp_path / "results.json"
         code, _, error = command_line("evaluate", target, *quick, "--out", file, *arguments)
         assert code == status, error
@@ -167,12 +238,27 @@ def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
     pictures = kept / row.name / "seed-1"
     assert len(list(pictures.glob("*.png"))) == 10
 
-    # the kept pictures are a target too, with the same figures; nothing says what they cost
-    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures).rows[-1]
+    # the kept pictures are a target too, with the same figures and costs, and their own names
+    stored = evaluated(*arguments[:-2], "--size", 64, target=pictures, drawn=()).rows[-1]
+    listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))[1:]
     first = evaluated(*arguments, "--seeds", 1).rows[-1]
     assert stored.metrics["fid"].value == pytest.approx(first.metrics["fid"].value, rel=1e-6)
-    assert (stored.steps, stored.network_calls) == (0, 0)
+    assert (stored.steps, stored.network_calls) == (0, 1)
+    assert stored.seconds_per_image == pytest.approx(first.seconds_per_image)
     assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
+    assert [name for name, _ in listed] == [f"{index:05d}.png" for index in range(10)]
+    assert [prompt for _, prompt in listed] == prompts_of("mjhq-5k", str(mjhq))[1][:10]
+
+
+def test_kept_pictures_of_another_vae_are_refused(evaluated, coco2014, teacher_folders, tmp_path) -> None:
+    arguments = ["--data", coco2014, "--samples", 10, "--bootstrap", 0, "--images", tmp_path / "kept"]
+    other = tmp_path / teacher_folders["sd1"].name
+    shutil.copytree(teacher_folders["sd1"], other)
+    evaluated(*arguments)
+    evaluated(*arguments, target=other)
+    vae = other / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.5 * value for name, value in load_file(vae).items()}, vae)
+    assert "was made otherwise" in " ".join(evaluated(*arguments, target=other, status=2).split())
 
 
 def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:

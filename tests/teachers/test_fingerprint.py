@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from tests.tiny.stable import tiny_sd
 
-from scott.teachers.fingerprint import differing, fingerprints
+from scott.teachers.fingerprint import differing, fingerprints, pipeline_version
 
 
 def test_every_family_has_one_of_each_encoder(make_backbone, family):
@@ -54,6 +55,24 @@ def test_a_change_is_seen(tmp_path, part, change):
         change(backbone.pipeline)
     after = fingerprints(backbone)
     assert {name for name in before if differing(before[name], after[name])} == {part}
+
+
+DRAWN_BY = {name: change for name, (_, change) in CHANGES.items() if name != "the prompt's length"} | {
+    "the network": lambda p: next(p.unet.parameters()).mul_(1.1),
+    "the schedule": lambda p: p.scheduler.register_to_config(beta_end=0.02),
+    "the scheduler's way": lambda p: p.scheduler.register_to_config(timestep_spacing="linspace"),
+}
+
+
+@pytest.mark.parametrize("change", DRAWN_BY.values(), ids=DRAWN_BY.keys())
+def test_a_pipeline_is_all_that_it_draws_by(tmp_path, change):
+    folder = tiny_sd(tmp_path / "sd")
+    pipeline, again = (DiffusionPipeline.from_pretrained(folder) for _ in range(2))
+    before = pipeline_version(pipeline)
+    assert pipeline_version(again) == before
+    with torch.no_grad():
+        change(pipeline)
+    assert pipeline_version(pipeline) != before
 
 
 def test_a_part_that_is_missing_differs():

@@ -11,7 +11,7 @@ from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.evaluation import Reference, Results
-from scott.evaluation.evaluating import evaluate_all
+from scott.evaluation.evaluating import evaluate_all, evaluate_stored
 from scott.evaluation.measures import METRICS
 from scott.evaluation.networks import instruments
 from scott.evaluation.protocols import PROTOCOLS, Protocol, write_list
@@ -44,8 +44,6 @@ def evaluate_target(
     Results.check_path(file)
     use_own_device()
     target = target_of(name, steps, measured, DTYPES[measured.precision])
-    if target.stored is not None and measured.diversity:
-        raise UserError(f"got --diversity for {name}, whose pictures are there already; name what draws them")
 
     def tick(row: str, done: int, total: int) -> None:
         report(f"evaluate {row}", done, total, {})
@@ -55,6 +53,9 @@ def evaluate_target(
     rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
     if processes()[0] > 0:
         return Results(), file
+    if stored := target.stored:
+        progress = partial(tick, stored.name)
+        rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
     meta: dict[str, Any] = {"target": name, "protocol": protocol.name, "samples": len(reference.prompts)}
     meta |= {"seeds": list(measured.seeds), **protocol.conditions(measured, reference)}
     meta["networks"] = {key: one.description for key, one in sorted(reference.instruments.items())}
@@ -91,12 +92,12 @@ def reference_of(target: Target, measured: Measured, protocol: Protocol, tick: T
     features, samples = measured.features or protocol.features, protocol.samples_of(measured)
     clip = protocol.clip, measured.models, best_device(), embedded.clip_folder
     read = instruments(measured.metrics, features, *clip) if processes()[0] == 0 else {}
-    prompts = target.stored.prompts() if target.stored else None
-    if prompts is not None:
-        samples = min(samples, len(prompts))
+    if stored := target.stored:
+        samples = min(samples, len(stored.prompts))
     reference = protocol.reference(measured, samples, target.size, read, tick)
-    if target.stored and prompts is not None:
-        reference.prompts, target.stored.size = prompts[: len(reference.prompts)], reference.size
+    if stored:
+        count, stored.size = len(reference.prompts), reference.size
+        reference.prompts, reference.names = stored.prompts[:count], stored.names[:count]
     reference.metrics = [name for name in measured.metrics if name in METRICS]
     reference.replicates = measured.bootstrap
     return reference

@@ -112,6 +112,11 @@ def loader(source: Source, settings: Settings, resolution: int, factor: int) -> 
     return partial(loaded, settings=settings, sizes=sizes, where=where)
 
 
+def entries_of(source: Source) -> Iterator[Record | Rejected]:
+    """All of a source, to be measured."""
+    return (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
+
+
 def loaded(
     records: Iterable[Record | Rejected], settings: Settings, sizes: Sequence[Size], where: Where | None = None
 ) -> Generator[Sample | Rejected]:

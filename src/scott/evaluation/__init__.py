@@ -2,9 +2,9 @@
 
 Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how
 a model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
-`measures` turn features into figures; `pictures` draws and keeps; `evaluating` runs a sampler through all of them,
-against the `references` that `protocols` name; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and
-`report` show them.
+`measures` turn features into figures; `pictures` draws and keeps, `stored` are there already; `evaluating`
+takes either through all of it, against the `references` that `protocols` name; `results` keeps the rows; `tables`,
+`comparison`, `curves`, `grids` and `report` show them.
 """
 
 from scott.evaluation.distances import frechet_distance

@@ -1,7 +1,7 @@
 """How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +17,13 @@ from scott.evaluation.grids import to_pil
 from scott.evaluation.measures import FEATURES, METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
 from scott.evaluation.pictures import Batches, Generate, Progress, Sampler, batch_seed, write_captions
 from scott.evaluation.results import FLOOR, Row
+from scott.evaluation.stored import StoredPictures
 from scott.measured import Measured
 
-Reading = Callable[[Tensor, int], Mapping[str, Tensor]]
-"""(pictures, the number of the first) → name → what each shows, (B,), NaN where it does not apply."""
+Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
+"""(B pictures, their captions) → name → what each shows, (B,), NaN where it does not apply."""
+Cost = tuple[float | None, int]
+"""Seconds that a batch took, None where they are not known, and its pictures."""
 SPREAD_CAPTIONS = 50
 """Captions whose pictures `Diversity` compares."""
 
@@ -46,7 +49,7 @@ class Reference:
     redrawn: Generate | None = None
     """Real pictures of a caption, as a sampler draws them, where the data can be drawn again."""
     reading_variants: Reading | None = None
-    """What is read off several pictures of the caption of a number."""
+    """What is read off several pictures of one caption."""
     names: list[str] = field(default_factory=list)
     """Of the real pictures that the captions are of, where they have names."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -102,7 +105,7 @@ def evaluate(
     if samples < 2 or batch_size < 1:
         raise ValueError(f"got {samples} prompts, batch size {batch_size}; expected at least 2 and 1")
     each: list[dict[str, Figure]] = []
-    costs: list[tuple[float, int]] = []
+    costs: list[Cost] = []
     for seed in seeds:
         folder = None if images is None else images / name / f"seed-{seed}"
         batches = Batches(sampler, reference.prompts, seed, batch_size, folder, made or {}, process)
@@ -112,37 +115,46 @@ def evaluate(
             each.append(_figures(batches, reference, reference.replicates if not each else 0, costs, progress))
     if process[0] > 0:
         return Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
-    metrics = over_seeds(each, reference.floors)
+    row, calls = _row(name, each, costs, reference), batches.calls()
+    return replace(row, steps=sampler.steps, network_calls=calls, guidance=sampler.guidance, seeds=tuple(seeds))
+
+
+def evaluate_stored(
+    pictures: StoredPictures, reference: Reference, *, batch_size: int = 64, progress: Progress | None = None
+) -> Row:
+    """The row of pictures that are there already, those of the reference's prompts, in their order. What they cost is
+    what all of them say."""
+    costs: list[Cost] = []
+    batches = pictures.batches(len(reference.prompts), batch_size)
+    each = [_figures(batches, reference, reference.replicates, costs, progress)]
+    return replace(_row(pictures.name, each, costs, reference), network_calls=pictures.network_calls)
+
+
+def _row(name: str, each: list[dict[str, Figure]], costs: Sequence[Cost], reference: Reference) -> Row:
+    """Of the figures of each seed and of the seconds and pictures of each batch, the first of which warms up."""
+    samples, metrics = len(reference.prompts), over_seeds(each, reference.floors)
     remarks = [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
-    seconds, counts = zip(*(costs[1:] or costs), strict=True)
-    return Row(
-        name,
-        sampler.steps,
-        batches.calls(),
-        sum(seconds) / sum(counts),
-        samples=samples,
-        metrics=metrics,
-        guidance=sampler.guidance,
-        seeds=tuple(seeds),
-        remark=" ".join(remark for remark in remarks if remark),
-    )
+    known = [(seconds, count) for seconds, count in costs if seconds is not None]
+    seconds, counts = zip(*(known[1:] or known), strict=True) if len(known) == len(costs) else ((), ())
+    cost, remark = sum(seconds) / sum(counts) if counts else None, " ".join(one for one in remarks if one)
+    return Row(name, 0, 0, cost, samples=samples, metrics=metrics, remark=remark)
 
 
 def _figures(
-    batches: Batches,
+    batches: Iterable[tuple[Tensor, float | None]],
     reference: Reference,
     replicates: int,
-    costs: list[tuple[float, int]],
+    costs: list[Cost],
     progress: Progress | None,
 ) -> dict[str, Figure]:
     """Of one seed's pictures; adds seconds and pictures of each batch to `costs`."""
     parts, shown = defaultdict(list), defaultdict(list)
     done = 0
-    for index in range(len(batches)):
-        drawn, seconds = batches.read(index)
+    for drawn, seconds in batches:
         for instrument, features in reference.features(drawn).items():
             parts[instrument].append(features)
-        for attribute, values in (reference.reading(drawn, done) if reference.reading else {}).items():
+        captions = reference.prompts[done : done + len(drawn)]
+        for attribute, values in (reference.reading(drawn, captions) if reference.reading else {}).items():
             shown[attribute].append(values)
         costs.append((seconds, len(drawn)))
         done += len(drawn)
@@ -187,7 +199,7 @@ class Diversity:
             drawn = [generate([prompt] * size, seed) for size, seed in zip(sizes, seeds, strict=True)]
             images = torch.cat(drawn).float()
             distances.append(torch.pdist(instrument.images(images).double()).mean())
-            for name, values in (read(images, index) if read else {}).items():
+            for name, values in (read(images, [prompt] * self.count) if read else {}).items():
                 shown[name].append(values.nanmean())
         return mean_figures({"diversity": distances, **shown}, replicates)
 

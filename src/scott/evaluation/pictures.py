@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from scott.errors import UserError
 from scott.evaluation.features import check_images
 from scott.evaluation.grids import to_pil
 from scott.files import replacing, write_atomically
+from scott.progress import LINE_SECONDS, warn
 
 Generate = Callable[[Sequence[str], int], Tensor]
 """(B prompts, seed) → images (B, 3, H, W) in [0, 1]; the same prompts and seed give the same images."""
@@ -65,24 +66,36 @@ def save_picture(picture: Image.Image, file: Path, made: Mapping[str, object]) -
         partial.write_bytes(png(picture, made))
 
 
-def how_made(file: Path) -> Any:
+def how_made(file: Path | BinaryIO) -> Any:
     """How a PNG of `save_picture` was made; None of any other file."""
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=["PNG"]) as picture:
             return json.loads(picture.info["parameters"])
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, RecursionError, Image.DecompressionBombError):
         return None
 
 
+def is_whole(file: Path) -> bool:
+    """Whether there is a picture, to its end: not one that was cut off as it was written."""
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
 def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all are there. Raises `UserError` for one that was made otherwise."""
+    """Whether all are there, and whole. Raises `UserError` for one that was made otherwise."""
+    there = True
     for file, wanted in zip(files, made, strict=True):
-        if not file.exists():
-            return False
+        if not is_whole(file):
+            there = False
+            continue
         found = how_made(file)
         if not isinstance(found, dict) or {k: v for k, v in found.items() if k not in (SECONDS, CALLS)} != dict(wanted):
             raise UserError(f"{file} was made otherwise; choose another folder for the pictures, nothing was changed")
-    return True
+    return there
 
 
 def write_captions(folder: Path, prompts: Sequence[str]) -> None:
@@ -132,6 +145,10 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.size)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        """What `read` gives of each."""
+        return map(self.read, range(len(self)))
+
     def draw_own(self, progress: Progress | None) -> None:
         """Draw this process's share of what is not in the folder yet."""
         rank, count = self.process
@@ -150,15 +167,25 @@ class Batches:
         """Pictures (B, 3, H, W) in [0, 1] of a batch, and the seconds they took."""
         if self.folder is None:
             return self._drawn(index)
-        files, _ = self._files(index)
-        while self.process[1] > 1 and not all(file.exists() for file in files):  # another process will write them
-            time.sleep(POLL_SECONDS)
+        files, made = self._files(index)
+        if self.process[1] > 1:
+            self._wait_for(files, made, index % self.process[1])
         arrays, seconds = [], 0.0
         for file in files:
             with Image.open(file) as picture:
                 seconds += json.loads(picture.info["parameters"])[SECONDS]
                 arrays.append(np.array(picture.convert("RGB")))
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
+
+    def _wait_for(self, files: Sequence[Path], made: Sequence[Mapping[str, Any]], rank: int) -> None:
+        """Until the process that draws these has written them; each minute, say so."""
+        begin = time.monotonic()
+        while not kept(files, made):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() - begin >= LINE_SECONDS:
+                begin = time.monotonic()
+                way_out = "if it is gone, stop this, and the same command goes on, with as many processes or fewer"
+                warn(f"waiting for {files[-1]}, which process {rank} draws; {way_out}")
 
     def calls(self) -> int:
         """Network calls a picture: kept with it, since some samplers count them while they draw."""

@@ -17,22 +17,23 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from scott.data.captions import read_captions
+from scott.data.loading import entries_of
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
-from scott.data.sources.files import read_picture
+from scott.data.sources.files import digest_of, places_of, read_picture
 from scott.errors import UserError
 from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, entries_of, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 
@@ -101,8 +102,10 @@ class Protocol:
         choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
         whole = samples if names is None else min(samples, len(names))
         least = whole if self.whole and measured.samples is None else SMALLEST
-        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": [self.name, names], "least": least}
-        return source_reference(source, samples, size, instruments, tick, **options)
+        key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
+        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
+        options["among"] = names and len(names)
+        return source_reference(source, whole, size, instruments, tick, **options)
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""
@@ -135,11 +138,13 @@ def by_category(entries: Entries) -> Entries:
 
 
 def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
-    """The entries of these names, in their order. Raises `UserError` for a name that the source has not."""
+    """The entries of these names, in their order, and behind them the source's other records. Raises `UserError` for a
+    name that the source has not."""
     there = {entry.key: entry for entry in entries}
     if missing := [name for name in names if name not in there]:
         raise UserError(f"{source} has no {missing[0]}, nor {len(missing) - 1:,} others of the list of {len(names):,}")
-    return [there[name] for name in names]
+    others = there.keys() - {*names}
+    return [there[name] for name in names] + [e for e in entries if e.key in others and isinstance(e, Record)]
 
 
 class Mjhq:
@@ -157,7 +162,11 @@ class Mjhq:
             raise UserError(f"{file} is not MJHQ-30K's meta_data.json ({error!r})") from None
         beside = Path(file).parent
         self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if os.path.isfile(f / first)), beside)
-        self.version = sha256(repr((self.rows, str(self.folder))).encode()).hexdigest()
+        self.file = file
+
+    @cached_property
+    def version(self) -> str:
+        return digest_of([self.file, *places_of((name for name, _ in self.rows), self.folder)])
 
     def units(self, size: int) -> list[Unit]:
         return units_of_rows(len(self.rows), size, self._records)

@@ -1,4 +1,4 @@
-"""What samplers are measured on, of any source of captioned pictures; and pictures that are there already."""
+"""What samplers are measured on, of any source of captioned pictures."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scott.data.captions import read_captions
-from scott.data.loading import READ_AT_ONCE, Sample, Tally, loaded
+from scott.data.loading import Sample, Tally, entries_of, loaded
 from scott.data.records import Record, Rejected, Source, chunks, reasons
 from scott.data.settings import Settings
 from scott.errors import UserError
@@ -42,12 +41,14 @@ def source_reference(
     floor: Source | None = None,
     key: Sequence[Any] | None = None,
     least: int = SMALLEST,
+    among: int | None = None,
 ) -> Reference:
-    """The first pictures that can be read, of those that `choose` makes of all, each with its first caption.
+    """The first pictures that can be read, of those that `choose` makes of all, or of its first `among`, each with its
+    first caption.
 
     A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
     `floor`, or of this source those that follow, where there are as many. `key`, what the choice depends on, keeps
-    features for the next time; without it nothing is kept.
+    features for the next time, where there are all `samples` of them and nothing was skipped on the way.
 
     Raises:
         UserError: fewer than `least` can be read; see `open_source`.
@@ -64,18 +65,19 @@ def source_reference(
                 return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
     entries: Iterable[Record | Rejected] = entries_of(source)
     with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
-        real, described = _read(found, samples, instruments, lambda done: tick("the real pictures", done, samples))
+        first = islice(found, among)
+        real, described = _read(first, samples, instruments, lambda done: tick("the real pictures", done, samples))
         count = len(described["prompts"])
         if count < least:
             skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
             fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
             raise UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
         with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
-            others, _ = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
+            others, rest = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
     tensors = {f"real/{name}": value for name, value in real.items()}
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}
-    if file is not None:
+    if file is not None and count == samples and not described["skipped"] and not rest["skipped"]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
             save_file(tensors, partial, {"described": json.dumps(described)})
@@ -114,10 +116,6 @@ def _reference(
     return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=counts)
 
 
-def entries_of(source: Source) -> Iterator[Record | Rejected]:
-    return (entry for unit in source.units(READ_AT_ONCE) for entry in unit.entries())
-
-
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scott" / "references"
 
@@ -125,35 +123,3 @@ def cache_folder() -> Path:
 def check_samples(samples: int) -> None:
     if samples < SMALLEST:
         raise UserError(f"got {samples} samples; expected {SMALLEST} or more, 1,000 for a figure worth reading")
-
-
-class StoredPictures:
-    """A sampler of pictures that were drawn elsewhere, given out in their order, cropped to `size` pixels a side."""
-
-    steps = network_calls = 0
-    guidance = None
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.size: int | None = None
-        self._pictures: Iterator[Tensor] | None = None
-
-    def prompts(self) -> list[str]:
-        """The first caption of each; no picture is decoded. Raises `UserError` for one without."""
-        captions = []
-        for entry in entries_of(self.source):
-            if isinstance(entry, Rejected):
-                raise UserError(f"{entry.key} of the pictures to measure cannot be used: {entry.reason}")
-            captions.append(read_captions(entry.captions)[0])
-        return captions
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        self._pictures = self._pictures or self._read()
-        return torch.stack([next(self._pictures) for _ in prompts])
-
-    def _read(self) -> Iterator[Tensor]:
-        assert self.size is not None
-        for found in loaded(entries_of(self.source), Settings(), [(self.size, self.size)]):
-            if isinstance(found, Rejected):
-                raise UserError(f"{found.key} of the pictures to measure cannot be read: {found.reason}")
-            yield found.pixels.float() / 255

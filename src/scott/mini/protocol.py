@@ -19,6 +19,9 @@ from scott.mini import embedded, reading
 from scott.mini.embedded import NAME
 from scott.mini.scenes import RESOLUTION, Scene, Scenes, pictures, variant
 
+REAL, ASKED = 0, 1
+"""Seeds of the scenes that are the real pictures, and of those whose captions are drawn."""
+
 
 @dataclass
 class MiniReference(Reference):
@@ -41,10 +44,16 @@ class MiniProtocol(Protocol):
             )
         reference = mini_reference(samples, measured.split, instruments)
         if wanted := [name for name in measured.metrics if name in SHOWN]:
-            asked = reference.scenes
+            scenes = Scenes(self.samples_of(measured), measured.split, ASKED).scenes()
+            asked = {this.caption: this for this in scenes}
 
-            def read(images: Tensor, start: int) -> dict[str, Tensor]:
-                return reading.shown(images, asked[start : start + len(images)], wanted)
+            def read(images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+                if other := [caption for caption in captions if caption not in asked]:
+                    raise UserError(
+                        f"got a picture of {other[0]!r} for the metric {wanted[0]}; expected one of the {len(asked):,} "
+                        f"captions of mini's {measured.split} scenes (--samples, --split), or other metrics"
+                    )
+                return reading.shown(images, [asked[caption] for caption in captions], wanted)
 
             reference.reading = read
         return reference
@@ -73,21 +82,20 @@ def mini_reference(
     if instruments is None:
         clip = embedded.load_features()
         instruments = {"features": clip, "clip": clip}
-    real, asked = (Scenes(samples, split, seed).scenes() for seed in (0, 1))
-    captions = [this.caption for this in asked]
-    by_caption = dict(zip(captions, asked, strict=True))
+    real, asked = (Scenes(samples, split, seed).scenes() for seed in (REAL, ASKED))
+    found = {this.caption: this for this in asked}
 
     def redrawn(prompts: Sequence[str], seed: int) -> Tensor:
         rng = np.random.default_rng(seed)
-        return pictures([variant(by_caption[prompt], rng) for prompt in prompts])
+        return pictures([variant(found[prompt], rng) for prompt in prompts])
 
     reference = MiniReference(
-        captions,
+        [this.caption for this in asked],
         instruments,
         {},
         size=RESOLUTION,
         redrawn=redrawn,
-        reading_variants=lambda images, index: reading.styles(images, asked[index]),
+        reading_variants=lambda images, captions: reading.styles(images, found[captions[0]]),
         scenes=asked,
     )
 

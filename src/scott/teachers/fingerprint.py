@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from scott.teachers.quantize import FLAGS
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from scott.teachers.network import LatentBackbone
 
 SAMPLED = 64
@@ -62,14 +64,28 @@ def fingerprints(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
         if module is None or not (name == "vae" or name.startswith("text_encoder")):
             continue
         if name == "vae":
-            config = module.config
-            by_channel = [config[key] for key in ("latents_mean", "latents_std") if config.get(key)]
-            more: tuple[Any, ...] = (config.get("scaling_factor"), config.get("shift_factor"), *by_channel)
+            more = _scaling(module)
         else:
             tokenizer = components[name.replace("text_encoder", "tokenizer")]
             more = (type(tokenizer).__name__, tokenizer.model_max_length, tokenizer(_PROBE).input_ids)
         found[name] = fingerprint(module, dict(module.named_parameters()), more)
     return found
+
+
+def _scaling(vae: Any) -> tuple[Any, ...]:
+    """The factors of a VAE's latents."""
+    by_channel = [vae.config[key] for key in ("latents_mean", "latents_std") if vae.config.get(key)]
+    return (vae.config.get("scaling_factor"), vae.config.get("shift_factor"), *by_channel)
+
+
+def pipeline_version(pipeline: "DiffusionPipeline") -> str:
+    """Of all that a pipeline draws by: the weights of its networks, its VAE's scaling and its scheduler's settings."""
+    parts = pipeline.components
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and [*part.parameters()]}
+    weights = [(name, network_version(network)) for name, network in sorted(networks.items())]
+    settings = sorted((name, value) for name, value in parts["scheduler"].config.items() if name[0] != "_")
+    scaling = _scaling(parts["vae"]) if parts.get("vae") else ()
+    return hashlib.sha256(repr((weights, settings, scaling)).encode()).hexdigest()[:16]
 
 
 def identity(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:

@@ -5,12 +5,13 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from scott.data.pictures import named_as_picture
 from scott.data.records import Record, Rejected, Skip, Unit, attempt, units_of_rows
-from scott.data.sources.files import digest_of, opened, read_picture, unsafe
+from scott.data.sources.files import digest_of, opened, places_of, read_picture, unsafe
 from scott.data.sources.survey import survey
 from scott.errors import UserError
 
@@ -58,7 +59,8 @@ class Coco:
 
     @cached_property
     def version(self) -> str:
-        return digest_of(self.files) + "".join("01"[folder is not None] for _, _, folder in self.rows[:1])
+        pictures = (places_of([picture.get("file_name")], folder) for picture, _, folder in self.rows if folder)
+        return digest_of([*self.files, *chain.from_iterable(pictures)])
 
     def units(self, size: int) -> list[Unit]:
         return units_of_rows(len(self.rows), size, self._records, self.left_out)

@@ -65,15 +65,21 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
         return _fetch(name)
     if name.startswith(_BUCKETS) and "::" not in name:
         return _from_bucket(name)
-    inside = folder is not None and "://" not in name.removeprefix("file://")
-    ways = [way for way in spellings(name, folder or Path()) if not unsafe(way.lstrip("/") if absolute else way)]
-    if folder is None or not inside or not ways:
+    if folder is None:
+        raise Skip("unsafe-name", name[:200])
+    return read_local(_place(name, folder, absolute))
+
+
+def _place(name: str, folder: Path, absolute: bool) -> Path:
+    """Where the picture is that a table in `folder` names so. Raises `Skip` for a name that leads elsewhere."""
+    inside = "://" not in name.removeprefix("file://")
+    ways = [way for way in spellings(name, folder) if not unsafe(way.lstrip("/") if absolute else way)]
+    if not inside or not ways:
         raise Skip("unsafe-name", name[:200])
     try:
-        place = next((folder / way for way in ways if (folder / way).exists()), folder / ways[0])
+        return next((folder / way for way in ways if (folder / way).exists()), folder / ways[0])
     except (OSError, ValueError) as error:
         raise Skip("unreadable-file", first_line(error)) from None
-    return read_local(place)
 
 
 def read_local(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
@@ -168,6 +174,13 @@ def kind_of_start(start: bytes) -> tuple[str, str] | None:
         return "web-page", "what a server says where it does not give the file; download it again"
     packed = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), None)
     return ("unsupported-compression", f"{packed}; unpack it first") if packed else None
+
+
+def places_of(names: Iterable[object], folder: Path) -> Iterator[str]:
+    """Where `read_picture` looks for what is named so in a folder; nothing of names that it does not take."""
+    for name in names:
+        with suppress(Skip):
+            yield str(_place(str(name), folder, absolute=False))
 
 
 def digest_of(names: Iterable[str], root: Path | None = None) -> str:
