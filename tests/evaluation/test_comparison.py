@@ -11,7 +11,7 @@ import pytest
 from scott.commands.compare import compare, update
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
-from scott.evaluation.comparison import combined, gap_closed, gaps
+from scott.evaluation.comparison import combined, comparison, gaps
 
 FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
 # the paper's figures on COCO-2017 5K
@@ -21,11 +21,46 @@ SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000)
 
 
 def test_the_papers_shares() -> None:
-    assert gap_closed(SCOTT, LCM, TEACHER, "fid") == pytest.approx(0.84, abs=0.005)
-    assert gap_closed(SCOTT, LCM, TEACHER, "coverage") == pytest.approx(0.99, abs=0.005)
-    assert gaps(Results([FLOOR, TEACHER, LCM, SCOTT])) == [["scott-2", "84%", "99%"]]
-    ahead = replace(LCM, fid=TEACHER.fid - 0.1, metrics={})
-    assert gaps(Results([FLOOR, TEACHER, ahead, SCOTT])) == [["scott-2", "–", "99%"]]
+    fid, coverage = gaps(Results([FLOOR, TEACHER, LCM, SCOTT]))
+    assert (fid.student, fid.metric, coverage.metric) == ("scott-2", "fid", "coverage")
+    assert fid.value == pytest.approx(0.84, abs=0.005)
+    assert coverage.value == pytest.approx(0.99, abs=0.005)
+    assert "| scott-2 | 84% | 99% |" in comparison(Results([FLOOR, TEACHER, LCM, SCOTT]))
+
+
+FID_ALONE = {"coverage": None, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "lcm", "scott", "line", "reason"),
+    [
+        (TEACHER, replace(LCM, fid=TEACHER.fid - 0.1, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2 FID)"),
+        (TEACHER, replace(LCM, fid=TEACHER.fid, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2 FID)"),
+        (
+            *(replace(row, **FID_ALONE) for row in (TEACHER, LCM, SCOTT)),
+            *("84% | –", "not measured of .* (scott-2 coverage)"),
+        ),
+        (
+            *(replace(row, fid=None, metrics={}) for row in (TEACHER, LCM, SCOTT)),
+            *("– | 99%", "not measured of .* (scott-2 FID)"),
+        ),
+        (
+            *(TEACHER, replace(LCM, samples=1000), SCOTT),
+            *("– | –", "figures of other sample sizes, .* (scott-2 FID, scott-2 coverage)"),
+        ),
+    ],
+    ids=["LCM ahead", "LCM as good", "FID alone", "no FID", "another n"],
+)
+def test_a_share_that_there_is_not_is_a_dash_with_its_reason(teacher, lcm, scott, line, reason) -> None:
+    text = comparison(Results([FLOOR, teacher, lcm, scott]))
+    assert f"| scott-2 | {line} |" in text
+    assert re.search(f"\n–: {reason}.\n".replace("(", r"\(").replace(")", r"\)"), text)
+
+
+def test_one_share_that_there_is_not_leaves_the_others() -> None:
+    other = replace(SCOTT, name="scott-1", steps=1)
+    results = Results([TEACHER, LCM, SCOTT, replace(LCM, name="lcm-1", steps=1, samples=1000), other])
+    assert [one.value is None for one in gaps(results)] == [False, False, True, True]
 
 
 def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
@@ -33,7 +68,7 @@ def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
         (tmp_path / name).mkdir()
         Results([FLOOR, TEACHER, replace(student, name="student-2")]).save(tmp_path / name / "evaluation.json")
     results = combined([tmp_path / name / "evaluation.json" for name in ("sd15-scott", "sd15-lcm")])
-    assert gaps(results) == [["sd15-scott/student-2", "84%", "99%"]]
+    assert "| sd15-scott/student-2 | 84% | 99% |" in comparison(results)
     assert results.figure(results.rows[2], "fid").floor == FLOOR.fid
 
 
@@ -57,13 +92,6 @@ def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None
     assert len(combined([tmp_path / "a.json", tmp_path / "c.json"]).rows) == 2
     with pytest.raises(UserError, match=said):
         combined([tmp_path / "a.json", tmp_path / "b.json"])
-
-
-def test_a_share_of_other_sample_sizes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"scott-2 1,000, lcm-2 5,000"):
-        gap_closed(replace(SCOTT, samples=1000), LCM, TEACHER, "fid")
-    with pytest.raises(UserError, match="no gap in recall"):
-        gap_closed(SCOTT, LCM, TEACHER, "recall")
 
 
 def test_files_side_by_side(tmp_path) -> None:

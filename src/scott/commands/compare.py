@@ -13,7 +13,7 @@ from scott.files import write_atomically
 def compare(files: Sequence[Path], out: Path | None) -> tuple[Results, str]:
     """The rows of all files and their table; with `out`, comparison.md, .csv, .json and .svg there.
 
-    Raises `UserError` as `Results.load` and `gap_closed` do.
+    Raises `UserError` as `Results.load` and `combined` do.
     """
     results = combined(files)
     text = comparison(results)

@@ -12,7 +12,9 @@ from what was measured.
 import dataclasses
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from scott.evaluation.results import FLOOR, Results, Row
 from scott.evaluation.tables import markdown, markdown_table, metrics_of
 
 LCM = "lcm"
+GAPS = {"fid": "FID", "coverage": "coverage"}
+"""The metrics in which a gap to the teacher is taken, as a table calls them."""
 _BLOCK = re.compile(r"(<!-- scott compare (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Axis = tuple[str, str]
 
@@ -61,52 +65,64 @@ def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
         raise UserError(f"{file} has {key} {first} and {another} {value}; compare figures of one kind")
 
 
-def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:
-    """(LCM − student) / (LCM − teacher): 1 where the student is as good as its teacher, 0 where it is as LCM's is.
+@dataclass(frozen=True)
+class Share:
+    """The share of LCM's gap to the teacher that a student closes in a metric, or why it has none."""
 
-    The paper's are .84 in FID and .99 in coverage, in 2 steps. Raises `UserError` for figures of different sample
-    sizes, whose biases differ, or that are not there.
-    """
-    rows = (student, lcm, teacher)
+    student: str
+    metric: str
+    value: float | None
+    """(LCM − student) / (LCM − teacher): 1 where the student is as good as its teacher, 0 where it is as LCM's is. The
+    paper's are .84 in FID and .99 in coverage, in 2 steps."""
+    reason: str = ""
+
+
+def share(student: Row, rival: Row, teacher: Row | None, metric: str) -> Share:
+    """Of one student; without a value where the three were not measured alike, or LCM lacks nothing."""
+    rows = [row for row in (student, rival, teacher) if row is not None and metric in row.metrics]
+    if len(rows) < 3:
+        return Share(student.name, metric, None, "not measured of student, LCM and teacher")
     if len({row.samples for row in rows}) > 1:
-        counts = ", ".join(f"{row.name} {row.samples:,}" for row in rows)
-        raise UserError(f"a share of a gap takes figures of as many samples; got {counts}")
-    values = [row.metrics[metric].value for row in rows if metric in row.metrics]
-    if len(values) < 3 or values[1] == values[2]:
-        raise UserError(f"{', '.join(row.name for row in rows)} have no gap in {metric}")
-    return (values[1] - values[0]) / (values[1] - values[2])
+        return Share(student.name, metric, None, "figures of other sample sizes, whose biases differ")
+    drawn, lcms, teachers = (row.metrics[metric].value for row in rows)
+    if lcms == teachers or (lcms > teachers) == METRICS[metric].higher_is_better:
+        return Share(student.name, metric, None, "no gap, LCM's figure is as good as the teacher's")
+    return Share(student.name, metric, (lcms - drawn) / (lcms - teachers))
 
 
-def gaps(results: Results) -> list[list[str]]:
-    """A line for each student that stands beside LCM's at as many steps: its name, and its shares in FID and coverage.
+def gaps(results: Results) -> list[Share]:
+    """In FID and coverage, of each student that stands beside LCM's at as many steps.
 
-    LCM's are the rows with "lcm" in their names, of several the one with the shortest. "–" is no gap: there LCM's
-    figure is as good as the teacher's.
+    LCM's are the rows with "lcm" in their names, of several the one with the shortest.
     """
-
-    def share(row: Row, rival: Row, teacher: Row, metric: str) -> str:
-        closed = gap_closed(row, rival, teacher, metric)
-        ahead = rival.metrics[metric].value - teacher.metrics[metric].value
-        return f"{closed:.0%}" if (ahead < 0) == METRICS[metric].higher_is_better else "–"
-
-    teacher, lines = results.baseline(), []
+    teachers, found = {metric: results.baseline(metric) for metric in GAPS}, list[Share]()
     for row in results.rows:
         rivals = [one for one in results.rows if LCM in one.name and one.steps == row.steps]
-        if teacher is None or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
+        if not any(teachers.values()) or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
             continue
         rival = min(rivals, key=lambda one: len(one.name))
-        lines.append([row.name, *(share(row, rival, teacher, metric) for metric in ("fid", "coverage"))])
-    return lines
+        found += [share(row, rival, teacher, metric) for metric, teacher in teachers.items()]
+    return found
 
 
 def comparison(results: Results) -> str:
     """The table, and below it the share of LCM's gap to the teacher that each student closes."""
-    text = markdown_table(results)
-    if lines := gaps(results):
-        teacher = results.baseline()
-        text += f"\nShare of LCM's gap to {teacher and teacher.name} that is closed, at as many steps:\n\n"
-        text += markdown(["sampler", "FID", "coverage"], lines)
-    return text
+    return markdown_table(results) + gap_table(results)
+
+
+def gap_table(results: Results) -> str:
+    """A line for each student, and below it why a share is "–"; empty where no student stands beside LCM's."""
+    lines, reasons = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for one in gaps(results):
+        lines[one.student].append("–" if one.value is None else f"{one.value:.0%}")
+        if one.reason:
+            reasons[one.reason].append(f"{one.student} {GAPS[one.metric]}")
+    if not lines:
+        return ""
+    teachers = dict.fromkeys(teacher.name for metric in GAPS if (teacher := results.baseline(metric)))
+    text = f"\nShare of LCM's gap to {' and '.join(teachers)} that is closed, at as many steps:\n\n"
+    text += markdown(["sampler", *GAPS.values()], [[name, *shares] for name, shares in lines.items()])
+    return text + "".join(f"\n–: {reason} ({', '.join(cells)}).\n" for reason, cells in reasons.items())
 
 
 def as_json(results: Results) -> str:
@@ -116,7 +132,8 @@ def as_json(results: Results) -> str:
         figures = {name: results.figure(row, name) for name in metrics_of(results)}
         excess = {name: figure.excess for name, figure in figures.items() if figure and figure.excess is not None}
         rows.append(dataclasses.asdict(row) | {"excess": excess})
-    return json.dumps({"rows": rows, "gaps": gaps(results), "meta": results.meta}, indent=2, ensure_ascii=False) + "\n"
+    content = {"rows": rows, "gaps": [dataclasses.asdict(one) for one in gaps(results)], "meta": results.meta}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def drawn(results: Results) -> bytes:

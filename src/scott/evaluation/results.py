@@ -82,9 +82,9 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def baseline(self) -> Row | None:
-        """What FID ratios are taken against: of the rows named "teacher…" with an FID, the most steps."""
-        teachers = [row for row in self.rows if row.label.startswith("teacher") and row.fid is not None]
+    def baseline(self, metric: str = "fid") -> Row | None:
+        """What ratios and gaps are taken against: of the rows named "teacher…" with this metric, the most steps."""
+        teachers = [row for row in self.rows if row.label.startswith("teacher") and metric in row.metrics]
         return max(teachers, key=lambda row: row.steps, default=None)
 
     def fid_ratio(self, row: Row) -> float | None:
