@@ -1,7 +1,7 @@
 """What `scott evaluate` can be pointed at: a student, any pipeline of diffusers, or pictures that are there already."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import network_version
 from scott.teachers.layout import model_index
+from scott.training.config import DistillConfig
 
 FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
 
@@ -31,6 +32,8 @@ class Target:
     size: int | None = None
     stored: StoredPictures | None = None
     """Pictures that are there already."""
+    methods: Mapping[str, str] = field(default_factory=dict)
+    """Sampler → `--method` of the run that it is of, where that is known."""
 
 
 def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
@@ -51,7 +54,8 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
     samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
-    return Target(_teacher_rows(name, measured, dtype, scale) | samplers, student.backbone.resolution)
+    teachers, methods = _teacher_rows(name, measured, dtype, scale), dict.fromkeys(samplers, _method(folder))
+    return Target(teachers | samplers, student.backbone.resolution, methods=methods)
 
 
 def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
@@ -63,6 +67,12 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     guidance = own if measured.guidance is None else measured.guidance
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)
+
+
+def _method(folder: Path) -> str:
+    """`--method` of a run, or of the run that an export stands in; empty where there is none."""
+    run = next((place for place in (folder, folder.parent) if is_run(place)), None)
+    return DistillConfig.load(run / "config.json").method if run else ""
 
 
 def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: float) -> dict[str, Sampler]:

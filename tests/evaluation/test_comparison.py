@@ -16,8 +16,8 @@ from scott.evaluation.comparison import combined, comparison, gaps
 FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
 # the paper's figures on COCO-2017 5K
 TEACHER = Row("teacher-ddim-50", 50, 100, 2.0, 20.3, 0.318, 0.9130, 5000)
-LCM = Row("lcm-2", 2, 2, 0.1, 30.4, 0.293, 0.7882, 5000)
-SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000)
+LCM = Row("lcm-2", 2, 2, 0.1, 30.4, 0.293, 0.7882, 5000, method="lcm")
+SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000, method="scott")
 
 
 def test_the_papers_shares() -> None:
@@ -34,19 +34,19 @@ FID_ALONE = {"coverage": None, "metrics": {}}
 @pytest.mark.parametrize(
     ("teacher", "lcm", "scott", "line", "reason"),
     [
-        (TEACHER, replace(LCM, fid=TEACHER.fid - 0.1, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2 FID)"),
-        (TEACHER, replace(LCM, fid=TEACHER.fid, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2 FID)"),
+        (TEACHER, replace(LCM, fid=TEACHER.fid - 0.1, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2: FID, lcm)"),
+        (TEACHER, replace(LCM, fid=TEACHER.fid, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2: FID, lcm)"),
         (
             *(replace(row, **FID_ALONE) for row in (TEACHER, LCM, SCOTT)),
-            *("84% | –", "not measured of .* (scott-2 coverage)"),
+            *("84% | –", "not measured of .* (scott-2: coverage, lcm)"),
         ),
         (
             *(replace(row, fid=None, metrics={}) for row in (TEACHER, LCM, SCOTT)),
-            *("– | 99%", "not measured of .* (scott-2 FID)"),
+            *("– | 99%", "not measured of .* (scott-2: FID, lcm)"),
         ),
         (
             *(TEACHER, replace(LCM, samples=1000), SCOTT),
-            *("– | –", "figures of other sample sizes, .* (scott-2 FID, scott-2 coverage)"),
+            *("– | –", "figures of other sample sizes, .* (scott-2: FID, lcm; scott-2: coverage, lcm)"),
         ),
     ],
     ids=["LCM ahead", "LCM as good", "FID alone", "no FID", "another n"],
@@ -61,6 +61,36 @@ def test_one_share_that_there_is_not_leaves_the_others() -> None:
     other = replace(SCOTT, name="scott-1", steps=1)
     results = Results([TEACHER, LCM, SCOTT, replace(LCM, name="lcm-1", steps=1, samples=1000), other])
     assert [one.value is None for one in gaps(results)] == [False, False, True, True]
+
+
+def test_lcm_is_what_a_row_says_and_not_its_name() -> None:
+    """A student under LCMScheduler has "lcm" in its name; LCM's own may have not."""
+    drawn = replace(SCOTT, name="student-lcm-2")
+    plain = replace(LCM, name="student-2")
+    (fid, _) = gaps(Results([TEACHER, plain, drawn]))
+    assert (fid.student, fid.rival) == ("student-lcm-2", "student")
+    assert gaps(Results([TEACHER, replace(LCM, method=""), SCOTT])) == []
+
+
+def test_each_lcm_has_its_columns() -> None:
+    later = replace(LCM, name="lcm-time-2", fid=26.0, metrics={})
+    text = comparison(Results([TEACHER, LCM, later, SCOTT]))
+    assert "| sampler | FID, lcm | coverage, lcm | FID, lcm-time | coverage, lcm-time |" in text
+    assert "| scott-2 | 84% | 99% | 72% | 99% |" in text
+
+
+def test_another_rival_may_be_named(tmp_path, command_line) -> None:
+    results = Results([TEACHER, replace(LCM, name="ufogen-2", method=""), LCM, SCOTT])
+    assert {one.rival for one in gaps(results, ["ufogen"])} == {"ufogen"}
+    results.save(tmp_path / "r.json")
+    code, out, _ = command_line("compare", tmp_path / "r.json", "--rival", "ufogen")
+    assert (code, "| sampler | FID, ufogen | coverage, ufogen |" in out) == (0, True)
+    code, _, error = command_line("compare", tmp_path / "r.json", "--rival", "ufogen-2")
+    assert (code, "got the rival ufogen-2; expected one of teacher-ddim, ufogen, lcm, scott" in error) == (2, True)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- scott compare r.json --rival ufogen -->\n<!-- end -->\n")
+    update([page], check=False)
+    assert "| sampler | FID, ufogen | coverage, ufogen |" in page.read_text()
 
 
 def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:

@@ -20,7 +20,7 @@ def test_file_round_trip(tmp_path) -> None:
     assert list(content) == ["rows", "meta"]
     assert list(content["rows"][0]) == [
         *("name", "steps", "network_calls", "seconds_per_image", "fid", "clip_score", "coverage", "samples"),
-        *("recorded", "remark", "guidance", "seeds", "metrics"),
+        *("recorded", "remark", "guidance", "seeds", "metrics", "method"),
     ]
     assert content["rows"][0]["clip_score"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def evaluate_target(
     rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
     if processes()[0] > 0:
         return Results(), file
+    rows = [replace(row, method=target.methods.get(row.name, "")) for row in rows]
     meta: dict[str, Any] = {"target": name, "protocol": protocol.name, "samples": len(reference.prompts)}
     meta |= {"seeds": list(measured.seeds), **protocol.conditions(measured, reference)}
     meta["networks"] = {key: one.description for key, one in sorted(reference.instruments.items())}

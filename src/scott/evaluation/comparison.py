@@ -5,8 +5,8 @@ In a Markdown file, what stands between
     <!-- scott compare experiments/recorded_run/results.json -->
     <!-- end -->
 
-is the table of those files, paths from the file's own folder. `updated` writes it again, so a table cannot drift
-from what was measured.
+is the table of those files, paths from the file's own folder; `--rival NAME` may follow them. `updated` writes it
+again, so a table cannot drift from what was measured.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,72 +68,86 @@ def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of LCM's gap to the teacher that a student closes in a metric, or why it has none."""
+    """The share of a rival's gap to the teacher that a student closes in a metric, or why it has none."""
 
     student: str
+    rival: str
+    """The family of its rows, LCM's or another that was named."""
     metric: str
     value: float | None
-    """(LCM − student) / (LCM − teacher): 1 where the student is as good as its teacher, 0 where it is as LCM's is. The
-    paper's are .84 in FID and .99 in coverage, in 2 steps."""
+    """(rival − student) / (rival − teacher): 1 where the student is as good as its teacher, 0 where it is as the rival
+    is. The paper's are .84 of LCM's gap in FID and .99 in coverage, in 2 steps."""
     reason: str = ""
 
 
-def share(student: Row, rival: Row, teacher: Row | None, metric: str) -> Share:
-    """Of one student; without a value where the three were not measured alike, or LCM lacks nothing."""
+def share(student: Row, rival: Row | None, teacher: Row | None, metric: str) -> tuple[float | None, str]:
+    """Of one student; None and why where the three were not measured alike, or the rival lacks nothing."""
     rows = [row for row in (student, rival, teacher) if row is not None and metric in row.metrics]
     if len(rows) < 3:
-        return Share(student.name, metric, None, "not measured of student, LCM and teacher")
+        return None, "not measured of student, rival and teacher"
     if len({row.samples for row in rows}) > 1:
-        return Share(student.name, metric, None, "figures of other sample sizes, whose biases differ")
-    drawn, lcms, teachers = (row.metrics[metric].value for row in rows)
-    if lcms == teachers or (lcms > teachers) == METRICS[metric].higher_is_better:
-        return Share(student.name, metric, None, "no gap, LCM's figure is as good as the teacher's")
-    return Share(student.name, metric, (lcms - drawn) / (lcms - teachers))
+        return None, "figures of other sample sizes, whose biases differ"
+    drawn, rivals, teachers = (row.metrics[metric].value for row in rows)
+    if rivals == teachers or (rivals > teachers) == METRICS[metric].higher_is_better:
+        return None, "no gap, the rival's figure is as good as the teacher's"
+    return (rivals - drawn) / (rivals - teachers), ""
 
 
-def gaps(results: Results) -> list[Share]:
-    """In FID and coverage, of each student that stands beside LCM's at as many steps.
+def gaps(results: Results, rivals: Sequence[str] = ()) -> list[Share]:
+    """In FID and coverage, of each student that stands beside a rival at as many steps.
 
-    LCM's are the rows with "lcm" in their names, of several the one with the shortest.
+    Rivals are the families that are named, or else those of students that `--method lcm` made. Raises `UserError` for
+    a name of none.
     """
+    families = dict.fromkeys(row.family for row in results.rows)
+    if unknown := [name for name in rivals if name not in families]:
+        raise UserError(f"got the rival {unknown[0]}; expected one of {', '.join(families)}")
+    rivals = rivals or list(dict.fromkeys(row.family for row in results.rows if row.method == LCM))
+    beside = {(row.family, row.steps): row for row in results.rows if row.family in rivals}
     teachers, found = {metric: results.baseline(metric) for metric in GAPS}, list[Share]()
     for row in results.rows:
-        rivals = [one for one in results.rows if LCM in one.name and one.steps == row.steps]
-        if not any(teachers.values()) or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
+        there = [beside.get((name, row.steps)) for name in rivals]
+        if not any(teachers.values()) or not any(there) or row.family in rivals:
             continue
-        rival = min(rivals, key=lambda one: len(one.name))
-        found += [share(row, rival, teacher, metric) for metric, teacher in teachers.items()]
+        if row.label.startswith(("teacher", FLOOR)):
+            continue
+        for (rival, other), (metric, teacher) in product(zip(rivals, there, strict=True), teachers.items()):
+            found.append(Share(row.name, rival, metric, *share(row, other, teacher, metric)))
     return found
 
 
-def comparison(results: Results) -> str:
-    """The table, and below it the share of LCM's gap to the teacher that each student closes."""
-    return markdown_table(results) + gap_table(results)
+def comparison(results: Results, rivals: Sequence[str] = ()) -> str:
+    """The table, and below it the share of each rival's gap to the teacher that each student closes."""
+    return markdown_table(results) + gap_table(results, rivals)
 
 
-def gap_table(results: Results) -> str:
-    """A line for each student, and below it why a share is "–"; empty where no student stands beside LCM's."""
+def gap_table(results: Results, rivals: Sequence[str] = ()) -> str:
+    """A line for each student, and below it why a share is "–"; empty where no student stands beside a rival."""
     lines, reasons = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for one in gaps(results):
+    shares = gaps(results, rivals)
+    for one in shares:
         lines[one.student].append("–" if one.value is None else f"{one.value:.0%}")
         if one.reason:
-            reasons[one.reason].append(f"{one.student} {GAPS[one.metric]}")
+            reasons[one.reason].append(f"{one.student}: {GAPS[one.metric]}, {one.rival}")
     if not lines:
         return ""
+    titles = dict.fromkeys(f"{GAPS[one.metric]}, {one.rival}" for one in shares)
     teachers = dict.fromkeys(teacher.name for metric in GAPS if (teacher := results.baseline(metric)))
-    text = f"\nShare of LCM's gap to {' and '.join(teachers)} that is closed, at as many steps:\n\n"
-    text += markdown(["sampler", *GAPS.values()], [[name, *shares] for name, shares in lines.items()])
-    return text + "".join(f"\n–: {reason} ({', '.join(cells)}).\n" for reason, cells in reasons.items())
+    rows = [[name, *values] for name, values in lines.items()]
+    text = f"\nShare of a rival's gap to {' and '.join(teachers)} that is closed, at as many steps:\n\n"
+    text += markdown(["sampler", *titles], rows)
+    return text + "".join(f"\n–: {reason} ({'; '.join(cells)}).\n" for reason, cells in reasons.items())
 
 
-def as_json(results: Results) -> str:
+def as_json(results: Results, rivals: Sequence[str] = ()) -> str:
     """Rows as they are kept, each with the excess over the floor of every figure that has one."""
     rows = []
     for row in results.rows:
         figures = {name: results.figure(row, name) for name in metrics_of(results)}
         excess = {name: figure.excess for name, figure in figures.items() if figure and figure.excess is not None}
         rows.append(dataclasses.asdict(row) | {"excess": excess})
-    content = {"rows": rows, "gaps": [dataclasses.asdict(one) for one in gaps(results)], "meta": results.meta}
+    shares = [dataclasses.asdict(one) for one in gaps(results, rivals)]
+    content = {"rows": rows, "gaps": shares, "meta": results.meta}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -167,8 +182,9 @@ def updated(file: Path) -> str:
         raise UserError(f"{file} has no line <!-- scott compare RESULTS --> with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
-        files = [file.parent / name for name in block[2].split()]
-        return f"{block[1]}{comparison(combined(files))}{block[3]}"
+        names, _, rivals = block[2].partition("--rival")
+        files = [file.parent / name for name in names.split()]
+        return f"{block[1]}{comparison(combined(files), rivals.split())}{block[3]}"
 
     return _BLOCK.sub(again, text)
 
@@ -178,7 +194,7 @@ def _families(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row.network_calls:
-            found.setdefault(row.name.removesuffix(f"-{row.steps}"), []).append(row)
+            found.setdefault(row.family, []).append(row)
     return found
 
 

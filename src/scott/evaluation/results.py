@@ -39,6 +39,8 @@ class Row:
     metrics: dict[str, Figure] = field(default_factory=dict)
     """Every figure by its metric, with interval, floor and seeds. The three that have fields of their own above stand
     in both, whichever was given."""
+    method: str = ""
+    """`--method` of the run that a student is of; empty where it is not known."""
 
     def __post_init__(self) -> None:
         metrics = dict(self.metrics)
@@ -58,6 +60,11 @@ class Row:
     def label(self) -> str:
         """The name without the folder that `comparison.combined` puts in front."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def family(self) -> str:
+        """The name without the number of steps."""
+        return self.name.removesuffix(f"-{self.steps}")
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
