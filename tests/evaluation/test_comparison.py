@@ -110,6 +110,28 @@ def test_files_of_one_folder_are_told_apart_by_their_names(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["a/run/evaluation", "lcm/run/evaluation"], ["a/run", "lcm/run"]),
+        (["a/evaluation", "b/results"], ["a", "b"]),
+        (["a/evaluation", "a/evaluation-coco", "b/evaluation"], ["a/evaluation", "a/evaluation-coco", "b/evaluation"]),
+    ],
+)
+def test_names_are_of_the_shortest_ends_that_tell_the_files_apart(tmp_path, files, expected) -> None:
+    """Of every row, also those whose name is of one file alone."""
+    rows = [[SCOTT], [replace(SCOTT, fid=30.0, metrics={}), LCM], [replace(SCOTT, fid=31.0, metrics={})]]
+    paths = [tmp_path / f"{file}.json" for file in files]
+    for path, own in zip(paths, rows, strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Results(own).save(path)
+    first, second, *others = expected
+    names = [f"{first}/scott-2", f"{second}/scott-2", f"{second}/lcm-2", *(f"{one}/scott-2" for one in others)]
+    assert [row.name for row in combined(paths).rows] == names
+    with pytest.raises(UserError, match="twice"):
+        combined([paths[0], paths[0]])
+
+
+@pytest.mark.parametrize(
     ("one", "other", "said"),
     [
         ({"protocol": "coco2017-5k"}, {"protocol": "mjhq-5k"}, "has protocol coco2017-5k and .* mjhq-5k"),
@@ -131,9 +153,10 @@ def test_files_side_by_side(tmp_path) -> None:
         (tmp_path / name).mkdir()
         Results(rows).save(tmp_path / name / "evaluation.json")
     files = [tmp_path / name / "evaluation.json" for name in "ab"]
-    assert [row.name for row in combined(files).rows] == [FLOOR.name, TEACHER.name, LCM.name, SCOTT.name]
+    names = ["a/real-vs-real", "a/teacher-ddim-50", "a/lcm-2", "b/scott-2"]
+    assert [row.name for row in combined(files).rows] == names
     results, text = compare(files, tmp_path / "out")
-    assert "| scott-2 | 84% | 99% |" in text
+    assert "| b/scott-2 | 84% | 99% |" in text
     assert (tmp_path / "out" / "comparison.md").read_text() == text
     lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [line["name"] for line in lines] == [row.name for row in results.rows]

@@ -35,7 +35,7 @@ Axis = tuple[str, str]
 
 
 def combined(files: Sequence[Path]) -> Results:
-    """The rows of several files, equal ones once; of others of one name each is called after its folder, or file, too.
+    """The rows of several files, each called after its file too; equal ones once, after the first.
 
     Raises `UserError` for files of other protocols or networks, whose figures have nothing in common.
     """
@@ -44,18 +44,26 @@ def combined(files: Sequence[Path]) -> Results:
         _check_same(key, files, [results.meta.get(key) for results in loaded])
     for key in sorted({key for results in loaded for key in results.meta.get("networks", {})}):
         _check_same(key, files, [results.meta.get("networks", {}).get(key) for results in loaded])
-    folders, stems = [file.resolve().parent.name for file in files], [file.stem for file in files]
-    labels = folders if len(set(folders)) == len(files) else stems
+    if len(files) == 1:
+        return Results(loaded[0].rows, {"files": [str(files[0])]} | loaded[0].meta)
     found: list[tuple[str, Row]] = []
-    for label, results in zip(labels, loaded, strict=True):
+    for label, results in zip(labels(files), loaded, strict=True):
         there = [(row.name, row.samples, row.metrics) for _, row in found]
         found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
-    names = [row.name for _, row in found]
-    rows = [
-        row if names.count(row.name) == 1 or len(files) == 1 else dataclasses.replace(row, name=f"{label}/{row.name}")
-        for label, row in found
-    ]
-    return Results(rows, {"files": [str(file) for file in files]} | (loaded[0].meta if len(files) == 1 else {}))
+    rows = [dataclasses.replace(row, name=f"{label}/{row.name}") for label, row in found]
+    return Results(rows, {"files": [str(file) for file in files]})
+
+
+def labels(files: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, of as many parts each: of their folders, if those do, or with
+    the files' names. Raises `UserError` for a file that is named twice."""
+    paths = [file.resolve() for file in files]
+    if twice := [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"got {twice[0]} twice; name each file of results once")
+    kinds = [path.parent for path in paths], [path.with_suffix("") for path in paths], paths
+    lengths = range(1, max(len(path.parts) for path in paths) + 1)
+    ends = (["/".join(one.parts[-length:]) for one in places] for places in kinds for length in lengths)
+    return next(found for found in ends if len(set(found)) == len(files))
 
 
 def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
