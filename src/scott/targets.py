@@ -34,6 +34,8 @@ class Target:
     """Pictures that are there already."""
     methods: Mapping[str, str] = field(default_factory=dict)
     """Sampler → `--method` of the run that it is of, where that is known."""
+    scheduler: str | None = None
+    """The class of a stock pipeline's."""
 
 
 def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
@@ -62,11 +64,13 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     if measured.teacher_steps:
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
-    label = f"{Path(name).name}-{type(pipeline.scheduler).__name__.removesuffix('Scheduler').lower()}"
+    scheduler = type(pipeline.scheduler).__name__
+    lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
+    label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
     guidance = own if measured.guidance is None else measured.guidance
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
-    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)
+    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution, scheduler=scheduler)
 
 
 def _method(folder: Path) -> str:

@@ -127,6 +127,34 @@ def test_what_the_teachers_pictures_show_and_how_they_vary(command_line, tmp_pat
     assert {row.network_calls for row in results.rows} == {0, 2, 12}
 
 
+def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_path, monkeypatch):
+    """A LoRA, a scheduler, the data as they were; two commands that differ in one of them do in what is kept too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = {"data": str(folder), "features": str(embedded.CLIP), "samples": 10, "metrics": ("fid",), "bootstrap": 0}
+
+    def kept(**given):
+        measured = Measured(**few | given)
+        return evaluate_target(str(teacher_folders["sd1"]), (1,), measured, out=tmp_path / "r.json", report=ignore)[0]
+
+    plain, styled = kept(), kept(lora=str(style_lora("sd1")))
+    name = teacher_folders["sd1"].name
+    assert plain.rows[-1].name == f"{name}-ddim-1"
+    assert styled.rows[-1].name == f"{name}+pytorch_lora_weights-ddim-1"
+    assert "lora" not in plain.meta
+    assert styled.meta == plain.meta | {"lora": str(style_lora("sd1"))}
+    assert plain.meta["scheduler"] == "DDIMScheduler"
+    assert (plain.meta["precision"], plain.meta["batch size"], plain.meta["bootstrap"]) == ("fp32", 64, 0)
+    assert plain.meta["data version"] == open_source(str(folder)).version[:12]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{index:02d}.png\n" for index in reversed(range(10))))
+    changes = {"names": names, "batch_size": 5, "floor_data": str(folder), "scheduler": "EulerDiscreteScheduler"}
+    differing = {"names": {"names", "prompts"}}  # and what was left out on the way to them
+    for key, value in changes.items():
+        other = kept(**{key: value}).meta
+        changed = {one for one in other.keys() | plain.meta.keys() if other.get(one) != plain.meta.get(one)}
+        assert changed - {"left out"} == differing.get(key, {key.replace("_", " ")})
+
+
 BAD = {
     "an unknown metric": ({"metrics": ("fid", "lpips")}, "got the metric lpips; expected some of fid, "),
     "what is read off mini alone": ({"data": "PICTURES", "metrics": ("place",)}, "pictures of mini alone"),

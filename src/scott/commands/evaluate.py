@@ -1,12 +1,15 @@
 """`scott evaluate`: the figures of whatever draws, a student, a pipeline or pictures, and of a teacher beside it."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scott import __version__
 from scott.data.preparation import Report
 from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
@@ -57,16 +60,50 @@ def evaluate_target(
     if processes()[0] > 0:
         return Results(), file
     rows = [replace(row, method=target.methods.get(row.name, "")) for row in rows]
-    meta: dict[str, Any] = {"target": name, "protocol": protocol.name, "samples": len(reference.prompts)}
-    meta |= {"seeds": list(measured.seeds), **protocol.conditions(measured, reference)}
-    meta["networks"] = {key: one.description for key, one in sorted(reference.instruments.items())}
-    results = Results(rows, meta)
+    results = Results(rows, conditions(name, target, reference, measured, protocol))
     results.save(file)
     if reference.names:
         write_list(file.with_suffix(".prompts.csv"), reference.names, reference.prompts)
     if run is not None:
         write_cards(run, DistillConfig.load(run / "config.json"))
     return results, file
+
+
+def conditions(
+    name: str, target: Target, reference: Reference, measured: Measured, protocol: Protocol
+) -> dict[str, Any]:
+    """What figures depend on beside what each row says of itself; what does not apply is left out."""
+    listed = json.dumps([reference.names, reference.prompts]).encode()
+    of_source = {
+        "data version": reference.version[:12],
+        "data split": measured.data_split,
+        "floor data": measured.floor_data or "what follows",
+        "image column": measured.image_column,
+        "caption columns": list(measured.caption_column),
+        "names": measured.names and str(measured.names),
+    }
+    found: dict[str, Any] = {
+        "target": name,
+        "protocol": protocol.name,
+        "samples": len(reference.prompts),
+        "seeds": list(measured.seeds),
+        "metrics": list(measured.metrics),
+        "bootstrap": measured.bootstrap,
+        "diversity": measured.diversity,
+        "data": measured.data,
+        **({} if protocol.embedded else of_source),
+        **protocol.conditions(measured, reference),
+        "prompts": sha256(listed).hexdigest()[:12],
+        "precision": measured.precision,
+        "batch size": measured.batch_size,
+        "scheduler": target.scheduler,
+        "lora": measured.lora,
+        "teacher": measured.teacher,
+        "models": measured.models,
+        "networks": {key: one.description for key, one in sorted(reference.instruments.items())},
+        "scott": __version__,
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
 
 
 def protocol_of(measured: Measured) -> Protocol:

@@ -55,7 +55,7 @@ def combined(files: Sequence[Path]) -> Results:
 
 
 def labels(files: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, of as many parts each: of their folders, if those do, or with
+    """The shortest ends of the paths that tell them apart, of as many parts each: of the folders, if those do, or with
     the files' names. Raises `UserError` for a file that is named twice."""
     paths = [file.resolve() for file in files]
     if twice := [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]:

@@ -102,7 +102,9 @@ class Protocol:
         whole = samples if names is None else min(samples, len(names))
         least = whole if self.whole and measured.samples is None else SMALLEST
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": [self.name, names], "least": least}
-        return source_reference(source, samples, size, instruments, tick, **options)
+        reference = source_reference(source, samples, size, instruments, tick, **options)
+        reference.version = source.version
+        return reference
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""
