@@ -72,6 +72,27 @@ def test_lcm_is_what_a_row_says_and_not_its_name() -> None:
     assert gaps(Results([TEACHER, replace(LCM, method=""), SCOTT])) == []
 
 
+def test_other_numbers_of_samples_stand_side_by_side(tmp_path) -> None:
+    """Whose prompts are others; the share between them is a dash."""
+    for row, digest in ((SCOTT, "0a1b"), (replace(LCM, samples=1000), "2c3d")):
+        Results([TEACHER, row], {"samples": row.samples, "prompts": digest}).save(tmp_path / f"{row.family}.json")
+    text = comparison(combined([tmp_path / "scott.json", tmp_path / "lcm.json"]))
+    assert "| scott/scott-2 | – | – |" in text
+
+
+def test_what_all_files_were_measured_under_is_kept(tmp_path) -> None:
+    """The folder of the data is another on another machine, and may be."""
+    networks = {"features": "Inception", "clip": "ViT-g"}
+    one = {"protocol": "custom", "size": 64, "target": "a", "data": "here/coco.json", "networks": networks}
+    other = one | {"target": "b", "data": "there/coco.json", "networks": {"features": "Inception"}}
+    for name, meta in (("a", one), ("b", other)):
+        Results([replace(SCOTT, name=name)], meta).save(tmp_path / f"{name}.json")
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    kept = {"protocol": "custom", "size": 64, "networks": {"features": "Inception"}}
+    assert combined(files).meta == {"files": [str(file) for file in files]} | kept
+    assert "Features: Inception." in comparison(combined(files))
+
+
 def test_each_lcm_has_its_columns() -> None:
     later = replace(LCM, name="lcm-time-2", fid=26.0, metrics={})
     text = comparison(Results([TEACHER, LCM, later, SCOTT]))
@@ -136,6 +157,9 @@ def test_names_are_of_the_shortest_ends_that_tell_the_files_apart(tmp_path, file
     [
         ({"protocol": "coco2017-5k"}, {"protocol": "mjhq-5k"}, "has protocol coco2017-5k and .* mjhq-5k"),
         ({"networks": {"features": "Inception"}}, {"networks": {"features": "CLIP"}}, "has features Inception and"),
+        ({"data": "coco/a.json"}, {"data": "coco/b.json"}, r"has data a\.json and .* b\.json"),
+        ({"floor data": "what follows"}, {"floor data": "c.json"}, "has floor data what follows and"),
+        ({"data": "a", "prompts": "0a1b"}, {"data": "a", "prompts": "2c3d"}, "has prompts 0a1b and"),
     ],
 )
 def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,21 +37,37 @@ Axis = tuple[str, str]
 def combined(files: Sequence[Path]) -> Results:
     """The rows of several files, each called after its file too; equal ones once, after the first.
 
-    Raises `UserError` for files of other protocols or networks, whose figures have nothing in common.
+    Of what they were measured under, what is equal in all is kept. Raises `UserError` for files of other protocols,
+    data or networks, whose figures have nothing in common.
     """
     loaded = [Results.load(file) for file in files]
     for key in ("protocol", "split", "size"):
         _check_same(key, files, [results.meta.get(key) for results in loaded])
-    for key in sorted({key for results in loaded for key in results.meta.get("networks", {})}):
-        _check_same(key, files, [results.meta.get("networks", {}).get(key) for results in loaded])
+    for count in {results.meta.get("samples") for results in loaded}:  # prompts of another number are others
+        alike = [results.meta if results.meta.get("samples") == count else {} for results in loaded]
+        _check_same("prompts", files, [meta.get("prompts") for meta in alike])
+    for key in ("data", "floor data"):  # whose folders are others on another machine
+        paths = [results.meta.get(key) for results in loaded]
+        _check_same(key, files, [path and Path(path).name for path in paths])
+    networks = [results.meta.get("networks", {}) for results in loaded]
+    for key in sorted({key for one in networks for key in one}):
+        _check_same(key, files, [one.get(key) for one in networks])
+    meta = {"files": [str(file) for file in files]} | _in_all([results.meta for results in loaded])
+    if shared := _in_all(networks):
+        meta["networks"] = shared
     if len(files) == 1:
-        return Results(loaded[0].rows, {"files": [str(files[0])]} | loaded[0].meta)
+        return Results(loaded[0].rows, meta)
     found: list[tuple[str, Row]] = []
     for label, results in zip(labels(files), loaded, strict=True):
         there = [(row.name, row.samples, row.metrics) for _, row in found]
         found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
     rows = [dataclasses.replace(row, name=f"{label}/{row.name}") for label, row in found]
-    return Results(rows, {"files": [str(file) for file in files]})
+    return Results(rows, meta)
+
+
+def _in_all(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What every one of them has, and has equal."""
+    return {key: value for key, value in contents[0].items() if all(one.get(key) == value for one in contents)}
 
 
 def labels(files: Sequence[Path]) -> list[str]:

@@ -58,8 +58,8 @@ def footnotes(results: Results) -> list[str]:
         lines.append("±: half the range over seeds.")
     elif any(figure.interval for figure in figures):
         lines.append("±: half of 95 % of the bootstrap over samples.")
-    if networks := results.meta.get("networks"):
-        lines.append(f"Features: {networks['features']}.")
+    if features := results.meta.get("networks", {}).get("features"):
+        lines.append(f"Features: {features}.")
     if any(row.recorded for row in results.rows):
         lines.append("† Measured in an earlier run of the same sampler.")
     return lines
