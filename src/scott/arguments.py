@@ -185,7 +185,8 @@ class Evaluate:
     measured: Annotated[Measured, arg(name="measurement", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = (1, 2, 4)
     out: Path | None = None
-    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
+    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json, over none of other
+    conditions."""
 
     def run(self) -> None:
         from scott.commands.evaluate import evaluate_target

@@ -7,7 +7,7 @@ import torch
 
 from scott import targets as module
 from scott.app.models import Models, teacher_source
-from scott.commands.evaluate import evaluate_target
+from scott.commands.evaluate import check_replaced, evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
@@ -153,6 +153,33 @@ def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_
         other = kept(**{key: value}).meta
         changed = {one for one in other.keys() | plain.meta.keys() if other.get(one) != plain.meta.get(one)}
         assert changed - {"left out"} == differing.get(key, {key.replace("_", " ")})
+
+
+def test_results_of_other_conditions_are_not_replaced(untrained, folder, tmp_path, monkeypatch):
+    """Unless their file is named; the same command replaces its own."""
+    monkeypatch.chdir(tmp_path)
+    few = {"data": str(folder), "features": str(embedded.CLIP), "samples": 10, "guidance": 2.5, "bootstrap": 0}
+    _, file = evaluate_target("s", (1,), Measured(**few), out=None, report=ignore)
+    content = file.read_text()
+    for target, changes, said in (
+        ("s", {"bootstrap": 2}, "has figures of bootstrap 0, and these would be of 2; write them elsewhere with --out"),
+        ("s", {"metrics": ("fid",)}, "has figures of metrics fid clip-score coverage, and these would be of fid;"),
+        ("other", {}, "has figures of target s, and these would be of other"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_target(target, (1,), Measured(**few | changes), out=None, report=ignore)
+    assert file.read_text() == content
+    meta = json.loads(content)["meta"]
+    with pytest.raises(UserError, match=r"has figures of features CLIP clip: .* and these would be of Inception;"):
+        check_replaced(file, meta | {"networks": meta["networks"] | {"features": "Inception"}}, in_run=False)
+    check_replaced(file, meta | {"target": "./s", "scott": "later"}, in_run=True)
+    assert len(evaluate_target("s", (1, 2), Measured(**few), out=None, report=ignore)[0].rows) == 2
+    evaluate_target("other", (1,), Measured(**few), out=file, report=ignore)
+    assert Results.load(file).meta["target"] == "other"
+    old = {key: value for key, value in Results.load(file).meta.items() if key in ("target", "samples")}
+    Results(meta=old).save(file)  # as it was written before it said more
+    evaluate_target("other", (1,), Measured(**few), out=None, report=ignore)
+    assert Results.load(file).meta["bootstrap"] == 0
 
 
 BAD = {

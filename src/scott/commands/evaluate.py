@@ -55,12 +55,15 @@ def evaluate_target(
         report(f"evaluate {row}", done, total, {})
 
     reference = reference_of(target, measured, protocol, tick)
+    meta = conditions(name, target, reference, measured, protocol)
+    if out is None and file.exists() and processes()[0] == 0:
+        check_replaced(file, meta, in_run=run is not None)
     made = partial(made_by, measured=measured)
     rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
     if processes()[0] > 0:
         return Results(), file
     rows = [replace(row, method=target.methods.get(row.name, "")) for row in rows]
-    results = Results(rows, conditions(name, target, reference, measured, protocol))
+    results = Results(rows, meta)
     results.save(file)
     if reference.names:
         write_list(file.with_suffix(".prompts.csv"), reference.names, reference.prompts)
@@ -104,6 +107,22 @@ def conditions(
         "scott": __version__,
     }
     return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+
+
+def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None:
+    """Raise `UserError` where the results of a file, which would be replaced, were measured under other conditions.
+
+    A run's own may name it otherwise. What a file does not say is unknown, if it does not say which scott wrote it.
+    """
+    old, new = ({**one, **one.get("networks", {}), "networks": None} for one in (Results.load(file).meta, meta))
+    keys = dict.fromkeys((*old, *new) if "scott" in old else old)
+    unsaid = {"scott", "target"} if in_run else {"scott"}
+    if other := next((key for key in keys if key not in unsaid and old.get(key) != new.get(key)), None):
+        values = [" ".join(map(str, one)) if isinstance(one, list) else one for one in (old.get(other), new.get(other))]
+        raise UserError(
+            f"{file} has figures of {other} {values[0]}, and these would be of {values[1]}; "
+            "write them elsewhere with --out, or move that file"
+        )
 
 
 def protocol_of(measured: Measured) -> Protocol:
