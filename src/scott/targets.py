@@ -13,15 +13,14 @@ from scott.errors import UserError
 from scott.evaluation import Sampler
 from scott.evaluation.references import StoredPictures
 from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
+from scott.export.info import STUDENT_INFO
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import network_version
-from scott.teachers.layout import model_index
+from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
-
-FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
 
 
 @dataclass
@@ -43,7 +42,7 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     folder = Path(embedded.teacher_folder(name))
     pipeline = (folder / "model_index.json").is_file() or not folder.exists()
     stock = measured.scheduler is not None or measured.lora is not None
-    if pipeline and (stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP):
+    if pipeline and (stock or not _is_student(folder)):
         return _stock_target(name, str(folder), steps, measured, dtype)
     run = is_run(folder)
     if not run and (folder.suffix == ".safetensors" or any(folder.glob("*.safetensors"))):
@@ -58,6 +57,20 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
     teachers, methods = _teacher_rows(name, measured, dtype, scale), dict.fromkeys(samplers, _method(folder))
     return Target(teachers | samplers, student.backbone.resolution, methods=methods)
+
+
+def _is_student(pipeline: Path) -> bool:
+    """Whether a folder or hub id has what scott says of its students; few steps alone make none of a pipeline.
+
+    Raises `UserError` where there is neither.
+    """
+    if pipeline.exists():
+        return (pipeline / STUDENT_INFO).is_file()
+    model_index(pipeline)
+    try:
+        return bool(read_json(pipeline, STUDENT_INFO))
+    except UserError:
+        return False
 
 
 def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
