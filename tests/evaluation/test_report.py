@@ -58,6 +58,19 @@ def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
 
 
+def test_the_bootstrap_is_marked_where_others_are_of_seeds() -> None:
+    """As in a row of several seeds, whose diversity is of the first, and in that of real pictures."""
+    over_seeds = {"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5)), "diversity": Figure(9.0, (8.0, 10.0))}
+    rows = [
+        Row("a", 2, 2, 0.1, samples=100, metrics=over_seeds),
+        Row("real-vs-real", 0, 0, None, samples=100, metrics={"fid": Figure(1.0, (0.9, 1.3))}),
+    ]
+    text = markdown_table(Results(rows))
+    assert all(cell in text for cell in ("| 5.00 ±0.5 |", "| 9.00 ±1‡ |", "| 1.00 ±0.2‡ |"))
+    assert {"±: half the range over seeds.", "±‡: half of 95 % of the bootstrap over samples."} <= {*text.splitlines()}
+    assert "‡" not in markdown_table(Results(rows[1:]))
+
+
 def test_terminal_table_shows_every_row() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table(RESULTS))

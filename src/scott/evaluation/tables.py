@@ -10,6 +10,8 @@ from scott.evaluation.measures import METRICS, USUAL, Figure
 from scott.evaluation.results import Results, Row
 
 FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
+BOOTSTRAP = "‡"
+"""Behind the ± of the bootstrap, where others are of seeds."""
 TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑", "spread": "spread → 1"}
 
 
@@ -27,9 +29,10 @@ def columns(results: Results) -> list[str]:
 def cells(results: Results, row: Row) -> list[str]:
     """One row as text; "–" for what was not measured, "†" after the name where the measures are recorded."""
     measures: list[str] = []
+    mark = BOOTSTRAP if _kinds(results) == {True, False} else ""
     for name in metrics_of(results):
         figure = results.figure(row, name)
-        measures.append(_figure(figure, FORMATS.get(name, "#.3g")))
+        measures.append(_figure(figure, FORMATS.get(name, "#.3g"), mark))
         if name == "fid":
             measures.append(_number(figure.excess if figure else None, "#.3g"))
             measures.append(_number(results.fid_ratio(row), ".2f"))
@@ -53,11 +56,10 @@ def footnotes(results: Results) -> list[str]:
         lines.append(f"FID ratio: to {baseline.name}{', of as many samples alone' if others else ''}.")
     if any(figure and figure.floor is not None for figure in (results.figure(row, "fid") for row in results.rows)):
         lines.append("Excess: FID over that of as many real pictures.")
-    figures = [figure for row in results.rows for figure in row.metrics.values()]
-    if any(figure.seeds for figure in figures):
-        lines.append("±: half the range over seeds.")
-    elif any(figure.interval for figure in figures):
-        lines.append("±: half of 95 % of the bootstrap over samples.")
+    kinds = _kinds(results)
+    mark = BOOTSTRAP if True in kinds else ""
+    lines += ["±: half the range over seeds."] if True in kinds else []
+    lines += [f"±{mark}: half of 95 % of the bootstrap over samples."] if False in kinds else []
     if features := results.meta.get("networks", {}).get("features"):
         lines.append(f"Features: {features}.")
     if any(row.recorded for row in results.rows):
@@ -121,11 +123,19 @@ def _titles(metric: str) -> list[str]:
     return [title, "excess", "FID ratio"] if metric == "fid" else [title]
 
 
-def _figure(figure: Figure | None, spec: str) -> str:
+def _kinds(results: Results) -> set[bool]:
+    """Of what stands behind ±: True of seeds, False of the bootstrap, as of the floor and of diversity always."""
+    figures = [figure for row in results.rows for figure in row.metrics.values()]
+    return {bool(figure.seeds) for figure in figures if figure.seeds or figure.interval}
+
+
+def _figure(figure: Figure | None, spec: str, mark: str) -> str:
+    """With what stands behind ±; a `mark` follows that of the bootstrap."""
     if figure is None:
         return "–"
     ends = figure.seeds or figure.interval
-    return format(figure.value, spec) + (f" ±{(max(ends) - min(ends)) / 2:.2g}" if ends else "")
+    half = f" ±{(max(ends) - min(ends)) / 2:.2g}{'' if figure.seeds else mark}" if ends else ""
+    return format(figure.value, spec) + half
 
 
 def _number(value: float | None, spec: str) -> str:
