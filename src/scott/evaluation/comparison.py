@@ -10,7 +10,6 @@ again, so a table cannot drift from what was measured.
 """
 
 import dataclasses
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.evaluation.measures import METRICS
 from scott.evaluation.results import FLOOR, Results, Row
-from scott.evaluation.tables import markdown, markdown_table, metrics_of
+from scott.evaluation.tables import markdown, markdown_table
 
 LCM = "lcm"
 GAPS = {"fid": "FID", "coverage": "coverage"}
@@ -164,15 +163,8 @@ def gap_table(results: Results, rivals: Sequence[str] = ()) -> str:
 
 
 def as_json(results: Results, rivals: Sequence[str] = ()) -> str:
-    """Rows as they are kept, each with the excess over the floor of every figure that has one."""
-    rows = []
-    for row in results.rows:
-        figures = {name: results.figure(row, name) for name in metrics_of(results)}
-        excess = {name: figure.excess for name, figure in figures.items() if figure and figure.excess is not None}
-        rows.append(dataclasses.asdict(row) | {"excess": excess})
-    shares = [dataclasses.asdict(one) for one in gaps(results, rivals)]
-    content = {"rows": rows, "gaps": shares, "meta": results.meta}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """The results, and the shares of gaps."""
+    return results.to_json(gaps=[dataclasses.asdict(one) for one in gaps(results, rivals)])
 
 
 def drawn(results: Results) -> bytes:

@@ -68,8 +68,9 @@ class Row:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
-        """A row as JSON has it. Raises `TypeError` for other fields."""
+        """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields."""
         known = {"remark" if name == "note" else name: value for name, value in content.items()}  # its earlier name
+        known.pop("excess", None)
         metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
         return cls(**_tuples(known), metrics=metrics)
 
@@ -110,10 +111,21 @@ class Results:
         floor = next(rows, {}).get(metric)
         return replace(figure, floor=floor.value) if floor else figure
 
+    def excess(self, row: Row) -> dict[str, float]:
+        """Metric → what is left over the floor, of a row's figures that have one."""
+        shown = {name: self.figure(row, name) for name in row.metrics}
+        return {name: one.excess for name, one in shown.items() if one and one.excess is not None}
+
+    def to_json(self, **more: Any) -> str:
+        """`{"rows": [...], "meta": {...}}` and what else is given, each row with its excess; `ValueError` on a
+        non-finite number."""
+        rows = [asdict(row) | {"excess": self.excess(row)} for row in self.rows]
+        content = {"rows": rows, **more, "meta": self.meta}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
     def save(self, path: str | Path) -> None:
-        """Write `{"rows": [...], "meta": {...}}`, whole or not at all; `ValueError` on a non-finite meta."""
-        content = {"rows": [asdict(row) for row in self.rows], "meta": self.meta}
-        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write `to_json`, whole or not at all."""
+        write_atomically(path, self.to_json())
 
     @classmethod
     def check_path(cls, path: Path) -> None:

@@ -99,10 +99,10 @@ def markdown_table(results: Results) -> str:
 
 
 def csv_table(results: Results) -> str:
-    """One line a row: the plain fields, then of each metric its value, interval, floor and excess."""
+    """One line a row: the plain fields, then of each metric its value, interval, range over seeds, floor and excess."""
     names = metrics_of(results)
     plain = ["name", "steps", "network_calls", "guidance", "seconds_per_image", "samples"]
-    parts = ("", " low", " high", " floor", " excess")
+    parts = ("", " low", " high", " seeds' least", " seeds' most", " floor", " excess")
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*plain, "seeds", *(name + part for name in names for part in parts)])
@@ -111,8 +111,11 @@ def csv_table(results: Results) -> str:
         values.append(" ".join(map(str, row.seeds)))
         for name in names:
             figure = results.figure(row, name)
-            low, high = (figure and figure.interval) or (None, None)
-            values += [figure.value, low, high, figure.floor, figure.excess] if figure else [None] * len(parts)
+            if figure is None:
+                values += [None] * len(parts)
+                continue
+            of_seeds = (min(figure.seeds), max(figure.seeds)) if figure.seeds else (None, None)
+            values += [figure.value, *(figure.interval or (None, None)), *of_seeds, figure.floor, figure.excess]
         writer.writerow(values)
     return content.getvalue()
 
