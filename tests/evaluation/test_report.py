@@ -58,6 +58,15 @@ def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
 
 
+def test_an_arrow_is_where_more_or_less_is_better() -> None:
+    """Diversity and styles are to be the data's, where the floor's row says what that is."""
+    names = ("kid", "recall", "place", "diversity", "style noto", "spread")
+    row = Row("a", 2, 2, 0.1, samples=100, metrics={name: Figure(0.5) for name in names})
+    floor = Row("real-vs-real", 0, 0, None, samples=100, metrics={"diversity": Figure(0.6)})
+    header = markdown_table(Results([floor, row])).splitlines()[0].split(" | ")
+    assert {"kid ↓", "recall ↑", "place ↑", "diversity → data", "style noto", "spread → 1"} <= {*header}
+
+
 def test_the_bootstrap_is_marked_where_others_are_of_seeds() -> None:
     """As in a row of several seeds, whose diversity is of the first, and in that of real pictures."""
     over_seeds = {"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5)), "diversity": Figure(9.0, (8.0, 10.0))}

@@ -6,8 +6,8 @@ import io
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from scott.evaluation.measures import METRICS, USUAL, Figure
-from scott.evaluation.results import Results, Row
+from scott.evaluation.measures import METRICS, SHOWN, USUAL, Figure
+from scott.evaluation.results import FLOOR, Results, Row
 
 FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
 BOOTSTRAP = "‡"
@@ -22,7 +22,7 @@ def metrics_of(results: Results) -> list[str]:
 
 def columns(results: Results) -> list[str]:
     guidance = ["ω"] if any(row.guidance is not None for row in results.rows) else []
-    measures = [title for name in metrics_of(results) for title in _titles(name)]
+    measures = [title for name in metrics_of(results) for title in _titles(name, results)]
     return ["sampler", "steps", "calls", *guidance, "s / image", *measures, "samples"]
 
 
@@ -120,8 +120,14 @@ def csv_table(results: Results) -> str:
     return content.getvalue()
 
 
-def _titles(metric: str) -> list[str]:
-    arrow = " ↑" if metric not in METRICS or METRICS[metric].higher_is_better else " ↓"
+def _titles(metric: str, results: Results) -> list[str]:
+    """With the better direction; what has none is to be as the data's, where the floor's row says what that is."""
+    if metric in METRICS:
+        arrow = " ↑" if METRICS[metric].higher_is_better else " ↓"
+    elif metric in SHOWN:
+        arrow = " ↑"
+    else:
+        arrow = " → data" if any(row.label == FLOOR and metric in row.metrics for row in results.rows) else ""
     title = TITLES.get(metric, metric + arrow)
     return [title, "excess", "FID ratio"] if metric == "fid" else [title]
 
