@@ -14,7 +14,9 @@ from rich.console import Console
 
 from scott.evaluation import Figure, Results, Row, image_grid, markdown_table, table
 from scott.evaluation.curves import PANELS, curves_svg, finite_points, smooth
+from scott.evaluation.measures import METRICS as KNOWN
 from scott.evaluation.report import write_report
+from scott.evaluation.tables import DECIMALS, significant
 
 RESULTS = Results(
     [
@@ -86,6 +88,31 @@ def test_terminal_table_shows_every_row() -> None:
     text = console.export_text()
     assert all(row.name in text for row in RESULTS.rows)
     assert all(figure in text for figure in ("21.6", "1.08", "0.310", "0.911", "5,000"))
+
+
+def test_a_table_of_many_metrics_is_read_in_80_columns() -> None:
+    """Every figure whole, each beside its sampler's name, no line longer than the terminal."""
+    values = {name: Figure(300 + index, (250.0, 350.0)) for index, name in enumerate(KNOWN)}
+    rows = [Row(f"stable-diffusion-v1-5-ddim-{n}", n, n, 0.1, samples=5000, metrics=values) for n in (1, 25)]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table(Results(rows)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    for row in rows:
+        own = " ".join(line for line in lines if line.startswith(row.name + " "))
+        assert all(f"{figure.value:.0f} ±50" in own for name, figure in values.items() if name not in DECIMALS)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((270.0, "270"), (1283.4, "1,283"), (999.6, "1,000"), (99.96, "100"), (9.996, "10.0"), (6.5, "6.50")),
+        *((0.0, "0.00"), (0.0123456, "0.0123"), (-0.002953, "-0.00295"), (1.5e-7, "1.50e-07")),
+    ],
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float, expected: str) -> None:
+    assert significant(value) == expected
 
 
 class Page(HTMLParser):

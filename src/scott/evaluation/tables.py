@@ -2,14 +2,19 @@
 
 import csv
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from scott.evaluation.measures import METRICS, SHOWN, USUAL, Figure
 from scott.evaluation.results import FLOOR, Results, Row
 
-FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
+DECIMALS = {"clip-score": 3, "coverage": 3}
+"""Of the metrics that do not have three significant digits."""
 BOOTSTRAP = "‡"
 """Behind the ± of the bootstrap, where others are of seeds."""
 TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑", "spread": "spread → 1"}
@@ -32,17 +37,18 @@ def cells(results: Results, row: Row) -> list[str]:
     mark = BOOTSTRAP if _kinds(results) == {True, False} else ""
     for name in metrics_of(results):
         figure = results.figure(row, name)
-        measures.append(_figure(figure, FORMATS.get(name, "#.3g"), mark))
+        measures.append(_figure(figure, DECIMALS.get(name), mark))
         if name == "fid":
-            measures.append(_number(figure.excess if figure else None, "#.3g"))
-            measures.append(_number(results.fid_ratio(row), ".2f"))
-    guidance = [_number(row.guidance, "g")] if "ω" in columns(results) else []
+            excess, ratio = figure.excess if figure else None, results.fid_ratio(row)
+            measures.append("–" if excess is None else significant(excess))
+            measures.append("–" if ratio is None else f"{ratio:.2f}")
+    guidance = ["–" if row.guidance is None else f"{row.guidance:g}"] if "ω" in columns(results) else []
     return [
         row.name + (" †" if row.recorded else ""),
         str(row.steps) if row.steps else "–",
         str(row.network_calls) if row.network_calls else "–",
         *guidance,
-        _number(row.seconds_per_image, ".3g"),
+        "–" if row.seconds_per_image is None else _short(row.seconds_per_image, 3),
         *measures,
         f"{row.samples:,}",
     ]
@@ -67,23 +73,51 @@ def footnotes(results: Results) -> list[str]:
     return lines
 
 
-def table(results: Results) -> Table:
-    """For the terminal: `rich.print(table(results))`. Footnotes stand in the caption."""
-    shown = Table(
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        pad_edge=False,
-        caption="\n".join(footnotes(results)) or None,
-        caption_justify="left",
-    )
-    rows = [cells(results, row) for row in results.rows]
-    for column, *values in zip(columns(results), *rows, strict=True):
-        width = max(map(len, (*values, *column.split())))  # headers are broken, so that 80 columns hold all figures
-        shown.add_column(column, justify="left" if column == "sampler" else "right", width=width)
-    for row, values in zip(results.rows, rows, strict=True):
-        shown.add_row(*values, style="bold" if row is results.baseline() else None)
-    return shown
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table as wide as the terminal, its columns in as many parts below one another as that takes; then footnotes."""
+
+    results: Results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [cells(self.results, row) for row in self.results.rows]
+        names, *others = zip(columns(self.results), *rows, strict=True)
+        room = options.max_width - _width(names)
+        for part in _parts(others, room):
+            shown = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+            for title, *values in (names, *part):
+                name = title == names[0]
+                width = None if name else _width((title, *values))
+                shown.add_column(title, justify="left" if name else "right", width=width, overflow="fold")
+            for row, *values in zip(self.results.rows, *(one[1:] for one in (names, *part)), strict=True):
+                shown.add_row(*map(Text, values), style="bold" if row is self.results.baseline() else None)
+            yield shown
+            yield ""
+        yield Text("\n".join(footnotes(self.results)), style="table.caption")
+
+
+def table(results: Results) -> TerminalTable:
+    """For the terminal: `rich.print(table(results))`."""
+    return TerminalTable(results)
+
+
+def _width(column: Sequence[str]) -> int:
+    """That holds every cell of a column, whose header may be broken between words."""
+    title, *values = column
+    return max(map(len, (*values, *title.split())))
+
+
+def _parts(columns: Sequence[Sequence[str]], room: int) -> list[list[Sequence[str]]]:
+    """Neighbouring columns, each with a space before it, in as few parts of `room` characters as there can be."""
+    parts, left = [list[Sequence[str]]()], room
+    for column in columns:
+        width = _width(column) + 1
+        if width > left and parts[-1]:
+            parts.append([])
+            left = room
+        parts[-1].append(column)
+        left -= width
+    return parts
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -138,14 +172,22 @@ def _kinds(results: Results) -> set[bool]:
     return {bool(figure.seeds) for figure in figures if figure.seeds or figure.interval}
 
 
-def _figure(figure: Figure | None, spec: str, mark: str) -> str:
+def _figure(figure: Figure | None, decimals: int | None, mark: str) -> str:
     """With what stands behind ±; a `mark` follows that of the bootstrap."""
     if figure is None:
         return "–"
     ends = figure.seeds or figure.interval
-    half = f" ±{(max(ends) - min(ends)) / 2:.2g}{'' if figure.seeds else mark}" if ends else ""
-    return format(figure.value, spec) + half
+    half = f" ±{_short((max(ends) - min(ends)) / 2, 2)}{'' if figure.seeds else mark}" if ends else ""
+    return (significant(figure.value) if decimals is None else f"{figure.value:.{decimals}f}") + half
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
+def significant(value: float, digits: int = 3) -> str:
+    """So many digits, and all of those before the point; an exponent only below 1e-4."""
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return f"{value:.{digits - 1}e}" if exponent < -4 else f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+
+
+def _short(value: float, digits: int) -> str:
+    """Without the zeros that end a fraction."""
+    text = significant(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
