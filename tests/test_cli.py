@@ -16,7 +16,9 @@ from torch import OutOfMemoryError
 from scott.arguments import COMMANDS
 from scott.cli import parse
 from scott.errors import UserError, one_line
+from scott.measured import Measured
 from scott.mini.scenes import Scenes
+from scott.targets import target_of
 from scott.training import checkpoint
 from scott.training.metrics import read_metrics
 
@@ -122,6 +124,8 @@ def test_evaluate_writes_results(run_folder, tmp_path, scott):
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert {"student-1", "student-2", "real-vs-real"} <= rows.keys()
     assert rows["student-2"]["network_calls"] == 2
+    assert (rows["student-2"]["method"], rows["real-vs-real"]["method"]) == ("scott", "")
+    assert target_of(f"{run_folder}/student", [1], Measured(), torch.float32).methods == {"student-1": "scott"}
     assert rows["student-2"]["fid"] > rows["real-vs-real"]["fid"]
 
 

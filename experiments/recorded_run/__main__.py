@@ -17,6 +17,7 @@ from scott.mini.scenes import Scenes
 from scott.progress import Bars
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import load_student, teacher_of
+from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
 Sampler = TeacherSampler | StudentSampler
@@ -65,7 +66,8 @@ class Record:
             for name, make in self.samplers().items():
                 if name not in there:
                     progress = partial(_tick, bars, name)
-                    results.rows.append(evaluate(make(), reference, name=name, seeds=(SEED,), progress=progress))
+                    row = evaluate(make(), reference, name=name, seeds=(SEED,), progress=progress)
+                    results.rows.append(replace(row, method=self.method_of(row)))
                     results.save(self.out)
 
     def samplers(self) -> dict[str, Callable[[], Sampler]]:
@@ -80,6 +82,11 @@ class Record:
             for steps in (1, 2, 4):
                 found[f"{name}-{steps}"] = lambda n=steps, load=load: load().sampler(n, load().guidance(None))
         return found
+
+    def method_of(self, row: Row) -> str:
+        """Of the run that a student is of; a teacher has none."""
+        folder = dict(student.split("=", 1) for student in self.students).get(row.family)
+        return DistillConfig.load(Path(folder) / "config.json").method if folder else ""
 
     def timed_again(self, row: Row) -> Row:
         """The row with the faster of two batches; the floor, which samples nothing, as it is."""

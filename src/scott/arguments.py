@@ -185,7 +185,8 @@ class Evaluate:
     measured: Annotated[Measured, arg(name="measurement", help="")] = field(default_factory=Measured)
     steps: tuple[int, ...] = STEPS
     out: Path | None = None
-    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json."""
+    """Where to write the results; by default evaluation.json in the run, or evaluation-DATA.json, over none of other
+    conditions."""
 
     def run(self) -> None:
         from scott.commands.evaluate import evaluate_target
@@ -199,12 +200,15 @@ class Evaluate:
 
 @dataclass
 class Compare:
-    """Results side by side: a table, quality against cost, LCM's gap and its closing."""
+    """Results side by side: a table, quality against cost, a rival's gap and its closing."""
 
     results: Positional[tuple[Path, ...]] = ()
     """Files that `scott evaluate` wrote."""
     out: Path | None = None
     """A folder for comparison.md, .csv, .json and .svg."""
+    rival: tuple[str, ...] = ()
+    """Samplers, by a row's name without its steps, whose gap to the teacher students close; those of `--method lcm`, if
+    left out."""
     update: tuple[Path, ...] = ()
     """Markdown files whose tables, between `<!-- scott compare RESULTS -->` and `<!-- end -->`, are written again."""
     check: bool = False
@@ -216,7 +220,7 @@ class Compare:
         if not self.results and not self.update:
             raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
         if self.results:
-            console.print(compare(self.results, self.out)[1], markup=False, highlight=False)
+            console.print(compare(self.results, self.out, self.rival)[1], markup=False, highlight=False)
         for page in update(self.update, check=self.check):
             console.print(f"updated {page}", markup=False)
 

@@ -1,7 +1,7 @@
 """What `scott evaluate` can be pointed at: a student, any pipeline of diffusers, or pictures that are there already."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from scott.errors import UserError
 from scott.evaluation import Sampler
 from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
 from scott.evaluation.stored import StoredPictures
+from scott.export.info import STUDENT_INFO
 from scott.measured import STEPS, Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import check_run, is_run, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import pipeline_version
-from scott.teachers.layout import model_index
+from scott.teachers.layout import model_index, read_json
+from scott.training.config import DistillConfig
 
-FEW_STEP = ("LCMScheduler", "FlowMatchLCMScheduler")
 OF_DRAWING = ("guidance", "scheduler", "lora", "teacher", "teacher_steps", "seeds", "images", "diversity", "precision")
 """What `Measured` has of how pictures are drawn, and kept."""
 
@@ -33,6 +34,10 @@ class Target:
     size: int | None = None
     stored: StoredPictures | None = None
     """Pictures that are there already."""
+    methods: Mapping[str, str] = field(default_factory=dict)
+    """Sampler → `--method` of the run that it is of, where that is known."""
+    scheduler: str | None = None
+    """The class of a stock pipeline's."""
 
 
 def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
@@ -40,7 +45,7 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     folder = Path(embedded.teacher_folder(name))
     pipeline = (folder / "model_index.json").is_file() or not folder.exists()
     stock = measured.scheduler is not None or measured.lora is not None
-    if pipeline and (stock or model_index(folder).get("scheduler", [None] * 2)[1] not in FEW_STEP):
+    if pipeline and (stock or not _is_student(folder)):
         return _stock_target(name, str(folder), steps, measured, dtype)
     if run := is_run(folder):
         check_run(folder)
@@ -54,7 +59,22 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
     samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
-    return Target(_teacher_rows(name, measured, dtype, scale) | samplers, student.backbone.resolution)
+    teachers, methods = _teacher_rows(name, measured, dtype, scale), dict.fromkeys(samplers, _method(folder))
+    return Target(teachers | samplers, student.backbone.resolution, methods=methods)
+
+
+def _is_student(pipeline: Path) -> bool:
+    """Whether a folder or hub id has what scott says of its students; few steps alone make none of a pipeline.
+
+    Raises `UserError` where there is neither.
+    """
+    if pipeline.exists():
+        return (pipeline / STUDENT_INFO).is_file()
+    model_index(pipeline)
+    try:
+        return bool(read_json(pipeline, STUDENT_INFO))
+    except UserError:
+        return False
 
 
 def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
@@ -71,11 +91,19 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     if measured.teacher_steps:
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
-    label = f"{Path(name).name}-{type(pipeline.scheduler).__name__.removesuffix('Scheduler').lower()}"
+    scheduler = type(pipeline.scheduler).__name__
+    lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
+    label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
     guidance = own if measured.guidance is None else measured.guidance
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
-    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution)
+    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution, scheduler=scheduler)
+
+
+def _method(folder: Path) -> str:
+    """`--method` of a run, or of the run that an export stands in; empty where there is none."""
+    run = next((place for place in (folder, folder.parent) if is_run(place)), None)
+    return DistillConfig.load(run / "config.json").method if run else ""
 
 
 def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: float) -> dict[str, Sampler]:

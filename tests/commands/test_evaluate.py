@@ -9,7 +9,7 @@ import torch
 
 from scott import targets as module
 from scott.app.models import Models, teacher_source
-from scott.commands.evaluate import evaluate_target
+from scott.commands.evaluate import check_replaced, evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
@@ -57,7 +57,7 @@ def untrained(monkeypatch):
     grid = student_grid(backbone.schedule, 25)
     student = Student("s", backbone, backbone.teacher, grid, None)
     monkeypatch.setattr(module, "load_student", lambda name, dtype: student)
-    monkeypatch.setattr(module, "model_index", lambda name: {"scheduler": ["diffusers", "LCMScheduler"]})
+    monkeypatch.setattr(module, "_is_student", lambda name: True)
     return student
 
 
@@ -244,6 +244,61 @@ def test_a_part_of_a_pipeline_is_no_run(part, what, teacher_folders):
     for options in {}, {"scheduler": "DDIMScheduler"}:
         with pytest.raises(UserError, match=rf"{part} is no run: its config.json is of \W*{what}\W*; name a run, or"):
             target_of(str(teacher_folders["sd1"] / part), (1,), Measured(**options), torch.float32)
+
+
+def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_path, monkeypatch):
+    """A LoRA, a scheduler, the data as they were; two commands that differ in one of them do in what is kept too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = {"data": str(folder), "features": str(embedded.CLIP), "samples": 10, "metrics": ("fid",), "bootstrap": 0}
+
+    def kept(**given):
+        measured = Measured(**few | given)
+        return evaluate_target(str(teacher_folders["sd1"]), (1,), measured, out=tmp_path / "r.json", report=ignore)[0]
+
+    plain, styled = kept(), kept(lora=str(style_lora("sd1")))
+    name = teacher_folders["sd1"].name
+    assert plain.rows[-1].name == f"{name}-ddim-1"
+    assert styled.rows[-1].name == f"{name}+pytorch_lora_weights-ddim-1"
+    assert "lora" not in plain.meta
+    assert styled.meta == plain.meta | {"lora": str(style_lora("sd1"))}
+    assert plain.meta["scheduler"] == "DDIMScheduler"
+    assert (plain.meta["precision"], plain.meta["batch size"], plain.meta["bootstrap"]) == ("fp32", 64, 0)
+    assert plain.meta["data version"] == open_source(str(folder)).version[:12]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{index:02d}.png\n" for index in reversed(range(10))))
+    changes = {"names": names, "batch_size": 5, "floor_data": str(folder), "scheduler": "EulerDiscreteScheduler"}
+    differing = {"names": {"names", "prompts"}}  # and what was left out on the way to them
+    for key, value in changes.items():
+        other = kept(**{key: value}).meta
+        changed = {one for one in other.keys() | plain.meta.keys() if other.get(one) != plain.meta.get(one)}
+        assert changed - {"left out"} == differing.get(key, {key.replace("_", " ")})
+
+
+def test_results_of_other_conditions_are_not_replaced(untrained, folder, tmp_path, monkeypatch):
+    """Unless their file is named; the same command replaces its own."""
+    monkeypatch.chdir(tmp_path)
+    few = {"data": str(folder), "features": str(embedded.CLIP), "samples": 10, "guidance": 2.5, "bootstrap": 0}
+    _, file = evaluate_target("s", (1,), Measured(**few), out=None, report=ignore)
+    content = file.read_text()
+    for target, changes, said in (
+        ("s", {"bootstrap": 2}, "has figures of bootstrap 0, and these would be of 2; write them elsewhere with --out"),
+        ("s", {"metrics": ("fid",)}, "has figures of metrics fid clip-score coverage, and these would be of fid;"),
+        ("other", {}, "has figures of target s, and these would be of other"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_target(target, (1,), Measured(**few | changes), out=None, report=ignore)
+    assert file.read_text() == content
+    meta = json.loads(content)["meta"]
+    with pytest.raises(UserError, match=r"has figures of features CLIP clip: .* and these would be of Inception;"):
+        check_replaced(file, meta | {"networks": meta["networks"] | {"features": "Inception"}}, in_run=False)
+    check_replaced(file, meta | {"target": "./s", "scott": "later"}, in_run=True)
+    assert len(evaluate_target("s", (1, 2), Measured(**few), out=None, report=ignore)[0].rows) == 2
+    evaluate_target("other", (1,), Measured(**few), out=file, report=ignore)
+    assert Results.load(file).meta["target"] == "other"
+    old = {key: value for key, value in Results.load(file).meta.items() if key in ("target", "samples")}
+    Results(meta=old).save(file)  # as it was written before it said more
+    evaluate_target("other", (1,), Measured(**few), out=None, report=ignore)
+    assert Results.load(file).meta["bootstrap"] == 0
 
 
 BAD = {

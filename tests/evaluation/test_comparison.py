@@ -11,21 +11,107 @@ import pytest
 from scott.commands.compare import compare, update
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
-from scott.evaluation.comparison import combined, gap_closed, gaps
+from scott.evaluation.comparison import combined, comparison, gaps
 
 FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
 # the paper's figures on COCO-2017 5K
 TEACHER = Row("teacher-ddim-50", 50, 100, 2.0, 20.3, 0.318, 0.9130, 5000)
-LCM = Row("lcm-2", 2, 2, 0.1, 30.4, 0.293, 0.7882, 5000)
-SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000)
+LCM = Row("lcm-2", 2, 2, 0.1, 30.4, 0.293, 0.7882, 5000, method="lcm")
+SCOTT = Row("scott-2", 2, 2, 0.1, 21.9, 0.310, 0.9114, 5000, method="scott")
 
 
 def test_the_papers_shares() -> None:
-    assert gap_closed(SCOTT, LCM, TEACHER, "fid") == pytest.approx(0.84, abs=0.005)
-    assert gap_closed(SCOTT, LCM, TEACHER, "coverage") == pytest.approx(0.99, abs=0.005)
-    assert gaps(Results([FLOOR, TEACHER, LCM, SCOTT])) == [["scott-2", "84%", "99%"]]
-    ahead = replace(LCM, fid=TEACHER.fid - 0.1, metrics={})
-    assert gaps(Results([FLOOR, TEACHER, ahead, SCOTT])) == [["scott-2", "–", "99%"]]
+    fid, coverage = gaps(Results([FLOOR, TEACHER, LCM, SCOTT]))
+    assert (fid.student, fid.metric, coverage.metric) == ("scott-2", "fid", "coverage")
+    assert fid.value == pytest.approx(0.84, abs=0.005)
+    assert coverage.value == pytest.approx(0.99, abs=0.005)
+    assert "| scott-2 | 84% | 99% |" in comparison(Results([FLOOR, TEACHER, LCM, SCOTT]))
+
+
+FID_ALONE = {"coverage": None, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "lcm", "scott", "line", "reason"),
+    [
+        (TEACHER, replace(LCM, fid=TEACHER.fid - 0.1, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2: FID, lcm)"),
+        (TEACHER, replace(LCM, fid=TEACHER.fid, metrics={}), SCOTT, "– | 99%", "no gap, .* (scott-2: FID, lcm)"),
+        (
+            *(replace(row, **FID_ALONE) for row in (TEACHER, LCM, SCOTT)),
+            *("84% | –", "not measured of .* (scott-2: coverage, lcm)"),
+        ),
+        (
+            *(replace(row, fid=None, metrics={}) for row in (TEACHER, LCM, SCOTT)),
+            *("– | 99%", "not measured of .* (scott-2: FID, lcm)"),
+        ),
+        (
+            *(TEACHER, replace(LCM, samples=1000), SCOTT),
+            *("– | –", "figures of other sample sizes, .* (scott-2: FID, lcm; scott-2: coverage, lcm)"),
+        ),
+    ],
+    ids=["LCM ahead", "LCM as good", "FID alone", "no FID", "another n"],
+)
+def test_a_share_that_there_is_not_is_a_dash_with_its_reason(teacher, lcm, scott, line, reason) -> None:
+    text = comparison(Results([FLOOR, teacher, lcm, scott]))
+    assert f"| scott-2 | {line} |" in text
+    assert re.search(f"\n–: {reason}.\n".replace("(", r"\(").replace(")", r"\)"), text)
+
+
+def test_one_share_that_there_is_not_leaves_the_others() -> None:
+    other = replace(SCOTT, name="scott-1", steps=1)
+    results = Results([TEACHER, LCM, SCOTT, replace(LCM, name="lcm-1", steps=1, samples=1000), other])
+    assert [one.value is None for one in gaps(results)] == [False, False, True, True]
+
+
+def test_lcm_is_what_a_row_says_and_not_its_name() -> None:
+    """A student under LCMScheduler has "lcm" in its name; LCM's own may have not."""
+    drawn = replace(SCOTT, name="student-lcm-2")
+    plain = replace(LCM, name="student-2")
+    (fid, _) = gaps(Results([TEACHER, plain, drawn]))
+    assert (fid.student, fid.rival) == ("student-lcm-2", "student")
+    assert gaps(Results([TEACHER, replace(LCM, method=""), SCOTT])) == []
+
+
+def test_other_numbers_of_samples_stand_side_by_side(tmp_path) -> None:
+    """Whose prompts are others; the share between them is a dash."""
+    for row, digest in ((SCOTT, "0a1b"), (replace(LCM, samples=1000), "2c3d")):
+        Results([TEACHER, row], {"samples": row.samples, "prompts": digest}).save(tmp_path / f"{row.family}.json")
+    text = comparison(combined([tmp_path / "scott.json", tmp_path / "lcm.json"]))
+    assert "| scott/scott-2 | – | – |" in text
+
+
+def test_what_all_files_were_measured_under_is_kept(tmp_path) -> None:
+    """The folder of the data is another on another machine, and may be."""
+    networks = {"features": "Inception", "clip": "ViT-g"}
+    one = {"protocol": "custom", "size": 64, "target": "a", "data": "here/coco.json", "networks": networks}
+    other = one | {"target": "b", "data": "there/coco.json", "networks": {"features": "Inception"}}
+    for name, meta in (("a", one), ("b", other)):
+        Results([replace(SCOTT, name=name)], meta).save(tmp_path / f"{name}.json")
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    kept = {"protocol": "custom", "size": 64, "networks": {"features": "Inception"}}
+    assert combined(files).meta == {"files": [str(file) for file in files]} | kept
+    assert "Features: Inception." in comparison(combined(files))
+
+
+def test_each_lcm_has_its_columns() -> None:
+    later = replace(LCM, name="lcm-time-2", fid=26.0, metrics={})
+    text = comparison(Results([TEACHER, LCM, later, SCOTT]))
+    assert "| sampler | FID, lcm | coverage, lcm | FID, lcm-time | coverage, lcm-time |" in text
+    assert "| scott-2 | 84% | 99% | 72% | 99% |" in text
+
+
+def test_another_rival_may_be_named(tmp_path, command_line) -> None:
+    results = Results([TEACHER, replace(LCM, name="ufogen-2", method=""), LCM, SCOTT])
+    assert {one.rival for one in gaps(results, ["ufogen"])} == {"ufogen"}
+    results.save(tmp_path / "r.json")
+    code, out, _ = command_line("compare", tmp_path / "r.json", "--rival", "ufogen")
+    assert (code, "| sampler | FID, ufogen | coverage, ufogen |" in out) == (0, True)
+    code, _, error = command_line("compare", tmp_path / "r.json", "--rival", "ufogen-2")
+    assert (code, "got the rival ufogen-2; expected one of teacher-ddim, ufogen, lcm, scott" in error) == (2, True)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- scott compare r.json --rival ufogen -->\n<!-- end -->\n")
+    update([page], check=False)
+    assert "| sampler | FID, ufogen | coverage, ufogen |" in page.read_text()
 
 
 def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
@@ -33,7 +119,7 @@ def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
         (tmp_path / name).mkdir()
         Results([FLOOR, TEACHER, replace(student, name="student-2")]).save(tmp_path / name / "evaluation.json")
     results = combined([tmp_path / name / "evaluation.json" for name in ("sd15-scott", "sd15-lcm")])
-    assert gaps(results) == [["sd15-scott/student-2", "84%", "99%"]]
+    assert "| sd15-scott/student-2 | 84% | 99% |" in comparison(results)
     assert results.figure(results.rows[2], "fid").floor == FLOOR.fid
 
 
@@ -45,10 +131,35 @@ def test_files_of_one_folder_are_told_apart_by_their_names(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["a/run/evaluation", "lcm/run/evaluation"], ["a/run", "lcm/run"]),
+        (["a/evaluation", "b/results"], ["a", "b"]),
+        (["a/evaluation", "a/evaluation-coco", "b/evaluation"], ["a/evaluation", "a/evaluation-coco", "b/evaluation"]),
+    ],
+)
+def test_names_are_of_the_shortest_ends_that_tell_the_files_apart(tmp_path, files, expected) -> None:
+    """Of every row, also those whose name is of one file alone."""
+    rows = [[SCOTT], [replace(SCOTT, fid=30.0, metrics={}), LCM], [replace(SCOTT, fid=31.0, metrics={})]]
+    paths = [tmp_path / f"{file}.json" for file in files]
+    for path, own in zip(paths, rows, strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Results(own).save(path)
+    first, second, *others = expected
+    names = [f"{first}/scott-2", f"{second}/scott-2", f"{second}/lcm-2", *(f"{one}/scott-2" for one in others)]
+    assert [row.name for row in combined(paths).rows] == names
+    with pytest.raises(UserError, match="twice"):
+        combined([paths[0], paths[0]])
+
+
+@pytest.mark.parametrize(
     ("one", "other", "said"),
     [
         ({"protocol": "coco2017-5k"}, {"protocol": "mjhq-5k"}, "has protocol coco2017-5k and .* mjhq-5k"),
         ({"networks": {"features": "Inception"}}, {"networks": {"features": "CLIP"}}, "has features Inception and"),
+        ({"data": "coco/a.json"}, {"data": "coco/b.json"}, r"has data a\.json and .* b\.json"),
+        ({"floor data": "what follows"}, {"floor data": "c.json"}, "has floor data what follows and"),
+        ({"data": "a", "prompts": "0a1b"}, {"data": "a", "prompts": "2c3d"}, "has prompts 0a1b and"),
     ],
 )
 def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None:
@@ -59,13 +170,6 @@ def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None
         combined([tmp_path / "a.json", tmp_path / "b.json"])
 
 
-def test_a_share_of_other_sample_sizes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"scott-2 1,000, lcm-2 5,000"):
-        gap_closed(replace(SCOTT, samples=1000), LCM, TEACHER, "fid")
-    with pytest.raises(UserError, match="no gap in recall"):
-        gap_closed(SCOTT, LCM, TEACHER, "recall")
-
-
 def test_files_side_by_side(tmp_path) -> None:
     """The floor that two files have stands once; every form says the same."""
     recall = {"precision": Figure(0.7), "recall": Figure(0.6, (0.55, 0.66), floor=0.8)}
@@ -73,9 +177,10 @@ def test_files_side_by_side(tmp_path) -> None:
         (tmp_path / name).mkdir()
         Results(rows).save(tmp_path / name / "evaluation.json")
     files = [tmp_path / name / "evaluation.json" for name in "ab"]
-    assert [row.name for row in combined(files).rows] == [FLOOR.name, TEACHER.name, LCM.name, SCOTT.name]
+    names = ["a/real-vs-real", "a/teacher-ddim-50", "a/lcm-2", "b/scott-2"]
+    assert [row.name for row in combined(files).rows] == names
     results, text = compare(files, tmp_path / "out")
-    assert "| scott-2 | 84% | 99% |" in text
+    assert "| b/scott-2 | 84% | 99% |" in text
     assert (tmp_path / "out" / "comparison.md").read_text() == text
     lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [line["name"] for line in lines] == [row.name for row in results.rows]

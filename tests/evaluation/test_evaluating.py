@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -301,7 +302,8 @@ def test_a_sample_too_small_is_said() -> None:
         PROMPTS, {"features": wide}, {"features": few}, metrics=("fid", "coverage"), others={"features": few}
     )
     remark = run(of=measured, batch_size=7).remark
-    assert "fid: 7 samples do not fill the covariance of 9 features" in remark
+    assert "fid: 7 samples do not fill the covariance of 9 features; read its excess." in remark
+    assert "features; draw more." in run(of=replace(measured, others={}), batch_size=7).remark, "there is no excess"
     assert "coverage: at its ceiling" in remark
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from scott.evaluation import Figure, Results, Row, image_grid, markdown_table, table
 from scott.evaluation.curves import PANELS, curves_svg, finite_points, smooth
+from scott.evaluation.measures import METRICS as KNOWN
 from scott.evaluation.report import write_report
+from scott.evaluation.tables import DECIMALS, significant
 
 RESULTS = Results(
     [
@@ -58,12 +60,59 @@ def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
 
 
+def test_an_arrow_is_where_more_or_less_is_better() -> None:
+    """Diversity and styles are to be the data's, where the floor's row says what that is."""
+    names = ("kid", "recall", "place", "diversity", "style noto", "spread")
+    row = Row("a", 2, 2, 0.1, samples=100, metrics={name: Figure(0.5) for name in names})
+    floor = Row("real-vs-real", 0, 0, None, samples=100, metrics={"diversity": Figure(0.6)})
+    header = markdown_table(Results([floor, row])).splitlines()[0].split(" | ")
+    assert {"kid ↓", "recall ↑", "place ↑", "diversity → data", "style noto", "spread → 1"} <= {*header}
+
+
+def test_the_bootstrap_is_marked_where_others_are_of_seeds() -> None:
+    """As in a row of several seeds, whose diversity is of the first, and in that of real pictures."""
+    over_seeds = {"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5)), "diversity": Figure(9.0, (8.0, 10.0))}
+    rows = [
+        Row("a", 2, 2, 0.1, samples=100, metrics=over_seeds),
+        Row("real-vs-real", 0, 0, None, samples=100, metrics={"fid": Figure(1.0, (0.9, 1.3))}),
+    ]
+    text = markdown_table(Results(rows))
+    assert all(cell in text for cell in ("| 5.00 ±0.5 |", "| 9.00 ±1‡ |", "| 1.00 ±0.2‡ |"))
+    assert {"±: half the range over seeds.", "±‡: half of 95 % of the bootstrap over samples."} <= {*text.splitlines()}
+    assert "‡" not in markdown_table(Results(rows[1:]))
+
+
 def test_terminal_table_shows_every_row() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table(RESULTS))
     text = console.export_text()
     assert all(row.name in text for row in RESULTS.rows)
     assert all(figure in text for figure in ("21.6", "1.08", "0.310", "0.911", "5,000"))
+
+
+def test_a_table_of_many_metrics_is_read_in_80_columns() -> None:
+    """Every figure whole, each beside its sampler's name, no line longer than the terminal."""
+    values = {name: Figure(300 + index, (250.0, 350.0)) for index, name in enumerate(KNOWN)}
+    rows = [Row(f"stable-diffusion-v1-5-ddim-{n}", n, n, 0.1, samples=5000, metrics=values) for n in (1, 25)]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table(Results(rows)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    for row in rows:
+        own = " ".join(line for line in lines if line.startswith(row.name + " "))
+        assert all(f"{figure.value:.0f} ±50" in own for name, figure in values.items() if name not in DECIMALS)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((270.0, "270"), (1283.4, "1,283"), (999.6, "1,000"), (99.96, "100"), (9.996, "10.0"), (6.5, "6.50")),
+        *((0.0, "0.00"), (0.0123456, "0.0123"), (-0.002953, "-0.00295"), (1.5e-7, "1.50e-07")),
+    ],
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float, expected: str) -> None:
+    assert significant(value) == expected
 
 
 class Page(HTMLParser):

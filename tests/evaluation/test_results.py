@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 from dataclasses import replace
 
@@ -5,7 +7,7 @@ import pytest
 
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
-from scott.evaluation.tables import footnotes
+from scott.evaluation.tables import csv_table, footnotes
 
 TEACHER = Row("teacher-50", 50, 100, 1.5, 20.0, 0.318, 0.913, 5000, recorded=True, remark="DDIM")
 STUDENT = Row("scott-2", 2, 2, 0.04, 21.6, 0.31, 0.9114, 5000)
@@ -20,7 +22,7 @@ def test_file_round_trip(tmp_path) -> None:
     assert list(content) == ["rows", "meta"]
     assert list(content["rows"][0]) == [
         *("name", "steps", "network_calls", "seconds_per_image", "fid", "clip_score", "coverage", "samples"),
-        *("recorded", "remark", "guidance", "seeds", "metrics"),
+        *("recorded", "remark", "guidance", "seeds", "metrics", "method", "excess"),
     ]
     assert content["rows"][0]["clip_score"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -68,6 +70,27 @@ def test_figures_are_kept_with_their_intervals(tmp_path) -> None:
     assert Results.load(tmp_path / "results.json").rows == [row]
     assert row.fid == 21.6
     assert figure.excess == pytest.approx(19.8)
+
+
+def test_the_excess_of_every_distance_is_kept_with_the_rows(tmp_path) -> None:
+    """Over the floor's row of as many samples; what follows from the figures is not read back."""
+    floor = replace(FLOOR, metrics=FLOOR.metrics | {"kid": Figure(0.01), "cmmd": Figure(0.2)})
+    row = replace(STUDENT, metrics=STUDENT.metrics | {"kid": Figure(0.03), "cmmd": Figure(0.5)})
+    results = Results([floor, row, replace(row, name="few-2", samples=100)])
+    results.save(tmp_path / "results.json")
+    _, whole, few = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert whole["excess"] == pytest.approx({"fid": 19.8, "kid": 0.02, "cmmd": 0.3, "coverage": 0.9114 - 0.969})
+    assert few["excess"] == {}
+    assert Results.load(tmp_path / "results.json") == results
+
+
+def test_the_csv_has_interval_and_range_over_seeds() -> None:
+    figure = Figure(21.6, (21.0, 22.2), floor=1.8, seeds=(21.7, 21.4, 21.5))
+    row = Row("a", 2, 2, 0.1, samples=10, seeds=(1, 2, 3), metrics={"fid": figure, "kid": Figure(0.1)})
+    (line,) = csv.DictReader(io.StringIO(csv_table(Results([row]))))
+    names = ("fid", "fid low", "fid high", "fid seeds' least", "fid seeds' most", "fid floor")
+    assert [float(line[name]) for name in names] == [21.6, 21.0, 22.2, 21.4, 21.7, 1.8]
+    assert (line["kid"], line["kid seeds' least"], line["coverage"]) == ("0.1", "", "")
 
 
 def test_a_file_of_before_is_read(tmp_path) -> None:

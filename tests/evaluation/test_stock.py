@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -49,6 +49,21 @@ def test_a_pipeline_without_prompts_is_refused(tmp_path) -> None:
 def test_a_lora_that_is_not_there_is_said(teacher_folders) -> None:
     with pytest.raises(UserError, match=r"there is no file style\.safetensors"):
         load_pipeline(str(teacher_folders["sd1"]), None, "style.safetensors", torch.float32, CPU)
+
+
+def test_a_few_step_pipeline_of_others_is_drawn_by_its_own_call(teacher_folders, tmp_path) -> None:
+    """At the guidance of that call, or another; only what has a scott.json is scott's."""
+    pipeline = StableDiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path / "lcm")
+    for given, expected in ((None, 7.5), (1.0, 1.0)):
+        target = target_of(str(tmp_path / "lcm"), [2], Measured(guidance=given), torch.float32)
+        assert list(target.samplers) == ["lcm-lcm-2"]
+        sampler = target.samplers["lcm-lcm-2"]
+        assert isinstance(sampler, PipelineSampler)
+        assert sampler.guidance == expected
+        sampler(["a cat"], 0)
+        assert sampler.network_calls == (2 if given else 4)
 
 
 def test_the_embedded_teacher_is_drawn_at_its_own_guidance() -> None:

@@ -10,16 +10,16 @@ from scott.evaluation.tables import csv_table
 from scott.files import write_atomically
 
 
-def compare(files: Sequence[Path], out: Path | None) -> tuple[Results, str]:
+def compare(files: Sequence[Path], out: Path | None, rivals: Sequence[str] = ()) -> tuple[Results, str]:
     """The rows of all files and their table; with `out`, comparison.md, .csv, .json and .svg there.
 
-    Raises `UserError` as `Results.load` and `gap_closed` do.
+    Raises `UserError` as `Results.load`, `combined` and `gaps` do.
     """
     results = combined(files)
-    text = comparison(results)
+    text = comparison(results, rivals)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        for ending, content in (("md", text), ("csv", csv_table(results)), ("json", as_json(results))):
+        for ending, content in (("md", text), ("csv", csv_table(results)), ("json", as_json(results, rivals))):
             write_atomically(out / f"comparison.{ending}", content)
         write_atomically(out / "comparison.svg", drawn(results).decode())
     return results, text

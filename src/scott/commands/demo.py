@@ -56,7 +56,8 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
     rows = [floor, *(_teacher_row(reference, backbone, steps, tick) for steps in TEACHER_STEPS)]
     for n in STUDENT_STEPS:
         name, sampler = f"scott-{n}", student.sampler(n, omega)
-        rows.append(evaluate(sampler, reference, name=name, progress=partial(tick, name)))
+        row = evaluate(sampler, reference, name=name, progress=partial(tick, name))
+        rows.append(replace(row, method=config.method))
     meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": omega, "seed": seed}
     results = Results(rows, meta | {"teacher": NAME, "updates": max_steps})
     results.save(out / "results.json")

@@ -1,11 +1,15 @@
 """`scott evaluate`: the figures of whatever draws, a student, a pipeline or pictures, and of a teacher beside it."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scott import __version__
 from scott.data.preparation import Report
 from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
@@ -49,16 +53,17 @@ def evaluate_target(
         report(f"evaluate {row}", done, total, {})
 
     reference = reference_of(target, measured, protocol, tick)
+    meta = conditions(name, target, reference, measured, protocol)
+    if out is None and file.exists() and processes()[0] == 0:
+        check_replaced(file, meta, in_run=run is not None)
     made = partial(made_by, measured=measured)
     rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
     if processes()[0] > 0:
         return Results(), file
+    rows = [replace(row, method=target.methods.get(row.name, "")) for row in rows]
     if stored := target.stored:
         progress = partial(tick, stored.name)
         rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
-    meta: dict[str, Any] = {"target": name, "protocol": protocol.name, "samples": len(reference.prompts)}
-    meta |= {"seeds": list(measured.seeds), **protocol.conditions(measured, reference)}
-    meta["networks"] = {key: one.description for key, one in sorted(reference.instruments.items())}
     results = Results(rows, meta)
     results.save(file)
     if reference.names:
@@ -66,6 +71,59 @@ def evaluate_target(
     if run is not None:
         write_cards(run, DistillConfig.load(run / "config.json"))
     return results, file
+
+
+def conditions(
+    name: str, target: Target, reference: Reference, measured: Measured, protocol: Protocol
+) -> dict[str, Any]:
+    """What figures depend on beside what each row says of itself; what does not apply is left out."""
+    listed = json.dumps([reference.names, reference.prompts]).encode()
+    of_source = {
+        "data version": reference.version[:12],
+        "data split": measured.data_split,
+        "floor data": measured.floor_data or "what follows",
+        "image column": measured.image_column,
+        "caption columns": list(measured.caption_column),
+        "names": measured.names and str(measured.names),
+    }
+    found: dict[str, Any] = {
+        "target": name,
+        "protocol": protocol.name,
+        "samples": len(reference.prompts),
+        "seeds": list(measured.seeds),
+        "metrics": list(measured.metrics),
+        "bootstrap": measured.bootstrap,
+        "diversity": measured.diversity,
+        "data": measured.data,
+        **({} if protocol.embedded else of_source),
+        **protocol.conditions(measured, reference),
+        "prompts": sha256(listed).hexdigest()[:12],
+        "precision": measured.precision,
+        "batch size": measured.batch_size,
+        "scheduler": target.scheduler,
+        "lora": measured.lora,
+        "teacher": measured.teacher,
+        "models": measured.models,
+        "networks": {key: one.description for key, one in sorted(reference.instruments.items())},
+        "scott": __version__,
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+
+
+def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None:
+    """Raise `UserError` where the results of a file, which would be replaced, were measured under other conditions.
+
+    A run's own may name it otherwise. What a file does not say is unknown, if it does not say which scott wrote it.
+    """
+    old, new = ({**one, **one.get("networks", {}), "networks": None} for one in (Results.load(file).meta, meta))
+    keys = dict.fromkeys((*old, *new) if "scott" in old else old)
+    unsaid = {"scott", "target"} if in_run else {"scott"}
+    if other := next((key for key in keys if key not in unsaid and old.get(key) != new.get(key)), None):
+        values = [" ".join(map(str, one)) if isinstance(one, list) else one for one in (old.get(other), new.get(other))]
+        raise UserError(
+            f"{file} has figures of {other} {values[0]}, and these would be of {values[1]}; "
+            "write them elsewhere with --out, or move that file"
+        )
 
 
 def protocol_of(measured: Measured) -> Protocol:

@@ -5,14 +5,16 @@ In a Markdown file, what stands between
     <!-- scott compare experiments/recorded_run/results.json -->
     <!-- end -->
 
-is the table of those files, paths from the file's own folder. `updated` writes it again, so a table cannot drift
-from what was measured.
+is the table of those files, paths from the file's own folder; `--rival NAME` may follow them. `updated` writes it
+again, so a table cannot drift from what was measured.
 """
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +24,61 @@ from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.evaluation.measures import METRICS
 from scott.evaluation.results import FLOOR, Results, Row
-from scott.evaluation.tables import markdown, markdown_table, metrics_of
+from scott.evaluation.tables import markdown, markdown_table
 
 LCM = "lcm"
+GAPS = {"fid": "FID", "coverage": "coverage"}
+"""The metrics in which a gap to the teacher is taken, as a table calls them."""
 _BLOCK = re.compile(r"(<!-- scott compare (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Axis = tuple[str, str]
 
 
 def combined(files: Sequence[Path]) -> Results:
-    """The rows of several files, equal ones once; of others of one name each is called after its folder, or file, too.
+    """The rows of several files, each called after its file too; equal ones once, after the first.
 
-    Raises `UserError` for files of other protocols or networks, whose figures have nothing in common.
+    Of what they were measured under, what is equal in all is kept. Raises `UserError` for files of other protocols,
+    data or networks, whose figures have nothing in common.
     """
     loaded = [Results.load(file) for file in files]
     for key in ("protocol", "split", "size"):
         _check_same(key, files, [results.meta.get(key) for results in loaded])
-    for key in sorted({key for results in loaded for key in results.meta.get("networks", {})}):
-        _check_same(key, files, [results.meta.get("networks", {}).get(key) for results in loaded])
-    folders, stems = [file.resolve().parent.name for file in files], [file.stem for file in files]
-    labels = folders if len(set(folders)) == len(files) else stems
+    for count in {results.meta.get("samples") for results in loaded}:  # prompts of another number are others
+        alike = [results.meta if results.meta.get("samples") == count else {} for results in loaded]
+        _check_same("prompts", files, [meta.get("prompts") for meta in alike])
+    for key in ("data", "floor data"):  # whose folders are others on another machine
+        paths = [results.meta.get(key) for results in loaded]
+        _check_same(key, files, [path and Path(path).name for path in paths])
+    networks = [results.meta.get("networks", {}) for results in loaded]
+    for key in sorted({key for one in networks for key in one}):
+        _check_same(key, files, [one.get(key) for one in networks])
+    meta = {"files": [str(file) for file in files]} | _in_all([results.meta for results in loaded])
+    if shared := _in_all(networks):
+        meta["networks"] = shared
+    if len(files) == 1:
+        return Results(loaded[0].rows, meta)
     found: list[tuple[str, Row]] = []
-    for label, results in zip(labels, loaded, strict=True):
+    for label, results in zip(labels(files), loaded, strict=True):
         there = [(row.name, row.samples, row.metrics) for _, row in found]
         found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
-    names = [row.name for _, row in found]
-    rows = [
-        row if names.count(row.name) == 1 or len(files) == 1 else dataclasses.replace(row, name=f"{label}/{row.name}")
-        for label, row in found
-    ]
-    return Results(rows, {"files": [str(file) for file in files]} | (loaded[0].meta if len(files) == 1 else {}))
+    rows = [dataclasses.replace(row, name=f"{label}/{row.name}") for label, row in found]
+    return Results(rows, meta)
+
+
+def _in_all(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What every one of them has, and has equal."""
+    return {key: value for key, value in contents[0].items() if all(one.get(key) == value for one in contents)}
+
+
+def labels(files: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, of as many parts each: of the folders, if those do, or with
+    the files' names. Raises `UserError` for a file that is named twice."""
+    paths = [file.resolve() for file in files]
+    if twice := [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"got {twice[0]} twice; name each file of results once")
+    kinds = [path.parent for path in paths], [path.with_suffix("") for path in paths], paths
+    lengths = range(1, max(len(path.parts) for path in paths) + 1)
+    ends = (["/".join(one.parts[-length:]) for one in places] for places in kinds for length in lengths)
+    return next(found for found in ends if len(set(found)) == len(files))
 
 
 def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
@@ -61,62 +89,82 @@ def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
         raise UserError(f"{file} has {key} {first} and {another} {value}; compare figures of one kind")
 
 
-def gap_closed(student: Row, lcm: Row, teacher: Row, metric: str) -> float:
-    """(LCM − student) / (LCM − teacher): 1 where the student is as good as its teacher, 0 where it is as LCM's is.
+@dataclass(frozen=True)
+class Share:
+    """The share of a rival's gap to the teacher that a student closes in a metric, or why it has none."""
 
-    The paper's are .84 in FID and .99 in coverage, in 2 steps. Raises `UserError` for figures of different sample
-    sizes, whose biases differ, or that are not there.
-    """
-    rows = (student, lcm, teacher)
+    student: str
+    rival: str
+    """The family of its rows, LCM's or another that was named."""
+    metric: str
+    value: float | None
+    """(rival − student) / (rival − teacher): 1 where the student is as good as its teacher, 0 where it is as the rival
+    is. The paper's are .84 of LCM's gap in FID and .99 in coverage, in 2 steps."""
+    reason: str = ""
+
+
+def share(student: Row, rival: Row | None, teacher: Row | None, metric: str) -> tuple[float | None, str]:
+    """Of one student; None and why where the three were not measured alike, or the rival lacks nothing."""
+    rows = [row for row in (student, rival, teacher) if row is not None and metric in row.metrics]
+    if len(rows) < 3:
+        return None, "not measured of student, rival and teacher"
     if len({row.samples for row in rows}) > 1:
-        counts = ", ".join(f"{row.name} {row.samples:,}" for row in rows)
-        raise UserError(f"a share of a gap takes figures of as many samples; got {counts}")
-    values = [row.metrics[metric].value for row in rows if metric in row.metrics]
-    if len(values) < 3 or values[1] == values[2]:
-        raise UserError(f"{', '.join(row.name for row in rows)} have no gap in {metric}")
-    return (values[1] - values[0]) / (values[1] - values[2])
+        return None, "figures of other sample sizes, whose biases differ"
+    drawn, rivals, teachers = (row.metrics[metric].value for row in rows)
+    if rivals == teachers or (rivals > teachers) == METRICS[metric].higher_is_better:
+        return None, "no gap, the rival's figure is as good as the teacher's"
+    return (rivals - drawn) / (rivals - teachers), ""
 
 
-def gaps(results: Results) -> list[list[str]]:
-    """A line for each student that stands beside LCM's at as many steps: its name, and its shares in FID and coverage.
+def gaps(results: Results, rivals: Sequence[str] = ()) -> list[Share]:
+    """In FID and coverage, of each student that stands beside a rival at as many steps.
 
-    LCM's are the rows with "lcm" in their names, of several the one with the shortest. "–" is no gap: there LCM's
-    figure is as good as the teacher's.
+    Rivals are the families that are named, or else those of students that `--method lcm` made. Raises `UserError` for
+    a name of none.
     """
-
-    def share(row: Row, rival: Row, teacher: Row, metric: str) -> str:
-        closed = gap_closed(row, rival, teacher, metric)
-        ahead = rival.metrics[metric].value - teacher.metrics[metric].value
-        return f"{closed:.0%}" if (ahead < 0) == METRICS[metric].higher_is_better else "–"
-
-    teacher, lines = results.baseline(), []
+    families = dict.fromkeys(row.family for row in results.rows)
+    if unknown := [name for name in rivals if name not in families]:
+        raise UserError(f"got the rival {unknown[0]}; expected one of {', '.join(families)}")
+    rivals = rivals or list(dict.fromkeys(row.family for row in results.rows if row.method == LCM))
+    beside = {(row.family, row.steps): row for row in results.rows if row.family in rivals}
+    teachers, found = {metric: results.baseline(metric) for metric in GAPS}, list[Share]()
     for row in results.rows:
-        rivals = [one for one in results.rows if LCM in one.name and one.steps == row.steps]
-        if teacher is None or not rivals or LCM in row.name or row.label.startswith(("teacher", FLOOR)):
+        there = [beside.get((name, row.steps)) for name in rivals]
+        if not any(teachers.values()) or not any(there) or row.family in rivals:
             continue
-        rival = min(rivals, key=lambda one: len(one.name))
-        lines.append([row.name, *(share(row, rival, teacher, metric) for metric in ("fid", "coverage"))])
-    return lines
+        if row.label.startswith(("teacher", FLOOR)):
+            continue
+        for (rival, other), (metric, teacher) in product(zip(rivals, there, strict=True), teachers.items()):
+            found.append(Share(row.name, rival, metric, *share(row, other, teacher, metric)))
+    return found
 
 
-def comparison(results: Results) -> str:
-    """The table, and below it the share of LCM's gap to the teacher that each student closes."""
-    text = markdown_table(results)
-    if lines := gaps(results):
-        teacher = results.baseline()
-        text += f"\nShare of LCM's gap to {teacher and teacher.name} that is closed, at as many steps:\n\n"
-        text += markdown(["sampler", "FID", "coverage"], lines)
-    return text
+def comparison(results: Results, rivals: Sequence[str] = ()) -> str:
+    """The table, and below it the share of each rival's gap to the teacher that each student closes."""
+    return markdown_table(results) + gap_table(results, rivals)
 
 
-def as_json(results: Results) -> str:
-    """Rows as they are kept, each with the excess over the floor of every figure that has one."""
-    rows = []
-    for row in results.rows:
-        figures = {name: results.figure(row, name) for name in metrics_of(results)}
-        excess = {name: figure.excess for name, figure in figures.items() if figure and figure.excess is not None}
-        rows.append(dataclasses.asdict(row) | {"excess": excess})
-    return json.dumps({"rows": rows, "gaps": gaps(results), "meta": results.meta}, indent=2, ensure_ascii=False) + "\n"
+def gap_table(results: Results, rivals: Sequence[str] = ()) -> str:
+    """A line for each student, and below it why a share is "–"; empty where no student stands beside a rival."""
+    lines, reasons = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    shares = gaps(results, rivals)
+    for one in shares:
+        lines[one.student].append("–" if one.value is None else f"{one.value:.0%}")
+        if one.reason:
+            reasons[one.reason].append(f"{one.student}: {GAPS[one.metric]}, {one.rival}")
+    if not lines:
+        return ""
+    titles = dict.fromkeys(f"{GAPS[one.metric]}, {one.rival}" for one in shares)
+    teachers = dict.fromkeys(teacher.name for metric in GAPS if (teacher := results.baseline(metric)))
+    rows = [[name, *values] for name, values in lines.items()]
+    text = f"\nShare of a rival's gap to {' and '.join(teachers)} that is closed, at as many steps:\n\n"
+    text += markdown(["sampler", *titles], rows)
+    return text + "".join(f"\n–: {reason} ({'; '.join(cells)}).\n" for reason, cells in reasons.items())
+
+
+def as_json(results: Results, rivals: Sequence[str] = ()) -> str:
+    """The results, and the shares of gaps."""
+    return results.to_json(gaps=[dataclasses.asdict(one) for one in gaps(results, rivals)])
 
 
 def drawn(results: Results) -> bytes:
@@ -150,8 +198,9 @@ def updated(file: Path) -> str:
         raise UserError(f"{file} has no line <!-- scott compare RESULTS --> with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
-        files = [file.parent / name for name in block[2].split()]
-        return f"{block[1]}{comparison(combined(files))}{block[3]}"
+        names, _, rivals = block[2].partition("--rival")
+        files = [file.parent / name for name in names.split()]
+        return f"{block[1]}{comparison(combined(files), rivals.split())}{block[3]}"
 
     return _BLOCK.sub(again, text)
 
@@ -161,7 +210,7 @@ def _families(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row.network_calls:
-            found.setdefault(row.name.removesuffix(f"-{row.steps}"), []).append(row)
+            found.setdefault(row.family, []).append(row)
     return found
 
 

@@ -52,6 +52,8 @@ class Reference:
     """What is read off several pictures of one caption."""
     names: list[str] = field(default_factory=list)
     """Of the real pictures that the captions are of, where they have names."""
+    version: str = ""
+    """Of the source that the real pictures are of, where it has one."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Reason → how many real pictures were left out on the way."""
 

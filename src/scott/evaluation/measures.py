@@ -171,7 +171,8 @@ def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict
 def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None:
     """Why a sample is too small for a metric of features (N, `width`); None where it is not."""
     if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
-        return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; read its excess."
+        way_out = "draw more" if figure.floor is None else "read its excess"
+        return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; {way_out}."
     if name == "coverage" and figure.floor is not None:
         deviation = math.sqrt(2 * figure.floor * (1 - figure.floor) / samples)  # of a difference of shares
         if figure.value >= figure.floor - 2 * deviation:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -116,11 +117,26 @@ def clip(source: str | Path, device: Device = "cpu", *, batch_size: int = 64) ->
 
 
 def open_clip(name: str, device: Device) -> Features:
-    """A CLIP of open_clip, ARCHITECTURE@WEIGHTS, with its own preprocessing."""
+    """A CLIP of open_clip, ARCHITECTURE@WEIGHTS, with its own size, mean and standard deviation.
+
+    Raises `UserError` for one that open_clip has not or cannot download, and for one whose pictures are resized in
+    another way than CLIP's.
+    """
     library = _library("open_clip", "open_clip_torch")
     architecture, _, weights = name.partition("@")
-    model = library.create_model(architecture, pretrained=weights or None).to(device)
-    tokenizer, chosen = library.get_tokenizer(architecture), model.visual.preprocess_cfg
+    if not weights and ":" not in architecture:  # as in hf-hub:OWNER/NAME, which has its own
+        raise UserError(f"got {OPEN_CLIP}{name} without weights; expected {OPEN_CLIP}ARCHITECTURE@WEIGHTS")
+    try:
+        model = library.create_model(architecture, pretrained=weights or None).to(device)
+        tokenizer, chosen = library.get_tokenizer(architecture), model.visual.preprocess_cfg
+    except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+        raise UserError(
+            f"open_clip does not give {name} ({first_line(error)[:300]}); expected {OPEN_CLIP}ARCHITECTURE@WEIGHTS of "
+            "open_clip.list_pretrained(), or a file of its weights"
+        ) from error
+    way = chosen["resize_mode"], chosen["interpolation"]
+    if way != ("shortest", "bicubic"):
+        raise UserError(f"{name} resizes pictures by {' and '.join(way)}; expected a CLIP with shortest and bicubic")
     size: int = chosen["size"] if isinstance(chosen["size"], int) else chosen["size"][0]
     return Features(
         _clip(f"open_clip {architecture}", size),

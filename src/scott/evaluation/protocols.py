@@ -105,7 +105,9 @@ class Protocol:
         key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
         options["among"] = names and len(names)
-        return source_reference(source, whole, size, instruments, tick, **options)
+        reference = source_reference(source, whole, size, instruments, tick, **options)
+        reference.version = source.version
+        return reference
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""

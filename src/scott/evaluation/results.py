@@ -39,6 +39,8 @@ class Row:
     metrics: dict[str, Figure] = field(default_factory=dict)
     """Every figure by its metric, with interval, floor and seeds. The three that have fields of their own above stand
     in both, whichever was given."""
+    method: str = ""
+    """`--method` of the run that a student is of; empty where it is not known."""
 
     def __post_init__(self) -> None:
         metrics = dict(self.metrics)
@@ -59,10 +61,16 @@ class Row:
         """The name without the folder that `comparison.combined` puts in front."""
         return self.name.rpartition("/")[2]
 
+    @property
+    def family(self) -> str:
+        """The name without the number of steps."""
+        return self.name.removesuffix(f"-{self.steps}")
+
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
-        """A row as JSON has it. Raises `TypeError` for other fields."""
+        """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields."""
         known = {"remark" if name == "note" else name: value for name, value in content.items()}  # its earlier name
+        known.pop("excess", None)
         metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
         return cls(**_tuples(known), metrics=metrics)
 
@@ -82,9 +90,9 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def baseline(self) -> Row | None:
-        """What FID ratios are taken against: of the rows named "teacher…" with an FID, the most steps."""
-        teachers = [row for row in self.rows if row.label.startswith("teacher") and row.fid is not None]
+    def baseline(self, metric: str = "fid") -> Row | None:
+        """What ratios and gaps are taken against: of the rows named "teacher…" with this metric, the most steps."""
+        teachers = [row for row in self.rows if row.label.startswith("teacher") and metric in row.metrics]
         return max(teachers, key=lambda row: row.steps, default=None)
 
     def fid_ratio(self, row: Row) -> float | None:
@@ -103,10 +111,21 @@ class Results:
         floor = next(rows, {}).get(metric)
         return replace(figure, floor=floor.value) if floor else figure
 
+    def excess(self, row: Row) -> dict[str, float]:
+        """Metric → what is left over the floor, of a row's figures that have one."""
+        shown = {name: self.figure(row, name) for name in row.metrics}
+        return {name: one.excess for name, one in shown.items() if one and one.excess is not None}
+
+    def to_json(self, **more: Any) -> str:
+        """`{"rows": [...], "meta": {...}}` and what else is given, each row with its excess; `ValueError` on a
+        non-finite number."""
+        rows = [asdict(row) | {"excess": self.excess(row)} for row in self.rows]
+        content = {"rows": rows, **more, "meta": self.meta}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
     def save(self, path: str | Path) -> None:
-        """Write `{"rows": [...], "meta": {...}}`, whole or not at all; `ValueError` on a non-finite meta."""
-        content = {"rows": [asdict(row) for row in self.rows], "meta": self.meta}
-        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write `to_json`, whole or not at all."""
+        write_atomically(path, self.to_json())
 
     @classmethod
     def check_path(cls, path: Path) -> None:

@@ -2,14 +2,21 @@
 
 import csv
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
-from scott.evaluation.measures import METRICS, USUAL, Figure
-from scott.evaluation.results import Results, Row
+from scott.evaluation.measures import METRICS, SHOWN, USUAL, Figure
+from scott.evaluation.results import FLOOR, Results, Row
 
-FORMATS = {"fid": "#.3g", "clip-score": ".3f", "coverage": ".3f"}
+DECIMALS = {"clip-score": 3, "coverage": 3}
+"""Of the metrics that do not have three significant digits."""
+BOOTSTRAP = "‡"
+"""Behind the ± of the bootstrap, where others are of seeds."""
 TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑", "spread": "spread → 1"}
 
 
@@ -20,26 +27,28 @@ def metrics_of(results: Results) -> list[str]:
 
 def columns(results: Results) -> list[str]:
     guidance = ["ω"] if any(row.guidance is not None for row in results.rows) else []
-    measures = [title for name in metrics_of(results) for title in _titles(name)]
+    measures = [title for name in metrics_of(results) for title in _titles(name, results)]
     return ["sampler", "steps", "calls", *guidance, "s / image", *measures, "samples"]
 
 
 def cells(results: Results, row: Row) -> list[str]:
     """One row as text; "–" for what was not measured, "†" after the name where the measures are recorded."""
     measures: list[str] = []
+    mark = BOOTSTRAP if _kinds(results) == {True, False} else ""
     for name in metrics_of(results):
         figure = results.figure(row, name)
-        measures.append(_figure(figure, FORMATS.get(name, "#.3g")))
+        measures.append(_figure(figure, DECIMALS.get(name), mark))
         if name == "fid":
-            measures.append(_number(figure.excess if figure else None, "#.3g"))
-            measures.append(_number(results.fid_ratio(row), ".2f"))
-    guidance = [_number(row.guidance, "g")] if "ω" in columns(results) else []
+            excess, ratio = figure.excess if figure else None, results.fid_ratio(row)
+            measures.append("–" if excess is None else significant(excess))
+            measures.append("–" if ratio is None else f"{ratio:.2f}")
+    guidance = ["–" if row.guidance is None else f"{row.guidance:g}"] if "ω" in columns(results) else []
     return [
         row.name + (" †" if row.recorded else ""),
         str(row.steps) if row.steps else "–",
         str(row.network_calls) if row.network_calls else "–",
         *guidance,
-        _number(row.seconds_per_image, ".3g"),
+        "–" if row.seconds_per_image is None else _short(row.seconds_per_image, 3),
         *measures,
         f"{row.samples:,}",
     ]
@@ -53,35 +62,62 @@ def footnotes(results: Results) -> list[str]:
         lines.append(f"FID ratio: to {baseline.name}{', of as many samples alone' if others else ''}.")
     if any(figure and figure.floor is not None for figure in (results.figure(row, "fid") for row in results.rows)):
         lines.append("Excess: FID over that of as many real pictures.")
-    figures = [figure for row in results.rows for figure in row.metrics.values()]
-    if any(figure.seeds for figure in figures):
-        lines.append("±: half the range over seeds.")
-    elif any(figure.interval for figure in figures):
-        lines.append("±: half of 95 % of the bootstrap over samples.")
-    if networks := results.meta.get("networks"):
-        lines.append(f"Features: {networks['features']}.")
+    kinds = _kinds(results)
+    mark = BOOTSTRAP if True in kinds else ""
+    lines += ["±: half the range over seeds."] if True in kinds else []
+    lines += [f"±{mark}: half of 95 % of the bootstrap over samples."] if False in kinds else []
+    if features := results.meta.get("networks", {}).get("features"):
+        lines.append(f"Features: {features}.")
     if any(row.recorded for row in results.rows):
         lines.append("† Measured in an earlier run of the same sampler.")
     return lines
 
 
-def table(results: Results) -> Table:
-    """For the terminal: `rich.print(table(results))`. Footnotes stand in the caption."""
-    shown = Table(
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        pad_edge=False,
-        caption="\n".join(footnotes(results)) or None,
-        caption_justify="left",
-    )
-    rows = [cells(results, row) for row in results.rows]
-    for column, *values in zip(columns(results), *rows, strict=True):
-        width = max(map(len, (*values, *column.split())))  # headers are broken, so that 80 columns hold all figures
-        shown.add_column(column, justify="left" if column == "sampler" else "right", width=width)
-    for row, values in zip(results.rows, rows, strict=True):
-        shown.add_row(*values, style="bold" if row is results.baseline() else None)
-    return shown
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table as wide as the terminal, its columns in as many parts below one another as that takes; then footnotes."""
+
+    results: Results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [cells(self.results, row) for row in self.results.rows]
+        names, *others = zip(columns(self.results), *rows, strict=True)
+        room = options.max_width - _width(names)
+        for part in _parts(others, room):
+            shown = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+            for title, *values in (names, *part):
+                name = title == names[0]
+                width = None if name else _width((title, *values))
+                shown.add_column(title, justify="left" if name else "right", width=width, overflow="fold")
+            for row, *values in zip(self.results.rows, *(one[1:] for one in (names, *part)), strict=True):
+                shown.add_row(*map(Text, values), style="bold" if row is self.results.baseline() else None)
+            yield shown
+            yield ""
+        yield Text("\n".join(footnotes(self.results)), style="table.caption")
+
+
+def table(results: Results) -> TerminalTable:
+    """For the terminal: `rich.print(table(results))`."""
+    return TerminalTable(results)
+
+
+def _width(column: Sequence[str]) -> int:
+    """That holds every cell of a column, whose header may be broken between words."""
+    title, *values = column
+    return max(map(len, (*values, *title.split())))
+
+
+def _parts(columns: Sequence[Sequence[str]], room: int) -> list[list[Sequence[str]]]:
+    """Neighbouring columns, each with a space before it, in as few parts of `room` characters as there can be."""
+    parts, left = [list[Sequence[str]]()], room
+    for column in columns:
+        width = _width(column) + 1
+        if width > left and parts[-1]:
+            parts.append([])
+            left = room
+        parts[-1].append(column)
+        left -= width
+    return parts
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -97,10 +133,10 @@ def markdown_table(results: Results) -> str:
 
 
 def csv_table(results: Results) -> str:
-    """One line a row: the plain fields, then of each metric its value, interval, floor and excess."""
+    """One line a row: the plain fields, then of each metric its value, interval, range over seeds, floor and excess."""
     names = metrics_of(results)
     plain = ["name", "steps", "network_calls", "guidance", "seconds_per_image", "samples"]
-    parts = ("", " low", " high", " floor", " excess")
+    parts = ("", " low", " high", " seeds' least", " seeds' most", " floor", " excess")
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*plain, "seeds", *(name + part for name in names for part in parts)])
@@ -109,24 +145,49 @@ def csv_table(results: Results) -> str:
         values.append(" ".join(map(str, row.seeds)))
         for name in names:
             figure = results.figure(row, name)
-            low, high = (figure and figure.interval) or (None, None)
-            values += [figure.value, low, high, figure.floor, figure.excess] if figure else [None] * len(parts)
+            if figure is None:
+                values += [None] * len(parts)
+                continue
+            of_seeds = (min(figure.seeds), max(figure.seeds)) if figure.seeds else (None, None)
+            values += [figure.value, *(figure.interval or (None, None)), *of_seeds, figure.floor, figure.excess]
         writer.writerow(values)
     return content.getvalue()
 
 
-def _titles(metric: str) -> list[str]:
-    arrow = " ↑" if metric not in METRICS or METRICS[metric].higher_is_better else " ↓"
+def _titles(metric: str, results: Results) -> list[str]:
+    """With the better direction; what has none is to be as the data's, where the floor's row says what that is."""
+    if metric in METRICS:
+        arrow = " ↑" if METRICS[metric].higher_is_better else " ↓"
+    elif metric in SHOWN:
+        arrow = " ↑"
+    else:
+        arrow = " → data" if any(row.label == FLOOR and metric in row.metrics for row in results.rows) else ""
     title = TITLES.get(metric, metric + arrow)
     return [title, "excess", "FID ratio"] if metric == "fid" else [title]
 
 
-def _figure(figure: Figure | None, spec: str) -> str:
+def _kinds(results: Results) -> set[bool]:
+    """Of what stands behind ±: True of seeds, False of the bootstrap, as of the floor and of diversity always."""
+    figures = [figure for row in results.rows for figure in row.metrics.values()]
+    return {bool(figure.seeds) for figure in figures if figure.seeds or figure.interval}
+
+
+def _figure(figure: Figure | None, decimals: int | None, mark: str) -> str:
+    """With what stands behind ±; a `mark` follows that of the bootstrap."""
     if figure is None:
         return "–"
     ends = figure.seeds or figure.interval
-    return format(figure.value, spec) + (f" ±{(max(ends) - min(ends)) / 2:.2g}" if ends else "")
+    half = f" ±{_short((max(ends) - min(ends)) / 2, 2)}{'' if figure.seeds else mark}" if ends else ""
+    return (significant(figure.value) if decimals is None else f"{figure.value:.{decimals}f}") + half
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
+def significant(value: float, digits: int = 3) -> str:
+    """So many digits, and all of those before the point; an exponent only below 1e-4."""
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return f"{value:.{digits - 1}e}" if exponent < -4 else f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+
+
+def _short(value: float, digits: int) -> str:
+    """Without the zeros that end a fraction."""
+    text = significant(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
