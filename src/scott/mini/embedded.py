@@ -22,7 +22,7 @@ TEACHER = ASSETS / "teacher"
 CLIP = ASSETS / "clip"
 RECORDED = ASSETS / "recorded.json"
 """The teacher's rows on 1,000 held-out captions, which the demo shows: written by `python -m experiments.recorded_run
---students --teacher-steps 50 2 --samples 1000 --out FILE`, measured again by a test."""
+teacher --out FILE`, measured again by a test."""
 
 GUIDANCE = 2.0
 """ω of the teacher (experiments/embedded_teacher says by what)."""
