@@ -200,7 +200,7 @@ class Evaluate:
 
 @dataclass
 class Compare:
-    """Results side by side: a table, quality against cost, a rival's gap and its closing."""
+    """Results side by side: a table, quality against cost, the gap closed."""
 
     results: Positional[tuple[Path, ...]] = ()
     """Files that `scott evaluate` wrote."""
