@@ -74,7 +74,7 @@ def furnish(teacher_folders, style_lora):
         shutil.copytree("runs/demo", f"runs/{copy}")
     for copy in ("a", "b"):
         shutil.copy("runs/demo/results.json", f"runs/{copy}/evaluation.json")
-    for copy in ("first", "sd15-scott", "sd15-lcm", "rv51-scott"):
+    for copy in ("first", "sd15-scott", "sd15-lcm", "rv51-scott", "rv51-lcm"):
         shutil.copytree("runs/mine", f"runs/{copy}")
     shutil.move("runs", "made")
 
