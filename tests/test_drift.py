@@ -14,8 +14,7 @@ from experiments.trial.__main__ import HERE as TRIAL
 from experiments.trial.__main__ import markdown as tried
 from tests.pages import PAGES, ROOT, name_of
 
-from scott.evaluation import Results
-from scott.evaluation.comparison import updated
+from scott.evaluation.comparison import combined, updated
 
 MIXTURE, RECORDED = ROOT / "experiments" / "mixture", ROOT / "experiments" / "recorded_run"
 
@@ -50,11 +49,12 @@ def test_tables_of_experiments(part):
 @pytest.mark.parametrize(
     ("ratio", "metric", "over", "under"),
     [
-        ("FID, SCott-2 / teacher-50", "fid", "scott-2", "teacher-ddim-50"),
-        ("FID, LCM-2 / SCott-2", "fid", "lcm-2", "scott-2"),
-        ("coverage, SCott-2 / LCM-2", "coverage", "scott-2", "lcm-2"),
+        ("FID, SCott-2 / teacher-50", "fid", "scott/student-2", "scott/teacher-ddim-50"),
+        ("FID, LCM-2 / SCott-2", "fid", "lcm/student-2", "scott/student-2"),
+        ("coverage, SCott-2 / LCM-2", "coverage", "scott/student-2", "lcm/student-2"),
     ],
 )
 def test_ratios_beside_the_papers(ratio, metric, over, under):
-    rows = {row.name: row.metrics[metric].value for row in Results.load(RECORDED / "results.json").rows}
+    results = combined([RECORDED / "scott.json", RECORDED / "lcm.json"])
+    rows = {row.name: row.metrics[metric].value for row in results.rows}
     assert f"| {ratio} | {rows[over] / rows[under]:.2f} |" in (RECORDED / "README.md").read_text()

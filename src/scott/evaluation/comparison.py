@@ -2,7 +2,7 @@
 
 In a Markdown file, what stands between
 
-    <!-- scott compare experiments/recorded_run/results.json -->
+    <!-- scott compare experiments/recorded_run/scott.json experiments/recorded_run/lcm.json -->
     <!-- end -->
 
 is the table of those files, paths from the file's own folder; `--rival NAME` may follow them. `updated` writes it
