@@ -103,6 +103,18 @@ def test_a_small_subject_in_a_corner_is_not_where_a_large_one_is_asked_for(held_
     assert (found.size, found.place) == ("small", "top left")
 
 
+def test_pictures_of_other_captions_are_right_by_chance(held_out):
+    some = held_out[:150]
+    others = [
+        some[i] for i in np.random.default_rng(0).permutation(len(some))
+    ]  # subjects in turn have backgrounds in turn
+    found = [
+        read(picture, this, SHARD).right(this) for picture, this in zip(scenes.pictures(others), some, strict=True)
+    ]
+    shares = {name: sum(one[name] for one in found) / len(found) for name in ("place", "size", "background")}
+    assert shares == pytest.approx({"place": 1 / 4, "size": 1 / 3, "background": 1 / 7}, abs=0.1)
+
+
 def test_an_empty_picture_has_a_background_alone(held_out):
     grey = torch.full((3, 64, 64), 150 / 255)
     found = read(grey, held_out[0], SHARD)

@@ -174,6 +174,19 @@ def test_an_interval_holds_the_mean_over_a_samplers_samples(name: str) -> None:
     assert all(figure.interval[0] >= 0 and (name == "fid" or figure.interval[1] <= 1) for figure in found)
 
 
+def test_an_interval_leaves_out_what_other_real_pictures_would_add() -> None:
+    def normal(seed: int) -> Tensor:
+        return torch.randn(300, 6, generator=torch.Generator().manual_seed(seed))
+
+    def deviation(real: list[Tensor]) -> float:
+        drawn = [{"features": 0.9 * normal(seed)} for seed in range(100)]
+        found = [figures(["fid"], {"features": x}, {}, y)["fid"].value for x, y in zip(real, drawn, strict=True)]
+        return torch.tensor(found).std().item()
+
+    same, others = deviation([normal(1000)] * 100), deviation([normal(2000 + index) for index in range(100)])
+    assert others / same == pytest.approx(1.5, abs=0.25)
+
+
 def test_what_a_picture_shows_is_averaged_over_where_it_applies() -> None:
     def reading(pictures: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         blue, red = (torch.tensor([one == colour for one in captions]).float() for colour in ("blue", "red"))
