@@ -32,9 +32,9 @@ RIVALS = (("instaflow", 1), ("ufogen", 1), ("ufogen", 4))
 Figures = dict[str, float | list[float] | None]
 
 
-def headline(rows: list[Row], budget: float | None = None) -> Figures:
-    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of the most scenes
-    and samples that it has them of.
+def headline(rows: list[Row], budget: float | None = None, scenes: int | None = None) -> Figures:
+    """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of `scenes` or of the
+    most that it has them of, and of the most samples.
 
     Raises:
         UserError: no seed has all three runs, or the teacher or the floor is not there.
@@ -45,7 +45,8 @@ def headline(rows: list[Row], budget: float | None = None) -> Figures:
     def has_all(row: Row) -> bool:
         return all(((*run, *row.run[2:]), row.scenes, row.samples, steps) in by_run for *run, steps in wanted)
 
-    there = [row for row in rows if budget in (None, row.budget) and has_all(row)]
+    asked = [row for row in rows if budget in (None, row.budget) and scenes in (None, row.scenes)]
+    there = [row for row in asked if has_all(row)]
     runs = {(row.budget, row.scenes, row.samples, row.seed) for row in there}
     if not runs:
         raise UserError("no seed has ours, lcm and lcm at equal updates; run python -m experiments.comparison")
@@ -100,6 +101,8 @@ class Headline:
     """As JSON."""
     budget: float | None = None
     """Core-minutes; the largest there is, if left out."""
+    scenes: int | None = None
+    """That the students learnt from; the most there are, if left out."""
     results: Path = RESULTS
 
 
@@ -107,7 +110,7 @@ def main(options: Headline) -> int:
     try:
         if not options.results.is_file():
             raise UserError(f"there are no results at {options.results}; run python -m experiments.comparison")
-        figures = headline(read_rows(options.results), options.budget)
+        figures = headline(read_rows(options.results), options.budget, options.scenes)
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
         return 2

@@ -159,7 +159,11 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
 def test_the_figures_are_of_runs_on_as_many_scenes():
     fewer = [replace(one, scenes=4, fid=2 * one.fid) for one in results() if one.matched != "nothing"]
     assert headline(results() + fewer) == headline(results())
-    assert headline([one for one in results() if one.matched == "nothing"] + fewer)["scenes"] == 4
+    alone = headline([one for one in results() if one.matched == "nothing"] + fewer)
+    assert alone["scenes"] == 4
+    assert headline(results() + fewer, scenes=4) == alone
+    with pytest.raises(UserError, match="no seed has ours"):
+        headline(results() + fewer, scenes=5)
 
 
 def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, monkeypatch):
@@ -174,13 +178,17 @@ def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, mon
     assert given.updates(blank, tmp_path / "none", print) == 20 * 60 * 4
 
 
-def test_the_figure_has_the_excess_of_the_most_scenes_and_samples_by_seed():
+def test_the_figure_has_the_excess_of_the_most_samples_by_seed_and_scenes():
     rows = results()  # the floor is .1 and the teacher .5
     fewer = [replace(one, samples=5, fid=2 * one.fid) for one in rows]
-    fewer += [replace(one, scenes=4, fid=2 * one.fid) for one in rows if one.matched != "nothing"]
-    by_budget = points([(one, q) for one, q in ratios(rows + fewer) if one.steps == 2], "budget")
-    ((budget, qualities),) = by_budget["ours", "time"]
-    assert (budget, qualities) == (240, pytest.approx([1.5, 2.0]))
+    on_four = [replace(one, scenes=4, fid=one.fid + 0.4) for one in rows if one.matched != "nothing"]
+    by_budget = points([(one, q) for one, q in ratios(rows + fewer + on_four) if one.steps == 2], "budget")
+    assert by_budget["ours", "time", 8] == [(240, pytest.approx([1.5, 2.0]))]
+    assert by_budget["ours", "time", 4] == [(240, pytest.approx([2.5, 3.0]))]
+    by_calls, of_budgets = draw(rows + on_four).axes
+    assert [len(drawn.containers) for drawn in (by_calls, of_budgets)] == [3, 6]  # by calls on most scenes alone
+    assert [text.get_text() for text in of_budgets.get_legend().get_texts()] == ["on fewer than 8 scenes"]
+    assert draw(rows).axes[1].get_legend() is None
     drawn = [line.get_label() for line in draw(rows).axes[0].get_legend().get_texts()]
     assert len(drawn) == 4
     assert ratios([row("real", steps=0, fid=1.0), row("teacher", steps=50, fid=1.0), row("ours", fid=2.0)]) == []

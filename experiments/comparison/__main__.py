@@ -110,6 +110,11 @@ class Comparison:
     def rows(self) -> list[Row]:
         return read_rows(self.file)
 
+    @property
+    def trainings(self) -> Path:
+        """Runs on other scenes have other data, and stand in another folder."""
+        return self.runs / f"{self.scenes}-scenes"
+
     @cached_property
     def reference(self) -> MiniReference:
         return mini_reference(self.samples)
@@ -142,11 +147,11 @@ class Comparison:
         run: Training | Baseline
         if blank.method in BASELINES:
             how: dict[str, Any] = {"cpu_minutes": blank.budget, "seed": blank.seed, "scenes": self.scenes}
-            run = BASELINES[blank.method](out=self.runs / name, **how)
+            run = BASELINES[blank.method](out=self.trainings / name, **how)
             minutes = run.train() / 60
             updates = run.updates
         else:
-            updates = self.updates(blank, self.runs / name, report)
+            updates = self.updates(blank, self.trainings / name, report)
             run, minutes = self.trained(blank.method, name, updates, blank.seed, report)
         trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2), device=str(run.backbone.device))
         samplers = run.samplers()
@@ -158,8 +163,8 @@ class Comparison:
         self, method: str, name: str, updates: int, seed: int, report: Report, **changes: Any
     ) -> tuple[Training, float]:
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | changes
-        config = METHODS[method](**settings, out=self.runs / name, seed=seed, max_steps=updates, limit=self.scenes)
-        training = Training(config, data=self.runs / "data")
+        config = METHODS[method](**settings, out=self.trainings / name, seed=seed, max_steps=updates, limit=self.scenes)
+        training = Training(config, data=self.trainings / "data")
         return training, training.train(report) / 60
 
     def updates(self, blank: Row, out: Path, report: Report) -> int:

@@ -29,6 +29,8 @@ STUDENTS = {
 """(method, what its budget is) → name, colour, marker."""
 HIGHEST = 6.0
 """What stands above is left out: UFOGen's one step."""
+Kind = tuple[str, str, int]
+"""Method, what its budget is, scenes."""
 Point = tuple[float, list[float]]
 """Where it stands, and each seed's quality there."""
 
@@ -44,29 +46,32 @@ def ratios(rows: list[Row]) -> list[tuple[Row, float]]:
     return found
 
 
-def points(rows: Iterable[tuple[Row, float]], at: str) -> dict[tuple[str, str], list[Point]]:
-    """Of each student its points by the row's field `at`, ascending, of the most scenes and samples that there are at
-    each."""
-    found: dict[tuple[str, str], dict[float, dict[tuple[int, int], list[float]]]] = {}
+def points(rows: Iterable[tuple[Row, float]], at: str) -> dict[Kind, list[Point]]:
+    """Of each student its points by the row's field `at`, ascending, of the most samples that there are at each."""
+    found: dict[Kind, dict[float, dict[int, list[float]]]] = {}
     for row, quality in rows:
-        by_samples = found.setdefault((row.method, row.matched), {}).setdefault(getattr(row, at), {})
-        by_samples.setdefault((row.scenes, row.samples), []).append(quality)
+        by_samples = found.setdefault((row.method, row.matched, row.scenes), {}).setdefault(getattr(row, at), {})
+        by_samples.setdefault(row.samples, []).append(quality)
     return {kind: [(x, each[x][max(each[x])]) for x in sorted(each)] for kind, each in found.items()}
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Two panels: by network calls at each student's largest budget, and in 2 steps by budget."""
+    """Two panels: by network calls at each student's largest budget of the most scenes, and in 2 steps by budget.
+
+    Hollow and dashed are those of fewer scenes than the most that any has.
+    """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     by_calls, by_budget = figure.subplots(1, 2, sharey=True)
-    known, largest = ratios(rows), dict[tuple[str, str], float]()
+    known, most = ratios(rows), max((row.scenes for row in rows), default=0)
+    best = dict[tuple[str, str], tuple[int, float]]()
     for row, _ in known:
         kind = row.method, row.matched
-        largest[kind] = max(row.budget, largest.get(kind, 0))
-    at_largest = [(row, q) for row, q in known if row.budget == largest[row.method, row.matched]]
-    _lines(by_calls, points(at_largest, "steps"), largest)
-    _lines(by_budget, points([(row, q) for row, q in known if row.steps == 2], "budget"))
+        best[kind] = max((row.scenes, row.budget), best.get(kind, (0, 0)))
+    at_best = [(row, q) for row, q in known if (row.scenes, row.budget) == best[row.method, row.matched]]
+    _lines(by_calls, points(at_best, "steps"), most, {kind: budget for kind, (_, budget) in best.items()})
+    _lines(by_budget, points([(row, q) for row, q in known if row.steps == 2], "budget"), most)
     calls = points([(row, q) for row, q in known if row.method == "teacher"], "steps")
-    teacher = [(2 * steps, mean(q)) for steps, q in calls.get(("teacher", "nothing"), [])]  # it is guided by two calls
+    teacher = [(2 * steps, mean(q)) for steps, q in calls.get(("teacher", "nothing", 0), [])]  # two calls guide it
     by_calls.plot([x for x, _ in teacher], [y for _, y in teacher], "k*--", label="teacher")
     by_calls.set(xlabel="network calls", ylabel="excess of FID, teacher's 50 steps = 1", xscale="log", yscale="log")
     by_budget.set(xlabel="core-minutes of training, 2 steps", xscale="log")
@@ -78,21 +83,30 @@ def draw(rows: list[Row]) -> Figure:
     by_calls.set_yticks([1, 1.5, 2, 3, 4, 6], ["1", "1.5", "2", "3", "4", "6"])
     by_calls.set_yticks([], minor=True)
     by_calls.legend(fontsize="small")
+    if any(0 < row.scenes < most for row, _ in known):
+        label = f"on fewer than {most:,} scenes"
+        by_budget.plot([], [], color="0.5", linestyle="--", marker="o", markerfacecolor="w", label=label)
+        by_budget.legend(fontsize="small")
     return figure
 
 
 def _lines(
-    panel: Any, drawn: Mapping[tuple[str, str], list[Point]], budgets: Mapping[tuple[str, str], float] | None = None
+    panel: Any,
+    drawn: Mapping[Kind, list[Point]],
+    most: int,
+    budgets: Mapping[tuple[str, str], float] | None = None,
 ) -> None:
     """Means over seeds, and what they range over."""
-    for kind, (name, colour, marker) in STUDENTS.items():
-        shown = [(x, mean(q), q) for x, q in drawn.get(kind, []) if mean(q) < HIGHEST]
-        if not shown:
+    for (method, matched, scenes), found in sorted(drawn.items(), key=lambda one: -one[0][2]):
+        shown = [(x, mean(q), q) for x, q in found if mean(q) < HIGHEST]
+        if not shown or (method, matched) not in STUDENTS:
             continue
+        name, colour, marker = STUDENTS[method, matched]
         below, above = [m - min(q) for _, m, q in shown], [max(q) - m for _, m, q in shown]
-        label = f"{name}, {budgets[kind]:g} min" if budgets else None
+        label = f"{name}, {budgets[method, matched]:g} min" if budgets else None
+        style = {} if scenes == most else {"linestyle": "--", "markerfacecolor": "w"}
         xs, means = [x for x, _, _ in shown], [m for _, m, _ in shown]
-        panel.errorbar(xs, means, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label)
+        panel.errorbar(xs, means, yerr=[below, above], color=colour, marker=marker, capsize=3, label=label, **style)
 
 
 def main(out: Path = HERE / "quality.svg", results: Path = HERE / "results.jsonl") -> int:
