@@ -18,9 +18,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import tyro
 from experiments.comparison.rows import Row, read_rows
+from experiments.results import insert, table
 from rich.console import Console
 from scipy.stats import t as student_t
 
@@ -29,7 +31,15 @@ from scott.errors import UserError
 RESULTS = Path(__file__).parent / "comparison" / "results.jsonl"
 RIVALS = (("instaflow", 1), ("ufogen", 1), ("ufogen", 4))
 """(method, steps) of experiments/baselines, as their papers draw."""
-Figures = dict[str, float | list[float] | None]
+SUMMARY = {
+    "gap in FID, equal updates": ("gap_closed_equal_updates", "{:.0%}"),
+    "gap in FID, equal time": ("gap_closed_equal_time", "{:.0%}"),
+    "gap in coverage, equal updates": ("coverage_closed_equal_updates", "{:.0%}"),
+    "excess, 2 steps": ("excess_ratio_2", "{:.2f}"),
+    "excess, 4 steps": ("excess_ratio_4", "{:.2f}"),
+}
+"""Column → figure, and how it is written."""
+Figures = dict[str, Any]
 
 
 def headline(rows: list[Row], budget: float | None = None, scenes: int | None = None) -> Figures:
@@ -40,14 +50,7 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
         UserError: no seed has all three runs, or the teacher or the floor is not there.
     """
     by_run = {(row.run, row.scenes, row.samples, row.steps): row for row in rows}
-    wanted = [("ours", "time", 2), ("ours", "time", 4), ("lcm", "time", 2), ("lcm", "updates", 2)]
-
-    def has_all(row: Row) -> bool:
-        return all(((*run, *row.run[2:]), row.scenes, row.samples, steps) in by_run for *run, steps in wanted)
-
-    asked = [row for row in rows if budget in (None, row.budget) and scenes in (None, row.scenes)]
-    there = [row for row in asked if has_all(row)]
-    runs = {(row.budget, row.scenes, row.samples, row.seed) for row in there}
+    runs = {run for run in _whole(rows) if budget in (None, run[0]) and scenes in (None, run[1])}
     if not runs:
         raise UserError("no seed has ours, lcm and lcm at equal updates; run python -m experiments.comparison")
     at, scenes, samples, _ = max(runs)
@@ -78,12 +81,39 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
     return figures
 
 
+def summary(rows: list[Row]) -> str:
+    """Of each budget and number of scenes that has all runs of a seed, a line of a Markdown table."""
+    lines = []
+    for budget, scenes in sorted({run[:2] for run in _whole(rows)}, key=lambda run: run[::-1]):
+        found = headline(rows, budget, scenes)
+        trained = [f"{budget:g}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}"]
+        lines.append([*trained, *(_shown(found, name, form) for name, form in SUMMARY.values())])
+    return table(["core-minutes", "scenes", "seeds", "captions", *SUMMARY], lines)
+
+
 def interval(values: list[float]) -> list[float] | None:
     """[low, high] of the mean, Student's t at 95 %; None of a single value."""
     if len(values) < 2:
         return None
     half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return [mean(values) - half, mean(values) + half]
+
+
+def _whole(rows: list[Row]) -> set[tuple[float, int, int, int]]:
+    """(budget, scenes, samples, seed) of which there are ours and both of LCM's."""
+    there = {(row.run, row.scenes, row.samples, row.steps) for row in rows}
+    wanted = [("ours", "time", 2), ("ours", "time", 4), ("lcm", "time", 2), ("lcm", "updates", 2)]
+    runs = {(row.budget, row.scenes, row.samples, row.seed) for row in rows}
+    return {
+        (budget, scenes, samples, seed)
+        for budget, scenes, samples, seed in runs
+        if there.issuperset(((*run, budget, seed), scenes, samples, steps) for *run, steps in wanted)
+    }
+
+
+def _shown(figures: Figures, name: str, form: str) -> str:
+    ends = figures[f"{name}_interval"]
+    return form.format(figures[name]) + (f" ({form.format(ends[0])} to {form.format(ends[1])})" if ends else "")
 
 
 def _one(rows: list[Row], method: str, steps: int, samples: int) -> Row:
@@ -95,7 +125,7 @@ def _one(rows: list[Row], method: str, steps: int, samples: int) -> Row:
 
 @dataclass
 class Headline:
-    """Print the figures."""
+    """Print the figures, or write the table of them into pages."""
 
     json: bool = False
     """As JSON."""
@@ -104,13 +134,18 @@ class Headline:
     scenes: int | None = None
     """That the students learnt from; the most there are, if left out."""
     results: Path = RESULTS
+    update: tuple[Path, ...] = ()
+    """Pages with `<!-- headline -->` and `<!-- end of headline -->`, between which the table of all budgets is."""
 
 
 def main(options: Headline) -> int:
     try:
         if not options.results.is_file():
             raise UserError(f"there are no results at {options.results}; run python -m experiments.comparison")
-        figures = headline(read_rows(options.results), options.budget, options.scenes)
+        rows = read_rows(options.results)
+        for page in options.update:
+            insert(page, "headline", summary(rows))
+        figures = headline(rows, options.budget, options.scenes)
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
         return 2

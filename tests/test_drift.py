@@ -8,6 +8,7 @@ from experiments.comparison.__main__ import markdown as compared
 from experiments.comparison.rows import read_rows
 from experiments.guidance.__main__ import HERE as GUIDANCE
 from experiments.guidance.__main__ import markdown as guided
+from experiments.headline import summary
 from experiments.mixture.tables import TABLES
 from experiments.results import read_lines
 from experiments.trial.__main__ import HERE as TRIAL
@@ -43,6 +44,14 @@ def test_tables_of_experiments(part):
     text = (folder / "README.md").read_text()
     assert text.split(f"<!-- {part} -->")[1].split(f"<!-- end of {part} -->")[0].strip() == table, (
         f"run python -m experiments.{folder.name}"
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/comparison/README.md"])
+def test_tables_of_the_headline(page):
+    shown = (ROOT / page).read_text().split("<!-- headline -->")[1].split("<!-- end of headline -->")[0].strip()
+    assert shown == summary(read_rows(COMPARISON / "results.jsonl")), (
+        f"run python -m experiments.headline --update {page}"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from experiments.comparison import __main__ as comparison
 from experiments.comparison.figure import draw, points, ratios
 from experiments.comparison.rows import Row, read_rows
-from experiments.headline import Headline, headline, interval, main
+from experiments.headline import Headline, headline, interval, main, summary
 from experiments.results import append_line
 
 from scott.errors import UserError
@@ -60,6 +60,17 @@ def test_the_figures():
     # t of one degree of freedom at 97.5 % is tan(.475 π) = 12.706, and of two values the standard error half their gap
     assert figures["gap_closed_equal_updates_interval"] == pytest.approx([0.7 - 12.706 * 0.1, 0.7 + 12.706 * 0.1], 1e-4)
     assert interval([1.0]) is None
+
+
+def test_the_table_has_a_line_of_each_budget_and_number_of_scenes_that_has_all_runs():
+    fewer = [replace(one, scenes=4, fid=one.fid + 0.4) for one in results()[2:6]]
+    short = [replace(one, budget=20) for one in results()[2:5]]
+    header, _, *lines = summary(results() + fewer + short).splitlines()
+    assert [line.split(" | ")[:4] for line in lines] == [["| 240", "4", "1", "10"], ["| 240", "8", "2", "10"]]
+    # (1.9 − 1.1) / (1.9 − .5) of FID, and (1.1 − .1) / (.5 − .1)
+    assert lines[0].split(" | ")[4:] == ["57%", "33%", "50%", "2.50", "2.00 |"]
+    assert "| 70% (-57% to 197%) |" in lines[1]
+    assert len(header.split(" | ")) == 9
 
 
 def test_figures_of_other_sample_sizes_are_not_mixed():
