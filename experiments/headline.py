@@ -47,7 +47,7 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
     most that it has them of, and of the most samples.
 
     Raises:
-        UserError: no seed has all three runs, or the teacher or the floor is not there.
+        UserError: no seed has all three runs, the teacher or the floor is not there, or there is no gap to close.
     """
     by_run = {(row.run, row.scenes, row.samples, row.steps): row for row in rows}
     runs = {run for run in _whole(rows) if budget in (None, run[0]) and scenes in (None, run[1])}
@@ -64,6 +64,8 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
     for seed in seeds:
         ours, timed, updated = of("ours", "time", seed), of("lcm", "time", seed), of("lcm", "updates", seed)
         excess = teacher.fid - floor.fid
+        if not (min(timed.fid, updated.fid) > teacher.fid > floor.fid and teacher.coverage > updated.coverage):
+            raise UserError(f"LCM's or the teacher's figures of seed {seed} leave no gap, of which there were a share")
         for name, value in {
             "gap_closed_equal_updates": (updated.fid - ours.fid) / (updated.fid - teacher.fid),
             "gap_closed_equal_time": (timed.fid - ours.fid) / (timed.fid - teacher.fid),

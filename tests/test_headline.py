@@ -73,6 +73,12 @@ def test_the_table_has_a_line_of_each_budget_and_number_of_scenes_that_has_all_r
     assert len(header.split(" | ")) == 9
 
 
+def test_a_seed_whose_rival_lacks_nothing_is_no_share():
+    better = [replace(one, fid=0.45) if (one.method, one.seed) == ("lcm", 1) else one for one in results()]
+    with pytest.raises(UserError, match="figures of seed 1 leave no gap"):
+        headline(better)
+
+
 def test_figures_of_other_sample_sizes_are_not_mixed():
     """FID of more samples is lower for all alike."""
     more = [replace(one, fid=one.fid - 0.05, samples=20) for one in results()]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,8 @@ class StudentSampler:
 
 
 def trailing_times(backbone: LatentBackbone, steps: int, batch: int) -> list[Tensor]:
-    """`steps` + 1 times (batch,) from t_max to clean data, evenly spaced ("trailing" in diffusers' words).
+    """`steps` + 1 times (batch,) from t_max to clean data, evenly spaced ("trailing" in diffusers' words), whole ones
+    rounded as diffusers' schedulers do.
 
     Where the pipeline's scheduler has a `shift_terminal`, 1 − σ is stretched to put the last σ before clean data there.
     Raises `UserError` for no step.
@@ -109,10 +111,12 @@ def trailing_times(backbone: LatentBackbone, steps: int, batch: int) -> list[Ten
     if steps < 1:
         raise UserError(f"got {steps} steps of a teacher; expected 1 or more")
     schedule = backbone.schedule
-    fraction = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    times = schedule.t_data + fraction * (schedule.t_max - schedule.t_data)
-    if not schedule.time_dtype.is_floating_point:
-        times = times.round()
+    span = schedule.t_max - schedule.t_data
+    if schedule.time_dtype.is_floating_point:
+        above = span * torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    else:
+        above = torch.tensor([*np.arange(span, 0, -span / steps).round()[:steps], 0])
+    times = schedule.t_data + above
     terminal = backbone.pipeline.scheduler.config.get("shift_terminal")
     if terminal and steps > 1 and isinstance(schedule, FlowSchedule):
         alpha = schedule.alpha(times[:-1])

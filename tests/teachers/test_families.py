@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import DDIMScheduler, PixArtTransformer2DModel
 from tests.teachers.stock_pipelines import assert_same_latents, draw, teacher_pipeline
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.pipeline import save_student
-from scott.samplers import StudentSampler, TeacherSampler
+from scott.samplers import StudentSampler, TeacherSampler, trailing_times
 from scott.teachers import load_backbone
 from scott.teachers.pixart import PixArtBackbone
 
@@ -34,6 +34,17 @@ def test_the_teacher_sampler_is_the_stock_pipeline(make_backbone, family):
     ours = TeacherSampler(backbone, 4, 7.5).latents([PROMPT], 3)
     assert_same_latents(ours, expected, 2e-5)
     assert (ours - TeacherSampler(backbone, 4, 1.0).latents([PROMPT], 3)).abs().max() > 0.1 * ours.std()
+
+
+def test_the_teachers_times_are_those_of_a_stock_scheduler(make_backbone):
+    """Halves are rounded as numpy rounds them: 16 steps stop at 937 and not at 936."""
+    backbone = make_backbone(family="sd1")
+    stock = DDIMScheduler(timestep_spacing="trailing")
+    for steps in (1, 2, 3, 4, 7, 16, 25, 32, 48, 50, 64, 80, 96, 1000):
+        stock.set_timesteps(steps)
+        *times, end = trailing_times(backbone, steps, 2)
+        assert [time.tolist() for time in times] == [[time, time] for time in stock.timesteps.tolist()]
+        assert end.tolist() == [backbone.schedule.t_data] * 2
 
 
 def test_sdxl_pushes_away_from_the_empty_prompt_where_its_pipeline_does(make_backbone):

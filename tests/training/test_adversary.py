@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tests.training.by_hand import B, Step, gradients, make_config
+from tests.training.by_hand import B, Step, gradients, ladder, make_config
 from tests.training.launch import here
 from tests.training.runs import assert_same_run, final, metrics
 
@@ -54,12 +54,23 @@ def losses_by_hand(step, drawn):
     if step.config.critic_r1:
         change = logits(step.x0[rows] + R1_DISTANCE * step.draws.r1_noise[0][rows]) - real
         critic = critic + step.config.critic_r1 * ((change.mean(1) / R1_DISTANCE) ** 2).mean() / 2
-    return (step.student() - step.target()).square().mean(), -logits(fakes).mean(), critic
+    w = torch.ones(len(rows))
+    if step.config.adversarial_weighting == "snr+1":  # α²/σ² + 1 = 1/σ², mean 1 over the times that are drawn at
+        per_time = 1 / ladder(step.backbone)[1] ** 2
+        stops = torch.tensor(sampling_times(step.distillation.grid))
+        w = (per_time[step.draws.drawn_t[rows] + 1] / per_time[stops + 1].mean()).float()
+    adversarial = -(w * logits(fakes).flatten(1).mean(1)).mean()
+    return (step.student() - step.target()).square().mean(), adversarial, critic
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"critic": "heads"}, {"critic_r1": 0.3, "critic": "heads", "train": "lora"}],
+    [
+        {},
+        {"critic": "heads"},
+        {"critic_r1": 0.3, "critic": "heads", "train": "lora"},
+        {"critic": "heads", "adversarial_weighting": "snr+1"},
+    ],
     ids=str,
 )
 def test_drawn_fakes_are_what_sampling_makes(make_backbone, perturb, changes):

@@ -194,6 +194,12 @@ def test_heads_on_a_frozen_encoder_are_not_told_what_is_data_by_the_time():
     assert not config(critic="heads", adversarial_weight=0.0).has_critic
 
 
+def test_a_weight_that_a_share_would_replace_is_refused():
+    with pytest.raises(UserError, match=r"adversarial_weight 0\.1 with adversarial_share 0\.3, which sets the weight"):
+        config(adversarial_share=0.3, adversarial_weight=0.1)
+    assert not config(adversarial_share=0.3, adversarial_weight=0.0).has_critic
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_differences_of_a_hundredth_are_not_taken_in_half_precision(precision):
     """On the embedded teacher the gradient of R1 came out 28 to 152 % off."""

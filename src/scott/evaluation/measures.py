@@ -88,8 +88,9 @@ class Figure:
     value: float
     """Mean over seeds."""
     interval: tuple[float, float] | None = None
-    """95 % over the sampler's samples, of the first seed: value + the bootstrap's quantiles about its own mean, since a
-    resample, which repeats samples, is biased as a smaller sample is. Real pictures and balls are kept as they are."""
+    """95 % over the sampler's samples, of the first seed: value ± 1.96 standard deviations of the bootstrap. About the
+    value, since a resample, which repeats samples, is biased as a smaller sample is; and by the deviation, which as few
+    resamples tell better than quantiles of 2.5 %. Real pictures and balls are kept as they are."""
     floor: float | None = None
     """The metric of as many real pictures as the sampler drew."""
     seeds: tuple[float, ...] = ()
@@ -136,9 +137,8 @@ def _interval(values: Tensor, least: float, most: float) -> tuple[float, float] 
     value, replicates = values[0], values[1:]
     if len(replicates) < 2:
         return None
-    about = replicates - replicates.mean()
-    low, high = (value + about.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))).clamp(least, most)
-    return low.item(), high.item()
+    half = 1.96 * replicates.std()
+    return (value - half).clamp(min=least).item(), (value + half).clamp(max=most).item()
 
 
 def over_seeds(each: list[dict[str, Figure]], floor: Mapping[str, Figure]) -> dict[str, Figure]:

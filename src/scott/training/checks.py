@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from scott.choices import unknown
 from scott.errors import UserError
+from scott.training.adversary import Adversary
 
 if TYPE_CHECKING:
     from scott.training.config import DistillConfig
@@ -76,6 +77,11 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
         yield (
             "critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
             "use critic_input clean"
+        )
+    if config.adversarial_share and config.adversarial_weight not in (0, Adversary.adversarial_weight):
+        yield (
+            f"adversarial_weight {config.adversarial_weight} with adversarial_share {config.adversarial_share}, "
+            "which sets the weight by itself; leave one out"
         )
     if config.critic_r1 and config.precision != "fp32":
         yield (

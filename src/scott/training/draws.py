@@ -16,7 +16,8 @@ SAMPLING_STEPS = (2, 4)
 
 @dataclass(frozen=True)
 class Draws:
-    """Everything random in a step. Noises are like the latents (B, C, H, W); there are none of those that are not used.
+    """Everything random in a step. Noises are like the latents (B, C, H, W); those of an optional part are none without
+    it, but for `critic_noise` and a deterministic walk's, which are drawn unread.
 
     `drawn` (B,) says for which rows a sample is drawn for the critic, `drawn_t` (B,) at which time it ends, and
     `drawn_noise` what it starts from and what is added to its first step's output.

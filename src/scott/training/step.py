@@ -148,7 +148,8 @@ class Distillation:
         (x_fake, t_fake), (x_real, t_real) = self._critic_inputs(shown._replace(fakes=leaf))
         fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
         kind = config.weighting if config.adversarial_weighting == "same" else config.adversarial_weighting
-        adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, grid.trained_times))
+        times = torch.tensor(sampling_times(grid)).to(grid.times) if config.draws_fakes else grid.trained_times
+        adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, times))
         discriminator = hinge_discriminator(real_logits, fake_logits)
         terms = {
             "adversarial": adversarial.detach(),
@@ -212,6 +213,6 @@ def _moments(output: Tensor, x0: Tensor, t: Tensor, grid: JumpGrid) -> Tensor:
     """(T, 5) for the T times at which samples are drawn, descending: the fraction of the rows that are at the time, and
     over the whole batch the mean of those rows' output, its square, x0 and its square."""
     times = torch.tensor(sorted({*sampling_times(grid)}, reverse=True)).to(t)
-    each = [torch.ones_like(output), output, output.square(), x0, x0.square()]
-    rows = torch.stack([value.flatten(1).mean(1) for value in each], 1).float()
+    means = [value.flatten(1).mean(1) for value in (output, output.square(), x0, x0.square())]
+    rows = torch.stack([torch.ones_like(means[0]), *means], 1).float()
     return (times[:, None] == t).to(rows) @ rows / len(t)

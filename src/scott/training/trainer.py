@@ -178,7 +178,7 @@ class _Run:
         """Report a step, and log it where it is due."""
         config, record = self.config, dict[str, float]()
         for warning in (self.watch.see(done, values), self.spread.warning(done, values)):
-            if warning:
+            if warning and self.log:
                 self.hooks.warn(warning)
         if done % config.log_every == 0 or done == config.max_steps:
             parts = {f"seconds_{part}": seconds for part, seconds in self.timer.read().items()}
