@@ -13,18 +13,16 @@ Student's t of 95 %, and null of a single seed.
 """
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import tyro
 from experiments.comparison.rows import Row, read_rows
-from experiments.results import insert, table
+from experiments.results import insert, mean_interval, table
 from rich.console import Console
-from scipy.stats import t as student_t
 
 from scott.errors import UserError
 
@@ -79,7 +77,8 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
                 per_seed.setdefault(f"excess_ratio_{method}_{steps}", []).append((row.fid - floor.fid) / excess)
     figures: Figures = {"budget": at, "scenes": scenes, "samples": samples, "seeds": len(seeds)}
     for name, values in per_seed.items():
-        figures |= {name: mean(values), f"{name}_interval": interval(values)}
+        ends = mean_interval(values) if len(values) > 1 else None
+        figures |= {name: mean(values), f"{name}_interval": ends}
     return figures
 
 
@@ -91,14 +90,6 @@ def summary(rows: list[Row]) -> str:
         trained = [f"{budget:g}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}"]
         lines.append([*trained, *(_shown(found, name, form) for name, form in SUMMARY.values())])
     return table(["core-minutes", "scenes", "seeds", "captions", *SUMMARY], lines)
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """[low, high] of the mean, Student's t at 95 %; None of a single value."""
-    if len(values) < 2:
-        return None
-    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return [mean(values) - half, mean(values) + half]
 
 
 def _whole(rows: list[Row]) -> set[tuple[float, int, int, int]]:

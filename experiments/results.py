@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import ttest_1samp
+
 from scott.errors import UserError
 from scott.files import write_atomically
 
@@ -39,6 +41,12 @@ def insert(file: Path, name: str, text: str) -> None:
         raise UserError(f"{file} has no place for the table {name}; put {begin} and {end} where it belongs")
     before, rest = content.split(begin)
     write_atomically(file, f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """[low, high] of the mean of two values or more, Student's t at 95 %."""
+    found = ttest_1samp(values, 0).confidence_interval(0.95)
+    return [float(found.low), float(found.high)]
 
 
 def _cell(value: object) -> str:

@@ -10,7 +10,7 @@ import torch
 from experiments.comparison import __main__ as comparison
 from experiments.comparison.figure import draw, points, ratios
 from experiments.comparison.rows import Row, read_rows
-from experiments.headline import Headline, headline, interval, main, summary
+from experiments.headline import Headline, headline, main, summary
 from experiments.results import append_line
 
 from scott.errors import UserError
@@ -59,7 +59,6 @@ def test_the_figures():
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     # t of one degree of freedom at 97.5 % is tan(.475 π) = 12.706, and of two values the standard error half their gap
     assert figures["gap_closed_equal_updates_interval"] == pytest.approx([0.7 - 12.706 * 0.1, 0.7 + 12.706 * 0.1], 1e-4)
-    assert interval([1.0]) is None
 
 
 def test_the_table_has_a_line_of_each_budget_and_number_of_scenes_that_has_all_runs():

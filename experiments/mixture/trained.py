@@ -8,7 +8,7 @@ import torch
 from experiments.mixture.data import Mixture, clusters
 from experiments.mixture.methods import METHODS, Method, Trial, trials
 from experiments.mixture.training import BATCH, SD, Training, strides
-from scipy.stats import t as student_t
+from experiments.results import mean_interval
 from torch import Tensor
 
 from scott.sampling import sample
@@ -85,8 +85,8 @@ def distances(drawn: Tensor, reference: Tensor) -> tuple[float, float]:
 
 def interval(values: Tensor) -> list[float]:
     """Mean and half width of its 95 % interval over seeds."""
-    half = student_t.ppf(0.975, len(values) - 1) * values.std().item() / math.sqrt(len(values))
-    return [values.mean().item(), float(half)]
+    low, high = mean_interval(values.tolist())
+    return [values.mean().item(), (high - low) / 2]
 
 
 def _floor(data: Mixture, seeds: int) -> Row:

@@ -13,6 +13,7 @@ from torch import Tensor
 from scott.diffusion import DiscreteSchedule, JumpGrid
 from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator, loss_weight
 from scott.solvers import make
+from scott.training.ema import ema_update
 
 SD = DiscreteSchedule.stable_diffusion()
 BATCH = 64
@@ -66,10 +67,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        with torch.no_grad():
-            pairs = zip(self.target.networks.parameters(), self.student.networks.parameters(), strict=True)
-            for mine, theirs in pairs:
-                mine.lerp_(theirs, 1 - EMA)
+        ema_update(self.target.networks.parameters(), self.student.networks.parameters(), EMA)
 
     def consistency(self, x_n: Tensor, t_n: Tensor, phase: int) -> tuple[Tensor, Tensor]:
         """L_CD, or the energy score against the target's draw; and f(x_n)."""

@@ -237,6 +237,18 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(start, tmp_path, metric, 
     assert [record["fid"] for record in metrics(tmp_path)] == list(values.values())
 
 
+def test_a_best_checkpoint_that_is_saved_already_is_not_gathered_again(start, tmp_path, monkeypatch):
+    gathered = []
+    parts = Optimization.parts
+    monkeypatch.setattr(Optimization, "parts", lambda self: gathered.append(self) or parts(self))
+    hooks = Hooks(validate=lambda done: {"fid": 9.0 - done})
+    start(
+        tmp_path, hooks=hooks, max_steps=4, validate_every=1, best_metric="fid", checkpoint_every=2, keep_checkpoints=1
+    )
+    assert len(gathered) == 4
+    assert Best.read(tmp_path / "checkpoints").step == 4
+
+
 def test_a_best_metric_without_validation_is_refused(start, tmp_path):
     with pytest.raises(UserError, match="best_metric fid without validate_every"):
         start(tmp_path / "run", best_metric="fid")

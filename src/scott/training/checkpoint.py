@@ -52,6 +52,10 @@ def save_checkpoint(
     return final
 
 
+def is_saved(folder: Path, step: int) -> bool:
+    return (folder / _name(step)).is_dir()
+
+
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 

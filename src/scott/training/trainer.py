@@ -19,7 +19,14 @@ from torch import Tensor
 from scott.data.batch import Batch
 from scott.errors import Preempted, UserError
 from scott.teachers import Cond, LatentBackbone
-from scott.training.checkpoint import Best, latest_checkpoint, prune_checkpoints, readable, save_checkpoint
+from scott.training.checkpoint import (
+    Best,
+    is_saved,
+    latest_checkpoint,
+    prune_checkpoints,
+    readable,
+    save_checkpoint,
+)
 from scott.training.config import DistillConfig
 from scott.training.draws import sampling_times
 from scott.training.jumps import Jumps
@@ -209,21 +216,24 @@ class _Run:
 
     def save(self, done: int, candidate: Best | None = None) -> None:
         """Save this step, or only if it is the best yet. One process decides and writes, the others wait."""
-        due = [candidate is None or candidate.is_best(self.checkpoints)]
+        wanted = candidate is None or candidate.is_best(self.checkpoints)
+        due = [wanted and not is_saved(self.checkpoints, done)]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(due)
         if due[0]:
-            self.write_checkpoint(done, candidate)
+            self.write_checkpoint(done)
+        if wanted and self.accelerator.is_main_process:
+            if candidate:
+                candidate.write(self.checkpoints)
+            prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.timer.skip()
 
-    def write_checkpoint(self, done: int, candidate: Best | None) -> None:
+    def write_checkpoint(self, done: int) -> None:
+        """All gather it, which holds everything once more; the first process writes."""
         parts = self.optimization.parts()
         if self.accelerator.is_main_process:
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
             state |= {"data": self.data.version, "teacher": self.backbone.version}
             state |= {"schedule": repr(self.backbone.schedule), "spread": self.spread.sums.tolist()}
             save_checkpoint(self.checkpoints, done, parts, state)
-            if candidate:
-                candidate.write(self.checkpoints)
-            prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
