@@ -90,7 +90,10 @@ def test_a_time_at_which_no_row_was_has_no_spread():
     assert noised.add(torch.zeros(2, 5)) == {}
 
 
-@pytest.mark.parametrize(("off", "said"), [(0.95, "less noise or more"), (1.05, "more noise or less"), (0.99, None)])
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [(0.95, "less noise or more"), (1.05, "if guidance does not ask for it, less of the critic"), (0.99, None)],
+)
 def test_a_spread_out_of_balance_is_warned_of(off, said):
     spread, generator = Spread([999, 503], make_config(batch_size=32)), torch.Generator().manual_seed(0)
     for _ in range(100):

@@ -1,4 +1,5 @@
-"""The networks that metrics read, by name: each as its publication uses it, with the preprocessing of its convention.
+"""The networks that metrics read, by name: each as its publication uses it, with the preprocessing of its convention,
+but for rounding: resized pictures are brought to 8 bits for Inception alone (docs/evaluation.md has what that changes).
 
 `load(name, path, device)` makes one. Weights are found where their library finds them, or at the path given.
 Torch-fidelity and open_clip come with the extra `eval`.

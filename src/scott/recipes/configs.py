@@ -121,7 +121,8 @@ def realistic_vision(**changes: Any) -> DistillConfig:
 def sdxl(**changes: Any) -> DistillConfig:
     """SDXL base 1.0, of which the paper says nothing: its values for SD1.5, with SDXL's usual guidance.
 
-    ω = 8 lies in LCM-SDXL's training range ([3, 15], diffusers' consistency distillation scripts).
+    ω = 8 lies in LCM-SDXL's training range (diffusers' script: 3 to 15 in the form cond + ω (cond − uncond), 4 to 16
+    here).
     """
     return _from_table("sdxl", changes)
 

@@ -126,11 +126,12 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     validate_every: int = 0
     """Steps between measurements of FID, CLIP score and coverage at 2 steps; 0 makes none."""
     validation_samples: int = 500
-    """Pictures they are measured on: the first of the training data, and as many drawn of their captions."""
+    """Pictures they are measured on: the first of the training data, and as many drawn of their captions. What was
+    learnt by heart counts as good here."""
     validation_features: str = "mini"
     """The CLIP that measures: `mini`, or a transformers CLIP folder or hub id."""
     best_metric: Literal["none", "fid", "clip_score", "coverage"] = "none"
-    """The metric whose best checkpoint is kept."""
+    """The metric whose best checkpoint is kept, measured as `validation_samples` says."""
 
     def __post_init__(self) -> None:
         Reading.__post_init__(self)

@@ -136,8 +136,9 @@ class CriticWatch:
 class Spread:
     """log10 of std(f_θ) over std(x0) at the times at which samples are drawn, over the last `ROWS` rows or so.
 
-    An L2 student of a noisy teacher shrinks towards the mean, and a critic gives the spread back: 0 is balance. Where
-    samples are drawn for the critic, theirs too, by the time at which they end.
+    An L2 student of a noisy teacher shrinks towards the mean, and a critic gives the spread back: at 0 it is the
+    data's, of which a guided teacher's samples have a little more. Where samples are drawn for the critic, theirs too,
+    by the time at which they end.
     """
 
     ROWS, TOLERANCE, EVERY = 500, 0.02, 200
@@ -173,8 +174,12 @@ class Spread:
         if step % self.EVERY or "critic" not in values or not off:
             return None
         worst = max(off, key=lambda name: abs(off[name] - 1))
-        remedy = "less noise or more of the critic" if off[worst] < 1 else "more noise or less of the critic"
-        return f"step {step}: {worst}: the student's spread is {off[worst]:.2f} of the data's; {remedy} balances it"
+        shrunk, wide = (
+            "less noise or more of the critic widens it",
+            "if guidance does not ask for it, less of the critic",
+        )
+        remedy = shrunk if off[worst] < 1 else wide
+        return f"step {step}: {worst}: the student's spread is {off[worst]:.2f} of the data's; {remedy}"
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.sums = torch.tensor(state["spread"], dtype=torch.float64).view_as(self.sums)
