@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -42,6 +43,12 @@ QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpo
 def cpu_seconds() -> float:
     """Of this process and of those it started and that have ended, in user and system mode."""
     return sum(os.times()[:4])
+
+
+def digest(config: DistillConfig) -> str:
+    """Of what decides the weights: results under one name of which it differs are of different recipes."""
+    settings = config.decisive() | {"limit": config.limit}
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def exit_code(run: Callable[[Report], None]) -> int:

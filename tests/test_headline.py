@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -170,6 +171,9 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     more = read_rows(tmp_path / "results.jsonl")[len(rows) + 3 :]
     assert [(r.run, r.steps, r.updates) for r in more] == [(r.run, r.steps, r.updates) for r in rows[3:]]
     assert {r.samples for r in more} == {20}
+    monkeypatch.setitem(comparison.METHODS, "ours", partial(comparison.METHODS["ours"], adversarial_share=0.3))
+    with pytest.raises(UserError, match="has ours of seed 0 by another recipe"):
+        compare()
 
 
 def test_the_figures_are_of_runs_on_as_many_scenes():

@@ -1,6 +1,7 @@
 """`python -m experiments.trial`: a variant trained by scott's trainer, measured, and kept as one line."""
 
 import json
+from functools import partial
 
 import pytest
 from experiments.guidance.__main__ import Guidance
@@ -9,6 +10,7 @@ from experiments.trial.__main__ import Trial
 
 from scott.commands import prepare
 from scott.errors import UserError
+from scott.recipes.configs import mini
 
 
 def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monkeypatch, capsys):
@@ -64,6 +66,15 @@ def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
     for _ in range(2):
         assert exit_code(Trial("betas", ("critic_betas=0,0.99",), folder=tmp_path).run) == 0
     assert made == ["betas"]
+
+
+def test_a_recipe_that_has_changed_is_not_taken_for_the_one_of_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trial, "made", lambda trial, report: {})
+    trial = Trial("plain", folder=tmp_path)
+    assert exit_code(trial.run) == exit_code(trial.run) == 0
+    monkeypatch.setattr("experiments.trial.__main__.mini", partial(mini, adversarial_share=0.3))
+    assert exit_code(trial.run) == 2
+    assert "of another recipe mini; name another" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

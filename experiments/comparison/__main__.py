@@ -19,7 +19,7 @@ from experiments.baselines.ufogen import UFOGen
 from experiments.comparison.figure import draw
 from experiments.comparison.rows import Matched, Row, read_rows
 from experiments.results import append_line, insert, table
-from experiments.runs import QUIET, Report, Training, exit_code, figures_of, measured, progress
+from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress
 
 from scott.device import best_device
 from scott.errors import UserError
@@ -140,10 +140,21 @@ class Comparison:
                 append_line(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
 
     def train(self, blank: Row, report: Report) -> None:
-        """The rows of one student, unless they are there, of as many samples and scenes."""
-        if blank.run in {row.run for row in self.rows() if (row.samples, row.scenes) == (self.samples, self.scenes)}:
-            return
+        """The rows of one student, unless they are there, of as many samples and scenes.
+
+        Raises:
+            UserError: those that are there were made by another recipe of the same name.
+        """
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
+        same = [row for row in self.rows() if (row.samples, row.scenes) == (self.samples, self.scenes)]
+        if there := [row for row in same if row.run == blank.run]:
+            made_by, updates = there[0].config, there[0].updates
+            if made_by and made_by != digest(self.config(blank.method, name, updates, blank.seed)):
+                raise UserError(
+                    f"{self.file} has {blank.method} of seed {blank.seed} by another recipe; move its rows away, "
+                    "or say another --folder and --runs"
+                )
+            return
         run: Training | Baseline
         if blank.method in BASELINES:
             how: dict[str, Any] = {"cpu_minutes": blank.budget, "seed": blank.seed, "scenes": self.scenes}
@@ -153,18 +164,21 @@ class Comparison:
         else:
             updates = self.updates(blank, self.trainings / name, report)
             run, minutes = self.trained(blank.method, name, updates, blank.seed, report)
+            blank = replace(blank, config=digest(run.config))
         trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2), device=str(run.backbone.device))
         samplers = run.samplers()
         for steps, figures in measured(samplers, self.reference, report).items():
             how = {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
             append_line(self.file, asdict(trained) | figures | how)
 
+    def config(self, method: str, name: str, updates: int, seed: int, **changes: Any) -> DistillConfig:
+        settings = QUIET | {"checkpoint_every": 100, "log_every": 1, "limit": self.scenes} | changes
+        return METHODS[method](**settings, out=self.trainings / name, seed=seed, max_steps=updates)
+
     def trained(
         self, method: str, name: str, updates: int, seed: int, report: Report, **changes: Any
     ) -> tuple[Training, float]:
-        settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | changes
-        config = METHODS[method](**settings, out=self.trainings / name, seed=seed, max_steps=updates, limit=self.scenes)
-        training = Training(config, data=self.trainings / "data")
+        training = Training(self.config(method, name, updates, seed, **changes), data=self.trainings / "data")
         return training, training.train(report) / 60
 
     def updates(self, blank: Row, out: Path, report: Report) -> int:

@@ -39,6 +39,9 @@ class Row:
     """Of the embedded data, that it was trained on; 0 of what is not."""
     device: str = "cpu"
     """Where it was trained; of a GPU, `cpu_minutes` are those of the process that launches its work."""
+    config: str = ""
+    """`experiments.runs.digest` of what trained it; of baselines, which have no such config, and of what is not trained
+    nothing."""
 
     @property
     def run(self) -> tuple[str, str, float, int]:

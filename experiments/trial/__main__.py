@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from experiments.results import append_line, insert, read_lines, table
-from experiments.runs import QUIET, Report, Training, cell, exit_code, measured, parsed
+from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, measured, parsed
 
 from scott.errors import UserError
 from scott.mini.protocol import mini_reference
@@ -49,14 +49,15 @@ class Trial:
             return
         if not self.name:
             raise UserError("got no name for the trial; say one, or --table")
-        line = {"name": self.name, **self.identity()}
+        line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
-            same = [there[key] == line[key] for key in IDENTITY]
+            same = [there.get(key, line[key]) == line[key] for key in (*IDENTITY, "config")]
             if there["name"] == self.name and there["seed"] == self.seed:
                 if all(same):
                     return
                 raise UserError(
-                    f"{file} has a trial {self.name} of seed {self.seed} already, otherwise set; name another"
+                    f"{file} has a trial {self.name} of seed {self.seed} already, of other settings or of another "
+                    "recipe mini; name another"
                 )
         append_line(file, line | self.made(report))
 

@@ -216,8 +216,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not the config of a scott run ({error}); choose another folder") from None
 
-    def differences(self, other: "DistillConfig") -> list[str]:
-        """`name: mine → theirs` for what decides the weights (the folder's own name and the log's pace do not)."""
+    def decisive(self) -> dict[str, Any]:
+        """What decides the weights, beside teacher and data (the folder's own name and the log's pace do not)."""
         pace = {"guidance", "log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"}
         pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
         # the same numbers, up to rounding
@@ -226,8 +226,11 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
         named |= {"out", "data", "weights"}
         free = named | pace | means | (set() if self.decay or self.critic_start else {"max_steps"})  # fractions of it
-        names = [field.name for field in dataclasses.fields(self) if field.name not in free]
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in free}
+
+    def differences(self, other: "DistillConfig") -> list[str]:
+        """`name: mine → theirs` for what decides the weights."""
+        pairs = ((name, mine, getattr(other, name)) for name, mine in self.decisive().items())
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
