@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 EvaluationSplit = Literal["held-out", "validation"]
+TeacherSolver = Literal["ddim", "dpmpp", "er-sde"]
+"""DDIM without noise; DPM-Solver++ (2M); ER-SDE of order 2 with the noise function 5, the best of SCott's solvers."""
 STEPS = (1, 2, 4)
 """In how many steps pictures are drawn, if it is left out."""
 
@@ -61,4 +63,6 @@ class Measured:
     teacher: str | None = None
     """With --teacher-steps: the student's teacher, a pipeline folder, a hub id or mini; a run's own, if left out."""
     teacher_steps: tuple[int, ...] = ()
-    """Measure the teacher too, in these numbers of DDIM steps."""
+    """Measure the teacher too, in these numbers of steps."""
+    teacher_solvers: tuple[TeacherSolver, ...] = ("ddim",)
+    """By which solvers: DDIM without noise, DPM-Solver++ (2M), ER-SDE with noise function 5, of order 2."""

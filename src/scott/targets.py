@@ -22,7 +22,10 @@ from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
 
-OF_DRAWING = ("guidance", "scheduler", "lora", "teacher", "teacher_steps", "seeds", "images", "diversity", "precision")
+OF_DRAWING = (
+    *("guidance", "scheduler", "lora", "teacher", "teacher_steps", "teacher_solvers"),
+    *("seeds", "images", "diversity", "precision"),
+)
 """What `Measured` has of how pictures are drawn, and kept."""
 
 
@@ -107,7 +110,7 @@ def _method(folder: Path) -> str:
 
 
 def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: float) -> dict[str, Sampler]:
-    """Of the student's teacher under DDIM, in the steps asked for. Raises `UserError` where it is not known."""
+    """Of the student's teacher, in the steps and by the solvers asked for. Raises `UserError` where it is not known."""
     if not measured.teacher_steps:
         return {}
     if measured.teacher is not None:
@@ -117,7 +120,11 @@ def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: f
         backbone = teacher_of(source, dtype, resolution=resolution)
     else:
         raise UserError(f"{name} is no run that would name its teacher; give --teacher beside --teacher-steps")
-    return {f"teacher-ddim-{n}": TeacherSampler(backbone, n, guidance, truncate=True) for n in measured.teacher_steps}
+    return {
+        f"teacher-{solver}-{n}": TeacherSampler(backbone, n, guidance, truncate=True, solver=solver)
+        for solver in measured.teacher_solvers
+        for n in measured.teacher_steps
+    }
 
 
 def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
@@ -129,4 +136,6 @@ def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
     if isinstance(sampler, TeacherSampler | StudentSampler):
         backbone = sampler.backbone
         made |= {"pipeline": pipeline_version(backbone.pipeline)[:8], "size": backbone.resolution}
+    if isinstance(sampler, TeacherSampler) and sampler.solver != "ddim":
+        made["solver"] = sampler.solver
     return made | {"sampler": type(sampler).__name__}

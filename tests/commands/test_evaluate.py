@@ -112,6 +112,7 @@ def test_teacher_and_student_are_measured_on_the_same_pictures(untrained, folder
     results, file = evaluate_target("s", (1,), measured, out=tmp_path / "results.json", report=ignore)
     rows = {row.name: row for row in results.rows}
     assert list(rows) == ["teacher-ddim-4", "teacher-ddim-1", "student-1"]
+    assert results.baseline() is rows["teacher-ddim-4"]
     assert rows["teacher-ddim-4"].network_calls == 8
     assert rows["teacher-ddim-4"].fid < rows["teacher-ddim-1"].fid
     assert {row.samples for row in results.rows} == {12}
@@ -315,6 +316,7 @@ BAD = {
     "no such CLIP": ({"data": "PICTURES", "features": "PICTURES"}, "is not a CLIP model"),
     "shards": ({"data": "SHARDS", "features": "CLIP"}, "holds encoded pictures"),
     "a teacher that draws nothing": ({"teacher": "mini"}, "without --teacher-steps"),
+    "solvers of no teacher": ({"teacher_solvers": ("er-sde",)}, "got --teacher-solvers er-sde without --teacher-steps"),
     "no teacher": ({"teacher_steps": (4,)}, "give --teacher beside --teacher-steps"),
 }
 

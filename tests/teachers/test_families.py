@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PixArtTransformer2DModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from tests.teachers.stock_pipelines import assert_same_latents, draw, teacher_pipeline
 
 from scott.diffusion import JumpGrid
@@ -34,6 +34,26 @@ def test_the_teacher_sampler_is_the_stock_pipeline(make_backbone, family):
     ours = TeacherSampler(backbone, 4, 7.5).latents([PROMPT], 3)
     assert_same_latents(ours, expected, 2e-5)
     assert (ours - TeacherSampler(backbone, 4, 1.0).latents([PROMPT], 3)).abs().max() > 0.1 * ours.std()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "pixart"])
+def test_the_teacher_by_another_solver_is_the_stock_pipeline_under_its_scheduler(make_backbone, name):
+    backbone = make_backbone(family=name)
+    pipeline = teacher_pipeline(backbone)
+    options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **options)
+    expected = draw(pipeline, PROMPT, 6, 4.5, seed=3)
+    ours = TeacherSampler(backbone, 6, 4.5, solver="dpmpp").latents([PROMPT], 3)
+    assert_same_latents(ours, expected, 1e-4)
+    assert (ours - TeacherSampler(backbone, 6, 4.5).latents([PROMPT], 3)).abs().max() > 1e-2 * ours.std()
+
+
+def test_the_teacher_by_a_solver_with_noise_draws_what_its_seed_says(make_backbone):
+    backbone = make_backbone(family="sd1")
+    walks = [TeacherSampler(backbone, 4, 4.5, solver="er-sde").latents([PROMPT] * 2, seed) for seed in (3, 3, 4)]
+    assert torch.equal(walks[0], walks[1])
+    assert (walks[0] - walks[2]).abs().max() > 0.1 * walks[0].std()
+    assert (walks[0] - TeacherSampler(backbone, 4, 4.5).latents([PROMPT] * 2, 3)).abs().max() > 0.1 * walks[0].std()
 
 
 def test_the_teachers_times_are_those_of_a_stock_scheduler(make_backbone):

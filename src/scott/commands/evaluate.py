@@ -139,6 +139,9 @@ def _check_drawn(steps: Sequence[int], measured: Measured) -> None:
     if not steps or min((*steps, *measured.teacher_steps)) < 1:
         given = " ".join(map(str, (*steps, *measured.teacher_steps)))
         raise UserError(f"got steps {given}; expected 1 or more of each")
+    if measured.teacher_solvers != Measured().teacher_solvers and not measured.teacher_steps:
+        given = " ".join(measured.teacher_solvers)
+        raise UserError(f"got --teacher-solvers {given} without --teacher-steps; say in how many steps they draw")
     if measured.teacher is not None and not measured.teacher_steps:
         raise UserError(f"got --teacher {measured.teacher} without --teacher-steps; say in how many steps it draws")
     if processes()[1] > 1 and measured.images is None:
