@@ -182,7 +182,7 @@ class Diversity:
 
     def of(self, generate: Generate) -> dict[str, Figure]:
         """What `reading_variants` reads off the pictures is averaged beside it."""
-        found = self._spread(generate, self.reference.replicates)
+        found = self._measured(generate, self.reference.replicates)
         floors = {name: figure.value for name, figure in self.real.items()}
         return {name: replace(figure, floor=floors.get(name)) for name, figure in found.items()}
 
@@ -190,9 +190,9 @@ class Diversity:
     def real(self) -> dict[str, Figure]:
         """Of the data's own pictures; empty where they cannot be drawn again."""
         redrawn = self.reference.redrawn
-        return self._spread(redrawn, self.reference.replicates) if redrawn else {}
+        return self._measured(redrawn, self.reference.replicates) if redrawn else {}
 
-    def _spread(self, generate: Generate, replicates: int) -> dict[str, Figure]:
+    def _measured(self, generate: Generate, replicates: int) -> dict[str, Figure]:
         distances, shown = [], defaultdict(list)
         read, instrument = self.reference.reading_variants, self.reference.instruments[FEATURES]
         for index, prompt in enumerate(self.reference.prompts[:SPREAD_CAPTIONS]):

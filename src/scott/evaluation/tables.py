@@ -21,8 +21,9 @@ TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverag
 
 
 def metrics_of(results: Results) -> list[str]:
-    """The usual metrics, then what else any row has."""
-    return list(dict.fromkeys([*USUAL, *(name for row in results.rows for name in row.metrics)]))
+    """What any row has, the usual ones first."""
+    there = dict.fromkeys(name for row in results.rows for name in row.metrics)
+    return [name for name in dict.fromkeys([*USUAL, *there]) if name in there]
 
 
 def columns(results: Results) -> list[str]:
