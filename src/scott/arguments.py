@@ -219,8 +219,11 @@ class Compare:
 
         if not self.results and not self.update:
             raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
+        if self.check and not self.update:
+            raise UserError("got --check without --update; name the pages whose tables it checks")
         if self.results:
-            console.print(compare(self.results, self.out, self.rival)[1], markup=False, highlight=False)
+            text = compare(self.results, self.out, self.rival)[1]
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         for page in update(self.update, check=self.check):
             console.print(f"updated {page}", markup=False)
 

@@ -111,7 +111,7 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
     is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))
     if is_onnx and engine == "torch":
-        raise UserError(f"{name} is an ONNX export; add --engine onnx")
+        raise UserError(f"{name} is an ONNX export, which scott sample --engine onnx draws with; name the run it is of")
     if engine == "onnx" and not is_onnx:
         raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
     backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())

@@ -99,6 +99,45 @@ def test_too_few_pictures_are_refused(samples, tmp_path, features):
         source_reference(open_source(str(tmp_path)), samples, 64, {"features": features}, ignore)
 
 
+def test_a_floor_of_fewer_pictures_is_refused(folder, tmp_path, features):
+    for index in range(5):
+        Scenes(5)[index][0].save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a caption")
+    with pytest.raises(UserError, match="got 5 readable pictures in --floor-data; expected as many as are drawn, 10"):
+        source_reference(
+            open_source(str(folder)), 10, 64, {"features": features}, ignore, floor=open_source(str(tmp_path))
+        )
+
+
+def test_results_elsewhere_leave_a_runs_cards_alone(untrained, folder, tmp_path, monkeypatch):
+    written, run = [], tmp_path / "run"
+    run.mkdir()
+    run.joinpath("config.json").write_text(sd15(data="d", out=run).to_json())
+    monkeypatch.setattr(module, "check_run", lambda folder: None)
+    monkeypatch.setattr("scott.commands.evaluate.write_cards", lambda run, config: written.append(run))
+    few = Measured(data=str(folder), features=str(embedded.CLIP), samples=10, guidance=2.5, bootstrap=0)
+    evaluate_target(str(run), (1,), few, out=tmp_path / "r.json", report=ignore)
+    assert written == []
+    evaluate_target(str(run), (1,), few, out=run / "r.json", report=ignore)
+    assert written == [run]
+
+
+def test_rows_are_not_lost(untrained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = {"data": str(folder), "features": str(embedded.CLIP), "samples": 10, "guidance": 2.5, "bootstrap": 0}
+    _, file = evaluate_target("s", (1, 2), Measured(**few), out=None, report=ignore)
+    content = file.read_text()
+    for steps, changes, said in (
+        ((1,), {}, "has figures of student-2, which would be lost; write elsewhere with --out"),
+        ((1, 2), {"guidance": 2.0}, "has figures of student-1 at guidance 2.5, and these would be at 2.0;"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_target("s", steps, Measured(**few | changes), out=None, report=ignore)
+    assert file.read_text() == content
+    evaluate_target("s", (1, 2, 4), Measured(**few), out=None, report=ignore)
+    assert [row.name for row in Results.load(file).rows] == ["student-1", "student-2", "student-4"]
+
+
 def test_what_cannot_be_read_is_counted(folder, features):
     reference = source_reference(open_source(str(folder)), 100, 64, {"features": features}, ignore)
     assert len(reference.prompts) == 12

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from prdc import compute_prdc
 from torch import Tensor
 
 from scott.evaluation import coverage
@@ -26,6 +27,16 @@ def expected_coverage(n: int, m: int, k: int = 5) -> float:
     orders being equally likely, that has probability C(n − 1, k) / C(n + m − 1, k) in any dimension.
     """
     return 1 - math.comb(n - 1, k) / math.comb(n + m - 1, k)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_as_the_reference_package_computes_them(shift: float) -> None:
+    """prdc, of the authors of density and coverage, with the neighbours that each is read at here."""
+    real, fake = normal(300, 12, 0), normal(200, 12, 1) * 0.9 + shift
+    found = neighbours(real.double(), fake.double(), resamples(200, 0), only=list(NAMES))
+    expected = {k: compute_prdc(real.double().numpy(), fake.double().numpy(), k) for k in (3, 5)}
+    for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items():
+        assert found[name][0].item() == pytest.approx(expected[k][name], abs=1e-9)
 
 
 def test_by_hand() -> None:

@@ -16,7 +16,7 @@ from scott.evaluation import Figure, Results, Row, image_grid, markdown_table, t
 from scott.evaluation.curves import PANELS, curves_svg, finite_points, smooth
 from scott.evaluation.measures import METRICS as KNOWN
 from scott.evaluation.report import write_report
-from scott.evaluation.tables import DECIMALS, significant
+from scott.evaluation.tables import DECIMALS, footnotes, significant
 
 RESULTS = Results(
     [
@@ -53,11 +53,13 @@ def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.9, 5.3)), "kid": Figure(0.25)})
     header, _, line, *rest = markdown_table(Results([one])).splitlines()
     assert header.startswith("| sampler | steps | calls | ω | s / image | FID ↓ |")
-    assert header.endswith("| coverage ↑ | kid ↓ | samples |")
-    assert line == "| a | 2 | 2 | 3 | 0.1 | 5.00 ±0.2 | – | – | – | – | 0.250 | 100 |"
+    assert header.endswith("| FID ratio | kid ↓ | samples |")  # and no CLIP score, which no row has
+    assert line == "| a | 2 | 2 | 3 | 0.1 | 5.00 ±0.2 | – | – | 0.250 | 100 |"
     assert "±: half of 95 % of the bootstrap over samples." in rest
-    seeds = replace(one, metrics={"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5))})
+    seeds = replace(one, metrics={"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5))}, seeds=(1, 3))
     assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
+    assert "Seeds: 1, 3." in footnotes(Results([seeds, replace(seeds, name="b")]))
+    assert "Seeds: 1, 3 (a); 2 (b)." in footnotes(Results([seeds, replace(seeds, name="b", seeds=(2,))]))
 
 
 def test_an_arrow_is_where_more_or_less_is_better() -> None:

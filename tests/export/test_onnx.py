@@ -56,7 +56,7 @@ def test_onnxruntime_draws_the_student(small_student, tmp_path, monkeypatch):
     Path("picture.png").unlink()
     exec(snippet.snippet(mini(), info, "onnx", Path("me/student"), hub=True), {})
     assert Image.open("picture.png").size == (backbone.resolution,) * 2
-    with pytest.raises(UserError, match="add --engine onnx"):
+    with pytest.raises(UserError, match="scott sample --engine onnx draws with"):
         load_student(str(tmp_path / "onnx"))
     with pytest.raises(UserError, match="no ONNX export"):
         load_student(str(folder), "onnx")

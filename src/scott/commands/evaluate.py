@@ -20,6 +20,7 @@ from scott.evaluation.measures import METRICS
 from scott.evaluation.networks import instruments
 from scott.evaluation.protocols import PROTOCOLS, Protocol, write_list
 from scott.evaluation.references import Tick
+from scott.evaluation.results import FLOOR
 from scott.export.card import write_cards
 from scott.measured import Measured
 from scott.mini import embedded
@@ -56,6 +57,7 @@ def evaluate_target(
     meta = conditions(name, target, reference, measured, protocol)
     if out is None and file.exists() and processes()[0] == 0:
         check_replaced(file, meta, in_run=run is not None)
+        check_kept(file, target)
     made = partial(made_by, measured=measured)
     rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
     if processes()[0] > 0:
@@ -68,7 +70,7 @@ def evaluate_target(
     results.save(file)
     if reference.names:
         write_list(file.with_suffix(".prompts.csv"), reference.names, reference.prompts)
-    if run is not None:
+    if run is not None and file.resolve().parent == run.resolve():  # where the cards find it
         write_cards(run, DistillConfig.load(run / "config.json"))
     return results, file
 
@@ -124,6 +126,20 @@ def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None
             f"{file} has figures of {other} {values[0]}, and these would be of {values[1]}; "
             "write them elsewhere with --out, or move that file"
         )
+
+
+def check_kept(file: Path, target: Target) -> None:
+    """Raise `UserError` where the results of a file have rows that would be lost, or of another ω."""
+    drawn = {name: sampler.guidance for name, sampler in target.samplers.items()}
+    new = drawn | ({target.stored.name: None} if target.stored else {}) | {FLOOR: None}
+    for row in Results.load(file).rows:
+        if row.name not in new:
+            raise UserError(f"{file} has figures of {row.name}, which would be lost; write elsewhere with --out")
+        if row.name in drawn and row.guidance not in (None, drawn[row.name]):
+            raise UserError(
+                f"{file} has figures of {row.name} at guidance {row.guidance}, and these would be at "
+                f"{drawn[row.name]}; write elsewhere with --out"
+            )
 
 
 def protocol_of(measured: Measured) -> Protocol:

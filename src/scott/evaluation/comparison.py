@@ -24,7 +24,7 @@ from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.evaluation.measures import METRICS
 from scott.evaluation.results import FLOOR, Results, Row
-from scott.evaluation.tables import markdown, markdown_table
+from scott.evaluation.tables import markdown, markdown_table, metrics_of
 
 LCM = "lcm"
 GAPS = {"fid": "FID", "coverage": "coverage"}
@@ -169,7 +169,7 @@ def as_json(results: Results, rivals: Sequence[str] = ()) -> str:
 
 def drawn(results: Results) -> bytes:
     """Each metric against calls and against seconds, and precision against recall, as one SVG; a line a sampler."""
-    names = [name for name in METRICS if any(name in row.metrics for row in results.rows)]
+    names = metrics_of(results)
     pairs: list[Axis] = [(cost, name) for name in names for cost in ("network_calls", "seconds_per_image")]
     if {"precision", "recall"} <= set(names):
         pairs.append(("recall", "precision"))

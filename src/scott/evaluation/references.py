@@ -51,7 +51,7 @@ def source_reference(
     features for the next time, where there are all `samples` of them and nothing was skipped on the way.
 
     Raises:
-        UserError: fewer than `least` can be read; see `open_source`.
+        UserError: fewer than `least` can be read, or fewer of `floor` than of the source; see `open_source`.
     """
     check_samples(samples)
     file = None
@@ -74,6 +74,8 @@ def source_reference(
             raise UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
         with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
             others, rest = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
+        if floor and (read := len(rest["prompts"])) < count:
+            raise UserError(f"got {read:,} readable pictures in --floor-data; expected as many as are drawn, {count:,}")
     tensors = {f"real/{name}": value for name, value in real.items()}
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}

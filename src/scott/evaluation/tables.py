@@ -67,6 +67,7 @@ def footnotes(results: Results) -> list[str]:
     mark = BOOTSTRAP if True in kinds else ""
     lines += ["±: half the range over seeds."] if True in kinds else []
     lines += [f"±{mark}: half of 95 % of the bootstrap over samples."] if False in kinds else []
+    lines += _seeds(results)
     if features := results.meta.get("networks", {}).get("features"):
         lines.append(f"Features: {features}.")
     if any(row.recorded for row in results.rows):
@@ -153,6 +154,19 @@ def csv_table(results: Results) -> str:
             values += [figure.value, *(figure.interval or (None, None)), *of_seeds, figure.floor, figure.excess]
         writer.writerow(values)
     return content.getvalue()
+
+
+def _seeds(results: Results) -> list[str]:
+    """Of what was drawn; with the rows' names, where they differ."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for row in results.rows:
+        if row.seeds:
+            found.setdefault(row.seeds, []).append(row.name)
+    said = []
+    for seeds, names in found.items():
+        whose = f" ({', '.join(names)})" if len(found) > 1 else ""
+        said.append(", ".join(map(str, seeds)) + whose)
+    return [f"Seeds: {'; '.join(said)}."] if said else []
 
 
 def _titles(metric: str, results: Results) -> list[str]:
