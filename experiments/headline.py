@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 import tyro
-from experiments.comparison.rows import Row, read_rows
+from experiments.comparison.rows import Features, Row, read_rows
 from experiments.results import insert, mean_interval, table
 from rich.console import Console
 
@@ -37,16 +37,20 @@ SUMMARY = {
     "excess, 4 steps": ("excess_ratio_4", "{:.2f}"),
 }
 """Column → figure, and how it is written."""
+NETWORKS: dict[Features, str] = {"mini": "Mini-CLIP", "efficientnet": "EfficientNet-Lite0"}
 Figures = dict[str, Any]
 
 
-def headline(rows: list[Row], budget: float | None = None, scenes: int | None = None) -> Figures:
+def headline(
+    rows: list[Row], budget: float | None = None, scenes: int | None = None, features: Features = "mini"
+) -> Figures:
     """The figures and their intervals, at `budget` or at the largest that has all runs of a seed, of `scenes` or of the
-    most that it has them of, and of the most samples.
+    most that it has them of, and of the most samples, by one network.
 
     Raises:
         UserError: no seed has all three runs, the teacher or the floor is not there, or there is no gap to close.
     """
+    rows = [row for row in rows if row.features == features]
     by_run = {(row.run, row.scenes, row.samples, row.steps): row for row in rows}
     runs = {run for run in _whole(rows) if budget in (None, run[0]) and scenes in (None, run[1])}
     if not runs:
@@ -83,13 +87,15 @@ def headline(rows: list[Row], budget: float | None = None, scenes: int | None = 
 
 
 def summary(rows: list[Row]) -> str:
-    """Of each budget and number of scenes that has all runs of a seed, a line of a Markdown table."""
+    """Of each network, budget and number of scenes that has all runs of a seed, a line of a Markdown table."""
     lines = []
-    for budget, scenes in sorted({run[:2] for run in _whole(rows)}, key=lambda run: run[::-1]):
-        found = headline(rows, budget, scenes)
-        trained = [f"{budget:g}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}"]
-        lines.append([*trained, *(_shown(found, name, form) for name, form in SUMMARY.values())])
-    return table(["core-minutes", "scenes", "seeds", "captions", *SUMMARY], lines)
+    for features, network in NETWORKS.items():
+        there = _whole([row for row in rows if row.features == features])
+        for budget, scenes in sorted({run[:2] for run in there}, key=lambda run: run[::-1]):
+            found = headline(rows, budget, scenes, features)
+            trained = [f"{budget:g}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}", network]
+            lines.append([*trained, *(_shown(found, name, form) for name, form in SUMMARY.values())])
+    return table(["core-minutes", "scenes", "seeds", "captions", "features", *SUMMARY], lines)
 
 
 def _whole(rows: list[Row]) -> set[tuple[float, int, int, int]]:
@@ -105,8 +111,9 @@ def _whole(rows: list[Row]) -> set[tuple[float, int, int, int]]:
 
 
 def _shown(figures: Figures, name: str, form: str) -> str:
-    ends = figures[f"{name}_interval"]
-    return form.format(figures[name]) + (f" ({form.format(ends[0])} to {form.format(ends[1])})" if ends else "")
+    """To hundredths, and no zero below zero."""
+    value, *ends = (form.format(round(one, 2) + 0.0) for one in (figures[name], *(figures[f"{name}_interval"] or ())))
+    return value + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
 def _one(rows: list[Row], method: str, steps: int, samples: int) -> Row:
@@ -126,6 +133,8 @@ class Headline:
     """Core-minutes; the largest there is, if left out."""
     scenes: int | None = None
     """That the students learnt from; the most there are, if left out."""
+    features: Features = "mini"
+    """By which network."""
     results: Path = RESULTS
     update: tuple[Path, ...] = ()
     """Pages with `<!-- headline -->` and `<!-- end of headline -->`, between which the table of all budgets is."""
@@ -138,7 +147,7 @@ def main(options: Headline) -> int:
         rows = read_rows(options.results)
         for page in options.update:
             insert(page, "headline", summary(rows))
-        figures = headline(rows, options.budget, options.scenes)
+        figures = headline(rows, options.budget, options.scenes, options.features)
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
         return 2

@@ -68,9 +68,20 @@ def test_the_table_has_a_line_of_each_budget_and_number_of_scenes_that_has_all_r
     header, _, *lines = summary(results() + fewer + short).splitlines()
     assert [line.split(" | ")[:4] for line in lines] == [["| 240", "4", "1", "10"], ["| 240", "8", "2", "10"]]
     # (1.9 − 1.1) / (1.9 − .5) of FID, and (1.1 − .1) / (.5 − .1)
-    assert lines[0].split(" | ")[4:] == ["57%", "33%", "50%", "2.50", "2.00 |"]
+    assert lines[0].split(" | ")[4:] == ["Mini-CLIP", "57%", "33%", "50%", "2.50", "2.00 |"]
     assert "| 70% (-57% to 197%) |" in lines[1]
-    assert len(header.split(" | ")) == 9
+    assert len(header.split(" | ")) == 10
+
+
+def test_figures_by_another_network_are_not_mixed():
+    by_another = [replace(one, features="efficientnet", fid=100 * one.fid + 7) for one in results()]
+    assert headline(results() + by_another) == headline(results())
+    alike, own = headline(by_another + results(), features="efficientnet"), headline(results())
+    shares = [name for name in own if not name.endswith("_interval")]
+    assert [alike[name] for name in shares] == pytest.approx([own[name] for name in shares])
+    lines = summary(results() + by_another).splitlines()[2:]
+    assert [line.split(" | ")[4] for line in lines] == ["Mini-CLIP", "EfficientNet-Lite0"]
+    assert len(draw(results() + by_another).axes[1].containers) == 3
 
 
 def test_a_seed_whose_rival_lacks_nothing_is_no_share():

@@ -17,7 +17,7 @@ from experiments.baselines.instaflow import InstaFlow
 from experiments.baselines.student import Baseline
 from experiments.baselines.ufogen import UFOGen
 from experiments.comparison.figure import draw
-from experiments.comparison.rows import Matched, Row, read_rows
+from experiments.comparison.rows import Features, Matched, Row, read_rows
 from experiments.results import append_line, insert, table
 from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress
 
@@ -25,7 +25,10 @@ from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import evaluate
 from scott.evaluation.curves import as_svg
+from scott.evaluation.measures import USUAL
+from scott.evaluation.networks import instruments
 from scott.files import write_atomically
+from scott.mini import embedded
 from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import MiniReference, mini_reference
 from scott.recipes.configs import mini
@@ -63,6 +66,8 @@ class Comparison:
     scenes: int = 65_536
     """Of the embedded data, that all train on."""
     samples: int = 5000
+    features: Features = "mini"
+    """The network that FID and coverage are measured by: Mini-CLIP, or EfficientNet-Lite0."""
     folder: Path = HERE
     runs: Path = Path("runs/comparison")
 
@@ -117,18 +122,24 @@ class Comparison:
 
     @cached_property
     def reference(self) -> MiniReference:
-        return mini_reference(self.samples)
+        clip = embedded.NAME, {}, best_device(), embedded.clip_folder
+        return mini_reference(self.samples, instruments=instruments(USUAL, self.features, *clip))
 
     def blank(self, method: str, matched: Matched = "nothing", budget: float = 0, seed: int = 0) -> Row:
         """A row before anything is measured; of what is not trained by default."""
         nothing: dict[str, Any] = dict.fromkeys(("updates", "cpu_minutes", "steps", "fid", "coverage"), 0)
         nothing |= dict.fromkeys(("guidance", "clip_score", "spread"))
         what: dict[str, Any] = {"method": method, "matched": matched, "budget": budget, "seed": seed}
-        return Row(**what, **nothing, samples=self.samples, scenes=0 if matched == "nothing" else self.scenes)
+        what |= {"samples": self.samples, "features": self.features}
+        return Row(**what, **nothing, scenes=0 if matched == "nothing" else self.scenes)
+
+    def alike(self) -> list[Row]:
+        """The rows of as many samples, by the same network."""
+        return [row for row in self.rows() if (row.samples, row.features) == (self.samples, self.features)]
 
     def measure_references(self, report: Report) -> None:
         """The floor, and the teacher."""
-        there = {(row.method, row.steps) for row in self.rows() if row.samples == self.samples}
+        there = {(row.method, row.steps) for row in self.alike()}
         if ("real", 0) not in there:
             append_line(self.file, asdict(self.blank("real")) | figures_of(self.reference.floor()))
         for steps in TEACHER_STEPS:
@@ -140,14 +151,13 @@ class Comparison:
                 append_line(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
 
     def train(self, blank: Row, report: Report) -> None:
-        """The rows of one student, unless they are there, of as many samples and scenes.
+        """The rows of one student, unless they are there, of as many samples and scenes, by the same network.
 
         Raises:
             UserError: those that are there were made by another recipe of the same name.
         """
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
-        same = [row for row in self.rows() if (row.samples, row.scenes) == (self.samples, self.scenes)]
-        if there := [row for row in same if row.run == blank.run]:
+        if there := [row for row in self.alike() if (row.run, row.scenes) == (blank.run, self.scenes)]:
             made_by, updates = there[0].config, there[0].updates
             if made_by and made_by != digest(self.config(blank.method, name, updates, blank.seed)):
                 raise UserError(
@@ -217,6 +227,7 @@ def markdown(rows: list[Row]) -> str:
         "coverage",
         "spread",
         "n",
+        "features",
     ]
     cells = [
         [
@@ -234,6 +245,7 @@ def markdown(rows: list[Row]) -> str:
             r.coverage,
             r.spread,
             r.samples,
+            r.features,
         ]
         for r in rows
     ]

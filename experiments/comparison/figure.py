@@ -60,6 +60,7 @@ def draw(rows: list[Row]) -> Figure:
 
     Hollow and dashed are those of fewer scenes than the most that any has.
     """
+    rows = [row for row in rows if row.features == "mini"]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     by_calls, by_budget = figure.subplots(1, 2, sharey=True)
     known, most = ratios(rows), max((row.scenes for row in rows), default=0)

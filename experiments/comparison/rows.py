@@ -9,6 +9,7 @@ from experiments.results import read_lines
 from scott.errors import UserError
 
 Matched = Literal["time", "updates", "nothing"]
+Features = Literal["mini", "efficientnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Row:
     """Of the embedded data, that it was trained on; 0 of what is not."""
     device: str = "cpu"
     """Where it was trained; of a GPU, `cpu_minutes` are those of the process that launches its work."""
+    features: Features = "mini"
+    """Whose FID and coverage are of: the teacher's own Mini-CLIP, or EfficientNet-Lite0, which knows nothing of it."""
     config: str = ""
     """`experiments.runs.digest` of what trained it; of baselines, which have no such config, and of what is not trained
     nothing."""
