@@ -29,7 +29,6 @@ from scott.evaluation.measures import USUAL
 from scott.evaluation.networks import instruments
 from scott.files import write_atomically
 from scott.mini import embedded
-from scott.mini.embedded import GUIDANCE
 from scott.mini.protocol import MiniReference, mini_reference
 from scott.recipes.configs import mini
 from scott.samplers import TeacherSampler
@@ -144,10 +143,10 @@ class Comparison:
             append_line(self.file, asdict(self.blank("real")) | figures_of(self.reference.floor()))
         for steps in TEACHER_STEPS:
             if ("teacher", steps) not in there:
-                sampler = TeacherSampler(teacher_of("mini"), steps, GUIDANCE)
+                sampler = TeacherSampler(teacher_of("mini"), steps, embedded.GUIDANCE)
                 name = f"teacher {steps}"
                 made = evaluate(sampler, self.reference, name=name, progress=partial(progress, report, name))
-                how = {"steps": steps, "guidance": GUIDANCE}
+                how = {"steps": steps, "guidance": embedded.GUIDANCE}
                 append_line(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
 
     def train(self, blank: Row, report: Report) -> None:
