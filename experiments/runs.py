@@ -18,11 +18,16 @@ from scott.choices import unknown
 from scott.commands.distill import check_config, data_and_models
 from scott.commands.initial import check_start, initial_lora
 from scott.data.records import chunks
+from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import Row, evaluate
+from scott.evaluation.measures import USUAL
+from scott.evaluation.networks import instruments
 from scott.evaluation.references import BATCH
 from scott.files import write_atomically
-from scott.mini.protocol import MiniReference
+from scott.measured import EvaluationSplit
+from scott.mini import embedded
+from scott.mini.protocol import MiniReference, mini_reference
 from scott.mini.scenes import pictures
 from scott.progress import Bars, warn
 from scott.samplers import StudentSampler, TeacherSampler
@@ -172,6 +177,12 @@ class Kept:
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
         self.latents.append(self.sampler.latents(prompts, seed))
         return self.sampler.backbone.decode(self.latents[-1])
+
+
+def reference_by(features: str, samples: int, split: EvaluationSplit = "held-out") -> MiniReference:
+    """Captions and real pictures of a split, by the network called `features`."""
+    clip = embedded.NAME, {}, best_device(), embedded.clip_folder
+    return mini_reference(samples, split, instruments(USUAL, features, *clip))
 
 
 def measured(

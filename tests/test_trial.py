@@ -25,7 +25,7 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     assert trial("moved", *large) == 0
     assert trial("moved", *large) == 0  # has its line
     assert trial("moved", *still) == 2
-    assert "name another" in capsys.readouterr().err
+    assert "name another" in " ".join(capsys.readouterr().err.split())
     assert trial("goes on", *still, source=tmp_path / "runs" / "moved-0") == 0
     assert trial("untrained", *still) == 0
     moved, on, untrained = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
@@ -33,9 +33,14 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     assert untrained["steps"]["2"]["fid"] != pytest.approx(moved["steps"]["2"]["fid"], rel=1e-2)
     assert moved["set"]["learning_rate"] == 1e-2
     assert moved["cpu_seconds"] > 0
+    assert trial("moved", *large, other="efficientnet") == 2, "its line has no such figures"
+    assert trial("by another", *large, other="efficientnet") == 0
+    *_, another = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert another["steps"]["2"]["fid"] == pytest.approx(moved["steps"]["2"]["fid"], rel=1e-3)
+    assert another["steps"]["2"]["fid_efficientnet"] != pytest.approx(moved["steps"]["2"]["fid"], rel=1e-2)
     (tmp_path / "README.md").write_text("<!-- trials -->\n<!-- end of trials -->\n")
     assert trial("", table=True) == 0
-    assert (tmp_path / "README.md").read_text().count("\n| ") == 5
+    assert (tmp_path / "README.md").read_text().count("\n| ") == 6
 
 
 def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys):

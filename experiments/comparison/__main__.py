@@ -19,17 +19,15 @@ from experiments.baselines.ufogen import UFOGen
 from experiments.comparison.figure import draw
 from experiments.comparison.rows import Features, Matched, Row, read_rows
 from experiments.results import append_line, insert, table
-from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress
+from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress, reference_by
 
 from scott.device import best_device
 from scott.errors import UserError
 from scott.evaluation import evaluate
 from scott.evaluation.curves import as_svg
-from scott.evaluation.measures import USUAL
-from scott.evaluation.networks import instruments
 from scott.files import write_atomically
 from scott.mini import embedded
-from scott.mini.protocol import MiniReference, mini_reference
+from scott.mini.protocol import MiniReference
 from scott.recipes.configs import mini
 from scott.samplers import TeacherSampler
 from scott.students import teacher_of
@@ -121,8 +119,7 @@ class Comparison:
 
     @cached_property
     def reference(self) -> MiniReference:
-        clip = embedded.NAME, {}, best_device(), embedded.clip_folder
-        return mini_reference(self.samples, instruments=instruments(USUAL, self.features, *clip))
+        return reference_by(self.features, self.samples)
 
     def blank(self, method: str, matched: Matched = "nothing", budget: float = 0, seed: int = 0) -> Row:
         """A row before anything is measured; of what is not trained by default."""

@@ -1,6 +1,7 @@
 """One variant of the recipe mini, trained and measured on the validation split: `python -m experiments.trial --help`.
 
-A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps.
+A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps by
+Mini-CLIP, with `--other` FID and coverage by another network too.
 """
 
 import json
@@ -10,16 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from experiments.comparison.rows import Features
 from experiments.results import append_line, insert, read_lines, table
-from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, measured, parsed
+from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, measured, parsed, reference_by
 
 from scott.errors import UserError
-from scott.mini.protocol import mini_reference
 from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
-IDENTITY = ("method", "set", "from", "seed", "updates", "samples")
+IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other")
 FLAGS = {"method": "--method", "init": "--from", "seed": "--seed", "max_steps": "--updates", "out": "a name and --runs"}
 """Setting → what says it."""
 
@@ -36,6 +37,8 @@ class Trial:
     method: Literal["scott", "lcm"] = "scott"
     updates: int = 300
     samples: int = 2000
+    other: Features | None = None
+    """A network besides Mini-CLIP that it is measured by."""
     seed: int = 0
     table: bool = False
     """Write the table of all lines into README.md, and run nothing."""
@@ -51,9 +54,9 @@ class Trial:
             raise UserError("got no name for the trial; say one, or --table")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
-            same = [there.get(key, line[key]) == line[key] for key in (*IDENTITY, "config")]
+            known = line | {"other": None} | there
             if there["name"] == self.name and there["seed"] == self.seed:
-                if all(same):
+                if all(known[key] == line[key] for key in (*IDENTITY, "config")):
                     return
                 raise UserError(
                     f"{file} has a trial {self.name} of seed {self.seed} already, of other settings or of another "
@@ -64,7 +67,7 @@ class Trial:
     def identity(self) -> dict[str, Any]:
         """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, self.given(), source, self.seed, self.updates, self.samples)
+        values = (self.method, self.given(), source, self.seed, self.updates, self.samples, self.other)
         return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def given(self) -> dict[str, Any]:
@@ -76,10 +79,16 @@ class Trial:
 
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
-        reference = mini_reference(self.samples, "validation")  # raises before the training
+        networks: list[Features] = ["mini", *([self.other] if self.other else [])]
+        references = [
+            reference_by(network, self.samples, "validation") for network in networks
+        ]  # raise before it trains
         training = Training(self.config(), self.runs / "data")
         seconds = training.train(report)
-        figures = measured(training.samplers(), reference, report)
+        figures, *others = [measured(training.samplers(), reference, report) for reference in references]
+        for other in others:
+            for steps, by in other.items():
+                figures[steps] |= {f"{metric}_{self.other}": by[metric] for metric in ("fid", "coverage")}
         return {"cpu_seconds": round(seconds, 1), "steps": figures}
 
     def config(self) -> DistillConfig:
@@ -94,6 +103,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         settings = ", ".join(f"{key} {value}" for key, value in line["set"].items()) or "–"
         cells = [cell(line["steps"][n]) for n in ("1", "2", "4")]
+        others = [line["steps"][n].get("fid_efficientnet") for n in ("1", "2", "4")]
         rows.append(
             [
                 line["name"],
@@ -104,6 +114,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
                 line["updates"],
                 f"{line['cpu_seconds']:,.0f}",
                 *cells,
+                ", ".join(f"{fid:.1f}" for fid in others) if all(others) else None,
             ]
         )
     header = [
@@ -117,6 +128,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "1 step: FID, coverage, spread",
         "2 steps",
         "4 steps",
+        "FID by EfficientNet-Lite0: 1, 2, 4 steps",
     ]
     return table(header, rows)
 
