@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 from experiments.graphs import record
+from experiments.phases import PhasedDistillation, PhasedSampler
 from rich.console import Console
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from scott.students import teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
+from scott.training.step import Distillation
 from scott.training.trainer import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -101,10 +103,12 @@ class Training:
 
     Args:
         data: the folder that prepared shards are kept in, for all runs on the same data.
+        phases: of more than 1, a student of `experiments.phases`, drawn from in as many steps.
     """
 
     config: DistillConfig
     data: Path = Path("runs/data")
+    phases: int = 1
     backbone: LatentBackbone = field(init=False)
 
     def train(self, report: Report) -> float:
@@ -124,14 +128,23 @@ class Training:
                 spent.write(done)
             report("distil", done, config.max_steps, terms)
 
-        distill(self.backbone, data, config, Hooks(progress=progress))
+        hooks = Hooks(progress=progress)
+        if self.phases > 1:
+            hooks.distillation = self.phased
+        distill(self.backbone, data, config, hooks)
         return spent.total(config.max_steps)
+
+    def phased(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
+        plain = Distillation.of(backbone, config)
+        return PhasedDistillation(*(getattr(plain, field.name) for field in fields(plain)), phases=self.phases)
 
     def samplers(self, omega: float | None = None) -> dict[int, StudentSampler]:
         """Of the student's EMA, by steps, at ω, or at that which its config draws at."""
         backbone, grid = self.backbone, self.config.make_grid(self.backbone.schedule)
         backbone.place_encoders(backbone.device)  # training sent them away
         omega = self.config.drawn_guidance if omega is None else omega
+        if self.phases > 1:
+            return {self.phases: PhasedSampler(backbone, backbone.target, grid, self.phases, omega)}
         return {n: StudentSampler(backbone, backbone.target, grid, n, omega) for n in STEPS}
 
 

@@ -20,7 +20,7 @@ from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
-IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other")
+IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases")
 FLAGS = {"method": "--method", "init": "--from", "seed": "--seed", "max_steps": "--updates", "out": "a name and --runs"}
 """Setting → what says it."""
 
@@ -39,6 +39,8 @@ class Trial:
     samples: int = 2000
     other: Features | None = None
     """A network besides Mini-CLIP that it is measured by."""
+    phases: int = 1
+    """Of the schedule, within which the student is consistent; of more than 1 it draws in as many steps, by DDIM."""
     seed: int = 0
     table: bool = False
     """Write the table of all lines into README.md, and run nothing."""
@@ -54,7 +56,7 @@ class Trial:
             raise UserError("got no name for the trial; say one, or --table")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
-            known = line | {"other": None} | there
+            known = line | {"other": None, "phases": 1} | there
             if there["name"] == self.name and there["seed"] == self.seed:
                 if all(known[key] == line[key] for key in (*IDENTITY, "config")):
                     return
@@ -67,7 +69,7 @@ class Trial:
     def identity(self) -> dict[str, Any]:
         """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, self.given(), source, self.seed, self.updates, self.samples, self.other)
+        values = (self.method, self.given(), source, self.seed, self.updates, self.samples, self.other, self.phases)
         return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def given(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Trial:
         references = [
             reference_by(network, self.samples, "validation") for network in networks
         ]  # raise before it trains
-        training = Training(self.config(), self.runs / "data")
+        training = Training(self.config(), self.runs / "data", self.phases)
         seconds = training.train(report)
         figures, *others = [measured(training.samplers(), reference, report) for reference in references]
         for other in others:
@@ -101,9 +103,11 @@ class Trial:
 def markdown(lines: list[dict[str, Any]]) -> str:
     rows = []
     for line in lines:
-        settings = ", ".join(f"{key} {value}" for key, value in line["set"].items()) or "–"
-        cells = [cell(line["steps"][n]) for n in ("1", "2", "4")]
-        others = [line["steps"][n].get("fid_efficientnet") for n in ("1", "2", "4")]
+        given = line["set"] | ({"phases": line["phases"]} if line.get("phases", 1) > 1 else {})
+        settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "–"
+        measured = [line["steps"].get(n) for n in ("1", "2", "4")]
+        cells = [one and cell(one) for one in measured]
+        others = [f"{one['fid_efficientnet']:.1f}" for one in measured if one and "fid_efficientnet" in one]
         rows.append(
             [
                 line["name"],
@@ -114,7 +118,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
                 line["updates"],
                 f"{line['cpu_seconds']:,.0f}",
                 *cells,
-                ", ".join(f"{fid:.1f}" for fid in others) if all(others) else None,
+                ", ".join(others) or None,
             ]
         )
     header = [
@@ -128,7 +132,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "1 step: FID, coverage, spread",
         "2 steps",
         "4 steps",
-        "FID by EfficientNet-Lite0: 1, 2, 4 steps",
+        "FID by EfficientNet-Lite0",
     ]
     return table(header, rows)
 

@@ -14,7 +14,7 @@ from scott.errors import UserError
 from scott.measured import TeacherSolver
 from scott.sampling import sample
 from scott.solvers import make
-from scott.teachers import LatentBackbone
+from scott.teachers import Cond, LatentBackbone
 
 TEACHER_SOLVERS: dict[TeacherSolver, tuple[str, dict[str, Any]]] = {
     "ddim": ("ddim", {"eta": 0.0}),
@@ -103,7 +103,12 @@ class StudentSampler:
         if self.size:
             cond |= {name: value.repeat(len(prompts), 1) for name, value in backbone.size_cond(*self.size).items()}
         student = ConsistencyFunction(self.network, backbone.schedule)
-        return sample(student, backbone.schedule, noise, cond, len(times), generator, times, backbone.noise_like)
+        return self.draw(student, noise, cond, generator)
+
+    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        """From N(0, I) at the first time, (B, C, H, W), to latents."""
+        schedule, times = self.backbone.schedule, self.times
+        return sample(student, schedule, noise, cond, len(times), generator, times, self.backbone.noise_like)
 
     def _encoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
         mean, std = self.backbone.encode_images(image)

@@ -62,7 +62,7 @@ class Engine:
 BARE = Engine()
 
 
-class _Shown(NamedTuple):
+class Shown(NamedTuple):
     """What the critic compares: samples of the student's at times t, and the data x0 of the same captions."""
 
     fakes: Tensor
@@ -110,12 +110,12 @@ class Distillation:
         x0, x_n = _noised(schedule, batch, draws)
         x_m = self.walk(batch, draws) if x_m is None else x_m
         engine.mark("teacher")
-        f_m = consistency_target(f_target, x_m, grid.target(t_n), cond)
+        target = self.target(f_target, x_m, x_n, t_n, cond)
         f_n = f(x_n, t_n, cond)
         w = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
-        loss = consistency_loss(f_n, f_m, config.loss, weight=w)
+        loss = consistency_loss(f_n, target, config.loss, weight=w)
         terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
-        towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], _Shown(f_n, x0, t_n, cond, draws)
+        towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], Shown(f_n, x0, t_n, cond, draws)
         if not (config.has_critic and engine.has_critic):
             f_n.backward(towards_target)
         elif not config.draws_fakes and not engine.apart:
@@ -126,7 +126,7 @@ class Distillation:
             f_n.backward(towards_target)
             with engine.apart() if engine.apart else nullcontext():
                 if config.draws_fakes:
-                    shown = _drawn(f, shown, grid, each=config.compile)
+                    shown = self.drawn(f, shown)
                     terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
                 else:
                     shown = shown._replace(fakes=f(x_n, t_n, cond))
@@ -136,7 +136,29 @@ class Distillation:
         engine.mark("student")
         return terms
 
-    def _play(self, engine: Engine, shown: _Shown) -> tuple[Tensor, dict[str, Tensor]]:
+    def target(self, f: ConsistencyFunction, x_m: Tensor, x_n: Tensor, t_n: Tensor, cond: Cond) -> Tensor:
+        """What f(x_n, t_n) is to be (B, C, H, W), where the walk from x_n ends at x_m: f_θ⁻(x_m, t_m)."""
+        return consistency_target(f, x_m, self.grid.target(t_n), cond)
+
+    def drawn(self, f: ConsistencyFunction, shown: Shown) -> Shown:
+        """f_θ(x, t) as sampling makes it of the draws' noises, with the data of the same rows.
+
+        The first step is made for the rows that go on from it, and for one at least: over several processes each calls
+        a split network as often. Compiled, it is made for all, so that a network meets one size of batch.
+        """
+        each, t_max = self.config.compile, max(sampling_times(self.grid))
+        rows = shown.draws.drawn.nonzero().squeeze(1)
+        cond, draws = {name: value[rows] for name, value in shown.cond.items()}, shown.draws[rows]
+        (noise, again), t = draws.drawn_noise, draws.drawn_t
+        later, x = t < t_max, noise.clone()
+        some = (later | each).nonzero().squeeze(1) if each or later.any() else slice(0, 1)
+        with torch.no_grad():
+            first = f(noise[some], torch.full_like(t[some], t_max), {name: value[some] for name, value in cond.items()})
+        goes_on = later[some].to(noise.device).view(-1, 1, 1, 1)
+        x[some] = torch.where(goes_on, f.schedule.add_noise(first, again[some], t[some]), noise[some])
+        return Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
+
+    def _play(self, engine: Engine, shown: Shown) -> tuple[Tensor, dict[str, Tensor]]:
         """Send L_D back to what is trained of D; scaled λ_adv ∂L_adv/∂fakes, and terms."""
         backbone, config, grid = self.backbone, self.config, self.grid
         engine.mark("student")
@@ -167,7 +189,7 @@ class Distillation:
         engine.mark("critic")
         return towards_data, terms
 
-    def _critic_inputs(self, shown: _Shown) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _critic_inputs(self, shown: Shown) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """What D is shown of the student and of the data, and what time it is given for each (`critic_input`)."""
         schedule = self.backbone.schedule
         clean = torch.full_like(shown.t, schedule.t_data)
@@ -188,24 +210,6 @@ def _noised(schedule: NoiseSchedule, batch: Batch, draws: Draws) -> tuple[Tensor
     """x0 and x_n."""
     x0 = batch.mean + batch.std * draws.latent
     return x0, schedule.add_noise(x0, draws.noise, draws.t_n)
-
-
-def _drawn(f: ConsistencyFunction, shown: _Shown, grid: JumpGrid, *, each: bool) -> _Shown:
-    """f_θ(x, t) as sampling makes it of the draws' noises, with the data of the same rows.
-
-    The first step is made for the rows that go on from it, and for one at least: over several processes each calls a
-    split network as often. With `each` it is made for all, so that a compiled network meets one size of batch.
-    """
-    rows = shown.draws.drawn.nonzero().squeeze(1)
-    cond, draws = {name: value[rows] for name, value in shown.cond.items()}, shown.draws[rows]
-    (noise, again), t, t_max = draws.drawn_noise, draws.drawn_t, max(sampling_times(grid))
-    later, x = t < t_max, noise.clone()
-    some = (later | each).nonzero().squeeze(1) if each or later.any() else slice(0, 1)
-    with torch.no_grad():
-        first = f(noise[some], torch.full_like(t[some], t_max), {name: value[some] for name, value in cond.items()})
-    goes_on = later[some].to(noise.device).view(-1, 1, 1, 1)
-    x[some] = torch.where(goes_on, f.schedule.add_noise(first, again[some], t[some]), noise[some])
-    return _Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ class Hooks:
     sample: Callable[[int], dict[str, float]] = lambda step: {}
     validate: Callable[[int], dict[str, float]] = lambda step: {}
     warn: Callable[[str], None] = lambda message: None
+    distillation: Callable[[LatentBackbone, DistillConfig], Distillation] = Distillation.of
+    """What makes the steps: of a variant, a class derived from `Distillation`."""
 
 
 def distill(
@@ -86,7 +88,7 @@ class _Run:
     ) -> None:
         self.backbone, self.data, self.config, self.hooks = backbone, data, config, hooks
         self.accelerator, self.start = accelerator, start
-        self.distillation = Distillation.of(backbone, config)
+        self.distillation = hooks.distillation(backbone, config)
         self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
         self.optimization = Optimization(backbone, config)
         self.checkpoints = config.out / "checkpoints"
