@@ -56,8 +56,8 @@ class Trial:
             raise UserError("got no name for the trial; say one, or --table")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
-            known = line | {"other": None, "phases": 1} | there
             if there["name"] == self.name and there["seed"] == self.seed:
+                known = line | {"other": None, "phases": 1} | there
                 if all(known[key] == line[key] for key in (*IDENTITY, "config")):
                     return
                 raise UserError(
@@ -81,10 +81,8 @@ class Trial:
 
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
-        networks: list[Features] = ["mini", *([self.other] if self.other else [])]
-        references = [
-            reference_by(network, self.samples, "validation") for network in networks
-        ]  # raise before it trains
+        # before it trains, so that what cannot be measured is not trained
+        references = [reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name]
         training = Training(self.config(), self.runs / "data", self.phases)
         seconds = training.train(report)
         figures, *others = [measured(training.samplers(), reference, report) for reference in references]
