@@ -209,6 +209,10 @@ class Compare:
     rival: tuple[str, ...] = ()
     """Samplers, by a row's name without its steps, whose gap to the teacher students close; those of `--method lcm`, if
     left out."""
+    steps: tuple[int, ...] = ()
+    """Rows of these numbers of steps alone, with real pictures and the teacher that ratios are to; all, if left out."""
+    metrics: tuple[str, ...] = ()
+    """These alone; all there are, if left out."""
     update: tuple[Path, ...] = ()
     """Markdown files whose tables, between `<!-- scott compare RESULTS -->` and `<!-- end -->`, are written again."""
     check: bool = False
@@ -219,10 +223,14 @@ class Compare:
 
         if not self.results and not self.update:
             raise UserError("got no results to compare; name files that `scott evaluate` wrote, or pages with --update")
+        if not self.results and (self.out or self.rival or self.steps or self.metrics):
+            raise UserError(
+                "--out, --rival, --steps and --metrics are of results that are named; a page's table names its own"
+            )
         if self.check and not self.update:
             raise UserError("got --check without --update; name the pages whose tables it checks")
         if self.results:
-            text = compare(self.results, self.out, self.rival)[1]
+            text = compare(self.results, self.out, self.rival, self.steps, self.metrics)[1]
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         for page in update(self.update, check=self.check):
             console.print(f"updated {page}", markup=False)

@@ -114,6 +114,51 @@ def test_another_rival_may_be_named(tmp_path, command_line) -> None:
     assert "| sampler | FID, ufogen | coverage, ufogen |" in page.read_text()
 
 
+def test_some_rows_and_metrics_of_all(tmp_path, command_line) -> None:
+    """What ratios and excess are taken against stays, and so do they."""
+    four = replace(SCOTT, name="scott-4", steps=4, network_calls=4)
+    results = Results([FLOOR, replace(TEACHER, name="teacher-ddim-25", steps=25), TEACHER, LCM, SCOTT, four])
+    results.save(tmp_path / "r.json")
+    some = results.only([2], ["fid"])
+    assert [row.name for row in some.rows] == ["real-vs-real", "teacher-ddim-50", "lcm-2", "scott-2"]
+    assert {name for row in some.rows for name in row.metrics} == {"fid"}
+    assert [some.fid_ratio(row) for row in some.rows] == [
+        results.fid_ratio(row) for row in (FLOOR, TEACHER, LCM, SCOTT)
+    ]
+    assert results.only() == results
+    code, out, _ = command_line("compare", tmp_path / "r.json", "--steps", 2, "--metrics", "fid", "--out", tmp_path)
+    assert (code, out.split("\n\n")[0]) == (0, comparison(some).split("\n\n")[0])
+    assert "coverage" not in (tmp_path / "comparison.csv").read_text()
+    page = tmp_path / "page.md"
+    page.write_text("<!-- scott compare r.json --steps 2 --metrics fid -->\n<!-- end -->\n")
+    update([page], check=False)
+    assert comparison(some) in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--steps 3", "got steps 3, which no row has; expected some of 2, 50"),
+        ("--metrics fid kid", "got metrics kid, which no row has; expected some of clip-score, coverage, fid"),
+        ("--steps two", "--steps"),
+        ("--order fid", "--order"),
+    ],
+)
+def test_what_no_row_has_is_refused(tmp_path, command_line, options, line) -> None:
+    Results([TEACHER, LCM, SCOTT]).save(tmp_path / "r.json")
+    page = tmp_path / "page.md"
+    page.write_text(text := f"<!-- scott compare r.json {options} -->\n<!-- end -->\n")
+    for words in ([tmp_path / "r.json", *options.split()], ["--update", page]):
+        code, _, error = command_line("compare", *words)
+        assert (code, line in " ".join(error.split())) == (2, True)
+    assert page.read_text() == text
+
+
+def test_options_of_a_table_without_results_are_refused(tmp_path, command_line) -> None:
+    code, _, error = command_line("compare", "--update", tmp_path / "page.md", "--steps", 2)
+    assert (code, "--steps and --metrics are of results that are named" in " ".join(error.split())) == (2, True)
+
+
 def test_runs_are_told_apart_by_their_folders(tmp_path) -> None:
     for name, student in (("sd15-scott", SCOTT), ("sd15-lcm", LCM)):
         (tmp_path / name).mkdir()

@@ -10,12 +10,18 @@ from scott.evaluation.tables import csv_table
 from scott.files import write_atomically
 
 
-def compare(files: Sequence[Path], out: Path | None, rivals: Sequence[str] = ()) -> tuple[Results, str]:
+def compare(
+    files: Sequence[Path],
+    out: Path | None,
+    rivals: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    metrics: Sequence[str] = (),
+) -> tuple[Results, str]:
     """The rows of all files and their table; with `out`, comparison.md, .csv, .json and .svg there.
 
-    Raises `UserError` as `Results.load`, `combined` and `gaps` do.
+    Raises `UserError` as `Results.load`, `Results.only`, `combined` and `gaps` do.
     """
-    results = combined(files)
+    results = combined(files).only(steps, metrics)
     text = comparison(results, rivals)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ In a Markdown file, what stands between
     <!-- scott compare experiments/recorded_run/scott.json experiments/recorded_run/lcm.json -->
     <!-- end -->
 
-is the table of those files, paths from the file's own folder; `--rival NAME` may follow them. `updated` writes it
-again, so a table cannot drift from what was measured.
+is the table of those files, paths from the file's own folder; `--rival`, `--steps` and `--metrics` may follow them.
+`updated` writes it again, so a table cannot drift from what was measured.
 """
 
 import dataclasses
@@ -189,7 +189,10 @@ def drawn(results: Results) -> bytes:
 
 
 def updated(file: Path) -> str:
-    """The text of a Markdown file with its tables made again. Raises `UserError` where it names none."""
+    """The text of a Markdown file with its tables made again.
+
+    Raises `UserError` where it names none, or one with options that there are not.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -198,9 +201,17 @@ def updated(file: Path) -> str:
         raise UserError(f"{file} has no line <!-- scott compare RESULTS --> with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
-        names, _, rivals = block[2].partition("--rival")
-        files = [file.parent / name for name in names.split()]
-        return f"{block[1]}{comparison(combined(files), rivals.split())}{block[3]}"
+        names, *options = (words.split() for words in block[2].split(" --"))
+        given = {option: values for option, *values in options}
+        results = combined([file.parent / name for name in names])
+        try:
+            shown = results.only([int(one) for one in given.pop("steps", ())], given.pop("metrics", ()))
+        except ValueError as error:
+            raise UserError(f"{file}: {block[1].strip()}: --steps are numbers ({error})") from None
+        text = comparison(shown, given.pop("rival", ()))
+        if given:
+            raise UserError(f"{file} has --{next(iter(given))}; expected --rival, --steps or --metrics")
+        return f"{block[1]}{text}{block[3]}"
 
     return _BLOCK.sub(again, text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class Row:
         """The name without the number of steps."""
         return self.name.removesuffix(f"-{self.steps}")
 
+    def only(self, metrics: Collection[str]) -> Row:
+        """With some of its metrics."""
+        kept = {name: figure for name, figure in self.metrics.items() if name in metrics}
+        return replace(self, fid=None, clip_score=None, coverage=None, metrics=kept)
+
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
         """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields."""
@@ -77,6 +83,12 @@ class Row:
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
+def _check_there(kind: str, asked: Sequence[int] | Sequence[str], there: Collection[int] | Collection[str]) -> None:
+    if unknown := [one for one in asked if one not in there]:
+        expected = ", ".join(map(str, sorted(there)))
+        raise UserError(f"got {kind} {unknown[0]}, which no row has; expected some of {expected}")
 
 
 @dataclass
@@ -115,6 +127,17 @@ class Results:
         """Metric → what is left over the floor, of a row's figures that have one."""
         shown = {name: self.figure(row, name) for name in row.metrics}
         return {name: one.excess for name, one in shown.items() if one and one.excess is not None}
+
+    def only(self, steps: Sequence[int] = (), metrics: Sequence[str] = ()) -> Results:
+        """Rows of some numbers of steps, with some metrics; all of either, if none is named.
+
+        Real pictures and the baseline stay. Raises `UserError` for what no row has.
+        """
+        _check_there("steps", steps, {row.steps for row in self.rows} - {0})
+        _check_there("metrics", metrics, {name for row in self.rows for name in row.metrics})
+        always = self.baseline()
+        rows = [row for row in self.rows if not steps or row.label == FLOOR or row is always or row.steps in steps]
+        return Results([row.only(metrics) for row in rows] if metrics else rows, self.meta)
 
     def to_json(self, **more: Any) -> str:
         """`{"rows": [...], "meta": {...}}` and what else is given, each row with its excess; `ValueError` on a
