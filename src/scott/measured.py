@@ -66,3 +66,7 @@ class Measured:
     """Measure the teacher too, in these numbers of steps."""
     teacher_solvers: tuple[TeacherSolver, ...] = ("ddim",)
     """By which solvers: DDIM without noise, DPM-Solver++ (2M), ER-SDE with noise function 5, of order 2."""
+
+    def __post_init__(self) -> None:
+        """Metrics may be separated by commas too."""
+        object.__setattr__(self, "metrics", tuple(name for words in self.metrics for name in words.split(",")))

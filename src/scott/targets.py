@@ -11,10 +11,12 @@ from scott.data.sources import open_source
 from scott.device import best_device, processes
 from scott.errors import UserError
 from scott.evaluation import Sampler
-from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
+from scott.evaluation.pictures import GUIDANCE, STEPS
+from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, load_pipeline
 from scott.evaluation.stored import StoredPictures
 from scott.export.info import STUDENT_INFO
-from scott.measured import STEPS, Measured
+from scott.measured import STEPS as DEFAULT_STEPS
+from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import check_run, is_run, load_student, run_teacher, teacher_of
@@ -56,7 +58,7 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if not run and not pipeline:
         _check_drawn(name, steps, measured)
-        return Target({}, stored=StoredPictures(folder.stem or "pictures", open_source(name)))
+        return Target({}, stored=StoredPictures(folder, open_source(name)))
     if stock:
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
@@ -85,7 +87,7 @@ def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
     if processes()[1] > 1:
         raise UserError(f"got {processes()[1]} processes for {name}, whose pictures are there already; measure in one")
     given = [flag for flag in OF_DRAWING if getattr(measured, flag) != getattr(Measured(), flag)]
-    if given := given + ["steps"] * (tuple(steps) != STEPS):
+    if given := given + ["steps"] * (tuple(steps) != DEFAULT_STEPS):
         flag = given[0].replace("_", "-")
         raise UserError(f"got --{flag} for {name}, whose pictures are there already; leave it out")
 
@@ -98,7 +100,7 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
-    guidance = own if measured.guidance is None else measured.guidance
+    guidance = own if measured.guidance is None else drawn_guidance(pipeline, measured.guidance)
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None).resolution, scheduler=scheduler)
 
@@ -129,7 +131,7 @@ def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: f
 
 def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
     """What pictures of a sampler are a function of, besides prompt and seed: what it draws by, not its name."""
-    made: dict[str, Any] = {"steps": sampler.steps, "guidance": sampler.guidance, "precision": measured.precision}
+    made: dict[str, Any] = {STEPS: sampler.steps, GUIDANCE: sampler.guidance, "precision": measured.precision}
     if isinstance(sampler, PipelineSampler):
         made |= {"pipeline": pipeline_version(sampler.pipeline)[:8], "size": sampler.resolution}
         return made | {"scheduler": type(sampler.pipeline.scheduler).__name__}

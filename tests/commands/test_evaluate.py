@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +245,67 @@ def test_how_stored_pictures_are_drawn_is_not_asked(flag, value, command_line, a
     assert re.search(f"got --{flag} for .*/stored, whose pictures are there already; leave it out", oneline(error))
 
 
+def test_kept_pictures_stand_beside_what_drew_them(command_line, tmp_path):
+    """The same row, but for its method; several rows or seeds are none."""
+    drawing = ["--steps", 2, "--guidance", 2.5, "--samples", 10, "--images", tmp_path / "kept"]
+    shown = ["--metrics", "fid,coverage", "place", "--bootstrap", 2]
+    for seeds, name in (((1, 2), "both"), ((1,), "drawn")):
+        words = ["evaluate", "mini", *drawing, *shown, "--seeds", *seeds, "--out", tmp_path / f"{name}.json"]
+        code, _, error = command_line(*words)
+        assert code == 0, error
+    row = tmp_path / "kept" / "mini-ddim-2"
+    for place in row.parent, row:
+        code, _, error = command_line("evaluate", place, *shown, "--out", tmp_path / "kept.json")
+        assert code == 2
+        assert re.search("has pictures of 2 rows or seeds, .*seed-1 and .*seed-2; name one of them", oneline(error))
+    shutil.copytree(row / "seed-1", row / "seed-3")
+    for seed in 1, 3:
+        code, _, error = command_line("evaluate", row / f"seed-{seed}", *shown, "--out", tmp_path / "kept.json")
+        assert code == 0, error
+        (ours,), (theirs,) = (Results.load(tmp_path / f"{name}.json").rows[1:] for name in ("kept", "drawn"))
+        assert (ours.name, ours.steps, ours.network_calls, ours.guidance) == ("mini-ddim-2", 2, 4, 2.5)
+        assert ours.seeds == ((1,) if seed == 1 else ()), "a folder's name is believed where the pictures bear it out"
+        assert ours.metrics == theirs.metrics
+    code, out, error = command_line("compare", tmp_path / "kept.json", tmp_path / "drawn.json")
+    assert code == 0, error
+    assert "| mini-ddim-2 | 2 | 4 | 2.5 |" in out.replace("kept/", "")
+
+
+SOURCES = {
+    "names": "nosuch",
+    "floor-data": "nosuch",
+    "data-split": "val",
+    "image-column": "a",
+    "caption-column": "b",
+    "size": 32,
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), SOURCES.items())
+def test_what_embedded_data_do_not_read_is_refused(flag, value, command_line):
+    code, _, error = command_line("evaluate", "mini", f"--{flag}", value)
+    assert (code, f"got --{flag} with the protocol mini, which does not read it; leave it out" in oneline(error)) == (
+        2,
+        True,
+    )
+
+
+def test_a_split_is_of_embedded_data(command_line, folder):
+    code, _, error = command_line("evaluate", "mini", "--data", folder, "--split", "validation")
+    assert (code, "got --split with the protocol custom" in oneline(error)) == (2, True)
+
+
+def test_diversity_stands_beside_the_datas_whatever_else_is_measured(command_line, tmp_path):
+    file = tmp_path / "results.json"
+    words = ["--metrics", "clip-score", "--diversity", 2, "--steps", 1, "--samples", 10, "--bootstrap", 0]
+    code, out, error = command_line("evaluate", "mini", *words, "--out", file)
+    assert code == 0, error
+    floor, row = Results.load(file).rows
+    assert (floor.name, set(floor.metrics) >= {"diversity", "style 3D"}) == (FLOOR, True)
+    assert row.metrics["diversity"].floor == floor.metrics["diversity"].value
+    assert "Diversity and styles: 2 pictures of each of 10 captions." in out
+
+
 def test_one_process_measures_stored_pictures(command_line, asked, stored, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, error = command_line("evaluate", stored(asked[:1]), "--images", "kept")
@@ -252,7 +315,7 @@ def test_one_process_measures_stored_pictures(command_line, asked, stored, monke
 
 
 def test_stored_pictures_are_the_same_each_time(asked, stored):
-    drawn = StoredPictures("stored", open_source(str(stored(asked[:12]))))
+    drawn = StoredPictures(Path("stored"), open_source(str(stored(asked[:12]))))
     drawn.size = 64
     passes = [torch.cat([pixels for pixels, _ in drawn.batches(12, size)]) for size in (5, 12)]
     assert torch.equal(*passes)
@@ -267,7 +330,7 @@ def test_stored_pictures_cost_what_all_of_them_say(last, cost, asked, stored, fe
     for index in range(12):
         made = {"seconds": 9.0 if index < 5 else 1.0 if index < 10 else 2.0, "calls": 2}
         save_picture(scenes.render(asked[index]), folder / f"{index:02d}.png", last if index == 11 else made)
-    drawn = StoredPictures("stored", open_source(str(folder)))
+    drawn = StoredPictures(Path("stored"), open_source(str(folder)))
     drawn.size = 64
     reference = mini_reference(12, instruments={"features": features, "clip": features})
     row = evaluate_stored(drawn, reference, batch_size=5)
@@ -276,7 +339,7 @@ def test_stored_pictures_cost_what_all_of_them_say(last, cost, asked, stored, fe
 
 def test_a_stored_picture_with_an_empty_caption_is_one_line(asked, stored):
     with pytest.raises(UserError, match=r"00.png of the pictures to measure cannot be used: empty-caption"):
-        StoredPictures("stored", open_source(str(stored(asked[:2], [" "]))))
+        StoredPictures(Path("stored"), open_source(str(stored(asked[:2], [" "]))))
 
 
 @pytest.mark.parametrize(("part", "what"), [("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")])
@@ -307,7 +370,7 @@ def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{index:02d}.png\n" for index in reversed(range(10))))
     changes = {"names": names, "batch_size": 5, "floor_data": str(folder), "scheduler": "EulerDiscreteScheduler"}
-    differing = {"names": {"names", "prompts"}}  # and what was left out on the way to them
+    differing = {"names": {"names", "prompts", "real pictures"}}  # and what was left out on the way to them
     for key, value in changes.items():
         other = kept(**{key: value}).meta
         changed = {one for one in other.keys() | plain.meta.keys() if other.get(one) != plain.meta.get(one)}

@@ -235,6 +235,22 @@ def test_files_side_by_side(tmp_path) -> None:
     assert ElementTree.parse(tmp_path / "out" / "comparison.svg").getroot().tag.endswith("svg")
 
 
+def test_a_table_without_an_end_takes_nothing_with_it(tmp_path) -> None:
+    Results([TEACHER]).save(tmp_path / "a.json")
+    page = tmp_path / "page.md"
+    block = "<!-- scott compare a.json -->\n<!-- end -->\n"
+    page.write_text(text := "<!-- scott compare a.json --rival teacher-ddim -->\nSome words.\n" + block)
+    with pytest.raises(UserError, match=r"no line <!-- scott compare a.json --rival teacher-ddim --> with an <!-- end"):
+        update([page], check=False)
+    assert page.read_text() == text
+
+
+def test_networks_that_a_file_does_not_name(tmp_path) -> None:
+    Results([TEACHER], {"networks": None}).save(tmp_path / "a.json")
+    Results([SCOTT], {"networks": {"features": "Inception"}}).save(tmp_path / "b.json")
+    assert "| b/scott-2 |" in comparison(combined([tmp_path / "a.json", tmp_path / "b.json"]))
+
+
 def test_a_table_that_drifted_is_found_and_made_again(tmp_path) -> None:
     Results([TEACHER, SCOTT]).save(tmp_path / "results.json")
     page = tmp_path / "page.md"

@@ -17,7 +17,7 @@ from scott.evaluation import (
     pictures,
 )
 from scott.evaluation.evaluating import Diversity, Reference
-from scott.evaluation.measures import Figure, figures, too_small
+from scott.evaluation.measures import Figure, few, figures, too_small
 from scott.evaluation.pictures import is_whole
 
 
@@ -304,20 +304,30 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
 
 
 def test_a_sample_too_small_is_said() -> None:
-    few = torch.rand(7, 9, generator=torch.Generator().manual_seed(1))
+    seven = torch.rand(7, 9, generator=torch.Generator().manual_seed(1))
 
     class Wide(MeanColour):
         def images(self, images: Tensor) -> Tensor:
-            return few[: len(images)]
+            return seven[: len(images)]
 
     wide = Wide()
     measured = Reference(
-        PROMPTS, {"features": wide}, {"features": few}, metrics=("fid", "coverage"), others={"features": few}
+        PROMPTS, {"features": wide}, {"features": seven}, metrics=("fid", "coverage"), others={"features": seven}
     )
     remark = run(of=measured, batch_size=7).remark
     assert "fid: 7 samples do not fill the covariance of 9 features; read its excess." in remark
     assert "features; draw more." in run(of=replace(measured, others={}), batch_size=7).remark, "there is no excess"
     assert "coverage: at its ceiling" in remark
+
+
+@pytest.mark.parametrize(("low", "said"), [(-0.1, True), (0.01, False)])
+def test_a_kid_that_may_be_0_is_said(low: float, said: bool) -> None:
+    assert bool(too_small("kid", Figure(0.2, (low, 0.4)), 1000, 0)) == said
+
+
+def test_few_samples_are_said() -> None:
+    assert few(999) == "999 samples are few for any figure; draw 1,000 or more."
+    assert few(1000) is None
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.975, True), (0.97, False)])

@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import VAL2014
 
@@ -18,6 +19,7 @@ from scott.data.records import Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
+from scott.evaluation.pictures import save_picture
 from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
@@ -243,11 +245,25 @@ def test_the_mjhq_command(evaluated, mjhq, tmp_path) -> None:
     listed = list(csv.reader((tmp_path / "results.prompts.csv").open()))[1:]
     first = evaluated(*arguments, "--seeds", 1).rows[-1]
     assert stored.metrics["fid"].value == pytest.approx(first.metrics["fid"].value, rel=1e-6)
-    assert (stored.steps, stored.network_calls) == (0, 1)
+    assert (stored.steps, stored.network_calls, stored.seeds) == (1, 1, (1,))
     assert stored.seconds_per_image == pytest.approx(first.seconds_per_image)
     assert open_source(str(pictures)).kind != "folder", "metadata.jsonl has the captions"
     assert [name for name, _ in listed] == [f"{index:05d}.png" for index in range(10)]
     assert [prompt for _, prompt in listed] == prompts_of("mjhq-5k", str(mjhq))[1][:10]
+
+
+def test_pictures_of_other_captions_are_not_called_a_protocols(evaluated, mjhq, tmp_path) -> None:
+    pictures, prompts = tmp_path / "others", prompts_of("mjhq-5k", str(mjhq))[1][:10]
+    pictures.mkdir()
+    for captions, status in ((prompts[::-1], 0), ([*prompts[1:], "a cat on the moon"], 2)):
+        for index, caption in enumerate(captions):
+            save_picture(Image.new("RGB", (64, 64), (20 * index, 0, 0)), pictures / f"{index}.png", {})
+            (pictures / f"{index}.txt").write_text(caption)
+        words = ["--data", mjhq, "--samples", 10, "--size", 64, "--bootstrap", 0, "--metrics", "fid"]
+        error = evaluated("--protocol", "mjhq-5k", *words, target=pictures, drawn=(), status=status)
+    assert "got a picture of 'a cat on the moon', which is none of the 10 captions of mjhq-5k" in " ".join(
+        error.split()
+    )
 
 
 def test_kept_pictures_of_another_vae_are_refused(evaluated, coco2014, teacher_folders, tmp_path) -> None:

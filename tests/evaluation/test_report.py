@@ -62,6 +62,14 @@ def test_intervals_and_seeds_stand_behind_their_figures() -> None:
     assert "Seeds: 1, 3 (a); 2 (b)." in footnotes(Results([seeds, replace(seeds, name="b", seeds=(2,))]))
 
 
+def test_resamples_that_are_all_alike_tell_nothing() -> None:
+    alike = Row(
+        "a-1", 1, 1, None, samples=20, metrics={"place": Figure(1.0, (1.0, 1.0)), "fid": Figure(2.0, (1.0, 3.0))}
+    )
+    assert "| 2.00 ±1 |" in markdown_table(Results([alike]))
+    assert "| 1.00 |" in markdown_table(Results([alike]))
+
+
 def test_an_arrow_is_where_more_or_less_is_better() -> None:
     """Diversity and styles are to be the data's, where the floor's row says what that is."""
     names = ("kid", "recall", "place", "diversity", "style noto", "spread")

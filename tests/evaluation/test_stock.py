@@ -66,6 +66,13 @@ def test_a_few_step_pipeline_of_others_is_drawn_by_its_own_call(teacher_folders,
         assert sampler.network_calls == (2 if given else 4)
 
 
+@pytest.mark.parametrize(("family", "drawn"), [("sd1", 1.0), ("flux", 0.5)])
+def test_no_guidance_is_called_that(teacher_folders, family, drawn) -> None:
+    """diffusers takes 1 and less for none, but where the network takes the number."""
+    target = target_of(str(teacher_folders[family]), [1], Measured(guidance=0.5), torch.float32)
+    assert {sampler.guidance for sampler in target.samplers.values()} == {drawn}
+
+
 def test_the_embedded_teacher_is_drawn_at_its_own_guidance() -> None:
     measured = Measured()
     (sampler,) = target_of("mini", [1], measured, torch.float32).samplers.values()

@@ -68,8 +68,8 @@ def evaluate_target(
         rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
     results = Results(rows, meta)
     results.save(file)
-    if reference.names:
-        write_list(file.with_suffix(".prompts.csv"), reference.names, reference.prompts)
+    if names := stored.names if stored else reference.names:
+        write_list(file.with_suffix(".prompts.csv"), names, reference.prompts)
     if run is not None and file.resolve().parent == run.resolve():  # where the cards find it
         write_cards(run, DistillConfig.load(run / "config.json"))
     return results, file
@@ -79,7 +79,6 @@ def conditions(
     name: str, target: Target, reference: Reference, measured: Measured, protocol: Protocol
 ) -> dict[str, Any]:
     """What figures depend on beside what each row says of itself; what does not apply is left out."""
-    listed = json.dumps([reference.names, reference.prompts]).encode()
     of_source = {
         "data version": reference.version[:12],
         "data split": measured.data_split,
@@ -99,7 +98,8 @@ def conditions(
         "data": measured.data,
         **({} if protocol.embedded else of_source),
         **protocol.conditions(measured, reference),
-        "prompts": sha256(listed).hexdigest()[:12],
+        "prompts": _digest(reference.prompts),
+        "real pictures": reference.names and _digest(reference.names),
         "precision": measured.precision,
         "batch size": measured.batch_size,
         "scheduler": target.scheduler,
@@ -117,7 +117,7 @@ def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None
 
     A run's own may name it otherwise. What a file does not say is unknown, if it does not say which scott wrote it.
     """
-    old, new = ({**one, **one.get("networks", {}), "networks": None} for one in (Results.load(file).meta, meta))
+    old, new = ({**one, **(one.get("networks") or {}), "networks": None} for one in (Results.load(file).meta, meta))
     keys = dict.fromkeys((*old, *new) if "scott" in old else old)
     unsaid = {"scott", "target"} if in_run else {"scott"}
     if other := next((key for key in keys if key not in unsaid and old.get(key) != new.get(key)), None):
@@ -173,11 +173,16 @@ def reference_of(target: Target, measured: Measured, protocol: Protocol, tick: T
         samples = min(samples, len(stored.prompts))
     reference = protocol.reference(measured, samples, target.size, read, tick)
     if stored:
-        count, stored.size = len(reference.prompts), reference.size
-        reference.prompts, reference.names = stored.prompts[:count], stored.names[:count]
+        own, stored.size = stored.prompts[: len(reference.prompts)], reference.size
+        protocol.check_captions(own, reference.prompts)
+        reference.prompts = own
     reference.metrics = [name for name in measured.metrics if name in METRICS]
     reference.replicates = measured.bootstrap
     return reference
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return sha256(json.dumps(texts).encode()).hexdigest()[:12]
 
 
 def _file_name(data: str, protocol: Protocol) -> str:

@@ -29,7 +29,10 @@ from scott.evaluation.tables import markdown, markdown_table, metrics_of
 LCM = "lcm"
 GAPS = {"fid": "FID", "coverage": "coverage"}
 """The metrics in which a gap to the teacher is taken, as a table calls them."""
-_BLOCK = re.compile(r"(<!-- scott compare (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BEGIN = re.compile(r"^<!-- scott compare .+ -->$", re.MULTILINE)
+_BLOCK = re.compile(
+    r"(^<!-- scott compare ([^\n]+) -->\n)(?:(?!^<!-- scott compare ).)*?(^<!-- end -->)", re.DOTALL | re.MULTILINE
+)
 Axis = tuple[str, str]
 
 
@@ -40,15 +43,16 @@ def combined(files: Sequence[Path]) -> Results:
     data or networks, whose figures have nothing in common.
     """
     loaded = [Results.load(file) for file in files]
-    for key in ("protocol", "split", "size"):
+    for key in ("protocol", "split", "size", "diversity"):
         _check_same(key, files, [results.meta.get(key) for results in loaded])
     for count in {results.meta.get("samples") for results in loaded}:  # prompts of another number are others
         alike = [results.meta if results.meta.get("samples") == count else {} for results in loaded]
-        _check_same("prompts", files, [meta.get("prompts") for meta in alike])
+        for key in ("prompts", "real pictures"):
+            _check_same(key, files, [meta.get(key) for meta in alike])
     for key in ("data", "floor data"):  # whose folders are others on another machine
         paths = [results.meta.get(key) for results in loaded]
         _check_same(key, files, [path and Path(path).name for path in paths])
-    networks = [results.meta.get("networks", {}) for results in loaded]
+    networks = [results.meta.get("networks") or {} for results in loaded]
     for key in sorted({key for one in networks for key in one}):
         _check_same(key, files, [one.get(key) for one in networks])
     meta = {"files": [str(file) for file in files]} | _in_all([results.meta for results in loaded])
@@ -178,6 +182,8 @@ def drawn(results: Results) -> bytes:
         axes = figure.add_subplot(-(-len(pairs) // 2), 2, index, xlabel=x.replace("_", " "), ylabel=y)
         if x in ("network_calls", "seconds_per_image"):
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=5)
         for family, rows in _families(results.rows).items():
             points = [(_value(row, x), _value(row, y)) for row in rows]
             known = sorted((a, b) for a, b in points if a is not None and b is not None)
@@ -197,8 +203,10 @@ def updated(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error}); save it as that") from None
-    if not _BLOCK.search(text):
-        raise UserError(f"{file} has no line <!-- scott compare RESULTS --> with an <!-- end --> after it")
+    begun = _BEGIN.findall(text) or ["<!-- scott compare RESULTS -->"]
+    whole = [block[1].strip() for block in _BLOCK.finditer(text)]
+    if open_ended := next((line for line in begun if line not in whole), None):
+        raise UserError(f"{file} has no line {open_ended} with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
         names, *options = (words.split() for words in block[2].split(" --"))

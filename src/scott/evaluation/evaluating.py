@@ -14,8 +14,26 @@ from scott.data.pictures import cropped
 from scott.data.records import slices
 from scott.evaluation.features import Instruments, features_of
 from scott.evaluation.grids import to_pil
-from scott.evaluation.measures import FEATURES, METRICS, USUAL, Figure, figures, mean_figures, over_seeds, too_small
-from scott.evaluation.pictures import Batches, Generate, Progress, Sampler, batch_seed, write_captions
+from scott.evaluation.measures import (
+    FEATURES,
+    METRICS,
+    SPREAD_CAPTIONS,
+    USUAL,
+    Figure,
+    few,
+    figures,
+    mean_figures,
+    over_seeds,
+    too_small,
+)
+from scott.evaluation.pictures import (
+    Batches,
+    Generate,
+    Progress,
+    Sampler,
+    batch_seed,
+    write_captions,
+)
 from scott.evaluation.results import FLOOR, Row
 from scott.evaluation.stored import StoredPictures
 from scott.measured import Measured
@@ -24,8 +42,6 @@ Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """(B pictures, their captions) → name → what each shows, (B,), NaN where it does not apply."""
 Cost = tuple[float | None, int]
 """Seconds that a batch took, None where they are not known, and its pictures."""
-SPREAD_CAPTIONS = 50
-"""Captions whose pictures `Diversity` compares."""
 
 
 @dataclass
@@ -124,18 +140,20 @@ def evaluate(
 def evaluate_stored(
     pictures: StoredPictures, reference: Reference, *, batch_size: int = 64, progress: Progress | None = None
 ) -> Row:
-    """The row of pictures that are there already, those of the reference's prompts, in their order. What they cost is
-    what all of them say."""
+    """The row of pictures that are there already, those of the reference's prompts, in their order. What they cost, and
+    how they were drawn, is what all of them say."""
     costs: list[Cost] = []
     batches = pictures.batches(len(reference.prompts), batch_size)
     each = [_figures(batches, reference, reference.replicates, costs, progress)]
-    return replace(_row(pictures.name, each, costs, reference), network_calls=pictures.network_calls)
+    row = _row(pictures.name, each, costs, reference)
+    return replace(row, **pictures.drawn)
 
 
 def _row(name: str, each: list[dict[str, Figure]], costs: Sequence[Cost], reference: Reference) -> Row:
     """Of the figures of each seed and of the seconds and pictures of each batch, the first of which warms up."""
     samples, metrics = len(reference.prompts), over_seeds(each, reference.floors)
-    remarks = [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
+    remarks = [few(samples)]
+    remarks += [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
     known = [(seconds, count) for seconds, count in costs if seconds is not None]
     seconds, counts = zip(*(known[1:] or known), strict=True) if len(known) == len(costs) else ((), ())
     cost, remark = sum(seconds) / sum(counts) if counts else None, " ".join(one for one in remarks if one)
@@ -219,9 +237,9 @@ def evaluate_all(
     count = measured.diversity
     diversity = Diversity(reference, count, measured.seeds[0], measured.batch_size) if count else None
     rows = []
-    if reference.floors:
+    real = diversity.real if diversity is not None and process[0] == 0 else {}
+    if reference.floors or real:
         floor = reference.floor()
-        real = diversity.real if diversity is not None and process[0] == 0 else {}
         rows.append(replace(floor, metrics=floor.metrics | real))
     for name, sampler in samplers.items():
         row = evaluate(

@@ -17,6 +17,10 @@ from scott.evaluation.matrices import Matrix, feature_pair, resamples
 
 FEATURES = "features"
 """The instrument of the metrics that take any network's features: `--features`."""
+ENOUGH = 1000
+"""Samples of a figure worth reading."""
+SPREAD_CAPTIONS = 50
+"""Captions of which several pictures each are drawn for the diversity."""
 FeatureSets = Mapping[str, Tensor]
 """Instrument → its features (N, D) of the same N pictures or captions."""
 
@@ -168,11 +172,18 @@ def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict
     return found
 
 
+def few(samples: int) -> str | None:
+    """That a sample is small for any metric; None where it is not."""
+    return f"{samples:,} samples are few for any figure; draw {ENOUGH:,} or more." if samples < ENOUGH else None
+
+
 def too_small(name: str, figure: Figure, samples: int, width: int) -> str | None:
     """Why a sample is too small for a metric of features (N, `width`); None where it is not."""
     if name in METRICS and METRICS[name].values is frechet_distances and samples <= width:
         way_out = "draw more" if figure.floor is None else "read its excess"
         return f"{name}: {samples:,} samples do not fill the covariance of {width:,} features; {way_out}."
+    if name == "kid" and figure.interval is not None and figure.interval[0] <= 0:
+        return f"kid: {samples:,} samples do not tell it from 0, which it estimates without bias."
     if name == "coverage" and figure.floor is not None:
         deviation = math.sqrt(2 * figure.floor * (1 - figure.floor) / samples)  # of a difference of shares
         if figure.value >= figure.floor - 2 * deviation:

@@ -29,6 +29,9 @@ Progress = Callable[[int, int], None]
 
 SECONDS, CALLS = "seconds", "calls"
 """What a picture cost, kept beside how it was made."""
+STEPS, GUIDANCE, BATCH_SEED = "steps", "guidance", "batch seed"
+"""Of how it was made."""
+CAPTIONS = "metadata.jsonl"
 POLL_SECONDS = 0.5
 
 
@@ -99,9 +102,9 @@ def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def write_captions(folder: Path, prompts: Sequence[str]) -> None:
-    """metadata.jsonl beside kept pictures, so that the folder is a source of captioned pictures."""
+    """`CAPTIONS` beside kept pictures, so that the folder is a source of captioned pictures."""
     rows = [{"file_name": f"{index:05d}.png", "text": prompt} for index, prompt in enumerate(prompts)]
-    write_atomically(folder / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(folder / CAPTIONS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def batch_seed(seed: int, batch: int) -> int:
@@ -207,4 +210,4 @@ class Batches:
         assert self.folder is not None
         prompts, seed = self._prompts(index), batch_seed(self.seed, index)
         files = [self.folder / f"{index * self.size + i:05d}.png" for i in range(len(prompts))]
-        return files, [{"prompt": prompt, "batch seed": seed} | dict(self.made) for prompt in prompts]
+        return files, [{"prompt": prompt, BATCH_SEED: seed} | dict(self.made) for prompt in prompts]

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -63,11 +63,16 @@ class Protocol:
     """What can be read off its pictures themselves, of `measures.SHOWN`."""
     embedded: tuple[str, ...] = ()
     """Names of `--data` that it alone is for."""
+    unread: tuple[str, ...] = ("split",)
+    """What `Measured` has that says nothing here."""
 
     def check(self, measured: Measured) -> None:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
         check_samples(self.samples_of(measured))
         check_metrics(measured.metrics)
+        if given := [name for name in self.unread if getattr(measured, name) != getattr(Measured(), name)]:
+            flag = given[0].replace("_", "-")
+            raise UserError(f"got --{flag} with the protocol {self.name}, which does not read it; leave it out")
         if hidden := [name for name in measured.metrics if name in SHOWN and name not in self.shown]:
             raise UserError(f"got the metric {hidden[0]}, which is read off pictures of mini alone; leave it out")
         for name, low in {"batch-size": 1, "bootstrap": 0, "size": 1}.items():
@@ -108,6 +113,14 @@ class Protocol:
         reference = source_reference(source, whole, size, instruments, tick, **options)
         reference.version = source.version
         return reference
+
+    def check_captions(self, drawn: Sequence[str], own: Sequence[str]) -> None:
+        """Raise `UserError` where pictures that are there already are of others than the protocol's captions."""
+        if self.whole and not self.embedded and (others := Counter(drawn) - Counter(own)):
+            raise UserError(
+                f"got a picture of {next(iter(others))!r}, which is none of the {len(own):,} captions of {self.name}; "
+                "measure pictures of other captions with --protocol custom"
+            )
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
         """What else figures were measured under."""

@@ -88,6 +88,13 @@ def default_guidance(pipeline: DiffusionPipeline) -> float | None:
     return scale.default if scale and type(pipeline).__name__ not in OWN_GUIDANCE else None
 
 
+def drawn_guidance(pipeline: DiffusionPipeline, omega: float) -> float:
+    """What a pipeline makes of ω: where the network does not take it, guidance of 1 or less is none, which is ω = 1."""
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    takes = network.config.get("guidance_embeds") or network.config.get("time_cond_proj_dim")
+    return omega if takes else max(omega, 1.0)
+
+
 def load_pipeline(
     name: str, scheduler: str | None, lora: str | None, dtype: torch.dtype, device: torch.device
 ) -> DiffusionPipeline:

@@ -1,11 +1,13 @@
-"""Pictures that were drawn elsewhere, as they are measured: in their order, with what they say of their cost."""
+"""Pictures that were drawn before, as they are measured: in their order, with what they say of their making."""
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +19,23 @@ from scott.data.loading import entries_of, loaded
 from scott.data.records import Record, Rejected, Skip, Source, slices
 from scott.data.settings import Settings
 from scott.errors import UserError
-from scott.evaluation.pictures import CALLS, SECONDS, how_made
+from scott.evaluation.pictures import BATCH_SEED, CALLS, CAPTIONS, GUIDANCE, SECONDS, STEPS, batch_seed, how_made
+
+KEPT = re.compile(r"seed-(\d+)")
+"""The folders in which `evaluate` keeps pictures."""
 
 
 class StoredPictures:
-    """The pictures of a source, each with its name and its first caption. Raises `UserError` for one without."""
+    """The pictures of a source in a folder, each with its name and its first caption.
 
-    def __init__(self, name: str, source: Source) -> None:
-        self.name, self.source = name, source
+    Raises `UserError` for one without, and for pictures of several samplers or seeds of `scott evaluate --images`,
+    which are rows of their own.
+    """
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        self.source = source
         self.size: int | None = None
         """Pixels a side that they are cropped to."""
-        self.network_calls = 0
-        """What each says that it took, once they were read; 0 where they do not, or differ."""
         self.names: list[str] = []
         self.prompts: list[str] = []
         for entry in entries_of(source):
@@ -39,6 +46,16 @@ class StoredPictures:
             except Skip as skip:
                 raise UserError(f"{entry.key} of the pictures to measure cannot be used: {skip.reason}") from None
             self.names.append(entry.key)
+        rows = sorted(file.parent for file in folder.rglob(CAPTIONS) if KEPT.fullmatch(file.parent.name))
+        if len(rows) > 1:
+            some = " and ".join(str(row.relative_to(folder)) for row in rows[:2])
+            raise UserError(f"got {folder}, which has pictures of {len(rows)} rows or seeds, {some}; name one of them")
+        place = (rows or [folder])[0].resolve()
+        kept = KEPT.fullmatch(place.name)
+        self.name = (place.parent.name if kept else folder.stem) or "pictures"
+        self.seed = int(kept[1]) if kept else None
+        self.drawn: dict[str, Any] = {}
+        """What of a row all of them say, once they were read."""
 
     def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, float | None]]:
         """The first `count`, up to `size` at a time, (B, 3, H, W) in [0, 1], and the seconds that drawing them took:
@@ -55,19 +72,23 @@ class StoredPictures:
                 pixels.append(one.pixels)
             seconds = [costs[row].get(SECONDS, math.nan) for row in rows]
             yield torch.stack(pixels).float() / 255, None if math.isnan(sum(seconds)) else sum(seconds)
-        calls = {cost.get(CALLS) for cost in costs}
-        self.network_calls = round(calls.pop() or 0) if len(calls) == 1 else 0
+        said = {key: {cost.get(key) for cost in costs} for key in (STEPS, CALLS, GUIDANCE)}
+        alike = {key: values.pop() for key, values in said.items() if len(values) == 1}
+        self.drawn = {"steps": round(alike.get(STEPS) or 0), "network_calls": round(alike.get(CALLS) or 0)}
+        self.drawn["guidance"] = alike.get(GUIDANCE)
+        if self.seed is not None and costs[0].get(BATCH_SEED) == batch_seed(self.seed, 0):
+            self.drawn["seeds"] = (self.seed,)
 
 
 def _noting(entry: Record | Rejected, cost: dict[str, Any]) -> Record | Rejected:
-    """The record; when its picture is read, what that says of its cost is added to `cost`."""
+    """The record; when its picture is read, what that says of its cost and making is added to `cost`."""
     return replace(entry, image=partial(_read, entry, cost)) if isinstance(entry, Record) else entry
 
 
 def _read(record: Record, cost: dict[str, Any]) -> bytes | Image.Image:
     found = record.image()
     made = how_made(io.BytesIO(found)) if isinstance(found, bytes) else None
-    for name in (SECONDS, CALLS):
+    for name in (SECONDS, CALLS, STEPS, GUIDANCE, BATCH_SEED):
         value = made.get(name) if isinstance(made, dict) else None
         if isinstance(value, int | float) and 0 <= value < math.inf:
             cost[name] = value

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from scott.evaluation.measures import METRICS, SHOWN, USUAL, Figure
+from scott.evaluation.measures import METRICS, SHOWN, SPREAD_CAPTIONS, USUAL, Figure
 from scott.evaluation.results import FLOOR, Results, Row
 
 DECIMALS = {"clip-score": 3, "coverage": 3}
@@ -68,7 +68,10 @@ def footnotes(results: Results) -> list[str]:
     lines += ["±: half the range over seeds."] if True in kinds else []
     lines += [f"±{mark}: half of 95 % of the bootstrap over samples."] if False in kinds else []
     lines += _seeds(results)
-    if features := results.meta.get("networks", {}).get("features"):
+    if (count := results.meta.get("diversity")) and any("diversity" in row.metrics for row in results.rows):
+        captions = min(SPREAD_CAPTIONS, max(row.samples for row in results.rows))
+        lines.append(f"Diversity and styles: {count} pictures of each of {captions} captions.")
+    if features := (results.meta.get("networks") or {}).get("features"):
         lines.append(f"Features: {features}.")
     if any(row.recorded for row in results.rows):
         lines.append("† Measured in an earlier run of the same sampler.")
@@ -192,7 +195,9 @@ def _figure(figure: Figure | None, decimals: int | None, mark: str) -> str:
     if figure is None:
         return "–"
     ends = figure.seeds or figure.interval
-    half = f" ±{_short((max(ends) - min(ends)) / 2, 2)}{'' if figure.seeds else mark}" if ends else ""
+    half = ""
+    if ends and (figure.seeds or max(ends) > min(ends)):  # resamples that are all alike tell nothing
+        half = f" ±{_short((max(ends) - min(ends)) / 2, 2)}{'' if figure.seeds else mark}"
     return (significant(figure.value) if decimals is None else f"{figure.value:.{decimals}f}") + half
 
 

@@ -63,7 +63,14 @@ class MiniProtocol(Protocol):
 
 
 MINI = MiniProtocol(
-    name=NAME, data=f"--data {NAME}", samples=1000, features=NAME, clip=NAME, shown=SHOWN, embedded=(NAME,)
+    name=NAME,
+    data=f"--data {NAME}",
+    samples=1000,
+    features=NAME,
+    clip=NAME,
+    shown=SHOWN,
+    embedded=(NAME,),
+    unread=("image_column", "caption_column", "data_split", "floor_data", "names", "size"),
 )
 
 
