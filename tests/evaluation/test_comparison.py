@@ -235,12 +235,13 @@ def test_files_side_by_side(tmp_path) -> None:
     assert ElementTree.parse(tmp_path / "out" / "comparison.svg").getroot().tag.endswith("svg")
 
 
-def test_a_table_without_an_end_takes_nothing_with_it(tmp_path) -> None:
+@pytest.mark.parametrize("options", [" --rival teacher-ddim", ""], ids=["another table", "the same table"])
+def test_a_table_without_an_end_takes_nothing_with_it(tmp_path, options) -> None:
     Results([TEACHER]).save(tmp_path / "a.json")
     page = tmp_path / "page.md"
     block = "<!-- scott compare a.json -->\n<!-- end -->\n"
-    page.write_text(text := "<!-- scott compare a.json --rival teacher-ddim -->\nSome words.\n" + block)
-    with pytest.raises(UserError, match=r"no line <!-- scott compare a.json --rival teacher-ddim --> with an <!-- end"):
+    page.write_text(text := f"<!-- scott compare a.json{options} -->\nSome words.\n{block}")
+    with pytest.raises(UserError, match=rf"no line <!-- scott compare a.json{options} --> with an <!-- end"):
         update([page], check=False)
     assert page.read_text() == text
 

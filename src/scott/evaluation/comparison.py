@@ -11,7 +11,7 @@ is the table of those files, paths from the file's own folder; `--rival`, `--ste
 
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -205,8 +205,8 @@ def updated(file: Path) -> str:
         raise UserError(f"{file} is not UTF-8 text ({error}); save it as that") from None
     begun = _BEGIN.findall(text) or ["<!-- scott compare RESULTS -->"]
     whole = [block[1].strip() for block in _BLOCK.finditer(text)]
-    if open_ended := next((line for line in begun if line not in whole), None):
-        raise UserError(f"{file} has no line {open_ended} with an <!-- end --> after it")
+    if open_ended := Counter(begun) - Counter(whole):
+        raise UserError(f"{file} has no line {next(iter(open_ended))} with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
         names, *options = (words.split() for words in block[2].split(" --"))
