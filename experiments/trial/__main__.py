@@ -34,7 +34,7 @@ class Trial:
     """key=value of a run's config, as `scott distill mini` has them (critic_rank=8)."""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A run whose student's EMA it begins with (`scott distill --init`); critic and optimizers begin anew."""
-    method: Literal["scott", "lcm"] = "scott"
+    method: Literal["scott", "lcm", "paper"] = "scott"
     updates: int = 300
     samples: int = 2000
     other: Features | None = None
