@@ -21,9 +21,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         raise UserError(f"{file} is no file of JSON lines ({error}); restore it, or move it away") from None
 
 
-def append_line(file: Path, row: Mapping[str, Any]) -> None:
-    """Add a row, the file whole at any time."""
-    lines = [json.dumps(one, ensure_ascii=False) for one in (*read_lines(file), row)]
+def append_lines(file: Path, *rows: Mapping[str, Any]) -> None:
+    """Add rows, the file whole at any time."""
+    lines = [json.dumps(one, ensure_ascii=False) for one in (*read_lines(file), *rows)]
     write_atomically(file, "\n".join(lines) + "\n")
 
 
@@ -36,11 +36,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def insert(file: Path, name: str, text: str) -> None:
     """Put `text` between `<!-- name -->` and `<!-- end of name -->`. Raises `UserError` where the file lacks them."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    content = file.read_text(encoding="utf-8")
-    if content.count(begin) != 1 or end not in content:
+    content = file.read_text(encoding="utf-8") if file.is_file() else ""
+    before, found, rest = content.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not (found and ends) or begin in rest:
         raise UserError(f"{file} has no place for the table {name}; put {begin} and {end} where it belongs")
-    before, rest = content.split(begin)
-    write_atomically(file, f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    write_atomically(file, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from experiments.comparison import __main__ as comparison
 from experiments.comparison.figure import draw, points, ratios
+from experiments.comparison.figure import main as draw_again
 from experiments.comparison.rows import Row, read_rows
 from experiments.headline import Headline, headline, main, summary
-from experiments.results import append_line
+from experiments.results import append_lines, insert
 
 from scott.errors import UserError
 
@@ -105,11 +106,11 @@ def test_the_command(tmp_path, capsys):
     assert main(Headline(json=True, results=file)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     for one in results()[:-1]:  # a run short of the second seed
-        append_line(file, asdict(one))
+        append_lines(file, asdict(one))
     assert main(Headline(json=True, results=file)) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["seeds"], figures["excess_ratio_2_interval"]) == (1, None)
-    append_line(file, {"method": "ours"})
+    append_lines(file, {"method": "ours"})
     assert main(Headline(results=file)) == 2
 
 
@@ -156,7 +157,7 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     monkeypatch.setattr(comparison.Comparison, "reference", None)
     monkeypatch.setattr(FakeTraining, "made", [])
     for reference in (row("real", steps=0), row("teacher", steps=50), row("teacher", steps=25)):
-        append_line(tmp_path / "results.jsonl", asdict(reference))
+        append_lines(tmp_path / "results.jsonl", asdict(reference))
     (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
 
     def compare(samples=10):
@@ -177,7 +178,7 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     assert {r.guidance for r in rows if r.method in ("ours", "lcm", "ufogen")} == {2.0}
     assert "lcm | updates" in (tmp_path / "README.md").read_text()
     for reference in (row("real", steps=0), row("teacher", steps=50), row("teacher", steps=25)):
-        append_line(tmp_path / "results.jsonl", asdict(replace(reference, samples=20)))
+        append_lines(tmp_path / "results.jsonl", asdict(replace(reference, samples=20)))
     compare(samples=20)
     more = read_rows(tmp_path / "results.jsonl")[len(rows) + 3 :]
     assert [(r.run, r.steps, r.updates) for r in more] == [(r.run, r.steps, r.updates) for r in rows[3:]]
@@ -185,6 +186,33 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     monkeypatch.setitem(comparison.METHODS, "ours", partial(comparison.METHODS["ours"], adversarial_share=0.3))
     with pytest.raises(UserError, match="has ours of seed 0 by another recipe"):
         compare()
+
+
+def test_a_comparison_that_cannot_be_shown_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison.Comparison, "measure_references", None)
+    options = {"folder": tmp_path, "runs": tmp_path / "runs"}
+    with pytest.raises(UserError, match="has no place for the table comparison"):
+        comparison.Comparison(**options).run(print)
+    (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
+    with pytest.raises(UserError, match="got a budget of -5; expected core-minutes above 0"):
+        comparison.Comparison(**options, budgets=(20, -5)).run(print)
+
+
+@pytest.mark.parametrize("page", [None, "", "<!-- end of a -->\n<!-- a -->", "<!-- a --><!-- end of a --><!-- a -->"])
+def test_a_page_without_a_place_is_left_as_it_is(tmp_path, page):
+    file = tmp_path / "README.md"
+    if page is not None:
+        file.write_text(page)
+    with pytest.raises(UserError, match="has no place for the table a"):
+        insert(file, "a", "text")
+    assert (file.read_text() if file.is_file() else None) == page
+
+
+def test_no_results_are_no_figure(tmp_path, capsys):
+    out = tmp_path / "quality.svg"
+    assert draw_again(out, tmp_path / "none.jsonl") == 2
+    assert "there are no results" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_figures_are_of_runs_on_as_many_scenes():

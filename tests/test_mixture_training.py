@@ -1,12 +1,17 @@
 """What `experiments.mixture` trains: networks side by side, the energy score, and every method on a few updates."""
 
+import json
+
 import pytest
 import torch
+from experiments.mixture import exact
+from experiments.mixture.__main__ import Run
 from experiments.mixture.methods import METHODS, Trial, trials
 from experiments.mixture.networks import Networks
 from experiments.mixture.trained import DATA, distances
 from experiments.mixture.training import BATCH, SD, Training, energy_score
 
+from scott.errors import UserError
 from scott.sampling import sample
 
 
@@ -55,3 +60,35 @@ def test_a_student_comes_nearer_to_the_data_than_its_teacher_in_one_step(name):
     before = w1()
     training.train(120, of=120)
     assert w1() < 0.85 * before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"updates": 5}, "is of 3 seeds, 7 updates; ask for as many"),
+        ({"updates": 7, "seeds": 4}, "is of 3 seeds, 7 updates; ask for as many"),
+        ({"methods": ("foo",)}, "got method 'foo'"),
+        ({"samples": 30_000}, "of samples a divisor of 100,000"),
+        ({"updates": 0}, "0 updates"),
+    ],
+)
+def test_rows_of_another_length_are_not_taken_for_those_asked_for(tmp_path, options, message):
+    (tmp_path / "results").mkdir()
+    row = {"method": "lcm", "quarters": [{"updates": 3}, {"updates": 7}]}
+    (tmp_path / "results" / "2-d.json").write_text(json.dumps({"cpu_seconds": 1, "seeds": 3, "rows": [row]}))
+    with pytest.raises(UserError, match=message):
+        Run(("2-d",), folder=tmp_path, **{"seeds": 3} | options).run()
+
+
+def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypatch):
+    """Stopped at its second row, it begins anew."""
+    (tmp_path / "results").mkdir()
+
+    def stopped():
+        yield {"s": 1}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exact, "gaussian", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Run(("gaussian",), folder=tmp_path).run()
+    assert not any((tmp_path / "results").iterdir())

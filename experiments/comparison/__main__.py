@@ -1,7 +1,7 @@
 """LCM, InstaFlow, UFOGen, SCott as the paper has it, and ours on the embedded teacher, at equal time and at equal
 updates.
 
-Every row goes into results.jsonl as it ends, and a run that was stopped goes on: the same command makes the rest.
+A student's rows go into results.jsonl as it ends; a run that was stopped goes on, by the same command.
 """
 
 import math
@@ -18,7 +18,7 @@ from experiments.baselines.student import Baseline
 from experiments.baselines.ufogen import UFOGen
 from experiments.comparison.figure import draw
 from experiments.comparison.rows import Features, Matched, Row, read_rows
-from experiments.results import append_line, insert, table
+from experiments.results import append_lines, insert, table
 from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress, reference_by
 
 from scott.device import best_device
@@ -78,6 +78,9 @@ class Comparison:
                 f"got no --cost of {', '.join(sorted(lacking))}; a budget is of a CPU's core: "
                 "say what an update takes of one, in seconds"
             )
+        if wrong := [budget for budget in self.budgets if not 0 < budget < math.inf]:
+            raise UserError(f"got a budget of {wrong[0]:g}; expected core-minutes above 0")
+        self.show()  # before anything is made, so that a folder that cannot show it is known
         self.measure_references(report)
         for budget in self.budgets:
             baselines = self.baselines if budget == max(self.budgets) else ()
@@ -88,6 +91,10 @@ class Comparison:
                     self.train(self.blank(method, "updates", budget, seed), report)
                 for method in baselines:
                     self.train(self.blank(method, "time", budget, seed), report)
+        self.show()
+
+    def show(self) -> None:
+        """Write the table and the figure of the rows that there are."""
         insert(self.folder / "README.md", "comparison", markdown(self.rows()))
         write_atomically(self.folder / "quality.svg", as_svg(draw(self.rows())).decode())
 
@@ -137,14 +144,14 @@ class Comparison:
         """The floor, and the teacher."""
         there = {(row.method, row.steps) for row in self.alike()}
         if ("real", 0) not in there:
-            append_line(self.file, asdict(self.blank("real")) | figures_of(self.reference.floor()))
+            append_lines(self.file, asdict(self.blank("real")) | figures_of(self.reference.floor()))
         for steps in TEACHER_STEPS:
             if ("teacher", steps) not in there:
                 sampler = TeacherSampler(teacher_of("mini"), steps, embedded.GUIDANCE)
                 name = f"teacher {steps}"
                 made = evaluate(sampler, self.reference, name=name, progress=partial(progress, report, name))
                 how = {"steps": steps, "guidance": embedded.GUIDANCE}
-                append_line(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
+                append_lines(self.file, asdict(self.blank("teacher")) | figures_of(made) | how)
 
     def train(self, blank: Row, report: Report) -> None:
         """The rows of one student, unless they are there, of as many samples and scenes, by the same network.
@@ -173,9 +180,11 @@ class Comparison:
             blank = replace(blank, config=digest(run.config))
         trained = replace(blank, updates=updates, cpu_minutes=round(minutes, 2), device=str(run.backbone.device))
         samplers = run.samplers()
-        for steps, figures in measured(samplers, self.reference, report).items():
-            how = {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
-            append_line(self.file, asdict(trained) | figures | how)
+        rows = [
+            asdict(trained) | figures | {"steps": int(steps), "guidance": samplers[int(steps)].guidance}
+            for steps, figures in measured(samplers, self.reference, report).items()
+        ]
+        append_lines(self.file, *rows)
 
     def config(self, method: str, name: str, updates: int, seed: int, **changes: Any) -> DistillConfig:
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1, "limit": self.scenes} | changes

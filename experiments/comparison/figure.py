@@ -1,6 +1,7 @@
 """Quality against calls and against budget, from the comparison's results: `python -m experiments.comparison.figure`.
 
-Quality is the excess of FID over the floor, as a multiple of the teacher's in 50 steps, all of as many samples.
+Quality is the excess of FID over the floor, as a multiple of the teacher's in 50 steps, of as many samples: the most
+that there are at a budget. A bar is what seeds range over.
 """
 
 import sys
@@ -14,6 +15,7 @@ from experiments.comparison.rows import Row, read_rows
 from experiments.runs import Report, exit_code
 from matplotlib.figure import Figure
 
+from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.files import write_atomically
 
@@ -37,10 +39,10 @@ Point = tuple[float, list[float]]
 
 def ratios(rows: list[Row]) -> list[tuple[Row, float]]:
     """Each row with its quality, where there are the floor and a teacher above it of as many samples."""
-    fid = {(row.method, row.steps, row.samples): row.fid for row in rows if row.matched == "nothing"}
+    fid = {(row.method, row.steps, row.samples, row.features): row.fid for row in rows if row.matched == "nothing"}
     found = []
     for row in rows:
-        floor, teacher = fid.get(("real", 0, row.samples)), fid.get(("teacher", 50, row.samples))
+        floor, teacher = (fid.get((*one, row.samples, row.features)) for one in (("real", 0), ("teacher", 50)))
         if floor is not None and teacher is not None and teacher > floor and row.method != "real":
             found.append((row, (row.fid - floor) / (teacher - floor)))
     return found
@@ -114,7 +116,9 @@ def main(out: Path = HERE / "quality.svg", results: Path = HERE / "results.jsonl
     """Draw it again."""
 
     def run(report: Report) -> None:
-        write_atomically(out, as_svg(draw(read_rows(results))).decode())
+        if not (rows := read_rows(results)):
+            raise UserError(f"there are no results at {results}; run python -m experiments.comparison")
+        write_atomically(out, as_svg(draw(rows)).decode())
 
     return exit_code(run)
 

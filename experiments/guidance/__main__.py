@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from experiments.results import append_line, insert, read_lines, table
+from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import Report, Training, cell, exit_code, measured
 
 from scott.errors import UserError
@@ -46,7 +46,7 @@ class Guidance:
                 training.train(report)  # nothing is left of it: this loads the student
             for omega in omegas:
                 figures = measured(training.samplers(omega), reference, report)
-                append_line(file, what | {"omega": omega, "steps": figures})
+                append_lines(file, what | {"omega": omega, "steps": figures})
         insert(self.folder / "README.md", "guidance", markdown(read_lines(file)))
 
 

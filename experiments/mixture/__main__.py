@@ -1,10 +1,11 @@
 """What students of each solver converge to, exactly and trained: `python -m experiments.mixture --help`.
 
-Each part writes its rows into results/ beside this file as they are made, and its table into README.md. Rows that are
-there are not made again: delete a part's file to have it anew.
+Each part writes its rows into results/ beside this file, fixed points and trained students as they are made, and its
+table into README.md. Rows that are there are not made again: delete a part's file to have it anew.
 """
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import tyro
 from experiments.mixture import exact, tables, trained
 from experiments.mixture.methods import METHODS
 from experiments.results import insert
+from experiments.runs import exit_code
 
+from scott.choices import unknown
+from scott.errors import UserError
 from scott.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -38,16 +42,32 @@ class Run:
     folder: Path = HERE
 
     def run(self) -> None:
+        """Raises `UserError` for a method or a number that cannot be, or for rows of another number of updates or
+        seeds."""
+        for method in self.methods:
+            if method not in METHODS:
+                raise unknown("method", method, METHODS)
+        if min(self.seeds, self.updates, self.samples) < 1 or 100_000 % self.samples:
+            got = f"{self.seeds} seeds, {self.updates} updates and {self.samples} samples"
+            raise UserError(f"got {got}; expected 1 or more of each, and of samples a divisor of 100,000")
         for part in self.parts:
             made = self._made(part)
+            self._check(part, made)
             began, before, there = time.process_time(), made["cpu_seconds"], list(made["rows"])
-            for row in self._rows(part, there):
-                made["rows"].append(row)
+            for rows in self._rows(part, there):
+                made["rows"] += rows
                 made["cpu_seconds"] = round(before + time.process_time() - began, 1)
                 write_atomically(self._file(part), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
         for part, table in tables.TABLES.items():
             if (made := self._made(part))["rows"]:
                 insert(self.folder / "README.md", part, table(made))
+
+    def _check(self, part: str, made: dict[str, Any]) -> None:
+        """That a part's rows are of what is asked for."""
+        lengths = {row["quarters"][-1]["updates"] for row in made["rows"] if "quarters" in row}
+        if made["seeds"] != self.seeds or lengths - {self.updates}:
+            of = ", ".join([f"{made['seeds']} seeds", *(f"{length} updates" for length in sorted(lengths))])
+            raise UserError(f"{self._file(part)} is of {of}; ask for as many, or move it away")
 
     def _made(self, part: str) -> dict[str, Any]:
         """What a part has: the rows that a stopped command had made stay."""
@@ -57,19 +77,21 @@ class Run:
     def _file(self, part: str) -> Path:
         return self.folder / "results" / f"{part}.json"
 
-    def _rows(self, part: Part, there: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _rows(self, part: Part, there: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """What is to be written at once."""
         match part:
             case "fixed-points":
-                return exact.fixed_points(self.seeds, self.samples, there)
+                return ([row] for row in exact.fixed_points(self.seeds, self.samples, there))
             case "2-d" | "64-d":
-                return trained.compared(part, self.methods, self.seeds, self.updates, there)
+                return ([row] for row in trained.compared(part, self.methods, self.seeds, self.updates, there))
         whole = {
             "gaussian": exact.gaussian,
             "orders": exact.orders,
             "jumps": partial(exact.jumps, self.seeds, self.samples),
         }
-        return iter(()) if there else whole[part]()
+        return iter(() if there else [[*whole[part]()]])
 
 
 if __name__ == "__main__":
-    tyro.cli(Run, description=__doc__).run()
+    asked = tyro.cli(Run, description=__doc__)
+    sys.exit(exit_code(lambda report: asked.run()))

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from experiments.comparison.rows import Features
-from experiments.results import append_line, insert, read_lines, table
+from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, measured, parsed, reference_by
 
 from scott.errors import UserError
@@ -37,7 +36,7 @@ class Trial:
     method: Literal["scott", "lcm", "paper"] = "scott"
     updates: int = 300
     samples: int = 2000
-    other: Features | None = None
+    other: Literal["efficientnet"] | None = None
     """A network besides Mini-CLIP that it is measured by."""
     phases: int = 1
     """Of the schedule, within which the student is consistent; of more than 1 it draws in as many steps, by DDIM."""
@@ -54,6 +53,8 @@ class Trial:
             return
         if not self.name:
             raise UserError("got no name for the trial; say one, or --table")
+        if self.phases < 1 or self.updates < 1:
+            raise UserError(f"got {self.phases} phases and {self.updates} updates; expected 1 or more of each")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
             if there["name"] == self.name and there["seed"] == self.seed:
@@ -64,7 +65,7 @@ class Trial:
                     f"{file} has a trial {self.name} of seed {self.seed} already, of other settings or of another "
                     "recipe mini; name another"
                 )
-        append_line(file, line | self.made(report))
+        append_lines(file, line | self.made(report))
 
     def identity(self) -> dict[str, Any]:
         """What makes it this trial, as its line has it: two numbers are a list there."""
