@@ -210,6 +210,19 @@ def test_curves_sort_metrics_into_panels() -> None:
     ]
 
 
+def test_the_spread_is_drawn_at_each_time_of_sampling() -> None:
+    rows = [
+        {"step": s} | {f"spread_{t}": -0.1 for t in ("255", "999", "1e+03")} | {"spread_drawn_503": 0.1} for s in (0, 1)
+    ]
+    svg = curves_svg(rows)
+    assert svg is not None
+    marks = [text for text in svg.decode().split("<!-- ")[1:] if "pread" in text]
+    assert [text.partition(" -->")[0] for text in marks] == [
+        *("Spread, log10 of the data's", "spread_1e+03", "spread_999", "spread_255"),
+        *("Spread of drawn samples", "spread_drawn_503"),
+    ]
+
+
 def test_the_same_metrics_give_the_same_bytes() -> None:
     assert curves_svg(METRICS) == curves_svg(METRICS)
     assert curves_svg([{"step": 0, "consistency": 1.0}]) is None, "one point is no curve"

@@ -17,6 +17,8 @@ PANELS = {
     "Gradient norm": ("student_gradient_norm", "critic_gradient_norm"),
 }
 """Title → its metrics."""
+SPREADS = {"Spread, log10 of the data's": "spread_", "Spread of drawn samples": "spread_drawn_"}
+"""Title → what its metrics' names have before the time that they are of."""
 
 
 def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
@@ -25,7 +27,8 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
     A thin line is the metric, a thick one its exponential average over a twentieth of the run. The value axis leaves
     out half a percent at each end, where the spikes are.
     """
-    panels = {title: {name: finite_points(metrics, name) for name in names} for title, names in PANELS.items()}
+    wanted = PANELS | {title: _at_times(metrics, prefix) for title, prefix in SPREADS.items()}
+    panels = {title: {name: finite_points(metrics, name) for name in names} for title, names in wanted.items()}
     shown = {
         title: kept
         for title, series in panels.items()
@@ -46,6 +49,12 @@ def curves_svg(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", frameon=False)
     return as_svg(figure)
+
+
+def _at_times(metrics: Sequence[Mapping[str, Any]], prefix: str) -> tuple[str, ...]:
+    """The metrics named so before a time, from the first time of sampling on."""
+    after = {name.removeprefix(prefix) for row in metrics for name in row if name.startswith(prefix)}
+    return tuple(prefix + time for time in sorted((one for one in after if "_" not in one), key=float, reverse=True))
 
 
 def as_svg(figure: Figure) -> bytes:
