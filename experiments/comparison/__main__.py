@@ -16,6 +16,7 @@ import tyro
 from experiments.baselines.instaflow import InstaFlow
 from experiments.baselines.student import Baseline
 from experiments.baselines.ufogen import UFOGen
+from experiments.beginning import begin, common_updates
 from experiments.comparison.figure import draw
 from experiments.comparison.rows import Features, Matched, Row, read_rows
 from experiments.results import append_lines, insert, table
@@ -60,6 +61,9 @@ class Comparison:
     cost: tuple[str, ...] = ()
     """method=core-seconds of an update, by which a budget is counted instead of a run of 40; on a GPU, of all methods.
     """
+    shared: bool = False
+    """Compute once what runs have in common: LCM up to where ours has its critic, from where each goes on, to the same
+    bits."""
     scenes: int = 65_536
     """Of the embedded data, that all train on."""
     samples: int = 5000
@@ -85,10 +89,14 @@ class Comparison:
         for budget in self.budgets:
             baselines = self.baselines if budget == max(self.budgets) else ()
             for seed in self.seeds:
-                for method in self.methods:
-                    self.train(self.blank(method, "time", budget, seed), report)
-                for method in self.at_equal_updates:
-                    self.train(self.blank(method, "updates", budget, seed), report)
+                if self.shared:
+                    self.train_beginning(budget, seed, report)
+                students: list[tuple[str, Matched]] = [(method, "time") for method in self.methods]
+                students += [(method, "updates") for method in self.at_equal_updates]
+                if self.shared:  # LCM's longest run goes on from the shorter one
+                    students.sort(key=lambda student: student == ("lcm", "time"))
+                for method, matched in students:
+                    self.train(self.blank(method, matched, budget, seed), report)
                 for method in baselines:
                     self.train(self.blank(method, "time", budget, seed), report)
         self.show()
@@ -140,6 +148,10 @@ class Comparison:
         """The rows of as many samples, by the same network."""
         return [row for row in self.rows() if (row.samples, row.features) == (self.samples, self.features)]
 
+    def there(self, blank: Row) -> list[Row]:
+        """The rows of a student."""
+        return [row for row in self.alike() if (row.run, row.scenes) == (blank.run, self.scenes)]
+
     def measure_references(self, report: Report) -> None:
         """The floor, and the teacher."""
         there = {(row.method, row.steps) for row in self.alike()}
@@ -160,7 +172,7 @@ class Comparison:
             UserError: those that are there were made by another recipe of the same name.
         """
         name = f"{blank.method}-{blank.matched}-{blank.budget:g}-{blank.seed}"
-        if there := [row for row in self.alike() if (row.run, row.scenes) == (blank.run, self.scenes)]:
+        if there := self.there(blank):
             made_by, updates = there[0].config, there[0].updates
             if made_by and made_by != digest(self.config(blank.method, name, updates, blank.seed)):
                 raise UserError(
@@ -186,6 +198,15 @@ class Comparison:
         ]
         append_lines(self.file, *rows)
 
+    def train_beginning(self, budget: float, seed: int, report: Report) -> None:
+        """LCM's updates before ours has its critic, unless ours is trained."""
+        ours = self.blank("ours", "time", budget, seed)
+        if "ours" in self.methods and not self.there(ours):
+            name = f"{ours.method}-{ours.matched}-{budget:g}-{seed}"
+            updates = self.updates(ours, self.trainings / name, report)
+            common = common_updates(*(self.config(method, name, updates, seed) for method in ("ours", "lcm")))
+            self.trained("lcm", f"beginning-{budget:g}-{seed}", common, seed, report)
+
     def config(self, method: str, name: str, updates: int, seed: int, **changes: Any) -> DistillConfig:
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1, "limit": self.scenes} | changes
         return METHODS[method](**settings, out=self.trainings / name, seed=seed, max_steps=updates)
@@ -194,6 +215,8 @@ class Comparison:
         self, method: str, name: str, updates: int, seed: int, report: Report, **changes: Any
     ) -> tuple[Training, float]:
         training = Training(self.config(method, name, updates, seed, **changes), data=self.trainings / "data")
+        if self.shared:
+            begin(training, [file.parent for file in self.trainings.glob("*/config.json")], report)
         return training, training.train(report) / 60
 
     def updates(self, blank: Row, out: Path, report: Report) -> int:
