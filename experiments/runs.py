@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from experiments.energy import EnergyDistillation, EnergySampler
 from experiments.graphs import record
 from experiments.phases import PhasedDistillation, PhasedSampler
 from rich.console import Console
@@ -104,11 +105,13 @@ class Training:
     Args:
         data: the folder that prepared shards are kept in, for all runs on the same data.
         phases: of more than 1, a student of `experiments.phases`, drawn from in as many steps.
+        energy: a student of `experiments.energy`.
     """
 
     config: DistillConfig
     data: Path = Path("runs/data")
     phases: int = 1
+    energy: bool = False
     backbone: LatentBackbone = field(init=False)
 
     def train(self, report: Report) -> float:
@@ -129,12 +132,14 @@ class Training:
             report("distil", done, config.max_steps, terms)
 
         hooks = Hooks(progress=progress)
-        if self.phases > 1:
-            hooks.distillation = self.phased
+        if self.phases > 1 or self.energy:
+            hooks.distillation = self.variant
         distill(self.backbone, data, config, hooks)
         return spent.total(config.max_steps)
 
-    def phased(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
+    def variant(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
+        if self.energy:
+            return EnergyDistillation.of(backbone, config)
         plain = Distillation.of(backbone, config)
         return PhasedDistillation(*(getattr(plain, field.name) for field in fields(plain)), phases=self.phases)
 
@@ -145,7 +150,8 @@ class Training:
         omega = self.config.drawn_guidance if omega is None else omega
         if self.phases > 1:
             return {self.phases: PhasedSampler(backbone, backbone.target, grid, self.phases, omega)}
-        return {n: StudentSampler(backbone, backbone.target, grid, n, omega) for n in STEPS}
+        kind = EnergySampler if self.energy else StudentSampler
+        return {n: kind(backbone, backbone.target, grid, n, omega) for n in STEPS}
 
 
 class Spent:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
+from experiments.energy import energy_score
 from experiments.mixture.data import Mixture
 from experiments.mixture.methods import Method, Trial
 from experiments.mixture.networks import FEATURES, Networks, Student, time_features
@@ -77,7 +78,7 @@ class Training:
         target = consistency_target(self.target, x_m, times[-1], None)
         f_n = self.student(x_n, t_n)
         if self.method.loss == "energy":
-            return energy_score(f_n, self.student(x_n, t_n), target), f_n
+            return energy_score(f_n, self.student(x_n, t_n), target).mean(), f_n
         weight = loss_weight(self.method.weighting, SD, t_n, self.grid.trained_times)
         return consistency_loss(f_n, target, weight=weight), f_n
 
@@ -116,18 +117,6 @@ class Training:
 
     def normal(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.generator)
-
-
-def energy_score(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
-    """½ (|a − y| + |b − y| − |a − b|) over sqrt(D), the mean over rows: E|a − y| − ½ E|a − b| for draws a, b (B, D).
-
-    Strictly proper (Gneiting & Raftery 2007): its mean over y is least where a and b have y's own law.
-    """
-
-    def distance(x: Tensor, y: Tensor) -> Tensor:
-        return (x - y).square().mean(1).add(1e-8).sqrt().mean()
-
-    return (distance(first, target) + distance(second, target) - distance(first, second)) / 2
 
 
 def strides(updates: int) -> Iterator[int]:

@@ -19,7 +19,7 @@ from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
-IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases")
+IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases", "energy")
 FLAGS = {"method": "--method", "init": "--from", "seed": "--seed", "max_steps": "--updates", "out": "a name and --runs"}
 """Setting → what says it."""
 
@@ -40,6 +40,8 @@ class Trial:
     """A network besides Mini-CLIP that it is measured by."""
     phases: int = 1
     """Of the schedule, within which the student is consistent; of more than 1 it draws in as many steps, by DDIM."""
+    energy: bool = False
+    """Give the student noise of its own, and learn by an energy score."""
     seed: int = 0
     table: bool = False
     """Write the table of all lines into README.md, and run nothing."""
@@ -55,10 +57,12 @@ class Trial:
             raise UserError("got no name for the trial; say one, or --table")
         if self.phases < 1 or self.updates < 1:
             raise UserError(f"got {self.phases} phases and {self.updates} updates; expected 1 or more of each")
+        if self.phases > 1 and self.energy:
+            raise UserError("got phases and an energy score; give one of them")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
             if there["name"] == self.name and there["seed"] == self.seed:
-                known = line | {"other": None, "phases": 1} | there
+                known = line | {"other": None, "phases": 1, "energy": False} | there
                 if all(known[key] == line[key] for key in (*IDENTITY, "config")):
                     return
                 raise UserError(
@@ -70,7 +74,8 @@ class Trial:
     def identity(self) -> dict[str, Any]:
         """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, self.given(), source, self.seed, self.updates, self.samples, self.other, self.phases)
+        values = (self.method, self.given(), source, self.seed, self.updates, self.samples)
+        values += (self.other, self.phases, self.energy)
         return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def given(self) -> dict[str, Any]:
@@ -84,7 +89,7 @@ class Trial:
         """Train and measure."""
         # before it trains, so that what cannot be measured is not trained
         references = [reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name]
-        training = Training(self.config(), self.runs / "data", self.phases)
+        training = Training(self.config(), self.runs / "data", self.phases, self.energy)
         seconds = training.train(report)
         figures, *others = [measured(training.samplers(), reference, report) for reference in references]
         for other in others:
@@ -103,6 +108,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     rows = []
     for line in lines:
         given = line["set"] | ({"phases": line["phases"]} if line.get("phases", 1) > 1 else {})
+        given |= {"score": "energy"} if line.get("energy") else {}
         settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "–"
         measured = [line["steps"].get(n) for n in ("1", "2", "4")]
         cells = [one and cell(one) for one in measured]

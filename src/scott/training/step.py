@@ -110,11 +110,8 @@ class Distillation:
         x0, x_n = _noised(schedule, batch, draws)
         x_m = self.walk(batch, draws) if x_m is None else x_m
         engine.mark("teacher")
-        target = self.target(f_target, x_m, x_n, t_n, cond)
-        f_n = f(x_n, t_n, cond)
-        w = loss_weight(config.weighting, schedule, t_n, grid.trained_times)
-        loss = consistency_loss(f_n, target, config.loss, weight=w)
-        terms = {"consistency": loss.detach(), "moments": _moments(f_n, x0, t_n, grid)}
+        f_n, loss = self.consistency(f, f_target, x_n, x_m, cond, draws)
+        terms = {"consistency": loss.detach(), "moments": _moments(f_n[: len(x0)], x0, t_n, grid)}
         towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], Shown(f_n, x0, t_n, cond, draws)
         if not (config.has_critic and engine.has_critic):
             f_n.backward(towards_target)
@@ -135,6 +132,16 @@ class Distillation:
                 terms |= played
         engine.mark("student")
         return terms
+
+    def consistency(
+        self, f: ConsistencyFunction, f_target: ConsistencyFunction, x_n: Tensor, x_m: Tensor, cond: Cond, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """f(x_n, t_n) and L_CD, whose gradient goes through it alone."""
+        t_n, config = draws.t_n, self.config
+        target = self.target(f_target, x_m, x_n, t_n, cond)
+        f_n = f(x_n, t_n, cond)
+        w = loss_weight(config.weighting, f.schedule, t_n, self.grid.trained_times)
+        return f_n, consistency_loss(f_n, target, config.loss, weight=w)
 
     def target(self, f: ConsistencyFunction, x_m: Tensor, x_n: Tensor, t_n: Tensor, cond: Cond) -> Tensor:
         """What f(x_n, t_n) is to be (B, C, H, W), where the walk from x_n ends at x_m: f_θ⁻(x_m, t_m)."""
