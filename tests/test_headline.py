@@ -85,6 +85,18 @@ def test_figures_by_another_network_are_not_mixed():
     assert len(draw(results() + by_another).axes[1].containers) == 3
 
 
+def test_lcm_is_the_better_of_its_two_rates():
+    falling = [
+        row("lcm-settles", "updates", 0, 2, 1.3, 0.62),
+        row("lcm-settles", "updates", 1, 2, 1.7, 0.69),
+    ]
+    figures = headline(results() + falling)
+    # ours .7 and .9, the teacher .5; LCM 1.3 and 1.5
+    assert figures["gap_closed_equal_updates"] == pytest.approx((0.6 / 0.8 + 0.6 / 1.0) / 2)
+    assert figures["coverage_closed_equal_updates"] == pytest.approx((0.03 / 0.08 + 0.5) / 2)
+    assert figures["gap_closed_equal_time"] == headline(results())["gap_closed_equal_time"]
+
+
 def test_a_seed_whose_rival_lacks_nothing_is_no_share():
     better = [replace(one, fid=0.45) if (one.method, one.seed) == ("lcm", 1) else one for one in results()]
     with pytest.raises(UserError, match="figures of seed 1 leave no gap"):

@@ -1,5 +1,5 @@
-"""LCM, InstaFlow, UFOGen, SCott as the paper has it, and ours on the embedded teacher, at equal time and at equal
-updates.
+"""LCM (its rate one that stays, or one that falls as ours does), InstaFlow, UFOGen, SCott as the paper has it, and ours
+on the embedded teacher, at equal time and at equal updates.
 
 A student's rows go into results.jsonl as it ends; a run that was stopped goes on, by the same command.
 """
@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 METHODS: dict[str, Callable[..., DistillConfig]] = {
     "ours": mini,
     "lcm": partial(mini, method="lcm"),
+    "lcm-settles": partial(mini, method="lcm", decay=mini().decay),
     "scott-paper": partial(mini, method="paper"),
 }
 BASELINES: dict[str, type[Baseline]] = {"instaflow": InstaFlow, "ufogen": UFOGen}

@@ -24,6 +24,8 @@ STUDENTS = {
     ("ours", "time"): ("ours", "C0", "o"),
     ("lcm", "time"): ("LCM, as much time", "C1", "s"),
     ("lcm", "updates"): ("LCM, as many updates", "C3", "^"),
+    ("lcm-settles", "time"): ("LCM of a falling rate, as much time", "C6", "<"),
+    ("lcm-settles", "updates"): ("LCM of a falling rate, as many updates", "C7", ">"),
     ("scott-paper", "time"): ("SCott as the paper has it", "C4", "D"),
     ("instaflow", "time"): ("InstaFlow", "C2", "v"),
     ("ufogen", "time"): ("UFOGen", "C5", "P"),

@@ -17,8 +17,8 @@ class Row:
     """One sampler's figures on held-out captions."""
 
     method: str
-    """ours, lcm, scott-paper, instaflow, ufogen, or another student; teacher; or real: pictures of the captions, which
-    is the floor."""
+    """ours, lcm, lcm-settles (whose rate falls as ours does), scott-paper, instaflow, ufogen, or another student;
+    teacher; or real: pictures of the captions, which is the floor."""
     matched: Matched
     """What its budget is: CPU time; as many updates as ours made in it; or nothing, of what is not trained."""
     budget: float
