@@ -55,6 +55,8 @@ def test_sd15_is_the_paper():
     assert (config.solver, config.phi, config.order, config.jump, config.substeps) == ("er-sde", "5", 2, 24, 3)
     assert (config.adversarial_weight, config.learning_rate, config.critic_learning_rate) == (0.4, 8e-6, 2e-5)
     assert (config.batch_size, config.max_steps, config.critic_rank) == (40, 40_000, 64)
+    assert (config.critic, config.critic_input) == ("lora", "clean"), "what the critic is told is not the paper's"
+    assert sd15(method="paper", data="laion").critic_input == "paper"
 
 
 def test_recipes_of_real_teachers_have_one_pair_of_rates():
