@@ -95,7 +95,7 @@ def _first(run: Training, report: Report) -> tuple[dict[str, Any], dict[str, Any
             raise _Begun
 
     config = run.config
-    once = Training(replace(config, checkpoint_every=1), run.data, run.phases)
+    once = replace(run, config=replace(config, checkpoint_every=1))
     with suppress(_Begun):
         once.train(first)
     saved = latest_checkpoint(config.out / "checkpoints")

@@ -136,7 +136,10 @@ class Distillation:
     def consistency(
         self, f: ConsistencyFunction, f_target: ConsistencyFunction, x_n: Tensor, x_m: Tensor, cond: Cond, draws: Draws
     ) -> tuple[Tensor, Tensor]:
-        """f(x_n, t_n) and L_CD, whose gradient goes through it alone."""
+        """f(x_n, t_n) and L_CD, whose gradient goes through it alone.
+
+        A variant may draw f of each row several times: the first rows are then those of the batch.
+        """
         t_n, config = draws.t_n, self.config
         target = self.target(f_target, x_m, x_n, t_n, cond)
         f_n = f(x_n, t_n, cond)
