@@ -17,8 +17,9 @@ class Row:
     """One sampler's figures on held-out captions."""
 
     method: str
-    """ours, lcm, lcm-settles (whose rate falls as ours does), scott-paper, instaflow, ufogen, or another student;
-    teacher; or real: pictures of the captions, which is the floor."""
+    """ours, lcm, lcm-settles (whose rate falls as ours does), scott-paper, scott-clean (whose critic is told time 0
+    of data and samples alike), instaflow, ufogen, or another student; teacher;
+    or real: pictures of the captions, which is the floor."""
     matched: Matched
     """What its budget is: CPU time; as many updates as ours made in it; or nothing, of what is not trained."""
     budget: float
