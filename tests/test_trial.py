@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from experiments.guidance.__main__ import Guidance
 from experiments.runs import exit_code, parsed
-from experiments.trial.__main__ import Trial
+from experiments.trial.__main__ import Trial, critic_loss
 
 from scott.commands import prepare
 from scott.errors import UserError
@@ -33,6 +33,7 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     assert untrained["steps"]["2"]["fid"] != pytest.approx(moved["steps"]["2"]["fid"], rel=1e-2)
     assert moved["set"]["learning_rate"] == 1e-2
     assert moved["cpu_seconds"] > 0
+    assert moved["critic_loss"] == on["critic_loss"] is None, "two updates have no critic yet"
     assert trial("moved", *large, other="efficientnet") == 2, "its line has no such figures"
     assert trial("by another", *large, other="efficientnet") == 0
     *_, another = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
@@ -41,6 +42,11 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     (tmp_path / "README.md").write_text("<!-- trials -->\n<!-- end of trials -->\n")
     assert trial("", table=True) == 0
     assert (tmp_path / "README.md").read_text().count("\n| ") == 6
+
+
+def test_a_critics_loss_is_that_of_the_second_half_of_its_updates():
+    assert critic_loss([{"step": 1}, *({"step": n, "critic": float(n)} for n in range(2, 6))]) == 4.5
+    assert critic_loss([{"step": 1}]) is None
 
 
 def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys):

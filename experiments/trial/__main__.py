@@ -1,13 +1,14 @@
 """One variant of the recipe mini, trained and measured on the validation split: `python -m experiments.trial --help`.
 
 A trial is one line of results.jsonl: what was set, what it cost, and FID, coverage and spread in 1, 2 and 4 steps by
-Mini-CLIP, with `--other` FID and coverage by another network too.
+Mini-CLIP, with `--other` FID and coverage by another network too, and the critic's mean loss.
 """
 
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -17,6 +18,7 @@ from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, m
 from scott.errors import UserError
 from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
+from scott.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases", "energy")
@@ -95,13 +97,21 @@ class Trial:
         for other in others:
             for steps, by in other.items():
                 figures[steps] |= {f"{metric}_{self.other}": by[metric] for metric in ("fid", "coverage")}
-        return {"cpu_seconds": round(seconds, 1), "steps": figures}
+        loss = critic_loss(read_metrics(training.config.out / "metrics.jsonl"))
+        return {"cpu_seconds": round(seconds, 1), "critic_loss": loss, "steps": figures}
 
     def config(self) -> DistillConfig:
         out = self.runs / f"{self.name}-{self.seed}"
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | self.given()
         settings |= {"method": self.method, "init": None if self.source is None else str(self.source)}
         return mini(**settings, out=out, seed=self.seed, max_steps=self.updates)
+
+
+def critic_loss(records: list[dict[str, float]]) -> float | None:
+    """Mean hinge loss over the second half of the updates with a critic: 2 of one that knows nothing, 0 of one that is
+    never wrong. None without a critic."""
+    losses = [record["critic"] for record in records if "critic" in record]
+    return round(mean(losses[len(losses) // 2 :]), 4) if losses else None
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
@@ -122,6 +132,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
                 line["seed"],
                 line["updates"],
                 f"{line['cpu_seconds']:,.0f}",
+                line.get("critic_loss"),
                 *cells,
                 ", ".join(others) or None,
             ]
@@ -134,6 +145,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "seed",
         "updates",
         "CPU s",
+        "critic's loss",
         "1 step: FID, coverage, spread",
         "2 steps",
         "4 steps",
