@@ -1,4 +1,4 @@
-"""`scott demo`: the whole of the method on the embedded teacher in minutes, with the evidence in one folder."""
+"""`scott demo`: the recipe `mini`, from data to a measured student, in minutes, with the evidence in one folder."""
 
 import dataclasses
 from collections.abc import Mapping
