@@ -13,6 +13,7 @@ from scott.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from scott.training.optimization import optimizer_class
 from scott.training.parallel import load_optimizer_tensors, optimizer_tensors
 
 
@@ -40,11 +41,15 @@ def test_round_trip_is_bit_equal(tmp_path):
     assert torch.equal(parts["b"]["y"], shared)
 
 
-def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path, name):
+    """With the weight, which bitsandbytes keeps 8-bit states of, behind the bias, of which it keeps whole ones."""
+
     def fresh():
         torch.manual_seed(0)
-        layer = nn.Linear(3, 2)
-        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
+        layer = nn.Linear(3, 2048)
+        groups = [{"params": [layer.bias]}, {"params": [layer.weight], "lr": 0.01}]
+        return layer, optimizer_class(name)(groups, lr=0.1, weight_decay=0.1)
 
     def steps(layer, optimizer, count):
         for i in range(count):
@@ -63,6 +68,7 @@ def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     load_optimizer_tensors(again, other, parts["o"])
     steps(again, other, 2)
     assert all(map(torch.equal, again.parameters(), layer.parameters()))
+    assert any(value.dtype == torch.uint8 for value in parts["o"].values()) == (name == "adamw8bit")
     mine, theirs = optimizer_tensors(layer, optimizer), optimizer_tensors(again, other)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)

@@ -40,6 +40,8 @@ class Family(Encoders):
     """Those of a LoRA critic; the student's, where empty."""
     output_layer: ClassVar[str] = "proj_out"
     """The network's last layer, which turns features into its output."""
+    has_unused_parameters: ClassVar[bool] = False
+    """Whether the network has layers that its output does not depend on, so that they get no gradients."""
     takes_guidance: ClassVar[bool] = False
     """Whether a full student of this family takes ω; one that does not is trained for a single ω."""
     teacher_calls: ClassVar[int] = 2

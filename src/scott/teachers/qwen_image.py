@@ -21,6 +21,7 @@ class QwenImageBackbone(FluxLike):
 
     block_lists = ("transformer_blocks",)
     student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "net.0.proj", "net.2")
+    has_unused_parameters = True  # of the last block's text stream, which ends there
 
     @property
     def latent_channels(self) -> int:

@@ -42,7 +42,8 @@ class Optimization:
         if config.has_critic:
             self.models["critic"] = Model(backbone.critic_parameters(), backbone.critic)
         self.target = Model(backbone.target_parameters())
-        self.calls = {name: averaged(model, config) for name, model in self.models.items()}
+        unused = backbone.has_unused_parameters
+        self.calls = {name: averaged(model, config, unused=unused) for name, model in self.models.items()}
         make = optimizer_class(config.optimizer)
         self.rates: dict[str, list[float]] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}

@@ -106,11 +106,14 @@ def _mesh(device: str) -> DeviceMesh:
     return init_device_mesh(device, (processes,))
 
 
-def averaged(model: Model, config: DistillConfig) -> nn.Module:
-    """The model, its gradients averaged over the processes as `backward` makes them; with `shard` they are already."""
+def averaged(model: Model, config: DistillConfig, *, unused: bool = False) -> nn.Module:
+    """The model, its gradients averaged over the processes as `backward` makes them; with `shard` they are already.
+
+    `unused`: whether it has parameters that no output depends on, which DDP has to look for.
+    """
     if not dist.is_initialized() or config.shard == "full":
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=unused)
 
 
 @contextmanager
@@ -151,16 +154,21 @@ def load_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """State as `parameter.entry` → whole tensor, in the first process. Hyper-parameters are the config's.
+    """State as `parameter.entry` → whole tensor, of split parameters in the first process. Hyper-parameters are the
+    config's.
 
     A whole number, which 8-bit optimizers count steps in, becomes an int64 scalar.
     """
     if not optimizer.state:  # nothing was updated yet: torch would make a first step
         return {}
-    full: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FULL)
+    if _is_split(model):
+        full: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FULL)
+        state = full.get("state", {})
+    else:  # as it is: bitsandbytes' state_dict has it in a form that torch's functions do not read
+        state = {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
     return {
         f"{name.replace(_DOT, '.')}.{entry}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for name, entries in full.get("state", {}).items()
+        for name, entries in state.items()
         for entry, value in entries.items()
     }
 
@@ -176,5 +184,14 @@ def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: Mapp
         name, entry = key.rsplit(".", 1)
         state[keys[name]][entry] = int(value) if value.dtype == torch.int64 and value.ndim == 0 else value
     groups: Any = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
-    full = {"state": state, "param_groups": groups}
-    set_optimizer_state_dict(model, optimizer, full, options=StateDictOptions(full_state_dict=True))
+    if _is_split(model):
+        full = {"state": state, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, full, options=StateDictOptions(full_state_dict=True))
+        return
+    ordered = [name for group in groups for name in group["params"]]
+    by_index = {index: state[name] for index, name in enumerate(ordered) if state[name]}
+    optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _is_split(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
