@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from scott.choices import unknown
@@ -36,6 +36,16 @@ RANGES: dict[str, Range] = {
 """Field → whether a value is in its range, and the range in words; None, where a field takes it, is a default."""
 
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
+
+
+def check_solver(config: "DistillConfig", given: Iterable[str]) -> None:
+    """Raise `UserError` for a field that was given, be it its default, and that the solver does not have."""
+    for name in _WITHOUT_EFFECT[config.solver]:
+        if name in given:
+            raise UserError(
+                f"got {name} {getattr(config, name)}, which the solver {config.solver} does not have; leave it out, "
+                "or name another solver"
+            )
 
 
 def check_values(config: "DistillConfig") -> None:
@@ -83,14 +93,14 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
             f"adversarial_weight {config.adversarial_weight} with adversarial_share {config.adversarial_share}, "
             "which sets the weight by itself; leave one out"
         )
-    if config.critic_r1 and config.precision != "fp32":
+    if config.has_critic and config.critic_r1 and config.precision != "fp32":
         yield (
             f"critic_r1 {config.critic_r1} with precision {config.precision}, which rounds by more than the "
             "differences that R1 is made of; train in fp32, or leave it out"
         )
     if config.quantize != "none" and config.shard != "none":
         yield f"quantize {config.quantize} with shard {config.shard}, which splits whole weights; use one"
-    if config.quantize != "none" and "full" in (config.train, config.critic):
+    if config.quantize != "none" and "full" in (config.train, config.critic if config.has_critic else "none"):
         yield (
             f"quantize {config.quantize} with train {config.train} and critic {config.critic}; a copy cannot be made "
             "of quantised weights: train and critic have to be lora"

@@ -198,10 +198,19 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         return solvers.make(self.solver, schedule, **options[self.solver])
 
     def make_grid(self, schedule: "NoiseSchedule") -> "JumpGrid":
+        """Raises `UserError` as `JumpGrid` does, and where sampling in 4 steps would stop at more times than it has."""
         from scott.diffusion import JumpGrid
+        from scott.training.draws import SAMPLING_STEPS
 
         steps = FEW_STEPS if self.times == "needed" else ()
-        return JumpGrid(schedule, jump=self.jump, substeps=self.substeps, few_steps=steps)
+        grid = JumpGrid(schedule, jump=self.jump, substeps=self.substeps, few_steps=steps)
+        times, most = grid.original_inference_steps, max(SAMPLING_STEPS)
+        if times < most:
+            raise UserError(
+                f"got jump {self.jump} and {self.substeps} sub-steps, a grid of {times} times; expected {most} or "
+                f"more. Use a jump of at most {schedule.training_steps // most * self.substeps}."
+            )
+        return grid
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self) | {"out": str(self.out)}, indent=2)
