@@ -142,6 +142,11 @@ BAD = {
     "unknown flag": (["distill", "mini", "--max-step", "3"], "--max-steps"),
     "unknown solver": (["distill", "mini", "--solver", "heun"], "er-sde"),
     "a flag the solver does not have": (["distill", "mini", "--solver", "ddim", "--order", "3"], "does not have"),
+    "η of a solver that has none, though LCM's": (
+        ["distill", "mini", "--method", "paper", "--eta", "0"],
+        "does not have",
+    ),
+    "a grid of too few times": (["distill", "mini", "--jump", "500", "--substeps", "1"], "a grid of 2 times"),
     "an order the solver does not have": (
         ["distill", "mini", "--solver", "dpmpp-sde", "--order", "3"],
         "order 3; expected",
@@ -171,6 +176,9 @@ BAD = {
     ),
     "missing teacher": (["distill", "mini", "--teacher", "/nowhere/teacher"], "/nowhere/teacher"),
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
+    "data of no name": (["distill", "mini", "--data", ""], "expected the name of a source"),
+    "a port that is none": (["app", "RUN", "--port", "99999"], "expected one from 1 to 65535"),
+    "a host of others": (["app", "RUN", "--host", "203.0.113.1"], "got --host 203.0.113.1, which cannot be served at"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
     "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 or more"),

@@ -10,7 +10,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from scott.errors import UserError
+from scott.errors import UserError, printable
 
 
 def read_object(file: Path, way_out: str = "copy or download it again") -> dict[str, Any]:
@@ -57,11 +57,11 @@ def replacing(path: Path, partial: Path | None = None, *, durable: bool = False)
 
 
 def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> None:
-    """Write UTF-8 text: a reader never sees half a file.
+    """Write UTF-8 text, what it cannot hold `printable`: a reader never sees half a file.
 
     A path that is no file, such as /dev/null, is written to and not replaced.
     """
-    path = Path(path)
+    path, text = Path(path), printable(text)
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return

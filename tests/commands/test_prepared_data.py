@@ -417,6 +417,10 @@ def test_a_page_that_cannot_be_is_refused_before_the_work(scott, pictures, tmp_p
     for place in (pictures, tmp_path / "none" / "page.html"):
         code, said = scott("prepare", pictures, "--check", "--out", place)
         assert (code, "expected a file in a folder that is there" in said) == (2, True), said
+    caption = next(pictures.glob("*.txt"))
+    before = caption.read_bytes()
+    code, said = scott("prepare", pictures, "--check", "--out", caption)
+    assert (code, "a file that is no such page" in said, caption.read_bytes() == before) == (2, True, True), said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
 
 

@@ -262,7 +262,12 @@ def test_a_table_that_drifted_is_found_and_made_again(tmp_path) -> None:
     assert update([page], check=False) == [page]
     assert re.fullmatch(r"before\n<!-- .* -->\n\| sampler.*<!-- end -->\nafter\n", page.read_text(), re.DOTALL)
     assert update([page], check=True) == []
-    for content, said in ((b"no table", "has no line"), (b"\xff", "is not UTF-8 text")):
+    block = "<!-- scott compare results.json{} -->\n<!-- end -->\n".format
+    page.write_text(block(" -- --metrics fid"))
+    assert update([page], check=False) == [page]
+    wrong = (block(" --metrics fid,coverage").encode(), "metrics fid,coverage, which no row has")
+    for content, said in ((b"no table", "has no line"), (b"\xff", "is not UTF-8 text"), wrong):
         page.write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=said) as refused:
             update([page], check=True)
+        assert "--steps are numbers" not in str(refused.value)

@@ -1,11 +1,13 @@
 """A run that is stopped comes out as one that is not, and none spoils another's."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from tests.training.launch import ROOT, finish, here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
@@ -41,6 +43,20 @@ def test_a_run_that_another_command_writes_is_refused(one, words, capsys):
     with locked(one), pytest.raises(AssertionError):
         here(*words(one))
     assert "is being written by another command (process" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_begun_run_that_is_refused_keeps_its_config(one, words, shards, small_teacher, tmp_path, capsys):
+    out = shutil.copytree(one, tmp_path / "run")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "abcd":
+        Image.new("RGB", (64, 64), "teal").save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text(name)
+    here("prepare", pictures, "--teacher", small_teacher, "--out", tmp_path / "others")
+    with pytest.raises(AssertionError):
+        here(*words(out, "--data", tmp_path / "others"))
+    assert "the data of" in capsys.readouterr().err
+    assert (out / "config.json").read_bytes() == (one / "config.json").read_bytes()
 
 
 def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, tmp_path):

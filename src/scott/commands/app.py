@@ -2,12 +2,13 @@
 
 import importlib.util
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from scott.commands.plan import planned
 from scott.diffusion.tensors import DTYPES
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.progress import console
 from scott.students import is_run
 
@@ -18,10 +19,12 @@ RUNS = Path("runs")
 def app(names: Sequence[str], host: str, port: int | None, precision: str) -> None:
     """Serve the page until it is stopped.
 
-    Raises `UserError` when gradio is not installed, or a name is neither a run nor a student.
+    Raises `UserError` when gradio is not installed, a name is neither a run nor a student, or the address is not to be
+    had.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError("got no gradio, which draws the page; pip install gradio")
+    check_address(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from scott.app.models import Models
     from scott.app.page import build, serve
@@ -32,6 +35,19 @@ def app(names: Sequence[str], host: str, port: int | None, precision: str) -> No
     page = build(models, planned)
     console.print(f"at {serve(page, host, port)}   Ctrl-C stops it", highlight=False)
     page.block_thread()
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raises `UserError` where nothing can be served at the host, or at its port."""
+    if port is not None and not 0 < port < 2**16:
+        raise UserError(f"got --port {port}; expected one from 1 to {2**16 - 1}")
+    try:
+        family, *_ = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.create_server((host, port or 0), family=family):
+            pass
+    except OSError as error:
+        named = f"--host {host}" + (f" --port {port}" if port else "")
+        raise UserError(f"got {named}, which cannot be served at ({first_line(error)}); name others") from None
 
 
 def found_runs(folder: Path = RUNS) -> list[str]:

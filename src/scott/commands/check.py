@@ -13,6 +13,9 @@ from scott.data.settings import Settings
 from scott.errors import UserError, printable
 from scott.files import write_atomically
 
+PAGE = b"<!doctype html>"
+"""What a contact sheet begins with."""
+
 
 def check_named(name: str, settings: Settings, out: Path, report: Report, preset: Preset | None = None) -> Check:
     """What `prepare_source` would keep of a source and what not, with some of it shown in the page `out`.
@@ -22,10 +25,14 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
     """
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
+    if out.is_file():
+        with out.open("rb") as stream:
+            if stream.read(len(PAGE)) != PAGE:
+                raise UserError(f"got --out {out} with --check, a file that is no such page; name another")
     source, settings = open_with(name, settings, preset)
     total = sum(unit.total or 0 for unit in limited(source, settings))
     check = check_source(source, settings, lambda done: report("check", done, max(done, total), {}))
-    write_atomically(out, printable(contact_sheet(name, check)))
+    write_atomically(out, contact_sheet(name, check))
     if not check.count:
         why = reasons(check.skipped) or "nothing there"
         raise UserError(f"of {name} nothing would be kept ({why}); {out} names the first of each")

@@ -16,7 +16,7 @@ from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
 from scott.data.preparation import Report
 from scott.device import best_device
-from scott.errors import UserError
+from scott.errors import UserError, printable
 from scott.export.info import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import RECIPES, passes_of
@@ -27,6 +27,7 @@ from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
+from scott.training.checks import check_solver
 from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
 from scott.training.loader import Data
@@ -60,6 +61,9 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
     if "data" not in given and not has_data(recipe):
         raise UserError(f"got no --data, and the recipe {recipe} has none of its own; name pictures or shards")
     config = RECIPES[recipe](**given)
+    if not all(config.sources):
+        raise UserError(f"got data {', '.join(map(repr, config.sources))}; expected the name of a source")
+    check_solver(config, given)
     if processes > 1 and "gradient_accumulation" not in given:
         config = replace(config, gradient_accumulation=passes_of(recipe, config.batch_size, processes))
     return recipe, config
@@ -156,7 +160,7 @@ def _kept(warn: Warn, file: Path) -> Warn:
     def both(message: str) -> None:
         warn(message)
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{message}\n")
+            stream.write(f"{printable(message)}\n")
 
     return both
 

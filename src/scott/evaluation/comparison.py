@@ -210,12 +210,13 @@ def updated(file: Path) -> str:
 
     def again(block: re.Match[str]) -> str:
         names, *options = (words.split() for words in block[2].split(" --"))
-        given = {option: values for option, *values in options}
+        given = {option: values for option, *values in filter(None, options)}
         results = combined([file.parent / name for name in names])
         try:
-            shown = results.only([int(one) for one in given.pop("steps", ())], given.pop("metrics", ()))
+            steps = [int(one) for one in given.pop("steps", ())]
         except ValueError as error:
             raise UserError(f"{file}: {block[1].strip()}: --steps are numbers ({error})") from None
+        shown = results.only(steps, given.pop("metrics", ()))
         text = comparison(shown, given.pop("rival", ()))
         if given:
             raise UserError(f"{file} has --{next(iter(given))}; expected --rival, --steps or --metrics")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ def opened_run(
 ) -> Iterator[None]:
     """`open_run` of all processes of a command, whose own the folder is until the block ends.
 
-    Nothing is written before it is: of several runs begun at once in one folder, one alone goes on.
+    Nothing is written before it is: of several runs begun at once in one folder, one alone goes on. Of a begun run that
+    is refused before it has gone on, by its data say, the config stays what it was.
     Raises `UserError` as `open_run` does, and where another command writes the folder.
     """
     with ExitStack() as held:
@@ -104,8 +106,22 @@ def opened_run(
                 except OSError as error:
                     raise UserError(f"{config.out} cannot be made: {first_line(error)}; give another --out") from None
                 held.enter_context(locked(config.out))
+                held.enter_context(_config_kept(config.out))
                 open_run(config, teacher, schedule)  # another may have come between
         yield
+
+
+@contextmanager
+def _config_kept(out: Path) -> Iterator[None]:
+    """Write back the config that a begun run had, where the block is refused without a checkpoint more."""
+    file, begun = out / "config.json", latest_checkpoint(out / "checkpoints")
+    before = file.read_text() if begun and file.is_file() else None
+    try:
+        yield
+    except UserError:
+        if before is not None and latest_checkpoint(out / "checkpoints") == begun:
+            write_atomically(file, before)
+        raise
 
 
 def init_tracker(accelerator: Accelerator, config: DistillConfig) -> None:
