@@ -136,6 +136,11 @@ def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     with pytest.raises(UserError), replacing_folder(folder) as partial:
         refuse(partial)
+    busy = pytest.raises(UserError, match="is being written by another command")
+    with replacing_folder(folder), busy, replacing_folder(folder):
+        pass
+    with replacing_folder(folder) as partial:
+        (partial / "file").write_text("new")
     assert (folder / "file").read_text() == "new"
 
 

@@ -12,6 +12,7 @@ from tests.training.launch import ROOT, finish, here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
 from scott.data.locks import locked
+from scott.recipes import mini
 from scott.training.config import DistillConfig
 
 pytestmark = pytest.mark.timeout(600)
@@ -57,6 +58,15 @@ def test_a_begun_run_that_is_refused_keeps_its_config(one, words, shards, small_
         here(*words(out, "--data", tmp_path / "others"))
     assert "the data of" in capsys.readouterr().err
     assert (out / "config.json").read_bytes() == (one / "config.json").read_bytes()
+
+
+def test_a_run_that_made_no_step_is_begun_by_another_command(words, tmp_path):
+    """As where its data were refused."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text(mini(batch_size=7, out=out).to_json())
+    here(*words(out))
+    assert final(out)[1]["step"] == SPREAD_STEPS
 
 
 def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, tmp_path):

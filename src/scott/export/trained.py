@@ -13,6 +13,7 @@ from diffusers import FlowMatchLCMScheduler, LCMScheduler
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from scott.data.locks import locked
 from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
 from scott.diffusion.flow import FEW_STEP_SHIFT
 from scott.errors import UserError
@@ -194,16 +195,21 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write an export to, which takes `folder`'s name when the block ends without an error.
 
     Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection.
+
+    Raises:
+        UserError: another process writes that folder.
     """
     partial, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent, f"{folder.name}-0-of-1"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def network_times(grid: JumpGrid, steps: int) -> list[float]:

@@ -21,6 +21,7 @@ from scott.errors import UserError, first_line
 from scott.files import write_atomically
 from scott.training.checkpoint import checkpoint_state, checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
+from scott.training.metrics import read_metrics
 from scott.training.parallel import rows_of_pass
 
 
@@ -62,12 +63,13 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
     Raises `UserError` when the folder is in the way, or holds a run of another config, teacher or schedule.
     """
     out, file = config.out, config.out / "config.json"
+    latest = latest_checkpoint(out / "checkpoints")
     if file.is_file():
-        if differences := DistillConfig.load(file).differences(config):
+        differences = DistillConfig.load(file).differences(config)
+        if differences and (latest or read_metrics(out / "metrics.jsonl")):  # else it was refused before its first step
             raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out")
     elif out.exists() and (not out.is_dir() or not all(is_passing(path.name) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
-    latest = latest_checkpoint(out / "checkpoints")
     start = checkpoint_step(latest) if latest else 0
     state = checkpoint_state(latest) if latest else {}
     if state.get("teacher", teacher) != teacher:
