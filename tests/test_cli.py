@@ -121,6 +121,7 @@ def test_evaluate_writes_results(run_folder, tmp_path, scott):
     file = tmp_path / "results.json"
     code, _ = scott("evaluate", run_folder, "--steps", "1", "2", "--samples", "20", "--out", file)
     assert code == 0
+    assert json.loads(file.read_text())["meta"]["updates"] == 2
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert {"student-1", "student-2", "real-vs-real"} <= rows.keys()
     assert rows["student-2"]["network_calls"] == 2
@@ -182,6 +183,7 @@ BAD = {
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
     "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 or more"),
+    "evaluation at no ω": (["evaluate", "RUN", "--guidance", "nan"], "got guidance nan; expected a finite number"),
     "a teacher in no steps": (["evaluate", "RUN", "--teacher-steps", "0"], "expected 1 or more"),
     "evaluation of no samples": (["evaluate", "RUN", "--samples", "0"], "10 or more"),
     "a demo of no steps": (["demo", "--max-steps", "0"], "max_steps 0; expected a positive number"),

@@ -1,6 +1,7 @@
 """`scott evaluate` on any captioned pictures: what is read of them, and the rows that come of it."""
 
 import json
+import os
 import re
 import shutil
 from itertools import zip_longest
@@ -77,6 +78,28 @@ def test_the_first_pictures_that_can_be_read_are_the_reference(folder, features)
     assert torch.allclose(
         reference.real["features"], features.images(pictures(Scenes(11, "held-out").scenes())), atol=1e-4
     )
+
+
+def test_a_cache_that_cannot_be_read_or_written_is_done_without(features, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(10):
+        image, caption = Scenes(10, "held-out")[index]
+        image.save(pictures / f"{index}.png")
+        (pictures / f"{index}.txt").write_text(caption)
+
+    def reference(cache):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        made = source_reference(open_source(str(pictures)), 10, 64, {"features": features}, ignore, key=("test",))
+        return made.real["features"]
+
+    first = reference(tmp_path / "cache")
+    (kept,) = tmp_path.rglob("*.safetensors")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
+    assert torch.equal(reference(tmp_path / "cache"), first)
+    assert kept.read_bytes() == whole
+    assert torch.equal(reference(os.devnull), first)
 
 
 def test_pictures_of_another_size_are_cropped_to_the_students(tmp_path, features):

@@ -239,6 +239,10 @@ def test_cards_take_up_what_was_measured(make_trained, tmp_path):
         assert "| student-2 | 2 | 2 | 0.1 | 12.3 |" in file.read_text()
         assert "samples 100, split held-out" in file.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "evaluation.json", "student"]
+    for updates, said in ((trained.info.updates - 1, False), (trained.info.updates, True)):
+        Results([row], {"updates": updates}).save(tmp_path / "evaluation.json")
+        write_cards(tmp_path, trained.config)
+        assert ("| student-2 |" in (tmp_path / "card.md").read_text()) == said, "figures of another student"
     readme = (tmp_path / "student" / "README.md").read_text()
     assert readme == front_matter(trained.config, trained.info, "diffusers") + (tmp_path / "card.md").read_text()
 

@@ -1,6 +1,7 @@
 """`scott evaluate`: the figures of whatever draws, a student, a pipeline or pictures, and of a teacher beside it."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,8 @@ from scott.evaluation.networks import instruments
 from scott.evaluation.protocols import PROTOCOLS, Protocol, write_list
 from scott.evaluation.references import Tick
 from scott.evaluation.results import FLOOR
-from scott.export.card import write_cards
+from scott.export.card import FOLDERS, write_cards
+from scott.export.info import StudentInfo
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.protocol import MINI
@@ -55,6 +57,8 @@ def evaluate_target(
 
     reference = reference_of(target, measured, protocol, tick)
     meta = conditions(name, target, reference, measured, protocol)
+    if run is not None and (info := StudentInfo.read(run / FOLDERS["diffusers"])):
+        meta["updates"] = info.updates
     if out is None and file.exists() and processes()[0] == 0:
         check_replaced(file, meta, in_run=run is not None)
         check_kept(file, target)
@@ -115,11 +119,12 @@ def conditions(
 def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None:
     """Raise `UserError` where the results of a file, which would be replaced, were measured under other conditions.
 
-    A run's own may name it otherwise. What a file does not say is unknown, if it does not say which scott wrote it.
+    A run's own may name it otherwise, and be of fewer updates. What a file does not say is unknown, if it does not say
+    which scott wrote it.
     """
     old, new = ({**one, **(one.get("networks") or {}), "networks": None} for one in (Results.load(file).meta, meta))
     keys = dict.fromkeys((*old, *new) if "scott" in old else old)
-    unsaid = {"scott", "target"} if in_run else {"scott"}
+    unsaid = {"scott", "target", "updates"} if in_run else {"scott"}
     if other := next((key for key in keys if key not in unsaid and old.get(key) != new.get(key)), None):
         values = [" ".join(map(str, one)) if isinstance(one, list) else one for one in (old.get(other), new.get(other))]
         raise UserError(
@@ -155,6 +160,8 @@ def _check_drawn(steps: Sequence[int], measured: Measured) -> None:
     if not steps or min((*steps, *measured.teacher_steps)) < 1:
         given = " ".join(map(str, (*steps, *measured.teacher_steps)))
         raise UserError(f"got steps {given}; expected 1 or more of each")
+    if measured.guidance is not None and not math.isfinite(measured.guidance):
+        raise UserError(f"got guidance {measured.guidance}; expected a finite number")
     if measured.teacher_solvers != Measured().teacher_solvers and not measured.teacher_steps:
         given = " ".join(measured.teacher_solvers)
         raise UserError(f"got --teacher-solvers {given} without --teacher-steps; say in how many steps they draw")

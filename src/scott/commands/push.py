@@ -35,7 +35,7 @@ def push(
     assert info is not None
     said = {"base": base, "licence": licence}
     text = front_matter(config, info, kind, **said)
-    text += card(config, info, kind, Path(repository), results_of(folder.parent), hub=True, **said)
+    text += card(config, info, kind, Path(repository), results_of(folder.parent, info), hub=True, **said)
     if samples := max((run / "samples").glob("step-*.png"), default=None):
         shutil.copy(samples, folder / SAMPLES)
         title = f"The student in 1, 2, 4 and 8 steps and the teacher, at step {int(samples.stem[5:]):,}"

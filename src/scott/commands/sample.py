@@ -84,6 +84,7 @@ def draw(
     loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
     scale = sampler.guidance if asked.negative_prompt is None else asked.guidance
     how = {"steps": steps, "guidance_scale": scale, "student": loaded.name} | asked.given
+    how |= {"updates": loaded.info.updates} if loaded.info else {}
     made: dict[Path, dict[str, object]] = {}
     for index, prompt in enumerate(texts):
         file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"

@@ -4,14 +4,14 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -59,10 +59,9 @@ def source_reference(
         networks = {name: one.description for name, one in sorted(instruments.items())}
         made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, networks]
         file = cache_folder() / f"{sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
-        if file.is_file():
-            with safe_open(file, "pt") as content:
-                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
-                return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as content:  # not there, or cut: made again
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
+            return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
     entries: Iterable[Record | Rejected] = entries_of(source)
     with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
         first = islice(found, among)
@@ -80,9 +79,10 @@ def source_reference(
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}
     if file is not None and count == samples and not described["skipped"] and not rest["skipped"]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            save_file(tensors, partial, {"described": json.dumps(described)})
+        with suppress(OSError, SafetensorError, UserError):  # a place that cannot be written to: no figure needs it
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as partial:
+                save_file(tensors, partial, {"described": json.dumps(described)})
     return _reference(instruments, size, tensors, **described)
 
 

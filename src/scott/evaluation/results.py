@@ -16,6 +16,9 @@ from scott.files import write_atomically
 FLOOR = "real-vs-real"
 """The row of real pictures measured against real ones."""
 
+KINDS = {"name": str, "steps": int, "network_calls": int, "samples": int, "remark": str, "seeds": list, "method": str}
+"""Of a row's fields, as JSON has them."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -74,9 +77,12 @@ class Row:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
-        """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields."""
+        """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields or types."""
         known = {"remark" if name == "note" else name: value for name, value in content.items()}  # its earlier name
         known.pop("excess", None)
+        for name, kind in KINDS.items():
+            if not isinstance(value := known.get(name, kind()), kind):
+                raise TypeError(f"{name} {value!r} is no {kind.__name__}")
         metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
         return cls(**_tuples(known), metrics=metrics)
 
@@ -166,7 +172,7 @@ class Results:
         """Read what `save` wrote. Raises `UserError` on a missing file, invalid JSON or other fields."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(rows=[Row.of(row) for row in content["rows"]], meta=content["meta"])
+            return cls(rows=[Row.of(row) for row in content["rows"]], meta=dict(**content["meta"]))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             names = ", ".join(f.name for f in fields(Row))
             raise UserError(

@@ -121,7 +121,8 @@ def load_pipeline(
         pipeline.safety_checker = None  # it draws black what it takes offence at, and is not what is measured
     if scheduler is not None:
         made: Any = getattr(diffusers, scheduler, None)
-        if not hasattr(made, "from_config"):
+        is_one = isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)
+        if not is_one:
             raise UserError(f"diffusers has no scheduler {scheduler}; expected one such as DPMSolverMultistepScheduler")
         pipeline.scheduler = made.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

@@ -28,19 +28,19 @@ RESULTS = ("results.json", "evaluation*.json")
 
 def write_cards(run: Path, config: DistillConfig) -> None:
     """Write the card of each of a run's exports, and the run's own, anew: with the results that are there now."""
-    results = results_of(run)
     for kind, name in FOLDERS.items():
         if info := StudentInfo.read(run / name):
-            text = card(config, info, kind, run / name, results)
+            text = card(config, info, kind, run / name, results_of(run, info))
             write_atomically(run / name / CARD, text)
             write_atomically(run / name / README, front_matter(config, info, kind) + text)
             if kind == "diffusers":
                 write_atomically(run / CARD, text)
 
 
-def results_of(run: Path) -> list[Results]:
-    """What was measured of a run."""
-    return [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
+def results_of(run: Path, info: StudentInfo) -> list[Results]:
+    """What was measured of a run's student: of as many updates, where results say of how many they are."""
+    found = [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
+    return [one for one in found if one.meta.get("updates", info.updates) == info.updates]
 
 
 def card(
