@@ -10,6 +10,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from tests.tiny.families import FAMILIES
 from torch import nn
+from torch._dynamo import lookup_backend
 
 from scott.teachers import load_backbone
 from scott.teachers.lora import Adapters
@@ -278,6 +279,34 @@ def test_a_compiled_network_follows_the_adapter_that_is_on(perturb):
     expected = answers()
     net.compile(backend="eager", fullgraph=True)
     assert all(map(torch.equal, answers(), expected))
+
+
+def test_a_compiled_network_computes_activations_again_within_its_graph(perturb):
+    """And in the backward pass under the adapter of the forward one, whichever is on by then."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    adapters = Adapters(block)
+    for seed, name in enumerate(("one", "two")):
+        adapters.add(name, ["0"], rank=2, alpha=3.0)
+        perturb(adapters.parameters(name), seed)
+    x, graphs = torch.randn(4, 6), []
+
+    def gradients(net):
+        with adapters.use("one"):
+            y = net(x)
+        with adapters.use("two"):
+            return torch.autograd.grad(y.sum(), tuple(adapters.parameters("one").values()))
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    def again(x):
+        return adapters.checkpointed(block, x)
+
+    expected = gradients(block)
+    assert all(map(torch.equal, gradients(torch.compile(again, backend=compiler, fullgraph=True)), expected))
+    assert [sum("checkpoint" in str(node.target) for node in graph.graph.nodes) for graph in graphs] == [1]
 
 
 def test_compiling_reaches_the_network_and_its_copies(make_backbone, monkeypatch):
