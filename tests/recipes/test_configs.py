@@ -171,6 +171,16 @@ def test_a_first_jump_that_would_forget_its_start_is_refused(make_backbone):
     check_config(make_backbone(), sd15(data="d", solver="ddim", eta=1.0))
 
 
+def test_the_papers_method_with_ddim_has_the_papers_noise():
+    """And what a solver does not have makes no other run."""
+    paper = mini(method="paper")
+    assert (paper.solver, mini(method="paper", solver="ddim").eta) == ("er-sde", 0.2)
+    assert paper.differences(dataclasses.replace(paper, eta=0.0)) == []
+    ddim = dataclasses.replace(paper, solver="ddim")
+    assert ddim.differences(dataclasses.replace(ddim, eta=0.0)) == ["eta: 0.2 → 0.0"]
+    assert paper.differences(dataclasses.replace(paper, phi="1")) == ["phi: 5 → 1"]
+
+
 def test_the_solver_is_given_only_what_it_has():
     schedule = DiscreteSchedule.stable_diffusion()
     assert mini(solver="ddim", eta=0.3).make_solver(schedule).eta == 0.3

@@ -17,6 +17,7 @@ from scott.commands.validation import Validation
 from scott.data.preparation import Report
 from scott.device import best_device
 from scott.errors import UserError, printable
+from scott.export.card import as_path
 from scott.export.info import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import RECIPES, passes_of
@@ -27,7 +28,7 @@ from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
-from scott.training.checks import check_solver
+from scott.training.checks import check_given
 from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
 from scott.training.loader import Data
@@ -63,10 +64,11 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
     config = RECIPES[recipe](**given)
     if not all(config.sources):
         raise UserError(f"got data {', '.join(map(repr, config.sources))}; expected the name of a source")
-    check_solver(config, given)
+    check_given(config, given)
     if processes > 1 and "gradient_accumulation" not in given:
         config = replace(config, gradient_accumulation=passes_of(recipe, config.batch_size, processes))
-    return recipe, config
+    data = as_path(config.data) if isinstance(config.data, str) else tuple(map(as_path, config.data))
+    return recipe, replace(config, teacher=as_path(config.teacher), data=data)
 
 
 def check_config(backbone: LatentBackbone, config: DistillConfig) -> None:

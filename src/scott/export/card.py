@@ -23,6 +23,7 @@ from scott.training.config import DistillConfig
 CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 RESULTS = ("results.json", "evaluation*.json")
 
 
@@ -136,9 +137,14 @@ def _teachers_licence(config: DistillConfig, base: str | None) -> str:
     return teacher_licence(base) if base and " " in found else found
 
 
-def is_hub_id(teacher: str) -> bool:
-    """Whether a teacher is named by its place on the hub, and is no folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", teacher)) and not Path(teacher).exists()
+def is_hub_id(name: str) -> bool:
+    """Whether a teacher or data are named by their place on the hub, and are no folder here."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def as_path(name: str) -> str:
+    """With `./` before it, if it is a path that could be read as a place on the hub once it has moved."""
+    return f"./{name}" if _HUB_ID.fullmatch(name) and Path(name).exists() else name
 
 
 def _without_paths(config: DistillConfig) -> DistillConfig:

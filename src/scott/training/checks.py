@@ -38,14 +38,30 @@ RANGES: dict[str, Range] = {
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
 
 
-def check_solver(config: "DistillConfig", given: Iterable[str]) -> None:
-    """Raise `UserError` for a field that was given, be it its default, and that the solver does not have."""
-    for name in _WITHOUT_EFFECT[config.solver]:
+def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
+    """Raise `UserError` for a field that was given, be it its default, and that solver or critic do not have."""
+    lacking = [(name, "solver") for name in _WITHOUT_EFFECT[config.solver]]
+    if config.has_critic:
+        lacking += [("critic_rank", "critic")] * (config.critic in ("heads", "full"))
+        lacking += [("drawn_fraction", "critic_fakes")] * (config.critic_fakes == "noised")
+    for name, by in lacking:
         if name in given:
             raise UserError(
-                f"got {name} {getattr(config, name)}, which the solver {config.solver} does not have; leave it out, "
-                "or name another solver"
+                f"got {name} {getattr(config, name)}, which {by} {getattr(config, by)} does not have; leave it out, "
+                f"or name another {by}"
             )
+    rate, heads = config.critic_learning_rate, config.critic_head_rate
+    if config.has_critic and config.critic == "heads" and {"critic_learning_rate", "critic_head_rate"} <= {*given}:
+        raise UserError(
+            f"got critic_learning_rate {rate} and critic_head_rate {heads} for critic heads, of which all is heads; "
+            "give one of them"
+        )
+
+
+def without_effect(config: "DistillConfig") -> dict[str, Any]:
+    """The fields that the solver does not have, at their defaults."""
+    lacking = _WITHOUT_EFFECT[config.solver]
+    return {field.name: field.default for field in dataclasses.fields(config) if field.name in lacking}
 
 
 def check_values(config: "DistillConfig") -> None:
@@ -111,7 +127,6 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
         yield "init and continue_from, which both say what the student starts as; leave one out"
     if config.best_metric != "none" and not config.validate_every:
         yield f"best_metric {config.best_metric} without validate_every; say how often to validate"
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in _WITHOUT_EFFECT[config.solver]:
-        if (value := getattr(config, name)) not in (defaults[name], also.get(name)):
+    for name, default in without_effect(config).items():
+        if (value := getattr(config, name)) not in (default, also.get(name)):
             yield f"{name} {value}, which the solver {config.solver} does not have; leave it out"

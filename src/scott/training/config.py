@@ -11,7 +11,7 @@ from scott.data.settings import Reading
 from scott.errors import UserError
 from scott.teacher_source import TeacherSource
 from scott.training.adversary import Adversary
-from scott.training.checks import check_together, check_values
+from scott.training.checks import check_together, check_values, without_effect
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
     import torch
@@ -235,11 +235,13 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
         named |= {"out", "data", "weights"}
         free = named | pace | means | (set() if self.decay or self.critic_start else {"max_steps"})  # fractions of it
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in free}
+        values = vars(self) | without_effect(self)
+        return {name: value for name, value in values.items() if name not in free}
 
     def differences(self, other: "DistillConfig") -> list[str]:
         """`name: mine → theirs` for what decides the weights."""
-        pairs = ((name, mine, getattr(other, name)) for name, mine in self.decisive().items())
+        others = vars(other) | other.decisive()
+        pairs = ((name, mine, others[name]) for name, mine in self.decisive().items())
         return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
@@ -260,6 +262,6 @@ FEW_STEPS = (1, 2, 4, 8)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 _OF_THE_TEACHER = ("critic_learning_rate", "critic_rank")
 _METHOD = {field.name for field in dataclasses.fields(Adversary)} - {*_OF_THE_TEACHER}
-_METHOD |= {"solver", "phi", "order", "jump", "substeps", "jump_reuse", "loss", "weighting"}
+_METHOD |= {"solver", "eta", "phi", "order", "jump", "substeps", "jump_reuse", "loss", "weighting"}
 PAPER_SETTINGS: dict[str, Any] = {name: _DEFAULTS[name] for name in sorted(_METHOD)} | {"method": "paper"}
 """SCott as its paper has it, which the defaults are, but for what depends on the teacher: rates, ranks, guidance."""
