@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,7 @@ def unknown_pipeline(tmp_path_factory):
     return folder
 
 
+RESULTS = Path(__file__).parents[1] / "experiments" / "recorded_run" / "scott.json"
 BAD = {
     "unknown command": (["distil"], "distill"),
     "unknown recipe": (["distill", "minni"], "mini"),
@@ -146,6 +148,18 @@ BAD = {
     "η of a solver that has none, though LCM's": (
         ["distill", "mini", "--method", "paper", "--eta", "0"],
         "does not have",
+    ),
+    "a rank of a critic that has none": (
+        ["distill", "mini", "--critic-rank", "8"],
+        "got critic_rank 8, which critic heads does not have; leave it out, or name another critic",
+    ),
+    "a share of samples where none are drawn": (
+        ["distill", "mini", "--critic-fakes", "noised", "--drawn-fraction", "0.5"],
+        "got drawn_fraction 0.5, which critic_fakes noised does not have",
+    ),
+    "two rates of the same heads": (
+        ["distill", "mini", "--critic-learning-rate", "1e-3", "--critic-head-rate", "1e-4"],
+        "of which all is heads; give one of them",
     ),
     "a grid of too few times": (["distill", "mini", "--jump", "500", "--substeps", "1"], "a grid of 2 times"),
     "an order the solver does not have": (
@@ -182,9 +196,19 @@ BAD = {
     "a host of others": (["app", "RUN", "--host", "203.0.113.1"], "got --host 203.0.113.1, which cannot be served at"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
-    "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 or more"),
+    "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 to 1,000 of each"),
     "evaluation at no ω": (["evaluate", "RUN", "--guidance", "nan"], "got guidance nan; expected a finite number"),
-    "a teacher in no steps": (["evaluate", "RUN", "--teacher-steps", "0"], "expected 1 or more"),
+    "a teacher in no steps": (["evaluate", "RUN", "--teacher-steps", "0"], "expected 1 to 1,000"),
+    "a teacher in more steps than it knows": (["evaluate", "RUN", "--teacher-steps", "2000"], "expected 1 to 1,000"),
+    "a page that is not there": (["compare", "--update", "no.md"], "no.md: No such file or directory; name one that"),
+    "a comparison in a file's place": (
+        ["compare", str(RESULTS), "--out", "RUN/config.json"],
+        "config.json: File exists; a file is in the way: name another place, or move it",
+    ),
+    "pictures below a file": (
+        ["sample", "RUN", "--prompts", "a", "--out", "RUN/config.json/x"],
+        "config.json/x: Not a directory; a file is in the way: name another place, or move it",
+    ),
     "evaluation of no samples": (["evaluate", "RUN", "--samples", "0"], "10 or more"),
     "a demo of no steps": (["demo", "--max-steps", "0"], "max_steps 0; expected a positive number"),
     "a seed below 0": (["distill", "mini", "--seed", "-1"], "seed -1; expected 0 to 2**64 - 1"),

@@ -133,7 +133,7 @@ class Sample:
 
         given = vars(self) | {"teacher": self.teacher and TeacherSource(teacher=self.teacher, **vars(self.parts))}
         files = draw(**{name: value for name, value in given.items() if name != "parts"}, warn=warn)
-        console.print("\n".join(str(file) for file in files), markup=False)
+        console.print("\n".join(str(file) for file in files), markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -170,10 +170,11 @@ class Export:
             check_repository(self.base_model, "--base-model")
         folder = export(self.run_folder, self.to, best=self.best, precision=self.export_precision, place=self.teacher)
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
-        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False)
+        console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False, soft_wrap=True)
         if self.push:
             said = {"base": self.base_model, "licence": self.license}
-            console.print(f"pushed {push(self.run_folder, folder, self.to, self.push, **said)}", markup=False)
+            pushed = push(self.run_folder, folder, self.to, self.push, **said)
+            console.print(f"pushed {pushed}", markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -195,7 +196,7 @@ class Evaluate:
         with Bars(console) as bars:
             results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
         console.print(table(results))
-        console.print(f"results {file}", markup=False)
+        console.print(f"results {file}", markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -233,7 +234,7 @@ class Compare:
             text = compare(self.results, self.out, self.rival, self.steps, self.metrics)[1]
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         for page in update(self.update, check=self.check):
-            console.print(f"updated {page}", markup=False)
+            console.print(f"updated {page}", markup=False, soft_wrap=True)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tyro import conf
 from scott import __version__
 from scott.arguments import COMMANDS, Compare, Distill, Prepare
 from scott.commands.options import described
-from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line
+from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line, with_way_out
 
 _SEVERAL = ("--data", "--teacher-lora", "--weights")
 """Options of several values that may be given several times."""
@@ -112,7 +112,7 @@ def main() -> None:
             hide_loading_bars()
         command.run()
     except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
-        _stop(f"[bold red]error[/] {escape(one_line(str(error)))}", 2)
+        _stop(f"[bold red]error[/] {escape(one_line(with_way_out(error)))}", 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

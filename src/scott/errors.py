@@ -1,5 +1,6 @@
 """The exceptions that are messages to the user, and what a library's exception says in a line."""
 
+import errno
 import re
 from importlib import import_module
 from typing import Any
@@ -20,6 +21,21 @@ LONGEST = 2000
 def first_line(error: Exception) -> str:
     """What an error says, without what follows it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way: name another place, or move it"),
+    errno.EISDIR: "name a file",
+    errno.ENOENT: "name one that is there",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or change who may use it"),
+}
+
+
+def with_way_out(error: Exception) -> str:
+    """What an error says; one of the system's with a file, after its name and before what helps."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _WAYS_OUT:
+        return f"{error.filename}: {error.strerror}; {_WAYS_OUT[error.errno]}"
+    return str(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:

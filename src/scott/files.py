@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from scott.errors import UserError, printable
 
@@ -34,26 +37,41 @@ def replacing(path: Path, partial: Path | None = None, *, durable: bool = False)
         durable: it is on the disk before the name is, and the name when the block has ended.
 
     Raises:
-        UserError: the disk is full, or a quota or the largest size of a file is reached.
+        NoRoom: as `room`.
     """
     partial = partial or path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        if durable:
-            sync(partial)
-        os.replace(partial, path)
-        if durable:
-            sync(path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"no room at {path.parent} ({error.strerror}; {free:,} bytes free); make some, and the same command goes "
-            "on where it stopped"
-        ) from None
+        with room(path.parent):
+            yield partial
+            if durable:
+                sync(partial)
+            os.replace(partial, path)
+            if durable:
+                sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class NoRoom(UserError):
+    """A disk is full, or a quota or the largest size of a file is reached."""
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """What is written within has room in a folder, or `NoRoom` says so."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, SafetensorError) and (said := re.search(r"\(os error (\d+)\)", str(error))):
+            number = int(said[1])
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise NoRoom(
+            f"no room at {folder} ({os.strerror(number)}; {free:,} bytes free); make some, and the same command goes "
+            "on where it stopped"
+        ) from None
 
 
 def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> None:

@@ -51,6 +51,18 @@ def test_a_lora_that_is_not_there_is_said(teacher_folders) -> None:
         load_pipeline(str(teacher_folders["sd1"]), None, "style.safetensors", torch.float32, CPU)
 
 
+def test_a_scheduler_of_another_kind_is_refused(teacher_folders) -> None:
+    def opened(family: str, scheduler: str) -> None:
+        load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU)
+
+    with pytest.raises(UserError, match="is a diffusion, and FlowMatchEulerDiscreteScheduler draws with a flow"):
+        opened("sd1", "FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(UserError, match="is a flow, and EulerDiscreteScheduler draws with a diffusion"):
+        opened("sd3", "EulerDiscreteScheduler")
+    opened("sd1", "DPMSolverMultistepScheduler")
+    opened("sd3", "FlowMatchLCMScheduler")
+
+
 def test_a_few_step_pipeline_of_others_is_drawn_by_its_own_call(teacher_folders, tmp_path) -> None:
     """At the guidance of that call, or another; only what has a scott.json is scott's."""
     pipeline = StableDiffusionPipeline.from_pretrained(teacher_folders["sd1"])

@@ -1,6 +1,7 @@
 """A stock pipeline is done when what was read back draws the same, and not before."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tests.export.conftest import write
 from tests.tiny.families import FAMILIES
@@ -126,6 +128,11 @@ def refuse(partial):
     raise UserError("differs")
 
 
+def half_write(partial, error):
+    (partial / "half").write_text("half")
+    raise error
+
+
 def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
     folder = tmp_path / "student"
     for text in ("old", "new"):
@@ -142,6 +149,17 @@ def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
     with replacing_folder(folder) as partial:
         (partial / "file").write_text("new")
     assert (folder / "file").read_text() == "new"
+
+
+def test_an_export_that_is_refused_or_has_no_room_leaves_nothing(tmp_path):
+    """Not the room that is missing either."""
+    with pytest.raises(UserError, match="no such form"), replacing_folder(tmp_path / "lora"):
+        raise UserError("no such form")
+    assert not list(tmp_path.iterdir())
+    for error in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: … (os error 28)")):
+        with pytest.raises(UserError, match=f"no room at {tmp_path} "), replacing_folder(tmp_path / "lora") as partial:
+            half_write(partial, error)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "lora"])

@@ -31,6 +31,8 @@ from scott.students import is_run
 from scott.targets import Target, made_by, target_of
 from scott.training.config import DistillConfig
 
+MOST_STEPS = 1000
+"""As many times as networks are trained at."""
 KNOWN: Mapping[str, Protocol] = PROTOCOLS | {MINI.name: MINI}
 
 
@@ -157,9 +159,9 @@ def protocol_of(measured: Measured) -> Protocol:
 
 
 def _check_drawn(steps: Sequence[int], measured: Measured) -> None:
-    if not steps or min((*steps, *measured.teacher_steps)) < 1:
-        given = " ".join(map(str, (*steps, *measured.teacher_steps)))
-        raise UserError(f"got steps {given}; expected 1 or more of each")
+    asked = (*steps, *measured.teacher_steps)
+    if not steps or not all(1 <= count <= MOST_STEPS for count in asked):
+        raise UserError(f"got steps {' '.join(map(str, asked))}; expected 1 to {MOST_STEPS:,} of each")
     if measured.guidance is not None and not math.isfinite(measured.guidance):
         raise UserError(f"got guidance {measured.guidance}; expected a finite number")
     if measured.teacher_solvers != Measured().teacher_solvers and not measured.teacher_steps:

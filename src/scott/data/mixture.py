@@ -13,7 +13,7 @@ from scott.data.order import Turns
 from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 
-_TURNS = 4  # keeps the stream of whose turn it is apart from those within a source
+_TURNS = 6  # keeps the stream of whose turn it is apart from those within a source
 
 
 class Mixture:

@@ -72,4 +72,6 @@ class Settings(Reading):
 
 def _require(name: str, value: float | None, least: int = 1, most: float = math.inf) -> None:
     if value is not None and not (least <= value <= most and value < 2**63):
-        raise UserError(f"got {name} {value}, expected {least} {'or more' if most == math.inf else f'to {most:,}'}")
+        raise UserError(
+            f"got {name} {value}, expected {least} {'or more, below 2**63' if most == math.inf else f'to {most:,}'}"
+        )

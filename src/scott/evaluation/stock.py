@@ -124,6 +124,16 @@ def load_pipeline(
         is_one = isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)
         if not is_one:
             raise UserError(f"diffusers has no scheduler {scheduler}; expected one such as DPMSolverMultistepScheduler")
-        pipeline.scheduler = made.from_config(pipeline.scheduler.config)
+        own, pipeline.scheduler = pipeline.scheduler, made.from_config(pipeline.scheduler.config)
+        if _is_of_flows(own) != _is_of_flows(pipeline.scheduler):
+            kinds = "a flow", "a diffusion"
+            kind, other = kinds if _is_of_flows(own) else kinds[::-1]
+            raise UserError(f"{name} is {kind}, and {scheduler} draws with {other}; expected one for {kind}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _is_of_flows(scheduler: Any) -> bool:
+    """Whether a scheduler draws with networks of flows: those of one kind give networks of the other no such times."""
+    has = "use_flow_sigmas" in inspect.signature(type(scheduler).__init__).parameters
+    return type(scheduler).__name__.startswith("FlowMatch") or (has and bool(scheduler.config.get("use_flow_sigmas")))

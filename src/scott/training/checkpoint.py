@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import sha256_of, sync, write_atomically
+from scott.files import room, sha256_of, sync, write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -29,7 +29,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-XXXXXXXX` atomically and return its path; one that is there is of the same run, and stays.
 
-    What a killed process left of another is deleted: its step may be one that is not saved again.
+    What a killed process left of another is deleted: its step may be one that is not saved again. Raises `NoRoom`
+    as `room` does.
     """
     final = folder / _name(step)
     if final.is_dir():
@@ -38,17 +39,18 @@ def save_checkpoint(
     for left in folder.glob(".partial-step-*"):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
-    hashes = {}
-    for name, tensors in parts.items():
-        file = partial / f"{name}.safetensors"
-        # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
-        hashes[file.name] = sha256_of(file)
-    (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
-    for written in [*partial.iterdir(), partial]:
-        sync(written)
-    partial.rename(final)
-    sync(folder)
+    with room(folder):
+        hashes = {}
+        for name, tensors in parts.items():
+            file = partial / f"{name}.safetensors"
+            # safetensors refuses views of shared storage; a checkpoint wants values, not aliasing
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
+            hashes[file.name] = sha256_of(file)
+        (partial / "state.json").write_text(json.dumps({**state, "step": step, "sha256": hashes}, indent=1))
+        for written in [*partial.iterdir(), partial]:
+            sync(written)
+        partial.rename(final)
+        sync(folder)
     return final
 
 
