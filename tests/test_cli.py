@@ -17,6 +17,7 @@ from torch import OutOfMemoryError
 from scott.arguments import COMMANDS
 from scott.cli import parse
 from scott.errors import UserError, one_line
+from scott.export.info import StudentInfo
 from scott.measured import Measured
 from scott.mini.scenes import Scenes
 from scott.targets import target_of
@@ -70,6 +71,10 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
     assert scott(*common, *SMALL)[0] == 0
     assert (run_folder / "metrics.jsonl").read_text() == before
     assert (run_folder / "student" / "scott.json").stat().st_mtime_ns == exported, "there is nothing to export anew"
+    assert scott(*common, *SMALL, "--guidance", "1.5")[0] == 0
+    assert StudentInfo.read(run_folder / "student").guidance == 1.5
+    assert scott(*common, *SMALL)[0] == 0
+    assert StudentInfo.read(run_folder / "student").guidance == 2
     code, said = scott(*common, *SMALL, "--ema-decay", "0.5")
     assert code == 2
     assert "ema_decay: 0.98 → 0.5" in said

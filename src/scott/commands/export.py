@@ -109,9 +109,10 @@ def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tup
 
 
 def is_exported(config: DistillConfig) -> bool:
-    """Whether `export_finished` has been here since the last step."""
+    """Whether `export_finished` has been here since the last step, and for the ω that the student is drawn at."""
     info = StudentInfo.read(config.out / FOLDERS["lora" if config.train == "lora" else "diffusers"])
-    return info is not None and info.updates == config.max_steps
+    made = (config.max_steps, config.drawn_guidance)
+    return info is not None and (info.updates, info.guidance) == made
 
 
 def export_finished(config: DistillConfig, teacher: Identity) -> None:
