@@ -335,6 +335,8 @@ def test_a_full_disk_in_training_loses_nothing(scott, teacher_folders, pictures,
     command += ["--critic", "none", "--precision", "fp32"]
     code, said = scott(*command)
     assert (code, "No space left on device" in said.splitlines()[-1]) == (2, True), said
+    assert f"no room at {tmp_path / 'run' / 'checkpoints'} (" in said.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
     assert "Traceback" not in said
     monkeypatch.setattr(checkpoint, "save_file", save_file)
     assert scott(*command)[0] == 0

@@ -25,16 +25,17 @@ def first_line(error: Exception) -> str:
 
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way: name another place, or move it"),
-    errno.EISDIR: "name a file",
-    errno.ENOENT: "name one that is there",
+    errno.EISDIR: "name a file, or another place for one",
+    errno.ENOENT: "name one that is there, in a folder that is",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or change who may use it"),
 }
 
 
 def with_way_out(error: Exception) -> str:
-    """What an error says; one of the system's with a file, after its name and before what helps."""
+    """What an error says; one of the system's with a file, after its name and before what helps: of two, the one that
+    the other was to be."""
     if isinstance(error, OSError) and error.filename is not None and error.errno in _WAYS_OUT:
-        return f"{error.filename}: {error.strerror}; {_WAYS_OUT[error.errno]}"
+        return f"{error.filename2 or error.filename}: {error.strerror}; {_WAYS_OUT[error.errno]}"
     return str(error)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class NoRoom(UserError):
 
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """What is written within has room in a folder, or `NoRoom` says so."""
+    """What is written within has room, or `NoRoom` says where there is none: where the system does not, in `folder`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -67,11 +67,29 @@ def room(folder: Path) -> Iterator[None]:
             number = int(said[1])
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        free = shutil.disk_usage(folder).free
+        place = Path(error.filename).parent if getattr(error, "filename", None) else folder
+        free = shutil.disk_usage(place if place.is_dir() else folder).free
         raise NoRoom(
-            f"no room at {folder} ({os.strerror(number)}; {free:,} bytes free); make some, and the same command goes "
+            f"no room at {place} ({os.strerror(number)}; {free:,} bytes free); make some, and the same command goes "
             "on where it stopped"
         ) from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which is gone where there is no room for all (`NoRoom`), or where the block fails before it
+    has written anything."""
+    try:
+        with room(folder.parent):
+            folder.mkdir()
+            yield folder
+    except NoRoom:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # of one that has something the system refuses it
+        raise
 
 
 def write_atomically(path: str | Path, text: str, *, durable: bool = False) -> None:

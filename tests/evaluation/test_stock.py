@@ -55,9 +55,9 @@ def test_a_scheduler_of_another_kind_is_refused(teacher_folders) -> None:
     def opened(family: str, scheduler: str) -> None:
         load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU)
 
-    with pytest.raises(UserError, match="is a diffusion, and FlowMatchEulerDiscreteScheduler draws with a flow"):
+    with pytest.raises(UserError, match="is a diffusion, and FlowMatchEulerDiscreteScheduler, by its config, is for"):
         opened("sd1", "FlowMatchEulerDiscreteScheduler")
-    with pytest.raises(UserError, match="is a flow, and EulerDiscreteScheduler draws with a diffusion"):
+    with pytest.raises(UserError, match="is a flow, and EulerDiscreteScheduler, by its config, is for a diffusion"):
         opened("sd3", "EulerDiscreteScheduler")
     opened("sd1", "DPMSolverMultistepScheduler")
     opened("sd3", "FlowMatchLCMScheduler")

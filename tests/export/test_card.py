@@ -15,10 +15,9 @@ from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from scott.commands.distill import config_of
 from scott.errors import UserError
 from scott.evaluation import Results, Row
-from scott.export.card import FOLDERS, card, front_matter, is_hub_id, teacher_licence, write_cards
+from scott.export.card import FOLDERS, card, front_matter, is_hub_id, teacher_licence, with_paths, write_cards
 from scott.export.elsewhere import elsewhere
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.ldm import VAE
@@ -250,14 +249,14 @@ def test_cards_take_up_what_was_measured(make_trained, tmp_path):
 
 def test_a_path_that_has_moved_is_no_place_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my" / "pictures").mkdir(parents=True)
-    _, config = config_of("mini", {"data": ("my/pictures", "owner/pictures"), "out": tmp_path / "run"})
-    shutil.rmtree("my")
-    assert [(source, is_hub_id(source)) for source in config.sources] == [
-        ("./my/pictures", False),
-        ("owner/pictures", True),
-    ]
-    assert config_of("mini", {"data": "owner/pictures"})[1].data == "owner/pictures"
+    for folder in ("my/pictures", "my/teacher", "pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    named = ("my/pictures", "./pictures", "../pictures", "owner/pictures")
+    config = with_paths(mini(data=named, teacher="my/teacher"))
+    shutil.rmtree("my"), shutil.rmtree("pictures")
+    assert (config.teacher, config.sources) == ("./my/teacher", ("./my/pictures", *named[1:]))
+    assert [name for name in (config.teacher, *config.sources) if is_hub_id(name)] == ["owner/pictures"]
+    assert with_paths(mini(data="owner/pictures")).data == "owner/pictures"
 
 
 @pytest.mark.parametrize(

@@ -281,8 +281,9 @@ def test_a_compiled_network_follows_the_adapter_that_is_on(perturb):
     assert all(map(torch.equal, answers(), expected))
 
 
-def test_a_compiled_network_computes_activations_again_within_its_graph(perturb):
-    """And in the backward pass under the adapter of the forward one, whichever is on by then."""
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_compiled_network_computes_activations_again(perturb, broken):
+    """Within its graph; and where that breaks in a block, under the adapter of the forward pass, whichever is on."""
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     adapters = Adapters(block)
@@ -301,12 +302,18 @@ def test_a_compiled_network_computes_activations_again_within_its_graph(perturb)
         graphs.append(graph)
         return lookup_backend("aot_eager")(graph, inputs)
 
+    def function(x):
+        if broken:
+            torch._dynamo.graph_break()
+        return block(x)
+
     def again(x):
-        return adapters.checkpointed(block, x)
+        return adapters.checkpointed(function, x)
 
     expected = gradients(block)
-    assert all(map(torch.equal, gradients(torch.compile(again, backend=compiler, fullgraph=True)), expected))
-    assert [sum("checkpoint" in str(node.target) for node in graph.graph.nodes) for graph in graphs] == [1]
+    assert all(map(torch.equal, gradients(torch.compile(again, backend=compiler, fullgraph=not broken)), expected))
+    held = [sum("checkpoint" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert held == [1] if not broken else not any(held)
 
 
 def test_compiling_reaches_the_network_and_its_copies(make_backbone, monkeypatch):

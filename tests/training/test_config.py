@@ -214,6 +214,14 @@ def test_the_papers_method_undoes_what_a_recipe_chooses():
     assert config(**(chosen | PAPER_SETTINGS)) == config(method="paper")
 
 
+def test_what_is_without_effect_makes_no_other_run():
+    heads = config(critic="heads", critic_input="clean", critic_head_rate=1e-3)
+    assert heads.differences(dataclasses.replace(heads, critic_rank=8, drawn_fraction=0.1, eta=0.0)) == []
+    assert heads.differences(dataclasses.replace(heads, critic_learning_rate=1e-2)) == []
+    assert config().differences(config(critic_rank=8)) == ["critic_rank: 64 → 8"]
+    assert config(eta=0.0).differences(config(solver="ddim", order=2, eta=0.0)) == ["solver: er-sde → ddim"]
+
+
 def test_quantised_weights_are_not_split():
     with pytest.raises(UserError, match="got quantize nf4 with shard full, which splits whole weights; use one"):
         config(quantize="nf4", shard="full")

@@ -14,7 +14,14 @@ def accuracies(real, fake):
 
 
 @pytest.mark.parametrize(
-    ("real", "fake", "said"), [(0.5, 0.5, "tells nothing"), (1.0, 0.0, "tells nothing"), (1.0, 0.99, "always wins")]
+    ("real", "fake", "said"),
+    [
+        (0.5, 0.5, "tells nothing (accuracy 0.50 over 5 steps); raise"),
+        (0.8, 0.2, "tells nothing (accuracy 0.50 over 5 steps); raise"),
+        (1.0, 0.0, "says the same of all (accuracy 0.50 over 5 steps); lower"),
+        (0.01, 0.98, "says the same of all (accuracy 0.49 over 5 steps); lower"),
+        (1.0, 0.99, "always wins (accuracy 0.99 over 5 steps); lower"),
+    ],
 )
 def test_a_critic_at_chance_or_always_right_is_warned_of_once_a_window(real, fake, said):
     watch = CriticWatch(window=5)
@@ -22,6 +29,12 @@ def test_a_critic_at_chance_or_always_right_is_warned_of_once_a_window(real, fak
     assert [step for step, warning in enumerate(warnings, 1) if warning] == [5, 10]
     assert said in warnings[4]
     assert "step 5" in warnings[4]
+
+
+def test_a_critic_that_swings_from_one_constant_to_another_says_the_same_of_all():
+    watch = CriticWatch(window=6)
+    warnings = [watch.see(step, accuracies(step % 2, 1 - step % 2)) for step in range(6)]
+    assert "says the same of all" in warnings[-1]
 
 
 def test_a_critic_that_is_in_the_game_is_left_alone():

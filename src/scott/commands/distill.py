@@ -17,7 +17,7 @@ from scott.commands.validation import Validation
 from scott.data.preparation import Report
 from scott.device import best_device
 from scott.errors import UserError, printable
-from scott.export.card import as_path
+from scott.export.card import with_paths
 from scott.export.info import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import RECIPES, passes_of
@@ -67,8 +67,7 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
     check_given(config, given)
     if processes > 1 and "gradient_accumulation" not in given:
         config = replace(config, gradient_accumulation=passes_of(recipe, config.batch_size, processes))
-    data = as_path(config.data) if isinstance(config.data, str) else tuple(map(as_path, config.data))
-    return recipe, replace(config, teacher=as_path(config.teacher), data=data)
+    return recipe, config
 
 
 def check_config(backbone: LatentBackbone, config: DistillConfig) -> None:
@@ -120,7 +119,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
         backbone.resize(resolution)
         config = replace(config, resolution=resolution)
     check_start(backbone, config)
-    lora = initial_lora(backbone, config, warn)
+    lora, config = initial_lora(backbone, config, warn), with_paths(config)
     with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)

@@ -100,7 +100,8 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """A folder or hub id, with another scheduler of diffusers' and a LoRA.
 
-    Raises `UserError` where one of them is not there.
+    Raises `UserError` where one of them is not there, or the scheduler, made of the pipeline's config, is for networks
+    of another kind.
     """
     import diffusers
 
@@ -126,9 +127,11 @@ def load_pipeline(
             raise UserError(f"diffusers has no scheduler {scheduler}; expected one such as DPMSolverMultistepScheduler")
         own, pipeline.scheduler = pipeline.scheduler, made.from_config(pipeline.scheduler.config)
         if _is_of_flows(own) != _is_of_flows(pipeline.scheduler):
-            kinds = "a flow", "a diffusion"
+            kinds = "flow", "diffusion"
             kind, other = kinds if _is_of_flows(own) else kinds[::-1]
-            raise UserError(f"{name} is {kind}, and {scheduler} draws with {other}; expected one for {kind}")
+            raise UserError(
+                f"{name} is a {kind}, and {scheduler}, by its config, is for a {other}; expected one for a {kind}"
+            )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

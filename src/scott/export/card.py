@@ -23,7 +23,7 @@ from scott.training.config import DistillConfig
 CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?!\.\.?/)[\w.-]+/[\w.-]+")
 RESULTS = ("results.json", "evaluation*.json")
 
 
@@ -142,8 +142,13 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
-def as_path(name: str) -> str:
-    """With `./` before it, if it is a path that could be read as a place on the hub once it has moved."""
+def with_paths(config: DistillConfig) -> DistillConfig:
+    """Data and teacher with `./` before what is here, and could be read as a place on the hub once it has moved."""
+    data = _as_path(config.data) if isinstance(config.data, str) else tuple(map(_as_path, config.data))
+    return replace(config, teacher=_as_path(config.teacher), data=data)
+
+
+def _as_path(name: str) -> str:
     return f"./{name}" if _HUB_ID.fullmatch(name) and Path(name).exists() else name
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from scott.diffusion import FlowSchedule, JumpGrid, NoiseSchedule
 from scott.diffusion.flow import FEW_STEP_SHIFT
 from scott.errors import UserError
 from scott.export.info import StudentInfo
-from scott.files import NoRoom, room
+from scott.files import new_folder
 from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.solvers.base import LAM_NOISE
@@ -195,8 +195,8 @@ def difference(expected: Tensor, got: Tensor) -> float:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write an export to, which takes `folder`'s name when the block ends without an error.
 
-    Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection, unless that is
-    nothing, or takes the room that is missing.
+    Otherwise an older `folder` stays as it is, and what was written stays beside it, for inspection, but for what
+    `new_folder` removes.
 
     Raises:
         UserError: another process writes that folder.
@@ -206,17 +206,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent, f"{folder.name}-0-of-1"):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            with room(folder.parent):
-                yield partial
-        except NoRoom:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        except BaseException:
-            with suppress(OSError):
-                partial.rmdir()  # of one that has something the system refuses it
-            raise
+        with new_folder(partial):
+            yield partial
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)

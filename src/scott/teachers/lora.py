@@ -131,15 +131,12 @@ class Adapters:
             yield key, value
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """`function(*inputs)`, computed again in the backward pass, then under the adapter that is on now.
-
-        A compiled network has that adapter in its graph, the backward pass too.
-        """
-        if torch.compiler.is_compiling():
-            return checkpoint(function, *inputs, use_reentrant=False)
+        """`function(*inputs)`, computed again in the backward pass, then under the adapter that is on now."""
         name = self.active
 
         def under_it(*given: Any) -> Any:
+            if torch.compiler.is_compiling():  # the graph has the adapter, and no switch may be inside
+                return function(*given)
             with self.use(name):
                 return function(*given)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scott.errors import UserError
-from scott.files import room, sha256_of, sync, write_atomically
+from scott.files import new_folder, sha256_of, sync, write_atomically
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -38,8 +38,8 @@ def save_checkpoint(
     partial = folder / f".partial-{final.name}"
     for left in folder.glob(".partial-step-*"):
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with room(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(partial):
         hashes = {}
         for name, tensors in parts.items():
             file = partial / f"{name}.safetensors"

@@ -40,27 +40,37 @@ _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("
 
 def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
     """Raise `UserError` for a field that was given, be it its default, and that solver or critic do not have."""
-    lacking = [(name, "solver") for name in _WITHOUT_EFFECT[config.solver]]
-    if config.has_critic:
-        lacking += [("critic_rank", "critic")] * (config.critic in ("heads", "full"))
-        lacking += [("drawn_fraction", "critic_fakes")] * (config.critic_fakes == "noised")
-    for name, by in lacking:
-        if name in given:
+    for name, by in _lacking(config):
+        if name not in given:
+            continue
+        if by == "critic_head_rate":
             raise UserError(
-                f"got {name} {getattr(config, name)}, which {by} {getattr(config, by)} does not have; leave it out, "
-                f"or name another {by}"
+                f"got {name} {getattr(config, name)} and {by} {getattr(config, by)} for critic heads, of which all is "
+                "heads; give one of them"
             )
-    rate, heads = config.critic_learning_rate, config.critic_head_rate
-    if config.has_critic and config.critic == "heads" and {"critic_learning_rate", "critic_head_rate"} <= {*given}:
         raise UserError(
-            f"got critic_learning_rate {rate} and critic_head_rate {heads} for critic heads, of which all is heads; "
-            "give one of them"
+            f"got {name} {getattr(config, name)}, which {by} {getattr(config, by)} does not have; leave it out, or "
+            f"name another {by}"
         )
 
 
+def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
+    """Each field that is without effect, and the field by whose value it is."""
+    for name in _WITHOUT_EFFECT[config.solver]:
+        yield name, "solver"
+    if not config.has_critic:
+        return
+    if config.critic in ("heads", "full"):
+        yield "critic_rank", "critic"
+    if config.critic_fakes == "noised":
+        yield "drawn_fraction", "critic_fakes"
+    if config.critic == "heads" and config.critic_head_rate is not None:
+        yield "critic_learning_rate", "critic_head_rate"
+
+
 def without_effect(config: "DistillConfig") -> dict[str, Any]:
-    """The fields that the solver does not have, at their defaults."""
-    lacking = _WITHOUT_EFFECT[config.solver]
+    """The fields that are without effect, at their defaults."""
+    lacking = dict(_lacking(config))
     return {field.name: field.default for field in dataclasses.fields(config) if field.name in lacking}
 
 
@@ -127,6 +137,7 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
         yield "init and continue_from, which both say what the student starts as; leave one out"
     if config.best_metric != "none" and not config.validate_every:
         yield f"best_metric {config.best_metric} without validate_every; say how often to validate"
-    for name, default in without_effect(config).items():
-        if (value := getattr(config, name)) not in (default, also.get(name)):
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _WITHOUT_EFFECT[config.solver]:
+        if (value := getattr(config, name)) not in (defaults[name], also.get(name)):
             yield f"{name} {value}, which the solver {config.solver} does not have; leave it out"

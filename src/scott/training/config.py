@@ -240,9 +240,9 @@ class DistillConfig(Reading, Adversary, TeacherSource):
 
     def differences(self, other: "DistillConfig") -> list[str]:
         """`name: mine → theirs` for what decides the weights."""
-        others = vars(other) | other.decisive()
-        pairs = ((name, mine, others[name]) for name, mine in self.decisive().items())
-        return [f"{name}: {mine} → {theirs}" for name, mine, theirs in pairs if mine != theirs]
+        own, others = self.decisive(), vars(other) | other.decisive()
+        values = {name: (getattr(self, name), getattr(other, name)) for name in own if own[name] != others[name]}
+        return [f"{name}: {mine} → {theirs}" for name, (mine, theirs) in values.items() if mine != theirs]
 
 
 LCM_SETTINGS: dict[str, Any] = {

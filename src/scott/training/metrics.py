@@ -112,24 +112,31 @@ class StepTimer:
 
 
 class CriticWatch:
-    """Says when the critic was right no more often than by chance, or without fail, for `window` steps."""
+    """Says when the critic was right no more often than by chance, or without fail, for `window` steps.
 
-    CHANCE, ALWAYS = 0.55, 0.98
+    One that is right of all data and of no sample, or the other way round, has collapsed to a constant: of a rate too
+    high, as the gradient of its hinge loss is then small and points nowhere.
+    """
+
+    CHANCE, ALWAYS, SAME = 0.55, 0.98, 0.9
 
     def __init__(self, window: int = 200) -> None:
-        self._accuracies: deque[float] = deque(maxlen=window)
+        self._accuracies: deque[tuple[float, float]] = deque(maxlen=window)
 
     def see(self, step: int, values: Mapping[str, float]) -> str | None:
         """One more step's terms; a warning, at most one a window."""
         if "critic" not in values:
             return None
-        self._accuracies.append((values["critic_real_accuracy"] + values["critic_fake_accuracy"]) / 2)
+        self._accuracies.append((values["critic_real_accuracy"], values["critic_fake_accuracy"]))
         window = len(self._accuracies)
-        mean = sum(self._accuracies) / window
+        mean = sum(map(sum, self._accuracies)) / window / 2
         if window < (self._accuracies.maxlen or 0) or self.CHANCE < mean < self.ALWAYS:
             return None
+        same = sum(abs(real - fake) for real, fake in self._accuracies) / window
         self._accuracies.clear()
         found, remedy = ("tells nothing", "raise") if mean <= self.CHANCE else ("always wins", "lower")
+        if mean <= self.CHANCE and same >= self.SAME:
+            found, remedy = "says the same of all", "lower"
         return f"step {step}: the critic {found} (accuracy {mean:.2f} over {window} steps); {remedy} its learning rate"
 
 
