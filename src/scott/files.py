@@ -67,7 +67,8 @@ def room(folder: Path) -> Iterator[None]:
             number = int(said[1])
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        place = Path(error.filename).parent if getattr(error, "filename", None) else folder
+        named = getattr(error, "filename", None)
+        place = Path(named).parent if named else folder
         free = shutil.disk_usage(place if place.is_dir() else folder).free
         raise NoRoom(
             f"no room at {place} ({os.strerror(number)}; {free:,} bytes free); make some, and the same command goes "
