@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
-from torch.utils._pytree import tree_leaves
 
 from scott.teachers import LatentBackbone
 from scott.training.parallel import blocks_of
@@ -89,8 +88,11 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Those of what an operation or a module is given, or gives."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Those of what an operation or a module is given, or gives: of its lists, tuples and dictionaries."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for branch in branches for tensor in tensors_in(branch)]
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -65,12 +65,14 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
         made = Distillation(backbone, config, solver, grid, uncond)
-        replace(made, config=replace(config, low_memory=True)).walk(batch, draws)
+        if not config.low_memory:
+            replace(made, config=replace(config, low_memory=True)).walk(batch, draws)
         walk_apart, cost.flops = cost.take_peak(), 0
         with counted(backbone) as counts:
             x_m = made.walk(batch, draws)
             walk, walk_flops = cost.take_peak(), cost.flops
             made.step(batch, draws, engine, x_m)
+        walk_apart = walk if config.low_memory else walk_apart
         for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
             for parameter in parameters.values():
                 parameter.grad = None
@@ -104,15 +106,16 @@ class Cost(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        key = (func, _layout((args, *sorted((kwargs or {}).items()))))
+        kwargs = kwargs or {}
+        key = (func, _layout(args), _layout([*kwargs.items()]) if kwargs else None)
         if found := self._results.get(key):
             result = _empty_like(found[0])
             self.flops += found[1]
             self._hold(map(Tensor.untyped_storage, tensors_in(result)))
             return result
-        result, flops = func(*args, **(kwargs or {})), 0
+        result, flops = func(*args, **kwargs), 0
         if formula := flop_registry.get(func.overloadpacket):
-            flops = formula(*args, **(kwargs or {}), out_val=result)
+            flops = formula(*args, **kwargs, out_val=result)
         self.flops += flops
         given, made = tensors_in((args, kwargs)), tensors_in(result)
         before = {tensor.untyped_storage()._cdata for tensor in given}
@@ -197,7 +200,7 @@ def _layout(tree: Any) -> Any:
     """A tree of lists and tuples, each tensor by its layout and each other value with its type, for comparison."""
     if isinstance(tree, Tensor):
         return _Layout(tree.shape, tree.stride(), tree.dtype, tree.device.type)
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, (list, tuple)):
         return tuple(map(_layout, tree))
     return type(tree), tree
 
