@@ -9,6 +9,10 @@ from hashlib import sha256
 import numpy as np
 import torch
 
+ORDER, CAPTION, BUCKET, STEP, CHOICE, SOURCE = range(1, 7)
+"""Second numbers of positions, which keep apart: an epoch's order of samples, a step's captions, whose turn a bucket
+is, what a step draws beside its jump, which jumps are used again, and whose turn a source is. A jump has one number."""
+
 
 def generator_for(seed: int, *position: int) -> torch.Generator:
     """A CPU generator with a stream of its own for each seed ≥ 0 and position of any number of integers ≥ 0."""

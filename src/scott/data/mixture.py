@@ -12,8 +12,7 @@ from scott.data.batch import Batch
 from scott.data.order import Turns
 from scott.data.shard_source import ShardSource
 from scott.errors import UserError
-
-_TURNS = 6  # keeps the stream of whose turn it is apart from those within a source
+from scott.rng import SOURCE
 
 
 class Mixture:
@@ -30,7 +29,7 @@ class Mixture:
             )
         whole = lcm(*(weight.denominator for weight in exact))
         self.sources, self.weights = sources, [int(weight * whole) for weight in exact]
-        self._turns = Turns(self.weights, seed, _TURNS)
+        self._turns = Turns(self.weights, seed, SOURCE)
         first, *others = (source.manifest.tensors for source in sources)
         for other, source in zip(others, sources[1:], strict=True):
             if other.keys() != first.keys() or any(_fixed(name, other) != _fixed(name, first) for name in first):

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scott.rng import generator_for
+from scott.rng import ORDER, generator_for
 
-_ORDER = 1  # keeps the stream of an epoch's order apart from those of the steps
 _KEPT = 4
 ROUND = 1000
 
@@ -40,7 +39,7 @@ class Order:
         if epoch not in self._epochs:
             shards = np.arange(len(self.counts))
             if len(shards) > self.group:
-                shards = torch.randperm(len(shards), generator=generator_for(self.seed, epoch, _ORDER)).numpy()
+                shards = torch.randperm(len(shards), generator=generator_for(self.seed, epoch, ORDER)).numpy()
             groups = [shards[start : start + self.group] for start in range(0, len(shards), self.group)]
             _keep(self._epochs, epoch, (groups, np.cumsum([self.counts[group].sum() for group in groups])))
         return self._epochs[epoch]
@@ -50,7 +49,7 @@ class Order:
         if (epoch, block) not in self._blocks:
             groups, _ = self._epoch(epoch)
             bounds = np.cumsum(self.counts[groups[block]])
-            position = (epoch, _ORDER) if len(groups) == 1 else (epoch, _ORDER, block)
+            position = (epoch, ORDER) if len(groups) == 1 else (epoch, ORDER, block)
             order = torch.randperm(int(bounds[-1]), generator=generator_for(self.seed, *position))
             _keep(self._blocks, (epoch, block), (order.numpy(), bounds))
         return self._blocks[epoch, block]

@@ -16,9 +16,8 @@ from scott.data.batch import Batch
 from scott.data.manifest import Manifest
 from scott.data.order import Order, Turns
 from scott.data.shards import Shard
-from scott.rng import generator_for
+from scott.rng import BUCKET, CAPTION, generator_for
 
-_CAPTION, _TURNS = 2, 3  # keep the streams of the choices of captions and of buckets apart from the others
 _OPEN = 512
 
 
@@ -82,7 +81,7 @@ class ShardSource:
         self._most_open = min(2 * shuffle_shards * len(self._buckets), max(_OPEN, 2 * shuffle_shards))
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._checked: set[int] = set()
-        self._turns = Turns([bucket.order.total for bucket in self._buckets], seed, _TURNS)
+        self._turns = Turns([bucket.order.total for bucket in self._buckets], seed, BUCKET)
 
     @property
     def version(self) -> str:
@@ -105,7 +104,7 @@ class ShardSource:
 
         Of several shapes, it is the sequence of the shape whose turn the step is.
         """
-        which = torch.rand(size, generator=generator_for(self.seed, step, _CAPTION))
+        which = torch.rand(size, generator=generator_for(self.seed, step, CAPTION))
         number, turn = self._turns.at(step)
         bucket, first = self._buckets[number], turn * size
         rows = range(size)[part]

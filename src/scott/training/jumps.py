@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from scott.diffusion import JumpGrid
-from scott.rng import generator_for
+from scott.rng import CHOICE, STEP, generator_for
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
-
-_STEP, _CHOICE = 4, 5  # keep these streams apart from those of jumps and of the data
 
 
 def jumps_kept(config: DistillConfig) -> int:
@@ -30,7 +28,7 @@ def jumps_of_steps(config: DistillConfig) -> Iterator[tuple[int, bool]]:
     `jump_reuse` steps have used leaves it. Without reuse, step n has jump n.
     """
     size = jumps_kept(config)
-    generator = generator_for(config.seed, 0, _CHOICE)
+    generator = generator_for(config.seed, 0, CHOICE)
     left: dict[int, int] = {}
     walked = 0
     while True:
@@ -65,7 +63,7 @@ class Jumps:
         """A step's draws: those of its jump, and the critic's, which are new where the jump is not."""
         config = self.config
         jump = generator_for(config.seed, self.of_steps[step][0])
-        own = jump if config.jump_reuse == 1 else generator_for(config.seed, step, _STEP)
+        own = jump if config.jump_reuse == 1 else generator_for(config.seed, step, STEP)
         return Draws.make(shape, grid, config, own, jump)
 
     def end(self, step: int, part: int, walk: Callable[[], Tensor]) -> Tensor:
