@@ -120,7 +120,8 @@ class Shard:
             raise self.corrupt(f"sample {self.keys[index]}: {error}") from None
 
     def corrupt(self, where: str) -> UserError:
-        return UserError(f"{self.file} is corrupt, {where}; copy it again, or let the same `scott prepare` mend it")
+        mend = f"let the same `scott prepare` mend it, or delete {self.file.parent} if a run prepared it for itself"
+        return UserError(f"{self.file} is corrupt, {where}; copy it again, {mend}")
 
     def sample(self, index: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         """`tensors`, checked: those of `shapes` in fp16, conditioning with one axis more, of the captions."""
