@@ -162,6 +162,22 @@ BAD = {
         ["distill", "mini", "--critic-fakes", "noised", "--drawn-fraction", "0.5"],
         "got drawn_fraction 0.5, which critic_fakes noised does not have",
     ),
+    "a critic's start where there is none": (
+        ["distill", "mini", "--method", "lcm", "--critic-start", "0.1"],
+        "got critic_start 0.1, which adversarial_weight 0.0 does not have",
+    ),
+    "a critic where there is none": (
+        ["distill", "mini", "--method", "lcm", "--critic", "heads"],
+        "got critic heads, which adversarial_weight 0.0 does not have",
+    ),
+    "a warm-up of none": (
+        ["distill", "sd15", "--data", "d", "--critic", "none", "--critic-warmup", "9"],
+        "got critic_warmup 9, which critic none does not have",
+    ),
+    "a store of jumps that are used once": (
+        ["distill", "mini", "--method", "paper", "--jump-store", "64"],
+        "got jump_store 64, which jump_reuse 1 does not have",
+    ),
     "two rates of the same heads": (
         ["distill", "mini", "--critic-learning-rate", "1e-3", "--critic-head-rate", "1e-4"],
         "of which all is heads; give one of them",

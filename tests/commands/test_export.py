@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.teachers.published import write_configs
 
 from scott.commands import export as module
-from scott.commands.export import export, export_finished, load_run
+from scott.commands.export import export, export_finished, is_exported, load_run
 from scott.commands.sample import find_student, load_student
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
@@ -85,9 +85,15 @@ def test_a_lora_is_drawn_on_its_teacher(make_run, teacher_folders, kind):
 
 def test_a_finished_run_leaves_its_exports(make_run):
     run, backbone = make_run("lora")
-    export_finished(DistillConfig.load(run / "config.json"), identity(backbone))
+    config = replace(DistillConfig.load(run / "config.json"), max_steps=2)
+    export_finished(config, identity(backbone))
     assert {"student", "lora", "card.md"} <= {path.name for path in run.iterdir()}
     assert not list(run.glob(".*"))
+    assert is_exported(config)
+    for name in ("student", "lora"):  # either of which may have been deleted
+        (run / name).rename(run / "elsewhere")
+        assert not is_exported(config)
+        (run / "elsewhere").rename(run / name)
 
 
 def test_a_run_of_fewer_bits_is_exported_in_fp32(make_run):
@@ -150,7 +156,10 @@ def test_half_precision_is_what_is_on_disk(make_run, monkeypatch, precision, tra
         kinds = {value.dtype for value in load_file(file).values() if value.is_floating_point()}
         assert kinds == {DTYPES[precision]}
     kind = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
-    files = export(run, "onnx", precision=precision).rglob("*.onnx")  # it reads back what they draw
+    before = {file: file.stat().st_ino for file in folder.rglob("*.safetensors")}
+    files = [*export(run, "onnx", precision=precision).rglob("*.onnx")]  # it reads back what they draw
+    assert {file: file.stat().st_ino for file in before} == before, "it is made of a pipeline of its own"
+    assert not list((run / "onnx").rglob("*.safetensors"))
     graphs = [onnx.load(file, load_external_data=False).graph for file in files]
     weights = [weight for graph in graphs for weight in graph.initializer if math.prod(weight.dims) >= SMALL]
     assert {weight.data_type for weight in weights} == {kind}

@@ -173,6 +173,11 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
     text = card(trained.config, trained.info, "lora", tmp_path)
     for said in ("4, built in: draw with `guidance_scale=1.0`", "2: 1, 0.6;", "σ", "LoRA of rank 4, α 8"):
         assert said in text
+    again = replace(trained.info, lora_variant="rslora")
+    in_four_bits = replace(trained.config, quantize="nf4")
+    text = card(in_four_bits, again, "lora", tmp_path)
+    for said in ("rsLoRA (α over √rank) of rank 4, α 8", "frozen network in fp32, its weights in nf4"):
+        assert said in text
     config = mini(train="lora")
     text = card(config, trained.info, "lora", tmp_path)
     assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in text

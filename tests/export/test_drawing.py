@@ -9,6 +9,7 @@ from diffusers import (
     ChromaImg2ImgPipeline,
     DiffusionPipeline,
     FluxImg2ImgPipeline,
+    LCMScheduler,
     QwenImageImg2ImgPipeline,
     StableDiffusion3Img2ImgPipeline,
     ZImageImg2ImgPipeline,
@@ -208,6 +209,16 @@ def test_what_cannot_be_drawn(make_backbone, family, asked, said):
 @pytest.mark.parametrize("count", [0, -1, 1001, None, "50", True])
 def test_a_student_whose_grid_is_no_number_of_steps(count):
     with pytest.raises(UserError, match=r"got original_inference_steps .*; expected a number from 1 to 1000"):
+        student_grid(DiscreteSchedule.stable_diffusion(), count)
+
+
+@pytest.mark.parametrize(("count", "near"), [(60, 62), (120, 125), (300, 333)])
+def test_a_student_whose_grid_is_not_even(count, near):
+    """Stock times of 60 are 16 apart and begin at 959, those of a grid that is 16 apart at 991."""
+    scheduler = LCMScheduler(original_inference_steps=count)
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps[0] < 1000 // count * near - 1
+    with pytest.raises(UserError, match=f"got original_inference_steps {count}, which no grid .*such as {near}"):
         student_grid(DiscreteSchedule.stable_diffusion(), count)
 
 

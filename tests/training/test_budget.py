@@ -260,6 +260,19 @@ def test_a_step_of_other_settings_holds_what_was_said(make, family, settings, to
     assert step_cost(bones, config)[0].peak == pytest.approx(real_step(backbone, config)[0], rel=tolerance)
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_later_pass_holds_the_gradients_of_those_before(make, train):
+    config, backbone, bones = make("sd1", train=train)
+    with Cost() as cost:
+        step(backbone, config)
+        first = cost.take_peak()
+        step(backbone, config)
+    of_two = budget_of(bones, dataclasses.replace(config, batch_size=2 * config.batch_size, gradient_accumulation=2))
+    said = of_two.training["activations"] + of_two.training["gradients"]
+    assert said == pytest.approx(cost.peak, rel=0.02)
+    assert said > 1.02 * first or train == "lora"
+
+
 def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make_bones):
     def activations(**settings):
         config, bones = make_bones("sd1", critic="none", **settings)

@@ -174,6 +174,17 @@ def test_the_grid_is_checked(changes):
         config(**changes).make_grid(SD)
 
 
+def test_a_start_is_the_same_however_its_place_is_spelt():
+    mine = config(init="runs/a")
+    assert (
+        mine.differences(config(init="./runs/b/../a"))
+        == mine.differences(config(init=str(Path("runs/a").absolute())))
+        == []
+    )
+    assert mine.differences(config(init="runs/b")) == ["init: runs/a → runs/b"]
+    assert mine.differences(config()) == ["init: runs/a → None"]
+
+
 def test_differences_are_what_decides_the_weights():
     mine = config()
     assert mine.differences(config()) == []

@@ -4,10 +4,12 @@ Writing and reading back come one after the other, so that one network is in mem
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -70,26 +72,32 @@ def export(
         (require_unet if kind == "checkpoint" else require_exportable)(pipeline)
     if kind == "onnx":
         require_onnx()
-        # ONNX is made of the stock pipeline
-        student = export(run, "diffusers", best=best, precision=precision, place=place)
     folder, dtype = where / FOLDERS[kind], DTYPES[precision]
-    with replacing_folder(folder) as partial:
-        if kind == "onnx":
-            info = write_onnx(student, partial, dtype)
+    load = partial(load_run, run, best=best, place=place, teacher=teacher)
+    with replacing_folder(folder) as new:
+        if kind == "onnx":  # which is made of a stock pipeline
+            with TemporaryDirectory(dir=new) as pipeline:
+                _write_and_read(load, "diffusers", Path(pipeline), dtype)
+                info = write_onnx(Path(pipeline), new, dtype)
+            (new / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
         else:
-            trained = load_run(run, best=best, place=place, teacher=teacher)
-            info, expected, form = _write(trained, kind, partial, dtype)
-            del trained
-            gc.collect()
-            if form:
-                read_lora(partial, kind, form, expected, dtype)
-            elif kind == "checkpoint":
-                read_checkpoint(partial, expected, dtype)
-            else:
-                read_student(partial, expected)
-        (partial / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
+            _write_and_read(load, kind, new, dtype)
     write_cards(where, config)
     return folder
+
+
+def _write_and_read(load: Callable[[], Trained], kind: str, folder: Path, dtype: torch.dtype) -> None:
+    trained = load()
+    info, expected, form = _write(trained, kind, folder, dtype)
+    del trained
+    gc.collect()
+    if form:
+        read_lora(folder, kind, form, expected, dtype)
+    elif kind == "checkpoint":
+        read_checkpoint(folder, expected, dtype)
+    else:
+        read_student(folder, expected)
+    (folder / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
 
 
 def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tuple[StudentInfo, Expected, str]:
@@ -110,15 +118,19 @@ def _write(trained: Trained, kind: str, folder: Path, dtype: torch.dtype) -> tup
 
 def is_exported(config: DistillConfig) -> bool:
     """Whether `export_finished` has been here since the last step, and for the ω that the student is drawn at."""
-    info = StudentInfo.read(config.out / FOLDERS["lora" if config.train == "lora" else "diffusers"])
     made = (config.max_steps, config.drawn_guidance)
-    return info is not None and (info.updates, info.guidance) == made
+    infos = [StudentInfo.read(config.out / FOLDERS[kind]) for kind in _finished(config)]
+    return all(info is not None and (info.updates, info.guidance) == made for info in infos)
 
 
 def export_finished(config: DistillConfig, teacher: Identity) -> None:
     """What every run ends with: the stock pipeline, and for a LoRA student the LoRA file too. Raises as `load_run`."""
-    for kind in ("diffusers", "lora") if config.train == "lora" else ("diffusers",):
+    for kind in _finished(config):
         export(config.out, kind, teacher=teacher)
+
+
+def _finished(config: DistillConfig) -> tuple[str, ...]:
+    return ("diffusers", "lora") if config.train == "lora" else ("diffusers",)
 
 
 def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher: Identity | None = None) -> Trained:

@@ -23,6 +23,7 @@ from scott.training.config import DistillConfig
 CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
+_VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA (α over √rank)", "dora": "DoRA"}
 _HUB_ID = re.compile(r"(?!\.\.?/)[\w.-]+/[\w.-]+")
 RESULTS = ("results.json", "evaluation*.json")
 
@@ -73,10 +74,10 @@ def card(
         "data": _data(config),
         "method": method_of(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
-        f"{config.ema_decay:g}, frozen network in {config.precision}, seed {config.seed}",
+        f"{config.ema_decay:g}, frozen network in {_frozen(config)}, seed {config.seed}",
         "trained": "the whole network"
         if info.train == "full"
-        else f"LoRA of rank {info.lora_rank}, α {info.lora_alpha:g}",
+        else f"{_VARIANTS[info.lora_variant]} of rank {info.lora_rank}, α {info.lora_alpha:g}",
         "guidance ω": _guidance(info),
         "scheduler": f"`{info.scheduler}`{grid}",
         "times": "; ".join(f"{steps}: {', '.join(f'{t:g}' for t in times)}" for steps, times in info.times.items()),
@@ -99,6 +100,10 @@ def card(
         *(["## Measured", *measured] if measured else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _frozen(config: DistillConfig) -> str:
+    return config.precision if config.quantize == "none" else f"{config.precision}, its weights in {config.quantize}"
 
 
 def front_matter(

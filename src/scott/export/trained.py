@@ -25,7 +25,7 @@ from scott.solvers.base import LAM_NOISE
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import network_fingerprint
-from scott.training.config import DistillConfig
+from scott.training.config import FEW_STEPS, DistillConfig
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.2}
 """Largest difference between a latent of the student in memory and of the one read back, over the latent's standard
@@ -64,7 +64,7 @@ class Trained:
             guidance_max=config.guidance_max,
             takes_guidance=backbone.takes_guidance and (backbone.teacher_calls == 1 or not is_lora),
             original_inference_steps=count,
-            times={str(steps): network_times(self.grid, steps) for steps in (1, 2, 4, 8) if steps <= count},
+            times={str(steps): network_times(self.grid, steps) for steps in FEW_STEPS if steps <= count},
             lora_rank=config.lora_rank if is_lora else None,
             lora_alpha=config.alpha if is_lora else None,
             lora_variant=config.lora_variant,
@@ -177,13 +177,22 @@ def draw_latents(backbone: LatentBackbone, grid: JumpGrid, guidance: float) -> T
 
 
 def student_grid(schedule: NoiseSchedule, original_inference_steps: int) -> JumpGrid:
-    """A grid with the inference times of the one a student was trained on. Raises `UserError` for what is no number."""
+    """A grid with the inference times of the one a student was trained on.
+
+    Raises `UserError` for what is no number, or one that no grid of even spacing has.
+    """
     if type(original_inference_steps) is not int or not 1 <= original_inference_steps <= schedule.training_steps:
         raise UserError(
             f"got original_inference_steps {original_inference_steps!r:.40}; expected a number from 1 to "
             f"{schedule.training_steps}, as the student's scheduler or scott.json has it"
         )
-    return JumpGrid(schedule, jump=schedule.training_steps // original_inference_steps, substeps=1)
+    spacing = schedule.training_steps // original_inference_steps
+    if (times := schedule.training_steps // spacing) != original_inference_steps:
+        raise UserError(
+            f"got original_inference_steps {original_inference_steps}, which no grid over {schedule.training_steps} "
+            f"training steps has; expected such as {times}. Draw this student with its own pipeline."
+        )
+    return JumpGrid(schedule, jump=spacing, substeps=1)
 
 
 def difference(expected: Tensor, got: Tensor) -> float:

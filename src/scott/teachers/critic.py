@@ -135,7 +135,8 @@ class Critic(nn.Module):
         heads: list[Any] = [*self.heads]
         for x0, cond in batches:
             t = torch.full((len(x0),), schedule.t_data, dtype=schedule.time_dtype, device=x0.device)
-            flat = [f.transpose(0, 1).flatten(1).double() for f in self.features(x0, t, cond)]
+            # on the CPU: Apple's GPUs have no float64
+            flat = [f.transpose(0, 1).flatten(1).cpu().double() for f in self.features(x0, t, cond)]
             new = [torch.stack([torch.ones_like(f).sum(1), f.sum(1), (f * f).sum(1)]) for f in flat]
             moments = [a + b for a, b in zip(moments, new, strict=True)] if moments else new
         for head, (count, total, squares) in zip(heads, moments, strict=True):

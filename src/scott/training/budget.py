@@ -81,7 +81,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     )
     trained = (*student, *critic)
     gradients, apart = storage_bytes(trained), config.has_critic and config.adversarial_share > 0
-    cost, counts = step_cost(backbone, a_pass)
+    stay = config.gradient_accumulation > 1 or (processes > 1 and config.shard == "none")
+    cost, counts = step_cost(backbone, a_pass, gradients_stay=stay)
     exchanged = counts.reduced
     if config.shard == "full":
         exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)

@@ -39,8 +39,8 @@ _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("
 
 
 def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
-    """Raise `UserError` for a field that was given, be it its default, and that solver or critic do not have."""
-    for name, by in _lacking(config):
+    """Raise `UserError` for a field that was given, be it its default, and that solver, critic or store do not have."""
+    for name, by in (*_lacking(config), *_idle(config)):
         if name not in given:
             continue
         if by == "critic_head_rate":
@@ -66,6 +66,17 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
         yield "drawn_fraction", "critic_fakes"
     if config.critic == "heads" and config.critic_head_rate is not None:
         yield "critic_learning_rate", "critic_head_rate"
+
+
+def _idle(config: "DistillConfig") -> Iterator[tuple[str, str]]:
+    """The same of what a run keeps as its recipe has it: of a critic that there is none of, and of no store."""
+    if config.jump_reuse == 1:
+        yield "jump_store", "jump_reuse"
+    if config.has_critic:
+        return
+    by = "critic" if config.critic == "none" else "adversarial_weight"
+    says_none = {"critic", "adversarial_weight", "adversarial_share"} if by == "critic" else {by}
+    yield from ((field.name, by) for field in dataclasses.fields(Adversary) if field.name not in says_none)
 
 
 def without_effect(config: "DistillConfig") -> dict[str, Any]:

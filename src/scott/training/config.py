@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -242,6 +243,9 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         """`name: mine → theirs` for what decides the weights."""
         own, others = self.decisive(), vars(other) | other.decisive()
         values = {name: (getattr(self, name), getattr(other, name)) for name in own if own[name] != others[name]}
+        for name in ("init", "continue_from"):  # a place, however it is spelt
+            if name in values and all(values[name]) and len({*map(os.path.abspath, values[name])}) == 1:
+                del values[name]
         return [f"{name}: {mine} → {theirs}" for name, (mine, theirs) in values.items() if mine != theirs]
 
 

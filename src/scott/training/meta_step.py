@@ -47,10 +47,13 @@ class StepCost:
         return max(self.walk_apart, self.update)
 
 
-def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost, Counts]:
+def step_cost(
+    backbone: LatentBackbone, config: DistillConfig, *, gradients_stay: bool = False
+) -> tuple[StepCost, Counts]:
     """Of one step, its batch and its gradients included, on a skeleton that has its student and critic.
 
-    Times of drawn fakes are spread as their draws are on average.
+    Times of drawn fakes are spread as their draws are on average. `gradients_stay`: those of an earlier pass are there
+    from its beginning on, or DDP's buckets, in which they lie.
     """
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
@@ -59,7 +62,10 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost
     solver, engine = cast(Solver, _Calls()), Engine(apart=nullcontext if config.adversarial_share else None)
     stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
     drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
+    trained = [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     with Cost() as cost, gpu_kernels():
+        for parameter in trained if gradients_stay else ():
+            parameter.grad = torch.empty_like(parameter)
         # times and ω stay on the CPU: the schedule reads their values
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
@@ -73,9 +79,8 @@ def step_cost(backbone: LatentBackbone, config: DistillConfig) -> tuple[StepCost
             walk, walk_flops = cost.take_peak(), cost.flops
             made.step(batch, draws, engine, x_m)
         walk_apart = walk if config.low_memory else walk_apart
-        for parameters in (backbone.student_parameters(), backbone.critic_parameters()):
-            for parameter in parameters.values():
-                parameter.grad = None
+        for parameter in trained:
+            parameter.grad = None
     return StepCost(cost.flops, walk_flops, walk, walk_apart, cost.peak), counts
 
 
