@@ -326,8 +326,10 @@ def test_a_process_of_several_has_its_part_of_the_batch(make_bones):
     assert of_two.calls == alone.calls
     assert of_two.exchanged == alone.training["gradients"]
     assert alone.exchanged == 0
-    same = alone.training.keys() - {"gradients"}
+    same = alone.training.keys() - {"gradients", "activations"}
     assert {part: of_two.training[part] for part in same} == {part: alone.training[part] for part in same}
+    in_buckets = of_two.training["activations"] - alone.training["activations"]
+    assert 0 < in_buckets <= alone.training["gradients"]
     with pytest.raises(UserError, match="got batch size 4; expected a multiple of 3"):
         budget_of(again, config, 3)
 
@@ -336,12 +338,12 @@ def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make_bones):
     config, bones = make_bones("sd3", gradient_accumulation=2, shard="full")
     _, again = make_bones("sd3")
     split = budget_of(bones, config, 2)
-    plain = budget_of(
-        again, dataclasses.replace(config, shard="none", gradient_accumulation=1, batch_size=SIZE // 4), 1
-    )
+    whole = dataclasses.replace(config, shard="none")
+    in_passes = budget_of(again, dataclasses.replace(whole, batch_size=SIZE // 2))
+    plain = budget_of(again, dataclasses.replace(whole, batch_size=SIZE // 4, gradient_accumulation=1))
     assert [c.forward for c in split.calls] == [2 * c.forward for c in plain.calls]
     assert [c.samples for c in split.calls] == [c.samples for c in plain.calls]
-    assert split.training["activations"] == plain.training["activations"]
+    assert split.training["activations"] == in_passes.training["activations"] > plain.training["activations"]
     for part in plain.training.keys() - {"activations"}:
         assert split.training[part] == plain.training[part] // 2, part
     assert split.exchanged > 2 * plain.training["gradients"], "once a pass, and the weights (test_processes)"

@@ -81,7 +81,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     )
     trained = (*student, *critic)
     gradients, apart = storage_bytes(trained), config.has_critic and config.adversarial_share > 0
-    stay = config.gradient_accumulation > 1 or (processes > 1 and config.shard == "none")
+    # of several processes gradients lie in DDP's buckets, or are split: none come and go whole beside the graph
+    stay = config.gradient_accumulation > 1 or processes > 1
     cost, counts = step_cost(backbone, a_pass, gradients_stay=stay)
     exchanged = counts.reduced
     if config.shard == "full":
