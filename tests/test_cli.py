@@ -178,6 +178,10 @@ BAD = {
         ["distill", "mini", "--method", "paper", "--jump-store", "64"],
         "got jump_store 64, which jump_reuse 1 does not have",
     ),
+    "a rank of a student that is no LoRA": (
+        ["distill", "mini", "--lora-rank", "64"],
+        "got lora_rank 64 for a full student; leave it out, or add --train lora",
+    ),
     "two rates of the same heads": (
         ["distill", "mini", "--critic-learning-rate", "1e-3", "--critic-head-rate", "1e-4"],
         "of which all is heads; give one of them",

@@ -22,7 +22,7 @@ NAMED = ("my-fine-tune", "my-pipeline-folder", "SG161222/Realistic_Vision_V5.1_n
 DEMO = "distill mini --out runs/demo --max-steps 300 --batch-size 8"
 MINE = "distill sd15 --teacher ./my-fine-tune --data ./pictures --out runs/mine"
 FEWER = {
-    "distill": "--max-steps 1 --batch-size 2 --gradient-accumulation 1 --lora-rank 2 --tracker none "
+    "distill": "--max-steps 1 --batch-size 2 --gradient-accumulation 1 --tracker none "
     "--precision fp32 --no-gradient-checkpointing --loader-workers 0",
     "evaluate": "--samples 10 --bootstrap 0",
 }

@@ -25,7 +25,7 @@ LINES = {
     "sd15 --data d --train full --method lcm --jump 24": sd15_lcm(data="d", train="full", jump=24),
     "sd15 --data d --train full --guidance-max 3": sd15(data="d", train="full", guidance_max=3.0),
     "sdxl --data d --no-gradient-checkpointing --compile": sdxl(data="d", gradient_checkpointing=False, compile=True),
-    "mini --method lcm --lora-alpha 3": mini_lcm(lora_alpha=3.0),
+    "mini --method lcm --train lora --lora-alpha 3": mini_lcm(train="lora", lora_alpha=3.0),
 }
 
 

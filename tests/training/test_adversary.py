@@ -13,6 +13,7 @@ from scott.diffusion import ConsistencyFunction, DiscreteSchedule, JumpGrid
 from scott.errors import UserError
 from scott.training.balance import Balance
 from scott.training.checkpoint import checkpoint_step, checkpoints, load_checkpoint
+from scott.training.checks import doubt_of_critic
 from scott.training.draws import Draws, sampling_times
 from scott.training.parallel import rows_of_pass
 from scott.training.step import R1_DISTANCE
@@ -183,8 +184,8 @@ def test_a_critic_that_counts_in_no_step_is_told(start, warmup):
     for steps in range(1, 8):
         config = make_config(critic_start=start, critic_warmup=warmup, max_steps=steps)
         counts = any(config.adversarial_factor(step) for step in range(steps))
-        assert (config.doubt_of_critic() is None) == counts, steps
-        assert dataclasses.replace(config, critic="none").doubt_of_critic() is None
+        assert (doubt_of_critic(config) is None) == counts, steps
+        assert doubt_of_critic(dataclasses.replace(config, critic="none")) is None
 
 
 def test_a_run_too_short_for_its_critic_says_so(words, tmp_path):

@@ -193,7 +193,13 @@ def test_differences_are_what_decides_the_weights():
     # what saves memory changes the numbers by rounding only
     assert mine.differences(config(gradient_checkpointing=True, low_memory=True, compile=True)) == []
     assert mine.differences(config(seed=1, loss="l1")) == ["seed: 0 → 1", "loss: l2 → l1"]
-    decisive = {"critic": "full", "lora_alpha": 1.0, "precision": "bf16", "optimizer": "adamw8bit", "train": "lora"}
+    # what is left out is what it stands for
+    for critic in ("lora", "heads"):
+        mine = config(critic=critic, critic_input="clean", critic_learning_rate=1e-3)
+        assert mine.differences(dataclasses.replace(mine, lora_alpha=64.0, critic_head_rate=1e-3)) == []
+    mine = config()
+    decisive = {"critic": "full", "critic_head_rate": 1.0, "lora_alpha": 1.0, "train": "lora"}
+    decisive |= {"precision": "bf16", "optimizer": "adamw8bit"}
     found = {line.split(":")[0] for line in mine.differences(config(**decisive))}
     assert found == decisive.keys()
 

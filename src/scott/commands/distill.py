@@ -28,7 +28,7 @@ from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
-from scott.training.checks import check_given
+from scott.training.checks import check_given, doubt_of_critic
 from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
 from scott.training.loader import Data
@@ -123,7 +123,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)
-        for doubt in filter(None, (doubt_of_prediction(backbone), config.doubt_of_critic())):
+        for doubt in filter(None, (doubt_of_prediction(backbone), doubt_of_critic(config))):
             warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":

@@ -1,4 +1,4 @@
-"""What a run's config may hold: the range of each value, and which values contradict each other."""
+"""What a run's config may hold: the range of each value, what contradicts itself, and what has no effect."""
 
 import dataclasses
 import math
@@ -39,10 +39,12 @@ _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("
 
 
 def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
-    """Raise `UserError` for a field that was given, be it its default, and that solver, critic or store do not have."""
+    """Raise `UserError` for a field that was given, be it its default, and that the run has no use for."""
     for name, by in (*_lacking(config), *_idle(config)):
         if name not in given:
             continue
+        if by == "train":
+            raise UserError(f"got {name} {getattr(config, name)} for a full student; leave it out, or add --train lora")
         if by == "critic_head_rate":
             raise UserError(
                 f"got {name} {getattr(config, name)} and {by} {getattr(config, by)} for critic heads, of which all is "
@@ -69,7 +71,9 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
 
 
 def _idle(config: "DistillConfig") -> Iterator[tuple[str, str]]:
-    """The same of what a run keeps as its recipe has it: of a critic that there is none of, and of no store."""
+    """The same of what a run keeps as its recipe has it: of no LoRA, of no store, and of no critic."""
+    if config.train == "full":
+        yield from (("lora_rank", "train"), ("lora_alpha", "train"), ("lora_variant", "train"))
     if config.jump_reuse == 1:
         yield "jump_store", "jump_reuse"
     if config.has_critic:
@@ -152,3 +156,13 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
     for name in _WITHOUT_EFFECT[config.solver]:
         if (value := getattr(config, name)) not in (defaults[name], also.get(name)):
             yield f"{name} {value}, which the solver {config.solver} does not have; leave it out"
+
+
+def doubt_of_critic(config: "DistillConfig") -> str | None:
+    """What to say of a run whose critic counts in none of its steps."""
+    if not config.has_critic or config.adversarial_factor(config.max_steps - 1):
+        return None
+    return (
+        f"the critic counts in none of the {config.max_steps} steps: it begins after {config.first_with_critic}, and "
+        f"learns alone for {config.critic_warmup}; lower --critic-start or --critic-warmup, or raise --max-steps"
+    )

@@ -171,15 +171,6 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         made = step + 1 - self.first_with_critic - self.critic_warmup
         return min(1.0, max(0.0, made / max(1, self.adversarial_ramp)))
 
-    def doubt_of_critic(self) -> str | None:
-        """What to say of a run whose critic counts in none of its steps."""
-        if not self.has_critic or self.adversarial_factor(self.max_steps - 1):
-            return None
-        return (
-            f"the critic counts in none of the {self.max_steps} steps: it begins after {self.first_with_critic}, and "
-            f"learns alone for {self.critic_warmup}; lower --critic-start or --critic-warmup, or raise --max-steps"
-        )
-
     @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
@@ -236,7 +227,9 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
         named |= {"out", "data", "weights"}
         free = named | pace | means | (set() if self.decay or self.critic_start else {"max_steps"})  # fractions of it
-        values = vars(self) | without_effect(self)
+        meant = {"lora_alpha": self.lora_rank, "critic_head_rate": self.critic_learning_rate}  # by None
+        left_out: dict[str, Any] = {name: None for name, value in meant.items() if getattr(self, name) == value}
+        values = vars(self) | left_out | without_effect(dataclasses.replace(self, **left_out))
         return {name: value for name, value in values.items() if name not in free}
 
     def differences(self, other: "DistillConfig") -> list[str]:
