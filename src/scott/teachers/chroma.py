@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from scott.teachers import Cond
-from scott.teachers.flux import T5_TOKENS, FluxLike, image_ids
+from scott.teachers.flux import T5_TOKENS, FluxLike, exact_times, image_ids
 
 
 class ChromaBackbone(FluxLike):
@@ -30,14 +30,15 @@ class ChromaBackbone(FluxLike):
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         tokens = self.pack(x_t)
         self._mask = torch.cat([cond["mask"], cond["mask"].new_ones(tokens.shape[:2])], dim=1)
-        return network(
-            tokens,
-            encoder_hidden_states=cond["text"],
-            timestep=timestep,
-            attention_mask=self._mask,
-            txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
-            img_ids=image_ids(x_t, self.token_side),
-        ).sample
+        with exact_times(network.time_text_embed, 1000 * timestep):
+            return network(
+                tokens,
+                encoder_hidden_states=cond["text"],
+                timestep=timestep,
+                attention_mask=self._mask,
+                txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
+                img_ids=image_ids(x_t, self.token_side),
+            ).sample
 
     def cut_network(self) -> ModelMixin:
         """The whole network, which finds a block's modulation by how many blocks there are."""

@@ -1,7 +1,8 @@
 """FLUX.1: a rectified flow over packed latents, whose network was distilled to take the guidance scale as an input."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -73,18 +74,39 @@ class FluxBackbone(FluxLike):
         return cond.get("guidance", cond["text"].new_ones(len(cond["text"]), dtype=torch.float32))
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
-        return network(
-            self.pack(x_t),
-            encoder_hidden_states=cond["text"],
-            pooled_projections=cond["pooled"],
-            timestep=timestep,
-            guidance=self.guidance_input(network, cond).to(x_t.device),
-            txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
-            img_ids=image_ids(x_t, self.token_side),
-        ).sample
+        with exact_times(network.time_text_embed, 1000 * timestep):
+            return network(
+                self.pack(x_t),
+                encoder_hidden_states=cond["text"],
+                pooled_projections=cond["pooled"],
+                timestep=timestep,
+                guidance=self.guidance_input(network, cond).to(x_t.device),
+                txt_ids=x_t.new_zeros(cond["text"].shape[1], 3),
+                img_ids=image_ids(x_t, self.token_side),
+            ).sample
 
 
 def image_ids(x_t: Tensor, token_side: int) -> Tensor:
     """(N, 3): 0, row and column of each token of packed latents (B, C, H, W)."""
     rows, columns = (torch.arange(side // token_side, device=x_t.device) for side in x_t.shape[-2:])
     return torch.cartesian_prod(rows.new_zeros(1), rows, columns).to(x_t.dtype)
+
+
+@contextmanager
+def exact_times(embedder: Any, times: Tensor) -> Iterator[None]:
+    """Within it the first that `embedder.time_proj` embeds are these: the network rounds what it is given to its dtype,
+    and near 1 bf16 has numbers .004 apart, which is more than a jump where the schedule is shifted."""
+    embedding = embedder.time_proj
+    if not hasattr(embedding, "exact"):
+        embedding.register_forward_pre_hook(_with_exact)
+    embedding.exact = times
+    try:
+        yield
+    finally:
+        embedding.exact = None
+
+
+def _with_exact(embedding: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+    """FLUX.1 embeds ω by the same, after the times."""
+    exact, embedding.exact = embedding.exact, None
+    return given if exact is None else (exact,)

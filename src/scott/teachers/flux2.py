@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scott.errors import UserError
 from scott.teachers import Cond, lora
-from scott.teachers.flux import FluxLike
+from scott.teachers.flux import FluxLike, exact_times
 from scott.teachers.sd3 import TEXT_ATTENTION
 
 TOKENS = 512  # of a prompt in its chat template, the stock pipeline's default
@@ -53,14 +53,15 @@ class Flux2KleinBackbone(FluxLike):
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns, words = (torch.arange(n, device=x_t.device) for n in (*x_t.shape[-2:], cond["text"].shape[1]))
         zero = rows.new_zeros(1)
-        return network(
-            self.pack(x_t),
-            encoder_hidden_states=cond["text"],
-            timestep=timestep,
-            img_ids=torch.cartesian_prod(zero, rows, columns, zero),
-            txt_ids=torch.cartesian_prod(zero, zero, zero, words),
-            guidance=None,
-        ).sample
+        with exact_times(network.time_guidance_embed, 1000 * timestep):
+            return network(
+                self.pack(x_t),
+                encoder_hidden_states=cond["text"],
+                timestep=timestep,
+                img_ids=torch.cartesian_prod(zero, rows, columns, zero),
+                txt_ids=torch.cartesian_prod(zero, zero, zero, words),
+                guidance=None,
+            ).sample
 
     def from_pipeline(self, latents: Tensor) -> Tensor:
         """The pipeline has unfolded its latents and undone the normalisation."""

@@ -1,8 +1,6 @@
 """Qwen-Image: a rectified flow over packed latents, under guidance that keeps the length of the conditional output."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import ModelMixin
@@ -10,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scott.teachers import Cond, lora
-from scott.teachers.flux import FluxLike
+from scott.teachers.flux import FluxLike, exact_times
 from scott.teachers.sd3 import TEXT_ATTENTION
 
 TOKENS = 512  # of a prompt in its template, the stock pipeline's default
@@ -59,7 +57,7 @@ class QwenImageBackbone(FluxLike):
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         rows, columns = (side // self.token_side for side in x_t.shape[-2:])
-        with _exact(network.time_text_embed.time_proj, timestep):
+        with exact_times(network.time_text_embed, timestep):
             return network(
                 self.pack(x_t),
                 encoder_hidden_states=cond["text"],
@@ -67,20 +65,3 @@ class QwenImageBackbone(FluxLike):
                 timestep=timestep,
                 img_shapes=[[(1, rows, columns)]] * len(x_t),
             ).sample
-
-
-@contextmanager
-def _exact(embedding: Any, timestep: Tensor) -> Iterator[None]:
-    """Within it the time is embedded as it is: the network rounds it to its dtype, and near 1 bf16 has numbers .004
-    apart."""
-    if not hasattr(embedding, "exact"):
-        embedding.register_forward_pre_hook(_with_exact)
-    embedding.exact = timestep
-    try:
-        yield
-    finally:
-        embedding.exact = None
-
-
-def _with_exact(embedding: Any, given: tuple[Tensor]) -> tuple[Tensor]:
-    return given if embedding.exact is None else (embedding.exact,)
