@@ -112,7 +112,7 @@ class Sample:
     student: Positional[str | None] = None
     """A run folder, a student's pipeline folder or hub id, or (with --engine onnx) an ONNX export."""
     prompts: tuple[str, ...] = tyro.MISSING
-    """Prompts, or one .txt file with a prompt a line."""
+    """Prompts, and .txt files with a prompt a line."""
     teacher: str | None = None
     """With --lora: the teacher it was made for, a pipeline folder or file, a hub id or `mini`."""
     parts: Annotated[TeacherParts, arg(name="teacher", help="")] = field(default_factory=TeacherParts)
@@ -131,6 +131,10 @@ class Sample:
     def run(self) -> None:
         from scott.commands.sample import draw
 
+        if self.teacher is None and self.parts != TeacherParts():
+            named = [name for name, value in vars(self.parts).items() if value != getattr(TeacherParts, name)]
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise UserError(f"got {flags} without --teacher; leave them out, or give it and --lora")
         given = vars(self) | {"teacher": self.teacher and TeacherSource(teacher=self.teacher, **vars(self.parts))}
         files = draw(**{name: value for name, value in given.items() if name != "parts"}, warn=warn)
         console.print("\n".join(str(file) for file in files), markup=False, soft_wrap=True)

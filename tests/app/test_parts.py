@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from scott.app.draw_view import _draw
 from scott.app.drawing import Column, Drawer, Order, _omega
 from scott.app.figures import problem
-from scott.app.models import Models, teacher_source
+from scott.app.models import Models, _pipeline_and_lora, teacher_source
 from scott.app.watch_view import _summary, validation_grids
 from scott.commands.app import found_runs
 from scott.errors import UserError
@@ -128,6 +128,24 @@ def test_few_step_pipelines_made_elsewhere_are_drawn_and_others_in_a_teachers_st
         (names[2], 3, 6),
     ]
     assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("te+st", ("te+st", "")),
+        ("te+st+style.safetensors", ("te+st", "style.safetensors")),
+        ("te+st+owner/a+b", ("te+st", "owner/a+b")),
+        ("te+style", ("te", "style")),
+        ("owner/model+owner/a+b", ("owner/model", "owner/a+b")),
+        ("owner/model", ("owner/model", "")),
+    ],
+)
+def test_a_plus_in_a_folders_name_is_part_of_it(tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("te", "te+st"):
+        (tmp_path / folder).mkdir()
+    assert _pipeline_and_lora(name) == expected
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "pixart", "sd3"])

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from scott.errors import UserError
 from scott.evaluation import Results, Row
-from scott.export.card import FOLDERS, card, front_matter, is_hub_id, teacher_licence, with_paths, write_cards
+from scott.export.card import FOLDERS, card, front_matter, results_of, teacher_licence, with_paths, write_cards
 from scott.export.elsewhere import elsewhere
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.ldm import VAE
 from scott.export.lora import save_lora
 from scott.export.pipeline import save_student
+from scott.export.places import is_hub_id
 from scott.export.schedules import flow_sigmas
 from scott.export.single_file import FILE, save_checkpoint
 from scott.mini.embedded import TEACHER
@@ -250,6 +251,43 @@ def test_cards_take_up_what_was_measured(make_trained, tmp_path):
         assert ("| student-2 |" in (tmp_path / "card.md").read_text()) == said, "figures of another student"
     readme = (tmp_path / "student" / "README.md").read_text()
     assert readme == front_matter(trained.config, trained.info, "diffusers") + (tmp_path / "card.md").read_text()
+
+
+def test_a_file_that_is_no_results_is_left_out_of_the_cards(make_trained, tmp_path, capfd):
+    trained = make_trained("sd1", "full")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / STUDENT_INFO).write_text(trained.info.to_json())
+    Results([Row("student-2", 2, 2, 0.1, 12.34)], {"samples": 100}).save(tmp_path / "evaluation.json")
+    for name, text in (("evaluation-mine.json", '{"fid": 12.3}'), ("results.json", "no JSON")):
+        (tmp_path / name).write_text(text)
+    write_cards(tmp_path, trained.config)
+    assert "| student-2 |" in (tmp_path / "student" / "card.md").read_text()
+    printed = capfd.readouterr().out.replace("\n", " ")
+    assert len(re.findall("is no results file, and is left out of the cards", printed)) == 2
+    assert [one.meta for one in results_of(tmp_path, trained.info)] == [{"samples": 100}]
+
+
+def test_a_card_says_what_a_student_started_as(make_trained, tmp_path):
+    trained = make_trained("sd1", "full")
+
+    def started(**given):
+        text = card(replace(trained.config, **given), trained.info, "diffusers", tmp_path)
+        return re.findall(r"\| started as \| (.*) \|", text)
+
+    assert started() == []
+    assert started(init="runs/a") == ["`runs/a`"]
+    assert started(init="owner/student") == ["`owner/student`"]
+    assert started(init=str(tmp_path / "lora.safetensors")) == ["`lora.safetensors`"]
+    assert started(continue_from=str(tmp_path / "before")) == ["`before`, with its critic and optimizers"]
+
+
+@pytest.mark.parametrize("method", ["scott", "paper", "lcm"])
+def test_a_card_names_the_method_that_the_student_was_made_by(make_trained, tmp_path, method):
+    trained = make_trained("sd1", "full")
+    text = card(replace(trained.config, method=method), trained.info, "diffusers", tmp_path)
+    is_lcm = method == "lcm"
+    assert ("latent consistency distillation (Luo et al. 2023, <https://arxiv.org/abs/2310.04378>)" in text) == is_lcm
+    assert ("Distilled with SCott (Stochastic Consistency Distillation" in text) == (not is_lcm)
 
 
 def test_a_path_that_has_moved_is_no_place_on_the_hub(tmp_path, monkeypatch):

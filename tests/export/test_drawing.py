@@ -1,7 +1,9 @@
 """Pictures of another size, from another picture, and away from a prompt, are what stock pipelines draw."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -194,7 +196,7 @@ BAD = {
     "no multiple": ("sd1", {"height": 60}, "expected multiples of 8"),
     "one size alone": ("pixart", {"width": 64}, "draws 256 pixels a side alone"),
     "too large": ("sd3", {"width": 256}, "has positions for 128"),
-    "no picture": ("sd1", {"image": "nowhere.png"}, "expected a picture as --image"),
+    "no picture": ("sd1", {"image": Path("nowhere.png")}, "expected a picture as --image"),
 }
 
 
@@ -220,6 +222,32 @@ def test_a_student_whose_grid_is_not_even(count, near):
     assert scheduler.timesteps[0] < 1000 // count * near - 1
     with pytest.raises(UserError, match=f"got original_inference_steps {count}, which no grid .*such as {near}"):
         student_grid(DiscreteSchedule.stable_diffusion(), count)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_start_of_16_bits_keeps_its_greys(tmp_path, form):
+    levels = np.repeat(np.linspace(0, 255, 8).astype(np.uint16), 8)
+    Image.fromarray(np.tile(257 * levels, (64, 1))).save(tmp_path / "grey", format=form)
+    expected = torch.from_numpy(levels / 255).float().expand(1, 3, 64, 64)
+    torch.testing.assert_close(fitted(tmp_path / "grey", (64, 64)), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "CMYK"])
+def test_a_start_of_another_mode_is_as_data_have_it(tmp_path, mode):
+    """What is transparent is white, and what is opaque as it is."""
+    picture = Image.new("L", (64, 64), 51).convert("RGB").convert(mode)
+    if mode != "CMYK":
+        picture.putalpha(Image.linear_gradient("L").resize((64, 64)).point(lambda value: 255 * (value > 127)))
+    picture.save(tmp_path / "start", format="TIFF")
+    above, below = fitted(tmp_path / "start", (64, 64))[0, :, [0, -1], 0].T
+    assert (255 * above).tolist() == [51 if mode == "CMYK" else 255] * 3
+    assert (255 * below).tolist() == [51] * 3
+
+
+def test_a_start_that_is_no_picture_says_what_one_is(tmp_path):
+    (tmp_path / "start.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"start.png cannot be read \(not-a-picture\); .* one of JPEG, PNG, WEBP"):
+        fitted(tmp_path / "start.png", (64, 64))
 
 
 def test_a_strength_that_leaves_no_step(make_backbone, picture):

@@ -75,12 +75,21 @@ class Models:
         if isinstance(what, TeacherSource):
             return teacher_of(what, self.dtype, resolution=size)
         folder = Path(what)
-        pipeline, _, lora = (what, "", "") if folder.exists() else what.partition("+")
+        pipeline, lora = _pipeline_and_lora(what)
         if (folder / STUDENT_INFO).is_file() or (folder.exists() and not (folder / "model_index.json").is_file()):
             return load_student(what, dtype=self.dtype)
         flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
         scheduler = ("FlowMatchLCMScheduler" if flows else "LCMScheduler") if lora else None
         return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
+
+
+def _pipeline_and_lora(name: str) -> tuple[str, str]:
+    """What a name is made of: at the last `+` that stands behind a folder or file, or else at the first."""
+    cuts = [index for index, letter in enumerate(name) if letter == "+"]
+    if not cuts or Path(name).exists():
+        return name, ""
+    cut = next((index for index in reversed(cuts) if Path(name[:index]).exists()), cuts[0])
+    return name[:cut], name[cut + 1 :]
 
 
 def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:

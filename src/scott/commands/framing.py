@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from scott.commands.drawn import Drawn
-from scott.data.pictures import cropped
+from scott.data.pictures import FORMATS, cropped, decode, quietly
+from scott.data.records import Skip
 from scott.diffusion import Denoiser
 from scott.errors import UserError, first_line
 from scott.guidance import GuidedDenoiser
@@ -62,7 +62,7 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
     is_onnx = hasattr(network, "session")
     if name.startswith("PixArt") or (is_onnx and backbone.part != "unet"):
         raise UserError(f"got --height or --width, and this {name} draws {backbone.resolution} pixels a side alone")
-    least = backbone.factor * max(backbone.token_side, getattr(network.config, "patch_size", None) or 1)
+    least = backbone.least_side
     if is_onnx:
         least *= 2 ** (len(network.config.block_out_channels) - 1)
     if any(side < least or side % least for side in size):
@@ -76,8 +76,10 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
 def fitted(file: Path, size: tuple[int, int]) -> Tensor:
     """A picture (1, 3, H, W) in [0, 1], resized and cropped to a height and width."""
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); expected a picture as --image") from None
+        with quietly():
+            image = decode(file.read_bytes())
+    except (OSError, ValueError, Skip) as error:
+        why = error.reason if isinstance(error, Skip) else first_line(error)
+        expected = f"expected a picture as --image, one of {', '.join(FORMATS)}"
+        raise UserError(f"{file} cannot be read ({why}); {expected}") from None
     return cropped(image, [size])[None].float() / 255

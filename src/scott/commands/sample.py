@@ -105,21 +105,24 @@ def draw(
 
 
 def _prompts(prompts: Sequence[str]) -> list[str]:
-    """Those given, or of one .txt file its lines, which end at a newline alone."""
-    if len(prompts) == 1 and prompts[0].endswith(".txt"):
-        file = Path(prompts[0])
-        try:
-            prompts = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-        except (OSError, UnicodeDecodeError) as error:
-            why = first_line(error)
-            raise UserError(f"{file} cannot be read ({why}); expected a UTF-8 text file with a prompt a line") from None
-    texts = [prompt for prompt in prompts if prompt]
+    """Those given, each .txt file's lines in its place."""
+    given = [text for prompt in prompts for text in (_lines(Path(prompt)) if prompt.endswith(".txt") else [prompt])]
+    texts = [text for text in given if text]
     for text in texts:
         if text != printable(text):
             raise UserError(f"got the prompt {text!a}, which is not UTF-8; expected UTF-8 text")
     if not texts:
-        raise UserError("got no prompts; give one or more after --prompts, or a .txt file with a prompt a line")
+        raise UserError("got no prompts; give one or more after --prompts, or .txt files with a prompt a line")
     return texts
+
+
+def _lines(file: Path) -> list[str]:
+    """Of a text file, which end at a newline alone."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        why = first_line(error)
+        raise UserError(f"{file} cannot be read ({why}); expected a UTF-8 text file with a prompt a line") from None
 
 
 def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:

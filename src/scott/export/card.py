@@ -11,28 +11,38 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scott.errors import UserError
 from scott.evaluation import Results, markdown_table
 from scott.export.elsewhere import elsewhere
 from scott.export.info import StudentInfo
 from scott.export.pipeline import call_options
+from scott.export.places import HUB_ID, is_hub_id, placed, placed_results, without_paths
 from scott.export.snippet import loads_lora, shown, snippet
 from scott.files import write_atomically
 from scott.mini import embedded
+from scott.progress import warn
 from scott.training.config import DistillConfig
 
 CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
 _VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA (α over √rank)", "dora": "DoRA"}
-_HUB_ID = re.compile(r"(?!\.\.?/)[\w.-]+/[\w.-]+")
 RESULTS = ("results.json", "evaluation*.json")
+_SCOTT = "Distilled with SCott (Stochastic Consistency Distillation, <https://arxiv.org/abs/2403.01505>)."
+_LCM = "Made with scott by latent consistency distillation (Luo et al. 2023, <https://arxiv.org/abs/2310.04378>)."
 
 
 def write_cards(run: Path, config: DistillConfig) -> None:
-    """Write the card of each of a run's exports, and the run's own, anew: with the results that are there now."""
+    """Write the card of each of a run's exports, and the run's own, anew: with the results that are there now.
+
+    A file that is called as results are and holds none is left out, with a warning.
+    """
+    found, strange = _results_in(run)
+    for file in strange:
+        warn(f"{file} is no results file, and is left out of the cards")
     for kind, name in FOLDERS.items():
         if info := StudentInfo.read(run / name):
-            text = card(config, info, kind, run / name, results_of(run, info))
+            text = card(config, info, kind, run / name, _of_student(found, info))
             write_atomically(run / name / CARD, text)
             write_atomically(run / name / README, front_matter(config, info, kind) + text)
             if kind == "diffusers":
@@ -40,9 +50,26 @@ def write_cards(run: Path, config: DistillConfig) -> None:
 
 
 def results_of(run: Path, info: StudentInfo) -> list[Results]:
-    """What was measured of a run's student: of as many updates, where results say of how many they are."""
-    found = [Results.load(file) for pattern in RESULTS for file in sorted(run.glob(pattern))]
-    return [one for one in found if one.meta.get("updates", info.updates) == info.updates]
+    """What was measured of a run's student: of as many updates, where results say of how many they are.
+
+    Files that are no results are passed over; `write_cards` warns of them.
+    """
+    return _of_student(_results_in(run)[0], info)
+
+
+def _of_student(results: Sequence[Results], info: StudentInfo) -> list[Results]:
+    return [one for one in results if one.meta.get("updates", info.updates) == info.updates]
+
+
+def _results_in(run: Path) -> tuple[list[Results], list[Path]]:
+    """What a run's files called as results hold, and those that hold none."""
+    found, strange = [], []
+    for file in (file for pattern in RESULTS for file in sorted(run.glob(pattern))):
+        try:
+            found.append(Results.load(file))
+        except UserError:
+            strange.append(file)
+    return found, strange
 
 
 def card(
@@ -63,15 +90,34 @@ def card(
     """
     terms = {"licence of the teacher": _teachers_licence(config, base)}
     terms |= {"licence of the student": licence} if licence else {}
-    config = _without_paths(config) if hub else config
+    config = without_paths(config) if hub else config
     if base:  # where all is that a file lacks
         config = replace(config, teacher=base, teacher_config=None)
     is_flow = info.scheduler == "FlowMatchLCMScheduler"
-    grid = "" if is_flow else f" with `original_inference_steps={info.original_inference_steps}`"
-    rows = {
-        "teacher": _teacher(config, info, base),
-        **terms,
+    rows = {"teacher": _teacher(config, info, base), **terms, **_rows(config, info)}
+    cells = {name: value.replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
+    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())]
+    unit = "the network's σ" if is_flow else "training steps"
+    parts = [
+        "# A few-step student",
+        _LCM if config.method == "lcm" else _SCOTT,
+        "\n".join(table),
+        f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
+        "uncond + ω (cond − uncond).",
+        f"## Draw\n\n```python\n{snippet(config, info, kind, folder, hub=hub)}\n```",
+        *elsewhere(config, info, kind),
+        *(["## Measured"] if results else []),
+        *(_measured(placed_results(one, hub=hub)) for one in results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(config: DistillConfig, info: StudentInfo) -> dict[str, str]:
+    """What a student was made by, and draws by, below its teacher."""
+    grid = f" with `original_inference_steps={info.original_inference_steps}`"
+    return {
         "data": _data(config),
+        **_start(config),
         "method": method_of(config),
         "updates": f"{info.updates:,} of batch {config.batch_size}; learning rate {config.learning_rate:g}, EMA "
         f"{config.ema_decay:g}, frozen network in {_frozen(config)}, seed {config.seed}",
@@ -79,27 +125,21 @@ def card(
         if info.train == "full"
         else f"{_VARIANTS[info.lora_variant]} of rank {info.lora_rank}, α {info.lora_alpha:g}",
         "guidance ω": _guidance(info),
-        "scheduler": f"`{info.scheduler}`{grid}",
+        "scheduler": f"`{info.scheduler}`{'' if info.scheduler == 'FlowMatchLCMScheduler' else grid}",
         "times": "; ".join(f"{steps}: {', '.join(f'{t:g}' for t in times)}" for steps, times in info.times.items()),
     }
-    unit = "the network's σ" if is_flow else "training steps"
-    cells = {name: value.replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
-    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())]
-    conditions = [", ".join(f"{name} {value}" for name, value in result.meta.items()) for result in results]
-    measured = [
-        f"{markdown_table(result)}\nMeasured with {said}." for result, said in zip(results, conditions, strict=True)
-    ]
-    parts = [
-        "# A few-step student",
-        "Distilled with SCott (Stochastic Consistency Distillation, <https://arxiv.org/abs/2403.01505>).",
-        "\n".join(table),
-        f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
-        "uncond + ω (cond − uncond).",
-        f"## Draw\n\n```python\n{snippet(config, info, kind, folder, hub=hub)}\n```",
-        *elsewhere(config, info, kind),
-        *(["## Measured", *measured] if measured else []),
-    ]
-    return "\n\n".join(parts) + "\n"
+
+
+def _start(config: DistillConfig) -> dict[str, str]:
+    """The row of what the student started as, where that was not the teacher."""
+    if config.continue_from:
+        return {"started as": f"`{placed(config.continue_from)}`, with its critic and optimizers"}
+    return {"started as": f"`{placed(config.init)}`"} if config.init else {}
+
+
+def _measured(results: Results) -> str:
+    conditions = ", ".join(f"{name} {value}" for name, value in results.meta.items())
+    return f"{markdown_table(results)}\nMeasured with {conditions}."
 
 
 def _frozen(config: DistillConfig) -> str:
@@ -142,11 +182,6 @@ def _teachers_licence(config: DistillConfig, base: str | None) -> str:
     return teacher_licence(base) if base and " " in found else found
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a teacher or data are named by their place on the hub, and are no folder here."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
 def with_paths(config: DistillConfig) -> DistillConfig:
     """Data and teacher with `./` before what is here, and could be read as a place on the hub once it has moved."""
     data = _as_path(config.data) if isinstance(config.data, str) else tuple(map(_as_path, config.data))
@@ -154,25 +189,7 @@ def with_paths(config: DistillConfig) -> DistillConfig:
 
 
 def _as_path(name: str) -> str:
-    return f"./{name}" if _HUB_ID.fullmatch(name) and Path(name).exists() else name
-
-
-def _without_paths(config: DistillConfig) -> DistillConfig:
-    """Paths of this machine are made absolute, of which a card shows the last part."""
-
-    def local(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).exists() else name
-
-    vae, layout = (name and local(name) for name in (config.vae, config.teacher_config))
-    merged = tuple(f"{file.resolve()}:{scale:g}" for file, scale in config.loras)
-    return replace(
-        config,
-        teacher=local(config.teacher),
-        data=tuple(map(local, config.sources)),
-        teacher_lora=merged,
-        vae=vae,
-        teacher_config=layout,
-    )
+    return f"./{name}" if HUB_ID.fullmatch(name) and Path(name).exists() else name
 
 
 def _teacher(config: DistillConfig, info: StudentInfo, base: str | None) -> str:
@@ -188,7 +205,7 @@ def _teacher(config: DistillConfig, info: StudentInfo, base: str | None) -> str:
 def _data(config: DistillConfig) -> str:
     weights = config.weights or (1.0,) * len(config.sources)
     parts = [f" ({weight / sum(weights):.0%})" if len(weights) > 1 else "" for weight in weights]
-    return ", ".join(f"`{shown(source)}`{part}" for source, part in zip(config.sources, parts, strict=True))
+    return ", ".join(f"`{placed(source)}`{part}" for source, part in zip(config.sources, parts, strict=True))
 
 
 def method_of(config: DistillConfig) -> str:
