@@ -14,14 +14,17 @@ from safetensors.torch import save_file
 from tests.training.launch import here
 from torch import OutOfMemoryError
 
-from scott.arguments import COMMANDS
+from scott.arguments import COMMANDS, Evaluate, Prepare
 from scott.cli import parse
+from scott.commands.options import lists_of
 from scott.errors import UserError, one_line
 from scott.export.info import StudentInfo
 from scott.measured import Measured
+from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
 from scott.targets import target_of
 from scott.training import checkpoint
+from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
@@ -109,6 +112,29 @@ def test_an_option_of_several_values_may_be_given_several_times():
     recipe = parse(line.split()).recipe
     given = {name: value for group in recipe.groups for name, value in getattr(recipe, group).items()}
     assert given == {"data": ("a", "b", "c"), "teacher_lora": ("f:.5", "g"), "max_steps": 4}
+    assert parse(["sample", "r", "--prompts", "a", "--steps", "2", "--prompts", "b", "c"]).prompts == ("a", "b", "c")
+    measured = parse(
+        [
+            "evaluate",
+            "r",
+            "--steps",
+            "1",
+            "--metrics",
+            "fid",
+            "--steps=2",
+            "--teacher_steps",
+            "25",
+            "--teacher-steps",
+            "50",
+        ]
+    )
+    assert (measured.steps, measured.measured.teacher_steps) == ((1, 2), (25, 50))
+
+
+def test_options_of_any_number_of_values_are_found_wherever_they_stand():
+    assert lists_of(Prepare) == {"caption_column", "teacher_lora"}
+    assert lists_of(DistillConfig) == {"caption_column", "teacher_lora", "data", "weights"}  # and not critic_betas
+    assert {"steps", "metrics", "seeds", "teacher_steps", "teacher_solvers"} <= lists_of(Evaluate)
 
 
 def test_sample_writes_pictures_with_their_parameters(run_folder, tmp_path, scott):
@@ -177,6 +203,22 @@ BAD = {
     "a store of jumps that are used once": (
         ["distill", "mini", "--method", "paper", "--jump-store", "64"],
         "got jump_store 64, which jump_reuse 1 does not have",
+    ),
+    "a fixed weight where a share sets it": (
+        ["distill", "mini", "--adversarial-weight", "0.4"],
+        "got adversarial_weight 0.4, which adversarial_share 0.6 does not have",
+    ),
+    "a share of no critic": (
+        ["distill", "mini", "--critic", "none", "--adversarial-share", "0.5"],
+        "got adversarial_share 0.5, which critic none does not have",
+    ),
+    "samples of no validation": (
+        ["distill", "mini", "--validation-samples", "7"],
+        "got validation_samples 7, which validate_every 0 does not have",
+    ),
+    "configs of a teacher that has its own": (
+        ["distill", "--teacher", str(TEACHER), "--teacher-config", "nowhere", "--data", "d", "--dry-run"],
+        "which has configs of its own; leave it out",
     ),
     "a rank of a student that is no LoRA": (
         ["distill", "mini", "--lora-rank", "64"],

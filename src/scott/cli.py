@@ -20,17 +20,16 @@ from tyro import conf
 
 from scott import __version__
 from scott.arguments import COMMANDS, Compare, Distill, Prepare
-from scott.commands.options import described
+from scott.commands.options import described, lists_of
 from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line, with_way_out
-
-_SEVERAL = ("--data", "--teacher-lora", "--weights")
-"""Options of several values that may be given several times."""
+from scott.training.config import DistillConfig
 
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments name, as one of `COMMANDS`. Raises `UserError` for what is wrong with them."""
     if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
         described(command)
+    lists = set[str]() if command is None else lists_of(DistillConfig if command is Distill else command)
     choices: Any = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
     manners = (
         conf.OmitArgPrefixes,
@@ -44,7 +43,7 @@ def parse(arguments: list[str]) -> Any:
             return tyro.cli(
                 choices,
                 prog="scott",
-                args=_joined(arguments),
+                args=_joined(arguments, lists),
                 config=manners,
                 description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
                 "`scott --version` prints the version.",
@@ -55,21 +54,22 @@ def parse(arguments: list[str]) -> Any:
         raise
 
 
-def _joined(arguments: list[str]) -> list[str]:
-    """`--data A --data B` as `--data A B`: of an option that is given twice, the parser takes the last alone."""
+def _joined(arguments: list[str], lists: set[str]) -> list[str]:
+    """`--data A --data B` as `--data A B`, for options of `lists`: of one given twice, the parser has the last."""
     there: dict[str, list[str]] = {}
     groups = [now := list[str]()]
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if name in there:
-            now = there[name]
-        elif argument.startswith("--"):
-            groups.append(now := [name if name in _SEVERAL else argument])
-            if name in _SEVERAL:
-                there[name] = now
+        option = name.removeprefix("--").replace("-", "_") if name.startswith("--") else ""
+        if option in there:
+            now = there[option]
+        elif option:
+            groups.append(now := [name if option in lists else argument])
+            if option in lists:
+                there[option] = now
         else:
             now.append(argument)
-        if name in _SEVERAL and equals:
+        if option in lists and equals:
             now.append(value)
     return [argument for group in groups for argument in group]
 

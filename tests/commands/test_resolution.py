@@ -4,8 +4,11 @@ import json
 
 import pytest
 from PIL import Image
+from tests.teachers.published import write_configs
 
 from scott.data.manifest import Manifest
+from scott.errors import UserError
+from scott.teachers.skeleton import skeleton
 
 SMALL = ("--max-steps", 1, "--batch-size", 2, "--lora-rank", 2, "--critic", "none", "--loader-workers", 0)
 SMALL += ("--precision", "fp32", "--tracker", "none")
@@ -52,6 +55,36 @@ def test_a_size_that_a_teacher_cannot_have(command_line, teacher_folders, pictur
     asked = ("--teacher", teacher_folders[family], "--data", pictures, "--resolution", size, "--out", out, *SMALL)
     code, _, err = command_line("distill", *asked)
     assert (code, said in " ".join(err.split()), out.exists()) == (2, True, False), err
+
+
+@pytest.mark.parametrize(("family", "side", "least"), [("flux", 72, 16), ("pixart", 64, None)])
+def test_a_size_that_a_teacher_cannot_have_is_not_prepared(
+    command_line, teacher_folders, pictures, tmp_path, family, side, least
+):
+    out = tmp_path / "shards"
+    asked = ("prepare", pictures, "--teacher", teacher_folders[family], "--out", out, "--resolution", side)
+    code, _, err = command_line(*asked)
+    said = f"expected a multiple of {least}, as VAE and network need" if least else "for a PixArt teacher of 256"
+    assert (code, said in " ".join(err.split()), out.exists()) == (2, True, False), err
+
+
+@pytest.mark.parametrize(("name", "least"), [("sd15", 8), ("sd3", 16), ("flux", 16), ("qwen-image", 16), ("sana", 32)])
+def test_sides_are_multiples_of_the_networks_patches(tmp_path, name, least):
+    backbone = skeleton(write_configs(name, tmp_path))
+    assert (backbone.least_side, backbone.resolution % least) == (least, 0)
+    with pytest.raises(UserError, match=f"expected a multiple of {least}"):
+        backbone.resize(512 + least // 2)
+    backbone.resize(512 + least)
+
+
+def test_a_dry_run_refuses_what_is_asked_of_prepared_data(command_line, teacher_folders, pictures, tmp_path):
+    teacher, shards = teacher_folders["sd1"], tmp_path / "shards"
+    assert command_line("prepare", pictures, "--teacher", teacher, "--out", shards)[0] == 0
+    for more in ((), ("--dry-run",)):
+        code, _, err = command_line(
+            "distill", "--teacher", teacher, "--data", shards, "--resolution", 32, *SMALL, *more
+        )
+        assert (code, "got --resolution for" in " ".join(err.split())) == (2, True), err
 
 
 def test_a_dry_run_counts_at_the_size_of_the_data(command_line, teacher_folders, pictures, tmp_path):

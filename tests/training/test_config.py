@@ -152,25 +152,33 @@ def test_the_precision_is_that_of_the_frozen_network(precision, dtype):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"solver": "ddim", "eta": -0.1},
-        {"solver": "ddim", "eta": 1.1},
-        {"phi": "6"},
-        {"order": 4},
-        {"order": 0},
-        {"solver": "dpmpp-sde", "order": 3},
+        ({"solver": "ddim", "eta": -0.1}, "got eta -0.1; expected a finite number from 0 to 1"),
+        ({"solver": "ddim", "eta": 1.1}, "got eta 1.1; expected a finite number from 0 to 1"),
+        ({"phi": "6"}, "got phi '6'; expected one of 'ode', '1'"),
+        ({"order": 4}, "got order 4; expected one of 1, 2, 3"),
+        ({"order": 0}, "got order 0; expected one of 1, 2, 3"),
+        ({"solver": "dpmpp-sde", "order": 3}, r"got order 3; expected one of 1, 2\."),
     ],
     ids=str,
 )
-def test_a_solvers_options_are_checked(changes):
-    with pytest.raises(UserError):
+def test_a_solvers_options_are_checked(changes, said):
+    with pytest.raises(UserError, match=said):
         config(**changes).make_solver(SD)
 
 
-@pytest.mark.parametrize("changes", [{"jump": 25}, {"jump": 1002}, {"substeps": 5}], ids=str)
-def test_the_grid_is_checked(changes):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"jump": 25}, "got jump 25 and 3 sub-steps; jump must be a multiple"),
+        ({"jump": 1002}, "got jump 1002 on a schedule of 1000 training steps"),
+        ({"substeps": 5}, "got jump 24 and 5 sub-steps; jump must be a multiple"),
+    ],
+    ids=str,
+)
+def test_the_grid_is_checked(changes, said):
+    with pytest.raises(UserError, match=said):
         config(**changes).make_grid(SD)
 
 
@@ -198,6 +206,11 @@ def test_differences_are_what_decides_the_weights():
         mine = config(critic=critic, critic_input="clean", critic_learning_rate=1e-3)
         assert mine.differences(dataclasses.replace(mine, lora_alpha=64.0, critic_head_rate=1e-3)) == []
     mine = config()
+    # fractions of the steps, of which there are none without a critic
+    assert (
+        config(critic="none", critic_start=0.5).differences(config(critic="none", critic_start=0.5, max_steps=9)) == []
+    )
+    assert config(critic_start=0.5).differences(config(critic_start=0.5, max_steps=9)) == ["max_steps: 40000 → 9"]
     decisive = {"critic": "full", "critic_head_rate": 1.0, "lora_alpha": 1.0, "train": "lora"}
     decisive |= {"precision": "bf16", "optimizer": "adamw8bit"}
     found = {line.split(":")[0] for line in mine.differences(config(**decisive))}

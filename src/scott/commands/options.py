@@ -7,7 +7,7 @@ of other options, are known before any default is put in, and what was given win
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from inspect import getdoc
-from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_type_hints
+from typing import Annotated, Any, ClassVar, Required, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from tyro.conf import arg, subcommand
@@ -75,6 +75,18 @@ def described(command: Any) -> None:
         else:
             text = arg(help=texts.get(option.name), help_behavior_hint=_default)
             command.__annotations__[option.name] = Annotated[hints[option.name], text]
+
+
+def lists_of(command: Any) -> set[str]:
+    """The options of a command, and of those within, that take any number of values."""
+    hints = get_type_hints(command)
+    kinds = {option.name: (hints[option.name], *get_args(hints[option.name])) for option in fields(command)}
+    own = {name for name, (kind, *parts) in kinds.items() if any(_is_list(one) for one in (kind, *parts))}
+    return own.union(*(lists_of(kind) for kind, *_ in kinds.values() if is_dataclass(kind)))
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
 def _default(shown: str) -> str:

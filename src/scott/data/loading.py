@@ -104,11 +104,11 @@ def _free_to_the_system() -> None:
         mallopt(_M_TRIM_THRESHOLD, 8 << 20)
 
 
-def loader(source: Source, settings: Settings, resolution: int, factor: int) -> Load:
-    """`loaded` as settings have it of a source, for latents of `factor` pixels a place. Raises `UserError` where a
+def loader(source: Source, settings: Settings, resolution: int, least: int) -> Load:
+    """`loaded` as settings have it of a source, for sides of multiples of `least` pixels. Raises `UserError` where a
     column of `where` is missing."""
     where = Where(settings.where, source.columns) if settings.where else None
-    sizes = aspect_buckets(resolution, factor) if settings.aspect_buckets else [(resolution, resolution)]
+    sizes = aspect_buckets(resolution, least) if settings.aspect_buckets else [(resolution, resolution)]
     return partial(loaded, settings=settings, sizes=sizes, where=where)
 
 

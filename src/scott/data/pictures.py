@@ -138,13 +138,13 @@ def cropped(image: Image.Image, sizes: Sequence[Size]) -> Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
-def aspect_buckets(resolution: int, factor: int) -> list[Size]:
+def aspect_buckets(resolution: int, least: int) -> list[Size]:
     """The square of `resolution`, and sizes of up to its area and of aspects up to 2, narrow to wide.
 
     Sides are multiples of 64 pixels, as U-Nets that halve latents three times want them; below a resolution of 512, of
-    an eighth of it (at least of the VAE's `factor`). The longer side is the largest that the area allows.
+    an eighth of it (at least of `least`, which the teacher needs). The longer side is the largest that the area allows.
     """
-    step = factor * max(1, min(64, resolution // 8) // factor)
+    step = least * max(1, min(64, resolution // 8) // least)
     sides = [(short, resolution**2 // short // step * step) for short in range(step, resolution, step)]
     sizes = [(short, long) for short, long in sides if short < long <= MAX_ASPECT * short]
     tall = [(long, short) for short, long in sizes]

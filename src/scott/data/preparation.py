@@ -20,7 +20,6 @@ from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
 from scott.data.records import Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
-from scott.errors import UserError
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 
@@ -40,14 +39,12 @@ def full_settings(
     """All that the shards depend on, as JSON. `teacher` says whose VAE and text encoders encode.
 
     Raises:
-        UserError: a resolution that is no multiple of a latent's side in pixels, or a column of `where` is missing.
+        UserError: a resolution that the teacher cannot take, or a column of `where` is missing.
     """
     if settings.where:
         Where(settings.where, source.columns)
     resolution = settings.resolution or encoders.resolution
-    factor = _factor(encoders)
-    if resolution % factor:
-        raise UserError(f"got resolution {resolution}, expected a multiple of {factor}, as the VAE needs")
+    encoders.check_resolution(resolution)
     made_from = {"name": name, "kind": source.kind, "version": source.version}
     given = replace(settings, resolution=resolution).as_json()
     return json.loads(json.dumps({"source": made_from, "teacher": teacher} | given))
@@ -71,7 +68,7 @@ def prepare_shards(
         UserError: `out` holds something else, a column is missing, nothing was kept, the disk is full, or the source
             cannot be read.
     """
-    load = loader(source, settings, full["resolution"], _factor(encoders))
+    load = loader(source, settings, full["resolution"], encoders.least_side)
     units = limited(source, settings)
     names = [f"{i:06d}" for i in range(len(units))]
     mine = range(rank, len(units), world)
@@ -84,11 +81,6 @@ def prepare_shards(
                 write_shard(out, names[i], units[i], load, encoders, settings, progress.add)
             progress.end(units[i], intact)
         return Outcome(assemble(out, full, names), progress.records, progress.seconds)
-
-
-def _factor(encoders: Encoders) -> int:
-    """A latent's side in pixels."""
-    return encoders.resolution // encoders.latent_shape[-1]
 
 
 def limited(source: Source, settings: Settings) -> list[Unit]:

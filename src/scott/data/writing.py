@@ -24,6 +24,13 @@ class Encoders(Protocol):
     resolution: int
     """Side in pixels of the pictures that latents of `latent_shape` stand for."""
 
+    @property
+    def least_side(self) -> int:
+        """Pixels that a picture's sides are multiples of."""
+
+    def check_resolution(self, resolution: int) -> None:
+        """Raise `UserError` for a size that cannot be trained at."""
+
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
 

@@ -18,7 +18,7 @@ __all__ = ["Cond", "LatentBackbone", "load_backbone"]
 
 Cond = dict[str, Tensor]
 """Conditioning by name, every value (B, ...). `guidance` (B,) is ω, the classifier-free guidance scale a student
-imitates, in the form uncond + ω (cond − uncond); a teacher ignores it."""
+imitates, in the form uncond + ω (cond − uncond); a network that takes none ignores it."""
 
 
 _LATER = {"load_backbone": "load", "LatentBackbone": "network"}

@@ -6,7 +6,7 @@
 The paper's critic (SCott, AAAI 2025) reads the decoder's last features and adapts the decoder alone: until there the
 frozen encoder runs as the teacher's does. Table 7 has two other forms: a trained copy of the whole network, and one
 that knows neither time nor text. "heads" adapts nothing and reads several depths, each of which has a say of its own,
-as in Projected GANs (Sauer et al. 2021); nothing behind the last of them runs.
+as in Projected GANs (Sauer et al. 2021); no block behind the last of them runs.
 
 W₁ is 1x1 to 64 channels, W₃ 3x3, φ a LeakyReLU of slope 0.2; μ and s are the data's, by channel, and fixed. ⟨V c̄, h⟩,
 of the mean text embedding c̄, is the projection of a text-conditional critic (Miyato & Koyama 2018).

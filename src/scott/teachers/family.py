@@ -105,6 +105,11 @@ class Family(Encoders):
         return self.pipeline.vae_scale_factor * self.normaliser.patch
 
     @property
+    def least_side(self) -> int:
+        """Pixels that a picture's sides are multiples of: a place of the latents, or of the network's patches."""
+        return self.factor * max(self.token_side, getattr(self.network.config, "patch_size", None) or 1)
+
+    @property
     def width(self) -> int:
         """Channels of what a transformer's blocks give out."""
         return self.network.config.num_attention_heads * self.network.config.attention_head_dim
@@ -129,18 +134,21 @@ class Family(Encoders):
         names = self.block_names
         return {names[k * len(names) // 4 - 1]: self.width for k in (1, 2, 3)}
 
+    def check_resolution(self, resolution: int) -> None:
+        """Raise `UserError` for a size that is no multiple of `least_side`, or larger than the network's positions."""
+        least, places = self.least_side, self.network.config.get("pos_embed_max_size")
+        if resolution % least:
+            raise UserError(f"got resolution {resolution}, expected a multiple of {least}, as VAE and network need")
+        if places and resolution > (most := places * least):
+            raise UserError(f"got resolution {resolution}; this teacher has positions for {most} pixels at most")
+
     def resize(self, resolution: int) -> None:
         """Train and draw at another size, of squares of that many pixels a side; the student is saved with it.
 
-        Raises `UserError` for a size that the VAE or the network's positions do not allow.
+        Raises `UserError` for a size that the VAE or the network does not allow.
         """
-        factor, least = self.factor, self.factor * self.token_side
-        if resolution % least:
-            raise UserError(f"got resolution {resolution}, expected a multiple of {least}, as the VAE needs")
-        side, places = resolution // factor, self.network.config.get("pos_embed_max_size")
-        if places and side > places * self.network.config.patch_size:
-            most = places * self.network.config.patch_size * factor
-            raise UserError(f"got resolution {resolution}; this teacher has positions for {most} pixels at most")
+        self.check_resolution(resolution)
+        side = resolution // self.factor
         self.latent_shape, self.resolution = (self.latent_shape[0], side, side), resolution
         self.schedule = self._schedule()
         if "sample_size" in self.network.config:

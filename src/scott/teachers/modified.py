@@ -19,7 +19,12 @@ from scott.teachers.single_file import PREDICTIONS, config_folder, predicted, re
 
 
 def check_parts(source: TeacherSource) -> None:
-    """Raise `UserError` where a file or folder that a source names is not there, or is no such thing."""
+    """Raise `UserError` where a file or folder that a source names is not there, is no such thing, or is not read."""
+    if source.teacher_config and not source.file:
+        raise UserError(
+            f"got --teacher-config {source.teacher_config} for {source.teacher}, which has configs of its own; "
+            "leave it out, or give the teacher as a file"
+        )
     for file, scale in source.loras:
         if not math.isfinite(scale):
             raise UserError(f"got --teacher-lora {file}:{scale}; expected a finite scale")

@@ -16,7 +16,7 @@ class PixArtBackbone(LatentBackbone):
 
     student_layers = lora.ATTENTION + lora.FEED_FORWARD
 
-    def resize(self, resolution: int) -> None:
+    def check_resolution(self, resolution: int) -> None:
         """Refused: positions are computed from the size in the config, so another one there is another network."""
         if resolution != self.resolution:
             raise UserError(

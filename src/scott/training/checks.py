@@ -71,15 +71,19 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
 
 
 def _idle(config: "DistillConfig") -> Iterator[tuple[str, str]]:
-    """The same of what a run keeps as its recipe has it: of no LoRA, of no store, and of no critic."""
+    """The same of what a run keeps as its recipe has it: of no LoRA, store, validation, fixed λ_adv and critic."""
     if config.train == "full":
         yield from (("lora_rank", "train"), ("lora_alpha", "train"), ("lora_variant", "train"))
     if config.jump_reuse == 1:
         yield "jump_store", "jump_reuse"
+    if not config.validate_every:
+        yield from (("validation_samples", "validate_every"), ("validation_features", "validate_every"))
+    if config.adversarial_share and config.adversarial_weight:
+        yield "adversarial_weight", "adversarial_share"
     if config.has_critic:
         return
     by = "critic" if config.critic == "none" else "adversarial_weight"
-    says_none = {"critic", "adversarial_weight", "adversarial_share"} if by == "critic" else {by}
+    says_none = {by} | {name for name in ("adversarial_weight", "adversarial_share") if not getattr(config, name)}
     yield from ((field.name, by) for field in dataclasses.fields(Adversary) if field.name not in says_none)
 
 

@@ -97,7 +97,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     """LoRA; rsLoRA, whose update counts α / √rank; or DoRA, which trains the norms of the weights' rows besides."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the frozen network; what is trained, and its optimizer, is fp32 always."""
+    """Of the frozen network; what is trained is fp32 always, and so is its optimizer but for adamw8bit."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """The frozen network's linear layers in 8 or 4 bits (bitsandbytes), under a LoRA student."""
     gradient_checkpointing: bool = False
@@ -226,7 +226,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         # teacher and data have versions of their own, which are those of their content, however it is named
         named = {field.name for base in (TeacherSource, Reading) for field in dataclasses.fields(base)}
         named |= {"out", "data", "weights"}
-        free = named | pace | means | (set() if self.decay or self.critic_start else {"max_steps"})  # fractions of it
+        is_fraction = self.decay or (self.has_critic and self.critic_start)  # of all steps
+        free = named | pace | means | (set() if is_fraction else {"max_steps"})
         meant = {"lora_alpha": self.lora_rank, "critic_head_rate": self.critic_learning_rate}  # by None
         left_out: dict[str, Any] = {name: None for name, value in meant.items() if getattr(self, name) == value}
         values = vars(self) | left_out | without_effect(dataclasses.replace(self, **left_out))

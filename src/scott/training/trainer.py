@@ -88,6 +88,8 @@ class _Run:
     ) -> None:
         self.backbone, self.data, self.config, self.hooks = backbone, data, config, hooks
         self.accelerator, self.start = accelerator, start
+        if config.has_critic and config.critic_r1:  # made of differences smaller than what TF32 rounds by
+            torch.backends.cudnn.allow_tf32 = False
         self.distillation = hooks.distillation(backbone, config)
         self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
         self.optimization = Optimization(backbone, config)
@@ -144,7 +146,8 @@ class _Run:
             part = self.data.batch(0, self.config.batch_size, slice(first, first + size))
             check_batch(part, self.backbone, self.distillation.uncond, varied=self.data.varied)
             part = part.to(self.backbone.device)
-            yield part.mean, part.cond
+            omega = torch.full((len(part.mean),), self.config.drawn_guidance, device=self.backbone.device)
+            yield part.mean, part.cond | {"guidance": omega}
 
     def is_sampled(self) -> bool:
         """Whether the last step, if it is made, was sampled and validated too: that is logged apart from training."""
