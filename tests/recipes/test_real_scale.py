@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ NEWER = {recipe: recipe for recipe in RECIPES.keys() - {*TINY, "mini"}} | {"sd35
 SIDE = 64
 """Pixels of the newer families' tiny teachers, which draw many by default."""
 BATCH = 16
+SHIFTS = {"flux": math.exp(1.15), "flux2-klein": math.exp(2.02), "qwen-image": math.exp(0.69), "chroma": 1.0}
+"""Of the published pipelines at their own size, where bf16 is the recipes' precision."""
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +72,14 @@ def test_the_target_depends_on_x_n_at_every_time(recipe, teacher):
 
 @pytest.fixture(scope="module")
 def loss_at_the_highest_time(teacher):
-    """`loss(recipe, teacher's, dtype)`: L_CD of the untrained student at t_max."""
+    """`loss(recipe, teacher's, dtype, shift=its own, place=-1)`: L_CD of the untrained student at t_max, or at another
+    place of the grid."""
 
-    def loss(recipe, of, dtype):
+    def loss(recipe, of, dtype, shift=None, place=-1):
         config, backbone = RECIPES[recipe](data="d"), teacher(of, dtype)
-        t_n = config.make_grid(backbone.schedule).times[-1:].expand(BATCH)
+        if shift is not None:
+            backbone.schedule = replace(backbone.schedule, shift=shift)
+        t_n = config.make_grid(backbone.schedule).times[place].expand(BATCH)
         x0, noise, *walk = draws(backbone, config)
         x_n = backbone.schedule.add_noise(0.8 * x0, noise, t_n)
         x_m, t_m, cond = walked(backbone, config, x_n, t_n, walk)
@@ -90,6 +96,14 @@ def test_the_loss_at_the_highest_time_survives_the_recipes_precision(recipe, los
     precision = RECIPES[recipe](data="d").dtype
     half, whole = (loss_at_the_highest_time(recipe, recipe, dtype) for dtype in (precision, torch.float32))
     assert half == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.parametrize("place", [-2, -3, -4, -6, -12])
+@pytest.mark.parametrize(("recipe", "shift"), SHIFTS.items(), ids=str)
+def test_bf16_tells_times_apart_where_the_schedule_is_shifted(recipe, shift, place, loss_at_the_highest_time):
+    """A jump there may be shorter than what numbers of bf16 are apart."""
+    half, whole = (loss_at_the_highest_time(recipe, recipe, t, shift, place) for t in (torch.bfloat16, torch.float32))
+    assert half == pytest.approx(whole, rel=0.2)
 
 
 def test_bf16_spoils_the_loss_at_the_highest_time_and_fp16_does_not(loss_at_the_highest_time):
