@@ -240,6 +240,28 @@ def test_the_embedded_pictures_are_shared_too(backbone, tmp_path, monkeypatch):
     assert Manifest.load(tmp_path / "out").samples == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"caption_column": ("foo",)},
+            "mini holds pictures and captions that are drawn, and no columns; got foo; leave out",
+        ),
+        (
+            {"image_column": "bar"},
+            "mini holds pictures and captions that are drawn, and no columns; got bar; leave out",
+        ),
+        ({"split": "test"}, "mini has no splits; got test; leave out --split"),
+    ],
+)
+def test_embedded_data_have_no_columns_and_no_splits(backbone, tmp_path, options, said):
+    with pytest.raises(UserError, match=said):
+        check_named("mini", Settings(limit=2, **options), tmp_path / "page.html", quiet)
+    with pytest.raises(UserError, match=said):
+        resolution_of(["mini"], backbone, Reading(**options))
+    assert not (tmp_path / "page.html").exists()
+
+
 BAD = {
     "no source": ([], "got neither a source nor --preset"),
     "nowhere": (["/nowhere/data"], "no data at /nowhere/data"),
@@ -422,6 +444,16 @@ def test_a_page_that_cannot_be_is_refused_before_the_work(scott, pictures, tmp_p
     code, said = scott("prepare", pictures, "--check", "--out", caption)
     assert (code, "a file that is no such page" in said, caption.read_bytes() == before) == (2, True, True), said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def test_a_page_of_check_is_replaced_and_no_other(scott, pictures, tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("<!doctype html><title>mine</title>")
+    code, said = scott("prepare", pictures, "--check", "--out", page)
+    assert (code, "a file that is no such page" in said, page.read_text()[-12:]) == (2, True, "mine</title>"), said
+    for _ in range(2):
+        code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
+        assert code == 0, said
 
 
 def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):

@@ -615,6 +615,11 @@ def test_pictures_that_no_row_names_are_counted(tmp_path):
     assert read(open_source(str(tmp_path)))[1] == {"not-in-metadata": 1}
 
 
+def test_a_picture_that_a_row_names_without_a_caption_is_counted_once(tmp_path):
+    tree(tmp_path, {"a.png": PICTURE, "b.png": PICTURE, "metadata.jsonl": [ROW, {"file_name": "b.png"}]})
+    assert read(open_source(str(tmp_path))) == ({"a.png": "a cat"}, {"no-caption": 1})
+
+
 # --- tars --------------------------------------------------------------------------------------------------------
 
 
@@ -630,6 +635,9 @@ TARS = {
     "dots inside names": (["i.01.png", "i.01.txt", "i.02.png", "i.02.txt"], ["i.01", "i.02"], {}),
     "both": (["i.01.png", "i.02.png", "i.01.txt", "i.02.txt"], ["i.01", "i.02"], {}),
     "several pictures of a text": (["a.img.png", "a.seg.png", "a.txt", "b.png", "b.txt"], ["a", "b"], {}),
+    "a mask before the picture": (["a.mask.png", "a.png", "a.txt"], ["a"], {}),
+    "two pictures of words of their own": (["a.old.png", "a.new.png", "a.txt"], [], {"several-pictures": 1}),
+    "two pictures of the name alone": (["a.jpg", "a.png", "a.txt"], [], {"several-pictures": 1}),
     "a dotted one without a text": (["i.01.png", "i.01.txt", "i.02.png"], ["i.01"], {"no-caption": 1}),
     "the same key twice": (["a.png", "a.txt", "a.png", "a.txt", "b.png", "b.txt"], ["a", "b"], {}),
     "a part twice": (["a.png", "a.txt", "a.txt"], ["a"], {"no-picture": 1}),
@@ -650,6 +658,32 @@ def test_records_of_a_tar(tmp_path, members, keys, reasons):
     contents = [(name, b"a cat" if name.endswith("txt") else PICTURE) for name in members]
     kept, left_out = tar_of(tmp_path / "a.tar", contents)
     assert (sorted(kept), left_out) == (keys, reasons)
+
+
+@pytest.mark.parametrize(
+    ("members", "column", "chosen"),
+    [
+        (["mask.png", "png", "txt"], None, "png"),
+        (["depth.png", "jpg", "txt"], None, "jpg"),
+        (["mask.png", "image.png", "txt"], None, "image.png"),
+        (["condition.jpg", "target.jpg", "json"], None, None),
+        (["condition.jpg", "target.jpg", "json"], "target.jpg", "target.jpg"),
+        (["jpg", "png", "txt"], "png", "png"),
+        (["jpg", "mask.png", "txt"], "mask.png", "mask.png"),
+    ],
+)
+def test_which_of_several_pictures_of_a_tar_is_read(tmp_path, members, column, chosen):
+    texts = {"txt": b"a cat", "json": b'{"caption": "a cat"}'}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in members:
+            add(archive, f"0.{name}", texts.get(name, name.encode()))
+    (unit,) = open_source(str(tmp_path / "a.tar"), Columns(column)).units(1)
+    (record,) = unit.records()
+    if chosen:
+        assert record.image() == chosen.encode()
+    else:
+        found = (record.reason, record.detail)
+        assert found == ("several-pictures", ".condition.jpg, .target.jpg; name one with --image-column")
 
 
 def test_both_records_of_one_key_are_kept(tmp_path):

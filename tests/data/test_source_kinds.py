@@ -200,6 +200,19 @@ def test_columns_that_are_not_there_are_listed(tmp_path, columns, said):
         open_source(str(tmp_path / "t.parquet"), columns)
 
 
+@pytest.mark.parametrize("place", ["", "annotations/captions_train2017.json"])
+@pytest.mark.parametrize(("columns", "named"), [(Columns("pix"), "pix"), (Columns("pix", ("long",)), "pix, long")])
+def test_columns_of_coco_are_refused(tmp_path, place, columns, named):
+    said = f"holds pictures and captions as COCO has them, and no columns; got {named}; leave out --image-column"
+    with pytest.raises(UserError, match=said):
+        open_source(str(write_coco(tmp_path / "data") / place), columns)
+
+
+def test_a_split_of_one_file_of_coco_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"2017\.json is read whole, whatever its split; got test; leave out --split"):
+        open_source(f"{write_coco(tmp_path / 'data')}/annotations/captions_train2017.json", split="test")
+
+
 def test_a_split_that_is_not_there(tmp_path):
     data = datasets.Dataset.from_dict({"image": PICTURES, "caption": CAPTIONS})
     datasets.DatasetDict(first=data, second=data).save_to_disk(tmp_path / "d")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import VAL2014
 
 from scott.commands.evaluate import KNOWN
-from scott.data.records import Record, Rejected, Skip
+from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
@@ -275,6 +275,25 @@ def test_kept_pictures_of_another_vae_are_refused(evaluated, coco2014, teacher_f
     vae = other / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: 1.5 * value for name, value in load_file(vae).items()}, vae)
     assert "was made otherwise" in " ".join(evaluated(*arguments, target=other, status=2).split())
+
+
+@pytest.mark.parametrize("protocol", ["coco2017-5k", "coco2014-30k", "mjhq-5k"])
+@pytest.mark.parametrize("options", [{"image_column": "a"}, {"caption_column": ("b",)}], ids=str)
+def test_columns_of_a_published_set_are_refused(protocol, options) -> None:
+    with pytest.raises(UserError, match=f"-column with the protocol {protocol}, which does not read it; leave it out"):
+        KNOWN[protocol].check(Measured(data="data", **options))
+
+
+def test_a_split_is_of_the_folder_of_cocos_files(coco2017, mjhq) -> None:
+    """MJHQ's one file has none."""
+    measured = Measured(data=str(coco2017.parents[1]), data_split="val", samples=10)
+    KNOWN["coco2017-5k"].check(measured)
+    with pytest.raises(UserError, match="has the splits validation, and not 'train'"):
+        KNOWN["coco2017-5k"].open(measured.data, Columns(), "train")
+    (unit,) = KNOWN["coco2017-5k"].open(measured.data, Columns(), measured.data_split).units(10)
+    assert len([*unit.records()]) == 10
+    with pytest.raises(UserError, match="got --data-split with the protocol mjhq-5k, which does not read it"):
+        KNOWN["mjhq-5k"].check(Measured(data=str(mjhq), data_split="val"))
 
 
 def test_a_pipeline_under_another_scheduler(evaluated, coco2014) -> None:

@@ -6,15 +6,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from scott.commands.prepare import Preset, open_with
-from scott.data.checking import Check, check_source, contact_sheet
+from scott.data.checking import PAGE, Check, check_source, contact_sheet
 from scott.data.preparation import Report, limited
 from scott.data.records import reasons
 from scott.data.settings import Settings
 from scott.errors import UserError, printable
 from scott.files import write_atomically
-
-PAGE = b"<!doctype html>"
-"""What a contact sheet begins with."""
 
 
 def check_named(name: str, settings: Settings, out: Path, report: Report, preset: Preset | None = None) -> Check:
@@ -27,7 +24,7 @@ def check_named(name: str, settings: Settings, out: Path, report: Report, preset
         raise UserError(f"got --out {out} with --check; expected a file in a folder that is there")
     if out.is_file():
         with out.open("rb") as stream:
-            if stream.read(len(PAGE)) != PAGE:
+            if stream.read(len(PAGE)) != PAGE.encode():
                 raise UserError(f"got --out {out} with --check, a file that is no such page; name another")
     source, settings = open_with(name, settings, preset)
     total = sum(unit.total or 0 for unit in limited(source, settings))

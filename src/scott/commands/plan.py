@@ -10,7 +10,7 @@ from rich.table import Table
 from scott.commands.distill import add_models, check_config, config_of
 from scott.commands.initial import check_start
 from scott.commands.options import has_data
-from scott.commands.prepare import resolution_of
+from scott.commands.prepare import check_reading, resolution_of
 from scott.errors import UserError
 from scott.mini import embedded
 from scott.progress import console
@@ -29,6 +29,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
     if processes < 1:
         raise UserError(f"got --processes {processes}; expected 1 or more")
     backbone = skeleton(embedded.teacher_source(config), config.dtype)
+    check_reading(config.sources, config)
     backbone.resize(resolution_of(config.sources, backbone, config))
     check_config(backbone, config)
     check_start(backbone, config)

@@ -80,10 +80,12 @@ def prepare_source(
 
 
 def open_with(name: str, settings: Settings, preset: Preset | None = None) -> tuple[Source, Settings]:
-    """Embedded data by their name, or what `open_source` recognises; and the settings with what a preset fills in."""
+    """Embedded data by their name, or what `open_source` recognises; and the settings with what a preset fills in.
+    Raises `UserError` as `open_source` does, and for a column or a split of embedded data."""
     if preset is not None:
         unnamed = {name: value for name, value in preset.settings.items() if not getattr(settings, name)}
         settings = replace(settings, **unnamed)
+    _check_embedded(name, settings)
     scenes = embedded.SOURCES.get(name)
     count = min(settings.limit or MINI_SCENES, ALL_SCENES)
     source = scenes(count) if scenes else open_source(name, settings.columns, settings.split)
@@ -92,6 +94,14 @@ def open_with(name: str, settings: Settings, preset: Preset | None = None) -> tu
         where = f"({settings.where}) and {score} >= 6" if settings.where else f"{score} >= 6"
         settings = replace(settings, where=where)
     return source, settings
+
+
+def _check_embedded(name: str, reading: Reading) -> None:
+    """Raise `UserError` for a column or a split of embedded data."""
+    if name in embedded.SOURCES:
+        reading.columns.refuse(f"{name} holds pictures and captions that are drawn")
+        if reading.split != USUAL.split:
+            raise UserError(f"{name} has no splits; got {reading.split}; leave out --split")
 
 
 def wait_for_manifest(folder: Path) -> Manifest:
@@ -158,10 +168,12 @@ def _open_one(
 
 def resolution_of(names: Sequence[str], backbone: "LatentBackbone", reading: Reading = USUAL) -> int:
     """Side in pixels of the squares that a run on these data trains on: that of prepared shards, --resolution, or the
-    teacher's own. Raises `UserError` where the sources differ."""
+    teacher's own. Raises `UserError` where the sources differ, and for what is asked of prepared or
+    embedded ones that they do not read."""
     own = reading.resolution or backbone.resolution
     sides = dict.fromkeys(names, own)
     for name in names:
+        _check_embedded(name, reading)
         if _is_prepared(name):
             sides[name] = Manifest.load(Path(name)).settings.get("resolution", backbone.resolution)
     if len(set(sides.values())) > 1:
@@ -176,10 +188,15 @@ def check_data(names: Sequence[str], backbone: "LatentBackbone", reading: Readin
         if not _is_prepared(name):
             full_settings(name, *open_with(name, Settings(**_given(reading))), backbone, {})
             continue
-        manifest = Manifest.load(Path(name))
-        check_made_for(manifest, backbone, name)
-        if given := [f"--{name.replace('_', '-')}" for name in _given(reading)]:
-            raise UserError(f"got {', '.join(given)} for {name}, which is prepared; give it to `scott prepare`")
+        check_made_for(Manifest.load(Path(name)), backbone, name)
+    check_reading(names, reading)
+
+
+def check_reading(names: Sequence[str], reading: Reading) -> None:
+    """Raise `UserError` for what is asked of data that are prepared."""
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in _given(reading))
+    for name in filter(_is_prepared, names if given else ()):
+        raise UserError(f"got {given} for {name}, which is prepared; give it to `scott prepare`")
 
 
 def _is_prepared(name: str) -> bool:

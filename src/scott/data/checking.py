@@ -18,6 +18,8 @@ from scott.data.records import Source
 from scott.data.settings import Settings
 
 SHOWN = 16
+PAGE = "<!doctype html><!-- scott prepare --check -->"
+"""What a contact sheet begins with, and no other page."""
 RESOLUTION, FACTOR = 512, 8
 """Side of the square in pixels, where none is asked for, and of a latent: what most teachers have."""
 
@@ -67,7 +69,7 @@ def contact_sheet(title: str, check: Check) -> str:
         figures.append(f"<figure>{_picture(sample)}<figcaption>{captions}</figure>")
     name = html.escape(title)
     return (
-        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
+        f"{PAGE}<meta charset=utf-8><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>"
         f"<table>{''.join(rows)}</table><main>{''.join(figures)}</main>\n"
     )
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
+from scott.errors import UserError
+
 T = TypeVar("T")
 
 MAX_PICTURE_BYTES = 64 << 20
@@ -122,6 +124,11 @@ class Columns:
 
     image: str | None = None
     captions: tuple[str, ...] = ()
+
+    def refuse(self, holder: str) -> None:
+        """Raise `UserError` where one is named of what has none: `holder` says what that holds instead."""
+        if named := ", ".join(filter(None, (self.image, *self.captions))):
+            raise UserError(f"{holder}, and no columns; got {named}; leave out --image-column and --caption-column")
 
 
 def slices(count: int, size: int) -> list[range]:

@@ -222,15 +222,28 @@ def write_list(file: Path, names: Sequence[str], prompts: Sequence[str]) -> None
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="coco2017-5k", data="COCO's annotations/captions_val2017.json", samples=5000),
+        Protocol(
+            name="coco2017-5k",
+            data="COCO's annotations/captions_val2017.json",
+            samples=5000,
+            unread=("split", "image_column", "caption_column"),
+        ),
         Protocol(
             name="coco2014-30k",
             data="COCO's annotations/captions_val2014.json",
             samples=30_000,
             size=256,
             order=by_list,
+            unread=("split", "image_column", "caption_column"),
         ),
-        Protocol(name="mjhq-5k", data="MJHQ-30K's meta_data.json", samples=5000, order=by_category, open=Mjhq),
+        Protocol(
+            name="mjhq-5k",
+            data="MJHQ-30K's meta_data.json",
+            samples=5000,
+            order=by_category,
+            open=Mjhq,
+            unread=("split", "image_column", "caption_column", "data_split"),
+        ),
         Protocol(name="custom", data="captioned pictures", samples=1000, whole=False),
     )
 }

@@ -65,7 +65,12 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
             raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
         return MetadataFolder(path.parent, [path.name], columns, of_user=True)
     if ending.endswith(".json"):
-        return Coco([name])
+        if split != "train":
+            raise UserError(
+                f"{name} is read whole, whatever its split; got {split}; leave out --split (scott evaluate: "
+                "--data-split)"
+            )
+        return Coco([name], columns)
     if ending.endswith(".arrow") and is_file:
         return HubDataset(name, split, columns)
     if is_file:
@@ -144,7 +149,7 @@ def _in_folder(folder: Path, columns: Columns, split: str) -> Source:
         if annotations := annotations or [n for n in found.files if n.endswith(".json") and is_coco(folder / n)]:
             kept, others = of_split(annotations, split, folder)
             unread = _unread(found, {*annotations})
-            return Coco([str(folder / name) for name in kept], [*found.left_out, *others, *unread])
+            return Coco([str(folder / name) for name in kept], columns, [*found.left_out, *others, *unread])
     kept, others = of_split(pictures, split, folder, folders_alone=True)
     learnt = [name for name in kept if _REGULARISATION.isdisjoint(name.lower().split("/")[:-1])]
     if learnt:

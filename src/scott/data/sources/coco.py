@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.data.pictures import named_as_picture
-from scott.data.records import Record, Rejected, Skip, Unit, attempt, units_of_rows
+from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, units_of_rows
 from scott.data.sources.files import digest_of, opened, places_of, read_picture, unsafe
 from scott.data.sources.survey import survey
 from scott.errors import UserError
@@ -21,13 +21,14 @@ class Coco:
 
     They are looked for in the folder `train2017` near a `captions_train2017.json` (see `_folder_of`); where there is
     none, they are fetched. A picture in that folder that the file does not name is counted. Raises `UserError` when a
-    file is not of this kind.
+    file is not of this kind, or a column is named.
     """
 
     kind = "coco"
     columns = ("id", "file_name", "width", "height", "license")
 
-    def __init__(self, files: Sequence[str], left_out: Sequence[Rejected] = ()) -> None:
+    def __init__(self, files: Sequence[str], wanted: Columns, left_out: Sequence[Rejected] = ()) -> None:
+        wanted.refuse(f"{files[0]} holds pictures and captions as COCO has them")
         self.files, self.left_out = files, list(left_out)
         self.rows: list[tuple[dict[str, Any], list[Any], Path | None]] = []
         for file in files:

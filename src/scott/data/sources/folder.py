@@ -70,9 +70,8 @@ class Folder:
         self.folder, self.names, self.texts, self.wanted = found.root, names, texts, wanted
         if not names:
             raise UserError(f"{found.root} holds no pictures, but {endings_of(found.files) or 'nothing else'}")
-        if wanted.image or (wanted.captions and not any(text.lower().endswith(".json") for text in texts.values())):
-            named = ", ".join((wanted.image or "", *wanted.captions)).strip(", ")
-            raise UserError(f"{found.root} holds pictures with texts beside them, and no columns; got {named}")
+        if wanted.image or not any(text.lower().endswith(".json") for text in texts.values()):
+            wanted.refuse(f"{found.root} holds pictures with texts beside them")
         repeated = [_repeated(name) for name in names]
         self.repeats = repeated if all(repeated) else [None] * len(names)
         read = {*names, *texts.values(), *(entry.key for entry in left_out)}

@@ -92,14 +92,14 @@ class MetadataFolder:
 
     def _record(self, key: str, cell: object, row: Row, folder: Path, of_text: bool) -> Record:
         picture = picture_in(cell)
+        place = self._place(picture, folder) if isinstance(picture, str) else None
+        if isinstance(picture, str):
+            self._read_from[place or picture] = None
         names = caption_names(row, self.wanted.captions)
         captions = _entries(captions_of(row, names)) if of_text else captions_of(row, names)
         rest = {name: _number(value) if of_text else value for name, value in row.items() if name not in names}
         if isinstance(picture, bytes):
             return Record(key, lambda: picture, captions, rest, len(picture))
-        place = self._place(picture, folder) if isinstance(picture, str) else None
-        if isinstance(picture, str):
-            self._read_from[place or picture] = None
         read = partial(read_local, self.root / place) if place else partial(read_picture, picture, folder, self.of_user)
         return Record(key, read, captions, rest)
 

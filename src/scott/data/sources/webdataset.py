@@ -7,7 +7,7 @@ from typing import Any
 from scott.data.captions import read_columns
 from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, with_left_out
 from scott.data.sources.files import digest_of, kind_of, opened
-from scott.data.sources.tables import caption_names, captions_of
+from scott.data.sources.tables import IMAGES, caption_names, captions_of, usual_column
 from scott.data.sources.tar import TEXTS, Parts, grouped, is_picture
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -18,7 +18,7 @@ ARCHIVES = (".zst", ".tzst", ".lz4", ".z", ".zip", ".7z", ".rar")
 class WebDataset:
     """Tars of pictures, each with a text and a .json of its name (see `tar.grouped`).
 
-    The caption is the text, or the entry of the .json that is named (or has a usual name).
+    The caption is the text, or the entry of the .json that is named (or has a usual name). For the picture see `_one`.
     """
 
     kind = "webdataset"
@@ -56,13 +56,24 @@ class WebDataset:
             pictures = [suffix for suffix in pictures if suffix == f".{self.wanted.image.lstrip('.')}"]
         if not pictures:
             raise Skip("no-picture", ", ".join(parts))
-        picture = _read(parts[pictures[0]])
+        picture = _read(parts[_one(pictures)])
         columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
         of_text = [suffix for ending in TEXTS for suffix in parts if suffix.endswith(ending)]
         texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in of_text}
         beside = tuple(suffix[1:] for suffix in of_text[:1])
         captions = captions_of(texts, caption_names(texts, self.wanted.captions or beside))
         return Record(key, lambda: picture, captions, columns, len(picture))
+
+
+def _one(pictures: Sequence[str]) -> str:
+    """Of a record's pictures, by their suffixes, the one that has no word in front of its ending (`.png` beside
+    `.mask.png`), or where none is so, a usual one (`.image.png`). Raises `Skip` where it is not one alone."""
+    plain = [suffix for suffix in pictures if "." not in suffix[1:]]
+    usual = [suffix for suffix in pictures if usual_column([suffix.rpartition(".")[0]], IMAGES)]
+    found = pictures if len(pictures) == 1 else plain or usual
+    if len(found) != 1:
+        raise Skip("several-pictures", f"{', '.join(pictures)}; name one with --image-column")
+    return found[0]
 
 
 def _read(part: bytes | Skip) -> bytes:
