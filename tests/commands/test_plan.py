@@ -46,7 +46,9 @@ def test_json_is_the_budget(scott, teacher_folders):
     totals = {"total": budget.total, "start": budget.start}
     taken = {"recipe": "sdxl", "guidance": 8.0, "precision": "fp16"}
     assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals | taken
-    assert budget.start == sum(budget.preparing.values())
+    pipeline = load_backbone(config.teacher, config.dtype).pipeline
+    first = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+    assert budget.start == storage_bytes(tensor for part in first for tensor in (*part.parameters(), *part.buffers()))
 
 
 def test_json_without_a_dry_run_is_refused(scott, tmp_path):

@@ -141,14 +141,15 @@ def test_an_export_takes_its_name_only_when_it_is_done(tmp_path):
             assert not folder.exists() or (folder / "file").read_text() == "old"
         assert (folder / "file").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-    with pytest.raises(UserError), replacing_folder(folder) as partial:
+    with pytest.raises(UserError, match="differs"), replacing_folder(folder) as partial:
         refuse(partial)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"file": "new"}
     busy = pytest.raises(UserError, match="is being written by another command")
     with replacing_folder(folder), busy, replacing_folder(folder):
         pass
     with replacing_folder(folder) as partial:
-        (partial / "file").write_text("new")
-    assert (folder / "file").read_text() == "new"
+        (partial / "file").write_text("newer")
+    assert (folder / "file").read_text() == "newer"
 
 
 def test_an_export_that_is_refused_or_has_no_room_leaves_nothing(tmp_path):

@@ -160,7 +160,8 @@ def test_resident_parts_are_what_a_run_holds(make, family, settings):
     assert budgeted["gradients"] == storage_bytes(
         [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     )
-    assert budget.total == sum(budget.training.values())
+    resident = sum(size for part, size in real.items() if part in budget.training) + budgeted["gradients"]
+    assert budget.total - budgeted["activations"] == pytest.approx(resident, rel=0.02)
     network = dict(backbone.network.named_parameters())
     assert budget.parameters == sum(p.numel() for name, p in network.items() if ".lora_" not in name)
     assert budget.student == sum(p.numel() for p in backbone.student_parameters().values())
@@ -288,7 +289,6 @@ def test_a_walk_of_two_calls_one_after_the_other_holds_half(make_bones):
     cost, apart = (step_cost(bones, dataclasses.replace(config, low_memory=low))[0] for low in (False, True))
     assert cost.walk_apart == apart.walk < 0.6 * cost.walk
     assert (cost.flops, cost.update) == (apart.flops, apart.update)
-    assert cost.peak == max(cost.walk, cost.update)
 
 
 def test_the_live_bytes_of_a_known_computation():

@@ -130,6 +130,7 @@ def test_a_quantised_teacher_takes_a_lora_as_a_start(teacher_folders, config, st
     lora = initial_lora(backbone, config, print)
     backbone.add_student("lora", rank=4, alpha=4.0)
     start_as(backbone, config, lora)
+    assert len(lora) == len(load_file(config.init)) == 16, "two tensors a layer"
     for name, value in lora.items():
         assert torch.equal(backbone.student_parameters()[name][tuple(map(slice, value.shape))].data, value), name
 

@@ -109,7 +109,8 @@ def test_two_steps_split_over_processes_are_those_of_a_whole_network(request, ca
     """Frozen network, student, target and critic with their optimizers, and what the budget says goes between them."""
     found = request.getfixturevalue("two" if case in SPLIT else "four")[1][case]
     tolerance = 1e-2 if case.startswith("fp16") else 1e-4
-    assert max(found["losses"], found["norms"], found["weights"]) < tolerance
+    for what in ("losses", "norms", "weights"):
+        assert found[what] < tolerance, what  # one by one: `max` may pass over a NaN
     assert found["held"] < 0.55 or case in AVERAGED, "half of all"
     if case not in AVERAGED:  # whose gradients DDP sends
         assert found["exchanged"] == pytest.approx(found["traffic"], rel=0.1)
