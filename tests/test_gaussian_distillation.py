@@ -144,11 +144,11 @@ def test_the_training_step_on_its_own_grid(name, s):
         draws = Draws.make(torch.Size([20_000, 1]), grid, config, generator)
         draws = dataclasses.replace(draws, t_n=torch.full((20_000,), time))
         batch = Batch(torch.zeros(20_000, 1), torch.full((20_000, 1), s), {})
-        slopes = []
+        x_m, slopes = distillation.walk(batch, draws), []
         for value in (0.0, 1.0):  # the loss is a parabola in a_i: two slopes give its minimum
             linear.a.data[index] = value
             linear.a.grad = None
-            distillation.step(batch, draws)
+            distillation.step(batch, draws, x_m=x_m)
             slopes.append(linear.a.grad[index].item())
         linear.a.data[index] = slopes[0] / (slopes[0] - slopes[1])
 

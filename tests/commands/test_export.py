@@ -8,7 +8,9 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from tests.export.conftest import SMALL as FEW_BLOCKS
 from tests.teachers.published import write_configs
 
 from scott.commands import export as module
@@ -28,14 +30,17 @@ from scott.training.config import DistillConfig
 
 @pytest.fixture
 def make_run(make_backbone, teacher_folders, perturb, tmp_path):
-    """`make_run(train, **changes)`: (run folder as training leaves it, the backbone in memory)."""
+    """`make_run(train, teacher=None, **changes)`: (run folder as training leaves it, the backbone in memory)."""
 
-    def make(train="lora", **changes):
-        backbone = make_backbone(train)
+    def make(train="lora", teacher=None, **changes):
+        backbone = load_backbone(teacher) if teacher else make_backbone(train)
+        if teacher:
+            torch.manual_seed(1)
+            backbone.add_student(train, rank=4, alpha=4.0)
         perturb(backbone.target_parameters())
         out = tmp_path / "run"
         config = DistillConfig(
-            teacher=str(teacher_folders["sd1"]), data="mini", out=out, train=train, lora_rank=4, **changes
+            teacher=str(teacher or teacher_folders["sd1"]), data="mini", out=out, train=train, lora_rank=4, **changes
         )
         for step, parts in ((1, backbone.student_parameters()), (2, backbone.target_parameters())):
             save_checkpoint(out / "checkpoints", step, {"target": parts}, {})
@@ -143,10 +148,23 @@ def test_a_teacher_that_was_moved_is_named_and_another_refused(make_run, teacher
         assert load_run(run, place=str(here)).updates == 2
 
 
+@pytest.fixture(scope="module")
+def small_teacher(teacher_folders, tmp_path_factory):
+    """SD1.5's pipeline with a block a side, but with attention: to trace a graph takes by its depth."""
+    pipe, folder = DiffusionPipeline.from_pretrained(teacher_folders["sd1"]), tmp_path_factory.mktemp("small")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    for name, options in (FEW_BLOCKS | {"unet": FEW_BLOCKS["unet"] | blocks}).items():
+        if name in pipe.components:
+            setattr(pipe, name, type(pipe.components[name]).from_config({**pipe.components[name].config, **options}))
+    pipe.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(("precision", "train"), [("fp16", "full"), ("bf16", "lora")])
-def test_half_precision_is_what_is_on_disk(make_run, monkeypatch, precision, train):
+def test_half_precision_is_what_is_on_disk(make_run, small_teacher, monkeypatch, precision, train):
     """And what is read back is the student with these very weights: far closer to it than to the one in fp32."""
-    run, _ = make_run(train)
+    run, _ = make_run(train, small_teacher)
     off, of_pair = [], pipeline.difference
     monkeypatch.setattr(pipeline, "difference", lambda *pair: off.append(of_pair(*pair)) or off[-1])
     folder = export(run, "diffusers", precision=precision)

@@ -65,8 +65,8 @@ def test_a_run_that_made_no_step_is_begun_by_another_command(words, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_text(mini(batch_size=7, out=out).to_json())
-    here(*words(out))
-    assert final(out)[1]["step"] == SPREAD_STEPS
+    here(*words(out, "--max-steps", 1))
+    assert final(out)[1]["step"] == 1
 
 
 def test_a_split_run_that_is_killed_goes_on_in_one_process(one, distil, words, tmp_path):
@@ -81,8 +81,10 @@ AT_ONCE = """
 import sys, time
 from pathlib import Path
 from scott import cli
+from scott.commands import validation
 from scott.training import launch
 
+validation.TEACHER_STEPS = 2
 newest, both, mine = launch.latest_checkpoint, Path(sys.argv.pop(1)), sys.argv.pop(1)
 
 def together(folder):
@@ -103,7 +105,9 @@ def test_of_two_runs_begun_at_once_in_one_folder_one_is_made(words, tmp_path):
     both.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    commands = [["-c", AT_ONCE, both, str(seed), *words(out, "--seed", str(seed))] for seed in (1, 2)]
+    commands = [
+        ["-c", AT_ONCE, both, str(seed), *words(out, "--seed", str(seed), "--max-steps", "1")] for seed in (1, 2)
+    ]
     processes = [subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT, **pipes) for words in commands]
     ends = {seed: finish(process) for seed, process in enumerate(processes, 1)}
     (made, (code, _)), (_, (refused, output)) = sorted(ends.items(), key=lambda end: end[1][0])
