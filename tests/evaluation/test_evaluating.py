@@ -16,9 +16,10 @@ from scott.evaluation import (
     frechet_distance,
     pictures,
 )
-from scott.evaluation.evaluating import Diversity, Reference
+from scott.evaluation.evaluating import Diversity
 from scott.evaluation.measures import Figure, few, figures, too_small
 from scott.evaluation.pictures import is_whole
+from scott.evaluation.references import Reference
 
 
 class MeanColour:

@@ -8,12 +8,13 @@ takes either through all of it, against the `references` that `protocols` name; 
 """
 
 from scott.evaluation.distances import frechet_distance
-from scott.evaluation.evaluating import Diversity, Reference, Sampler, evaluate
+from scott.evaluation.evaluating import Diversity, Sampler, evaluate
 from scott.evaluation.features import Features, Instruments
 from scott.evaluation.grids import image_grid, to_pil
 from scott.evaluation.measures import Figure, clip_score
 from scott.evaluation.neighbours import coverage
 from scott.evaluation.pictures import Generate, Progress, batch_seed, timed
+from scott.evaluation.references import Reference
 from scott.evaluation.results import Results, Row
 from scott.evaluation.tables import markdown_table, table
 

@@ -1,8 +1,8 @@
 """How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scott.data.pictures import cropped
 from scott.data.records import slices
-from scott.evaluation.features import Instruments, features_of
-from scott.evaluation.grids import to_pil
 from scott.evaluation.measures import (
     FEATURES,
     METRICS,
     SPREAD_CAPTIONS,
-    USUAL,
     Figure,
     few,
     figures,
@@ -34,67 +30,13 @@ from scott.evaluation.pictures import (
     batch_seed,
     write_captions,
 )
-from scott.evaluation.results import FLOOR, Row
+from scott.evaluation.references import Reference
+from scott.evaluation.results import Row
 from scott.evaluation.stored import StoredPictures
 from scott.measured import Measured
 
-Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""(B pictures, their captions) → name → what each shows, (B,), NaN where it does not apply."""
 Cost = tuple[float | None, int]
 """Seconds that a batch took, None where they are not known, and its pictures."""
-
-
-@dataclass
-class Reference:
-    """Captions to draw, and features of the real pictures that what is drawn of them is measured against."""
-
-    prompts: list[str]
-    instruments: Instruments
-    real: Mapping[str, Tensor]
-    """Instrument → features (N, D) of real pictures."""
-    metrics: Sequence[str] = USUAL
-    others: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of as many other real pictures as there are captions: what a perfect sampler would draw. Empty where there are
-    none."""
-    replicates: int = 0
-    """Bootstrap resamples behind an interval."""
-    reading: Reading | None = None
-    """What else is read off each picture."""
-    size: int | None = None
-    """Pixels a side that drawn pictures are brought to, by Lanczos, before they are measured; None leaves them."""
-    redrawn: Generate | None = None
-    """Real pictures of a caption, as a sampler draws them, where the data can be drawn again."""
-    reading_variants: Reading | None = None
-    """What is read off several pictures of one caption."""
-    names: list[str] = field(default_factory=list)
-    """Of the real pictures that the captions are of, where they have names."""
-    version: str = ""
-    """Of the source that the real pictures are of, where it has one."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Reason → how many real pictures were left out on the way."""
-
-    @cached_property
-    def texts(self) -> dict[str, Tensor]:
-        """Instrument → features of the captions, for the metrics that compare pictures with them."""
-        names = {METRICS[name].instrument for name in self.metrics if METRICS[name].captions}
-        return {name: self.instruments[name].texts(self.prompts) for name in names}
-
-    @cached_property
-    def floors(self) -> dict[str, Figure]:
-        compared = [name for name in self.metrics if not METRICS[name].captions]
-        return figures(compared, self.real, {}, self.others, self.replicates) if self.others else {}
-
-    def floor(self) -> Row:
-        """Other real pictures in a sampler's place: what finite samples cost even a perfect one."""
-        count = len(next(iter(self.others.values())))
-        return Row(FLOOR, 0, 0, None, samples=count, metrics=self.floors)
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Instrument → features of pictures, at the size that is measured."""
-        if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            fitted = [cropped(to_pil(image), [(self.size, self.size)]) for image in images]
-            images = torch.stack(fitted).float() / 255
-        return features_of(self.instruments, images)
 
 
 def evaluate(

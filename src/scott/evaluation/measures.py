@@ -81,7 +81,7 @@ METRICS = {
     "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True),
 }
 SHOWN = ("place", "size", "background")
-"""What is read off a picture itself, where the data allow it (`evaluating.Reference.reading`)."""
+"""What is read off a picture itself, where the data allow it (`references.Reference.reading`)."""
 USUAL = ("fid", "clip-score", "coverage")
 
 

@@ -29,11 +29,10 @@ from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_
 from scott.data.sources import open_source
 from scott.data.sources.files import digest_of, places_of, read_picture
 from scott.errors import UserError
-from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
 from scott.evaluation.networks import CLIPS, NETWORKS
-from scott.evaluation.references import SMALLEST, Entries, Tick, check_samples, source_reference
+from scott.evaluation.references import SMALLEST, Entries, Reference, Tick, check_samples, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
 

@@ -3,8 +3,10 @@
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -16,11 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scott.data.loading import Sample, Tally, entries_of, loaded
+from scott.data.pictures import cropped
 from scott.data.records import Record, Rejected, Source, chunks, reasons
 from scott.data.settings import Settings
 from scott.errors import UserError
-from scott.evaluation.evaluating import Reference
 from scott.evaluation.features import Instruments, features_of
+from scott.evaluation.grids import to_pil
+from scott.evaluation.measures import METRICS, USUAL, Figure, figures
+from scott.evaluation.pictures import Generate
+from scott.evaluation.results import FLOOR, Row
 from scott.files import replacing
 
 BATCH = 64
@@ -28,6 +34,61 @@ SMALLEST = 10
 """Samples that a row is measured on at least."""
 Tick = Callable[[str, int, int], None]
 Entries = list[Record | Rejected]
+Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
+"""(B pictures, their captions) → name → what each shows, (B,), NaN where it does not apply."""
+
+
+@dataclass
+class Reference:
+    """Captions to draw, and features of the real pictures that what is drawn of them is measured against."""
+
+    prompts: list[str]
+    instruments: Instruments
+    real: Mapping[str, Tensor]
+    """Instrument → features (N, D) of real pictures."""
+    metrics: Sequence[str] = USUAL
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of as many other real pictures as there are captions: what a perfect sampler would draw. Empty where there are
+    none."""
+    replicates: int = 0
+    """Bootstrap resamples behind an interval."""
+    reading: Reading | None = None
+    """What else is read off each picture."""
+    size: int | None = None
+    """Pixels a side that drawn pictures are brought to, by Lanczos, before they are measured; None leaves them."""
+    redrawn: Generate | None = None
+    """Real pictures of a caption, as a sampler draws them, where the data can be drawn again."""
+    reading_variants: Reading | None = None
+    """What is read off several pictures of one caption."""
+    names: list[str] = field(default_factory=list)
+    """Of the real pictures that the captions are of, where they have names."""
+    version: str = ""
+    """Of the source that the real pictures are of, where it has one."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason → how many real pictures were left out on the way."""
+
+    @cached_property
+    def texts(self) -> dict[str, Tensor]:
+        """Instrument → features of the captions, for the metrics that compare pictures with them."""
+        names = {METRICS[name].instrument for name in self.metrics if METRICS[name].captions}
+        return {name: self.instruments[name].texts(self.prompts) for name in names}
+
+    @cached_property
+    def floors(self) -> dict[str, Figure]:
+        compared = [name for name in self.metrics if not METRICS[name].captions]
+        return figures(compared, self.real, {}, self.others, self.replicates) if self.others else {}
+
+    def floor(self) -> Row:
+        """Other real pictures in a sampler's place: what finite samples cost even a perfect one."""
+        count = len(next(iter(self.others.values())))
+        return Row(FLOOR, 0, 0, None, samples=count, metrics=self.floors)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Instrument → features of pictures, at the size that is measured."""
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            fitted = [cropped(to_pil(image), [(self.size, self.size)]) for image in images]
+            images = torch.stack(fitted).float() / 255
+        return features_of(self.instruments, images)
 
 
 def source_reference(
@@ -68,9 +129,7 @@ def source_reference(
         real, described = _read(first, samples, instruments, lambda done: tick("the real pictures", done, samples))
         count = len(described["prompts"])
         if count < least:
-            skips = f" ({reasons(skipped)})" if (skipped := described["skipped"]) else ""
-            fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
-            raise UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
+            raise _too_few(count, least, described["skipped"])
         with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
             others, rest = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
         if floor and (read := len(rest["prompts"])) < count:
@@ -79,10 +138,7 @@ def source_reference(
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}
     if file is not None and count == samples and not described["skipped"] and not rest["skipped"]:
-        with suppress(OSError, SafetensorError, UserError):  # a place that cannot be written to: no figure needs it
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as partial:
-                save_file(tensors, partial, {"described": json.dumps(described)})
+        _keep(file, tensors, described)
     return _reference(instruments, size, tensors, **described)
 
 
@@ -100,6 +156,19 @@ def _read(
         tick(len(names))
     described = {"prompts": prompts, "names": names, "skipped": tally.skipped}
     return {name: torch.cat(part) for name, part in parts.items()}, described
+
+
+def _too_few(count: int, least: int, skipped: Counter[str]) -> UserError:
+    skips = f" ({reasons(skipped)})" if skipped else ""
+    fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
+    return UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
+
+
+def _keep(file: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
+    with suppress(OSError, SafetensorError, UserError):  # a place that cannot be written to: no figure needs it
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"described": json.dumps(described)})
 
 
 def _reference(

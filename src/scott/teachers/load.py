@@ -42,15 +42,7 @@ def load_backbone(
     check_parts(source)
     index = model_index(source)
     pipeline_class, network, family = family_of(source.teacher, index)
-    # a part that scott does not use, which may be large, is not read
-    options: dict[str, Any] = {
-        name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
-    }
-    # a text part that is left out has to be left out by name
-    text = [name for name in index if name.startswith(("text_encoder", "tokenizer"))]
-    options |= {name: None for name in text if index[name] in (None, [None, None])}
-    if "safety_checker" in options:
-        options["requires_safety_checker"] = False
+    options = _left_out(index)
     # LoRAs are merged before anything is rounded: the same teacher comes of it in any dtype
     first = torch.float32 if source.loras else dtype
     if source.vae is not None:
@@ -80,6 +72,17 @@ def load_backbone(
     if quantized != "none":
         backbone.quantize(quantized)
     return backbone
+
+
+def _left_out(index: dict[str, Any]) -> dict[str, Any]:
+    """What `from_pretrained` is given to leave parts out: those scott does not use, which may be large, and text parts
+    that are not there, which have to be named."""
+    options: dict[str, Any] = {
+        name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index
+    }
+    text = [name for name in index if name.startswith(("text_encoder", "tokenizer"))]
+    options |= {name: None for name in text if index[name] in (None, [None, None])}
+    return options | ({"requires_safety_checker": False} if "safety_checker" in options else {})
 
 
 def _modify(pipeline: DiffusionPipeline, source: TeacherSource, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from scott.errors import UserError
 from scott.teachers import LatentBackbone
 from scott.teachers.quantize import FLAGS, saved_bytes
 from scott.training.config import DistillConfig
-from scott.training.counting import Calls, parameter_bytes, storage_bytes
+from scott.training.counting import Calls, Counts, parameter_bytes, storage_bytes
 from scott.training.jumps import jumps_kept, jumps_of_steps
 from scott.training.meta_step import step_cost
 from scott.training.parallel import blocks_of, rows_of_pass
@@ -84,17 +84,13 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     # of several processes gradients lie in DDP's buckets, or are split: none come and go whole beside the graph
     stay = config.gradient_accumulation > 1 or processes > 1
     cost, counts = step_cost(backbone, a_pass, gradients_stay=stay)
-    exchanged = counts.reduced
-    if config.shard == "full":
-        exchanged = (exchanged + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
     steps, spread = config.max_steps, config.gradient_accumulation * processes
     walks = len({jump for jump, _ in islice(jumps_of_steps(config), steps)})
     early = config.first_with_critic if config.has_critic else 0
     alone = step_cost(backbone, replace(a_pass, adversarial_weight=0.0))[0] if early else cost
     kept = min(jumps_kept(config), walks) * (rows.stop - rows.start) * config.gradient_accumulation
     copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
-    encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
-    at_once = max(encoders) if config.low_memory else sum(encoders)
+    preparing, start_savings = _preparing(backbone, config)
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
     return Budget(
         teacher=type(backbone.pipeline).__name__,
@@ -106,7 +102,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         flops=cost.flops * spread,
         run_flops=(cost.flops * (steps - early) + alone.flops * early - cost.walk_flops * (steps - walks)) * spread,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
-        exchanged=exchanged if processes > 1 else 0,
+        exchanged=_exchanged(backbone, config, counts) if processes > 1 else 0,
         training={
             "frozen network": (storage_bytes(base) - _quantized_away(backbone, config)) // parts,
             "student": storage_bytes([*student, *copies.get("student", ())]) // parts,
@@ -117,14 +113,19 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
             "activations": cost.peak - gradients,
             **({"kept jumps": 4 * kept * math.prod(backbone.latent_shape)} if config.jump_reuse > 1 else {}),
         },
-        preparing={
-            "VAE": storage_bytes(_tensors(backbone.vae)),
-            "text encoders": at_once,
-        },
+        preparing=preparing,
         savings=_savings(backbone, config)
         | ({} if config.low_memory else {"--low-memory": cost.peak - cost.peak_apart}),
-        start_savings={"--low-memory": at_once - max(encoders)} if at_once > max(encoders) else {},
+        start_savings=start_savings,
     )
+
+
+def _preparing(backbone: LatentBackbone, config: DistillConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes by part while data are encoded, and what --low-memory would save of them."""
+    encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
+    at_once = max(encoders) if config.low_memory else sum(encoders)
+    saved = {"--low-memory": at_once - max(encoders)} if at_once > max(encoders) else {}
+    return {"VAE": storage_bytes(_tensors(backbone.vae)), "text encoders": at_once}, saved
 
 
 def _savings(backbone: LatentBackbone, config: DistillConfig) -> dict[str, int]:
@@ -141,6 +142,13 @@ def _savings(backbone: LatentBackbone, config: DistillConfig) -> dict[str, int]:
 
 def _quantized_away(backbone: LatentBackbone, config: DistillConfig) -> int:
     return saved_bytes(backbone.blocks, config.quantize) if config.quantize != "none" else 0
+
+
+def _exchanged(backbone: LatentBackbone, config: DistillConfig, counts: Counts) -> int:
+    """Bytes that each of several processes averages or gathers in a step."""
+    if config.shard == "none":
+        return counts.reduced
+    return (counts.reduced + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
 
 
 def _outside_blocks(backbone: LatentBackbone) -> int:
