@@ -94,14 +94,16 @@ def test_help_is_shown_without_torch():
     assert not modules & heavy
 
 
-@pytest.mark.parametrize("words", [["prepare", ".", "--check"], ["compare", "a.jpg"]], ids=" ".join)
-def test_commands_that_need_no_network_load_no_models_library(words, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "code"), [(["prepare", ".", "--check"], None), (["compare", "a.jpg"], 2)], ids=["check", "compare"]
+)
+def test_commands_that_need_no_network_load_no_models_library(words, code, tmp_path):
     """From the command line, to the end of what they do: of parquet's rows a page, of no results a refusal."""
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     row = {"image": {"bytes": picture.getvalue(), "path": "a.png"}, "text": "a cat"}
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     show = ["from scott.cli import main", f"sys.argv = ['scott', *{words}]"]
-    modules, _ = loaded(*show, "try: main()", "except SystemExit: pass", where=tmp_path)
+    modules, _ = loaded(*show, "try: main()", f"except SystemExit as stop: assert stop.code == {code}", where=tmp_path)
     assert not modules & {*MODELS, "accelerate"}
     assert (tmp_path / "check.html").exists() == ("--check" in words)

@@ -20,6 +20,7 @@ from scott.errors import UserError
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
+from scott.teachers.critic import Critic
 from scott.training.checkpoint import (
     Best,
     checkpoint_step,
@@ -516,6 +517,37 @@ def test_a_run_goes_on_only_as_its_networks_output_was_read(start, teacher_folde
             assert contents(tmp_path) == before
         else:
             assert run()[0] == 1
+
+
+# --- the critic ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("r1", [0.0, 0.1])
+def test_r1_is_made_without_tf32(start, tmp_path, monkeypatch, r1):
+    """The switch is the process's, and a GPU's alone: what a step finds it at."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    found = []
+    hooks = Hooks(progress=lambda done, terms: found.append(torch.backends.cudnn.allow_tf32))
+    start(tmp_path, hooks=hooks, critic="heads", critic_input="clean", critic_r1=r1, max_steps=1)
+    assert found == [not r1]
+
+
+def test_heads_are_standardised_once_over_the_whole_batch_at_the_guidance_that_is_drawn_with(
+    start, tmp_path, monkeypatch
+):
+    given, standardise = [], Critic.standardise
+
+    def recorded(critic, batches):
+        batches = [*batches]
+        given.append([(len(x0), cond["guidance"].tolist()) for x0, cond in batches])
+        standardise(critic, batches)
+
+    monkeypatch.setattr(Critic, "standardise", recorded)
+    settings = {"critic": "heads", "critic_input": "clean", "batch_size": 4, "gradient_accumulation": 2}
+    omega = {"guidance_min": 2.0, "guidance_max": 8.0, "guidance": 3.5}
+    for steps in (1, 2):  # the second goes on
+        start(tmp_path, "full", family="flux", max_steps=steps, **settings, **omega)
+    assert given == [[(2, [3.5, 3.5]), (2, [3.5, 3.5])]]
 
 
 # --- the log -------------------------------------------------------------------------------------------------
