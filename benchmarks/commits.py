@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Annotated, Self
 
 import tyro
+from experiments.runs import exit_code
 
 from scott.errors import UserError
 
@@ -111,6 +112,11 @@ def measure(options: Options) -> dict[str, float]:
     return {"new_over_old": ratio, "new_seconds": new_seconds, "old_seconds": old_seconds}
 
 
-if __name__ == "__main__":
-    figures = measure(tyro.cli(Options, description=__doc__))
+def main(options: Options) -> None:
+    figures = measure(options)
     sys.stdout.write(", ".join(f"{name} {value:.4g}" for name, value in figures.items()) + "\n")
+
+
+if __name__ == "__main__":
+    asked = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_code(lambda report: main(asked)))

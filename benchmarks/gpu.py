@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 import tyro
+from experiments.runs import exit_code
 from torch import Tensor, nn
 
+from scott.choices import unknown
 from scott.commands.distill import add_models
 from scott.data.batch import Batch
 from scott.recipes import RECIPES
@@ -48,6 +50,10 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Raises `UserError` for a recipe that there is not, before any is measured."""
+    for recipe in options.recipes:
+        if recipe not in RECIPES:
+            raise unknown("recipe", recipe, RECIPES)
     for recipe in options.recipes:
         for method in options.methods:
             figures = {"recipe": recipe, "method": method} | measure(options, recipe, method)
@@ -132,4 +138,5 @@ def timed(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    asked = tyro.cli(Options, description=__doc__)
+    sys.exit(exit_code(lambda report: main(asked)))

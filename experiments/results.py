@@ -1,10 +1,12 @@
 """Results of experiments: rows as JSON lines, and the Markdown tables that a README has of them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from scipy.stats import ttest_1samp
 
 from scott.errors import UserError
@@ -22,9 +24,22 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def append_lines(file: Path, *rows: Mapping[str, Any]) -> None:
-    """Add rows, the file whole at any time."""
-    lines = [json.dumps(one, ensure_ascii=False) for one in (*read_lines(file), *rows)]
-    write_atomically(file, "\n".join(lines) + "\n")
+    """Add rows, the file whole at any time and none of another command's lost. Its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file):
+        lines = [json.dumps(one, ensure_ascii=False) for one in (*read_lines(file), *rows)]
+        write_atomically(file, "\n".join(lines) + "\n")
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Wait until no other command changes the file."""
+    lock = file.with_name(f"{file.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:  # while it is held: who waits for a lock that is gone takes a new one
+            lock.unlink(missing_ok=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

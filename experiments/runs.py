@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -19,9 +20,10 @@ from torch import Tensor
 from scott.choices import unknown
 from scott.commands.distill import check_config, data_and_models
 from scott.commands.initial import check_start, initial_lora
+from scott.data.locks import locked
 from scott.data.records import chunks
 from scott.device import best_device
-from scott.errors import UserError
+from scott.errors import Preempted, UserError
 from scott.evaluation import Row, evaluate
 from scott.evaluation.measures import USUAL
 from scott.evaluation.networks import instruments
@@ -60,7 +62,7 @@ def digest(config: DistillConfig) -> str:
 
 
 def exit_code(run: Callable[[Report], None]) -> int:
-    """Of a command: 0, or 2 where it was given something wrong, which one line says."""
+    """Of a command: 0; and with a line that says why, 2 where it was given something wrong, 143 where SIGTERM came."""
     terminal = Console(stderr=True)
     try:
         with Bars(terminal) as bars:
@@ -68,6 +70,9 @@ def exit_code(run: Callable[[Report], None]) -> int:
     except UserError as error:
         terminal.print(str(error), markup=False)
         return 2
+    except Preempted as stop:
+        terminal.print(f"{stop}; the same command goes on from there", markup=False)
+        return 128 + signal.SIGTERM
     return 0
 
 
@@ -115,27 +120,35 @@ class Training:
     backbone: LatentBackbone = field(init=False)
 
     def train(self, report: Report) -> float:
-        """Make the updates that are left; CPU seconds of all that were made, without those a crash lost."""
+        """Make the updates that are left; CPU seconds of all that were made, without those a crash lost.
+
+        Raises `UserError` where another command writes the run, or where it does not say what it cost.
+        """
+        return self.finished(report).total(self.config.max_steps)
+
+    def finished(self, report: Report) -> "Spent":
+        """What the run cost, with the updates made that were left and the student loaded."""
         config = self.config
         self.backbone = teacher_of(config.teacher, config.dtype, config.quantize)
         check_config(self.backbone, config)
         check_start(self.backbone, config)
         lora = initial_lora(self.backbone, config, warn)
-        data = data_and_models(self.backbone, config, lora, self.data, report, warn)
-        if self.backbone.device.type == "cuda":
-            record(self.backbone)
-        spent = Spent(config.out, config.out / "checkpoints")
+        config.out.mkdir(parents=True, exist_ok=True)
+        with locked(config.out):
+            data = data_and_models(self.backbone, config, lora, self.data, report, warn)
+            if self.backbone.device.type == "cuda":
+                record(self.backbone)
+            spent = Spent(config.out, config.out / "checkpoints", config.checkpoint_every)
 
-        def progress(done: int, terms: dict[str, float]) -> None:
-            if done % config.checkpoint_every == 0 or done == config.max_steps:
-                spent.write(done)
-            report("distil", done, config.max_steps, terms)
+            def progress(done: int, terms: dict[str, float]) -> None:
+                spent.write(done)  # of each update, as SIGTERM has any of them saved
+                report("distil", done, config.max_steps, terms)
 
-        hooks = Hooks(progress=progress)
-        if self.phases > 1 or self.energy:
-            hooks.distillation = self.variant
-        distill(self.backbone, data, config, hooks)
-        return spent.total(config.max_steps)
+            hooks = Hooks(progress=progress)
+            if self.phases > 1 or self.energy:
+                hooks.distillation = self.variant
+            distill(self.backbone, data, config, hooks)
+            return spent
 
     def variant(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
         if self.energy:
@@ -155,22 +168,34 @@ class Training:
 
 
 class Spent:
-    """CPU seconds by the step they had been spent at, kept in a run's folder; those that a crash lost are forgotten."""
+    """CPU seconds by the step they had been spent at, kept in a run's folder; those that a crash lost are forgotten.
 
-    def __init__(self, out: Path, checkpoints: Path) -> None:
-        self.file = out / "cpu_seconds.json"
+    Args:
+        every: the steps from one checkpoint to the next.
+    """
+
+    def __init__(self, out: Path, checkpoints: Path, every: int) -> None:
+        self.file, self.every = out / "cpu_seconds.json", every
         there = json.loads(self.file.read_text()) if self.file.is_file() else {}
         newest = latest_checkpoint(checkpoints)
-        start = checkpoint_step(newest) if newest else 0
-        self.steps = {int(step): seconds for step, seconds in there.items() if int(step) <= start}
+        self.start = checkpoint_step(newest) if newest else 0
+        self.steps = {int(step): seconds for step, seconds in there.items() if int(step) <= self.start}
         self.before = max(self.steps.values(), default=0.0)
         self.began = cpu_seconds()
 
     def write(self, done: int) -> None:
-        self.steps[done] = self.before + cpu_seconds() - self.began
+        """After a step; of those before it, what a checkpoint may be of stays."""
+        kept = {step: spent for step, spent in self.steps.items() if step % self.every == 0 or step == self.start}
+        self.steps = kept | {done: self.before + cpu_seconds() - self.began}
         write_atomically(self.file, json.dumps(self.steps))
 
     def total(self, done: int) -> float:
+        """Raises `UserError` where it is not known, as of a run that another command made."""
+        if done not in self.steps:
+            raise UserError(
+                f"{self.file.parent} does not say what its {done} steps cost, as a run of `scott distill` does not; "
+                "move it away, and it is made anew"
+            )
         return self.steps[done]
 
 

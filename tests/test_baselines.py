@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from experiments.baselines.instaflow import Flow, InstaFlow
 from experiments.baselines.ufogen import UFOGen, critic_loss, generator_loss
 from tests.tiny.parts import tiny_unet
 
+from scott.data.locks import locked
 from scott.diffusion import DiscreteSchedule, expand_like
 from scott.errors import UserError
 from scott.mini import embedded
@@ -166,6 +169,23 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits_and_draws_as_it_was_saved(
         )
     with pytest.raises(UserError, match="other seed"):
         replace(whole, seed=1).train()
+
+
+def test_a_run_is_known_by_what_it_is_made_of_and_not_by_its_paths(trained, folder, tmp_path):
+    whole, _ = trained("ufogen")
+    spelt = replace(whole, out=Path(os.path.relpath(whole.out)), teacher=Path(os.path.relpath(folder)))
+    assert spelt.train() == whole.seconds
+    file = whole.out / "options.json"
+    older = json.loads(file.read_text()) | dict.fromkeys(("out", "teacher", "shard"), "/else/where")
+    del older["data"]
+    file.write_text(json.dumps(older))
+    assert spelt.train() == whole.seconds
+    shard = tmp_path / "glyphs.tar"
+    shard.write_bytes(whole.shard.read_bytes() + bytes(512))
+    with pytest.raises(UserError, match="other data"):
+        replace(whole, shard=shard).train()
+    with locked(whole.out), pytest.raises(UserError, match="written by another command"):
+        spelt.train()
 
 
 def test_a_few_steps_lower_the_losses(trained, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_student_that_has_learnt_by_it_draws_by_its_noise(tmp_path, monkeypatc
     assert line["energy"]
     assert exit_code(replace(trial, energy=False).run) == 2, "another trial"
     assert exit_code(replace(trial, phases=2).run) == 2
-    config = DistillConfig.load(tmp_path / "runs" / "noisy-0" / "config.json")
+    config = DistillConfig.load(tmp_path / "runs" / "noisy-0-energy" / "config.json")
     training = Training(config, tmp_path / "runs" / "data", energy=True)
     training.train(lambda *tick: None)
     sampler = training.samplers()[1]

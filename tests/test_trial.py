@@ -1,16 +1,20 @@
 """`python -m experiments.trial`: a variant trained by scott's trainer, measured, and kept as one line."""
 
 import json
+import os
+import signal
 from functools import partial
 
 import pytest
 from experiments.guidance.__main__ import Guidance
-from experiments.runs import exit_code, parsed
+from experiments.runs import QUIET, Training, exit_code, parsed
 from experiments.trial.__main__ import Trial, critic_loss
 
 from scott.commands import prepare
+from scott.data.locks import locked
 from scott.errors import UserError
 from scott.recipes.configs import mini
+from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 
 
 def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monkeypatch, capsys):
@@ -44,6 +48,32 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
     assert (tmp_path / "README.md").read_text().count("\n| ") == 6
 
 
+def test_a_variant_of_the_step_has_a_run_of_its_own():
+    trials = [Trial("a"), Trial("a", energy=True), Trial("a", phases=2), Trial("a", phases=4)]
+    assert [trial.config().out.name for trial in trials] == ["a-0", "a-0-energy", "a-0-2-phases", "a-0-4-phases"]
+
+
+def test_a_run_that_sigterm_stops_keeps_what_it_cost_and_another_keeps_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "MINI_SCENES", 32)
+    config = mini(**QUIET, batch_size=4, out=tmp_path / "run", max_steps=6, checkpoint_every=100)
+    training, file = Training(config, tmp_path / "data"), config.out / "cpu_seconds.json"
+
+    def stopping(name, done, total, terms):
+        if (name, done) == ("distil", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert exit_code(lambda report: training.train(stopping)) == 143
+    assert "which is saved; the same command goes on" in " ".join(capsys.readouterr().err.split())
+    saved = str(checkpoint_step(latest_checkpoint(config.out / "checkpoints")))
+    spent = json.loads(file.read_text())
+    assert spent.keys() == {saved}
+    with locked(config.out):
+        assert exit_code(training.train) == 2
+    assert "is being written by another command" in " ".join(capsys.readouterr().err.split())
+    assert training.train(lambda *tick: None) > spent[saved] > 0
+    assert json.loads(file.read_text()).keys() == {saved, "6"}
+
+
 def test_a_critics_loss_is_that_of_the_second_half_of_its_updates():
     assert critic_loss([{"step": 1}, *({"step": n, "critic": float(n)} for n in range(2, 6))]) == 4.5
     assert critic_loss([{"step": 1}]) is None
@@ -69,13 +99,20 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     assert lines[1]["steps"]["2"]["fid"] != pytest.approx(lines[0]["steps"]["2"]["fid"], rel=1e-3)
     assert measured(2.0, run="none-0") == 2
     assert "no run folder" in capsys.readouterr().err
+    (runs / "moved-0" / "cpu_seconds.json").unlink()  # a run of `scott distill` has none
+    assert measured(1.5) == 0
+    assert exit_code(Trial("moved", settings, updates=2, samples=12, folder=tmp_path / "new", runs=runs).run) == 2
+    assert "does not say what its 2 steps cost" in " ".join(capsys.readouterr().err.split())
+    folder = tmp_path / "new"
+    assert measured(2.0) == 2, "where no table can be written, before anything is measured"
+    assert not (folder / "results.jsonl").exists()
 
 
 def test_a_trial_of_two_numbers_is_not_made_again(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(Trial, "made", lambda trial, report: made.append(trial.name) or {})
     for _ in range(2):
-        assert exit_code(Trial("betas", ("critic_betas=0,0.99",), folder=tmp_path).run) == 0
+        assert exit_code(Trial("betas", ("critic_betas=0,0.99",), folder=tmp_path / "new").run) == 0
     assert made == ["betas"]
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from scott.commands.prepare import MINI_SCENES
+from scott.data.locks import locked
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.export.info import STUDENT_INFO, StudentInfo
@@ -68,33 +69,46 @@ class Baseline(ABC):
         """CPU seconds of all that was computed for the student, without those a crash lost.
 
         Raises:
-            UserError: not one of `steps` and `cpu_minutes`, or `out` is of a run with other options.
+            UserError: not one of `steps` and `cpu_minutes`, or `out` is of a run with other options, or is written by
+                another command.
         """
         if (self.steps is None) == (self.cpu_minutes is None):
             raise UserError(f"got {self.steps} steps and {self.cpu_minutes} CPU minutes; give one of them")
         torch.manual_seed(self.seed)
-        given = {name: str(value) for name, value in asdict(self).items()}
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out):
+            self._check_options()
+            self.data  # noqa: B018 (it is made here, and costs the student nothing, as of scott's own)
+            self.updates, self.seconds = 0, 0.0
+            self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
+        return self.seconds
+
+    def _check_options(self) -> None:
+        """Keep what the run is made by, or raise `UserError` where it is not what it was begun by."""
+        places = ("out", "teacher", "shard")  # which may be spelt otherwise; what is in them is told by `made_of`
+        given = {name: str(value) for name, value in asdict(self).items() if name not in places}
+        given["data"] = self.made_of
         file = self.out / "options.json"
         there = json.loads(file.read_text()) if file.is_file() else given
+        there.setdefault("data", self.made_of)  # older runs have places in its stead
         if other := [name for name in given if there.get(name) != given[name]]:
             raise UserError(f"{self.out} is of a run with other {', '.join(other)}; choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(given, indent=1))
-        self.data  # noqa: B018 (it is made here, and costs the student nothing, as of scott's own)
-        self.updates, self.seconds = 0, 0.0
-        self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
-        return self.seconds
 
     @cached_property
     def backbone(self) -> LatentBackbone:
         return embedded.load_teacher(self.teacher / "teacher")
 
     @cached_property
+    def made_of(self) -> str:
+        """Digest of teacher, scenes and drawings, which the data follow from."""
+        return sha256(f"{self.backbone.version} {self.scenes}".encode() + self.shard.read_bytes()).hexdigest()[:12]
+
+    @cached_property
     def data(self) -> Tensors:
         """`mean` and `std` of the latents and `text` of the scenes that scott's students are trained on, kept beside
         `out` for other runs."""
-        made_of = sha256(f"{self.backbone.version} {self.scenes}".encode() + self.shard.read_bytes()).hexdigest()
-        file = self.out.parent / f"data-{made_of[:12]}.safetensors"
+        file = self.out.parent / f"data-{self.made_of}.safetensors"
         with FileLock(f"{file}.lock"):
             return cached(file, self.backbone, self.shard, seed=0, count=self.scenes, config=self.stage_config())
 
@@ -128,16 +142,15 @@ class Baseline(ABC):
             config = replace(config, steps=_fitting(share * seconds, folder / "steps.json", module, calibrate))
         else:
             config = replace(config, steps=max(1, round(share * self.steps)))
-        spent = Spent(folder, folder)
+        spent = Spent(folder, folder, config.checkpoint_every)
 
         def counted(indices: range, generator: torch.Generator) -> Tensors:
-            done = indices.start // self.batch_size
-            if done % config.checkpoint_every == 0:
-                spent.write(done)
+            spent.write(indices.start // self.batch_size)
             return draw(indices, generator)
 
         average = run(counted, config=config, folder=folder)
-        spent.write(config.steps)
+        if config.steps not in spent.steps:  # else it is read back, which is no cost of the student
+            spent.write(config.steps)
         self.updates += config.steps
         self.seconds += spent.total(config.steps)
         return average

@@ -241,45 +241,28 @@ class Comparison:
         return max(1, int(blank.budget * CALIBRATION / minutes))
 
 
+CELLS: dict[str, Callable[[Row], object]] = {
+    "method": lambda row: row.method,
+    "matched": lambda row: row.matched,
+    "budget": lambda row: f"{row.budget:g}",
+    "seed": lambda row: row.seed,
+    "scenes": lambda row: row.scenes,
+    "updates": lambda row: row.updates,
+    "CPU min": lambda row: f"{row.cpu_minutes:.1f}",
+    "device": lambda row: row.device,
+    "steps": lambda row: row.steps,
+    "ω": lambda row: None if row.guidance is None else f"{row.guidance:g}",
+    "FID": lambda row: row.fid,
+    "coverage": lambda row: row.coverage,
+    "spread": lambda row: row.spread,
+    "n": lambda row: row.samples,
+    "features": lambda row: row.features,
+}
+"""Of the table, by their titles."""
+
+
 def markdown(rows: list[Row]) -> str:
-    header = [
-        "method",
-        "matched",
-        "budget",
-        "seed",
-        "scenes",
-        "updates",
-        "CPU min",
-        "device",
-        "steps",
-        "ω",
-        "FID",
-        "coverage",
-        "spread",
-        "n",
-        "features",
-    ]
-    cells = [
-        [
-            r.method,
-            r.matched,
-            f"{r.budget:g}",
-            r.seed,
-            r.scenes,
-            r.updates,
-            f"{r.cpu_minutes:.1f}",
-            r.device,
-            r.steps,
-            "–" if r.guidance is None else f"{r.guidance:g}",
-            r.fid,
-            r.coverage,
-            r.spread,
-            r.samples,
-            r.features,
-        ]
-        for r in rows
-    ]
-    return table(header, cells)
+    return table([*CELLS], [[cell(row) for cell in CELLS.values()] for row in rows])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ weights on the same CPU. The tokenizer and the VAE's encoder are not trained.
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import tyro
 from experiments.embedded_teacher import decoder, image, text, unet
 from experiments.embedded_teacher.first.build import save_clip
 from experiments.embedded_teacher.stage import StageConfig
+from experiments.runs import exit_code
 from transformers import CLIPModel
 
 from scott.mini import embedded, glyphs
@@ -80,4 +82,5 @@ class Build:
 
 
 if __name__ == "__main__":
-    tyro.cli(Build).run()
+    asked = tyro.cli(Build)
+    sys.exit(exit_code(lambda report: asked.run()))

@@ -12,6 +12,7 @@ shard. `--sheets FOLDER` draws what was looked at when the subjects were chosen:
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from functools import cache
 from pathlib import Path
 
 import tyro
+from experiments.runs import exit_code
 from PIL import Image, ImageDraw, ImageFont
 
-from scott.errors import UserError
+from scott.errors import UserError, require
+from scott.files import read_object, replacing
 from scott.mini import glyphs
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -67,10 +70,11 @@ def fluent_3d(package: Path) -> Draw:
 
 def icons(package: Path) -> Draw:
     """By an Iconify set: `chars.json` names the icon of code points, `icons.json` has its SVG's body."""
-    import resvg_py
-
-    names = json.loads((package / "chars.json").read_text())
-    found = json.loads((package / "icons.json").read_text())
+    resvg_py = require("resvg_py", "drawing SVG", "resvg-py")
+    names, found = (
+        read_object(package / f"{name}.json", f"npm pack the icon set and unpack it as {package}")
+        for name in ("chars", "icons")
+    )
 
     def draw(character: str) -> Image.Image | None:
         points = _points(character)
@@ -101,8 +105,7 @@ def styles(sources: Path) -> dict[str, Draw]:
 
 def characters() -> dict[str, str]:
     """Unicode's short name, as the `emoji` package spells it → character."""
-    import emoji
-
+    emoji = require("emoji", "naming the subjects")
     status = emoji.STATUS["fully_qualified"]
     entries = emoji.EMOJI_DATA.items()
     return {data["en"].strip(":").replace("_", " "): char for char, data in entries if data["status"] == status}
@@ -121,14 +124,14 @@ def drawing(character: str, draw: Draw) -> Image.Image | None:
 
 
 def write_shard(shard: Path, sources: Path) -> int:
-    """Write every subject in every style; returns the number of drawings.
+    """Write every subject in every style, whole or not at all; returns the number of drawings.
 
     Of a subject there are `NNN.json` (subject, code points) and `NNN.STYLE.webp`, RGBA cropped to its ink, a style.
     Raises `UserError` where a style lacks a subject.
     """
     by_name, found = characters(), styles(sources)
     count = 0
-    with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with replacing(shard) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index, name in enumerate(subject_names()):
             character = by_name[name]
             points = " ".join(f"U+{ord(c):04X}" for c in character)
@@ -188,4 +191,5 @@ class Drawings:
 
 
 if __name__ == "__main__":
-    tyro.cli(Drawings).run()
+    asked = tyro.cli(Drawings)
+    sys.exit(exit_code(lambda report: asked.run()))

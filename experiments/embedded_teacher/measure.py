@@ -3,8 +3,9 @@
     python -m experiments.embedded_teacher.measure --samples 1000 --json
 
 `place`, `size`, `background`, `style_named`: shares of the pictures that show what the caption says
-(`scott.mini.reading`). `style_shares_off`: over captions that leave the style open, the largest difference between a
-style's share of the drawn pictures and of the real pictures of the same captions. `retrieval`, `retrieval_real`:
+(`scott.mini.reading`). `style_shares_off`: over n captions that leave the style open, the largest difference between a
+style's share of the drawn pictures and of the real pictures of the same captions; of two samples of four equal shares
+it is .85 / √n in the mean, and below 1.52 / √n in 95 % of draws. `retrieval`, `retrieval_real`:
 share of drawn and of real pictures whose own caption Mini-CLIP finds among all of them. `fid_*` and `floor_*`:
 Fréchet distance of the drawn pictures, and of the captions' own real pictures, to other real ones, in Mini-CLIP's
 features and in EfficientNet-Lite0's. A shard of one style has no figures of style. `--probe` tells instead what a
@@ -12,6 +13,7 @@ linear probe finds in the text tower's states, `--reconstructions` how near the 
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import torch
 import tyro
 from experiments.embedded_teacher import decoder
 from experiments.embedded_teacher.text import probe
+from experiments.runs import exit_code
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,7 +49,7 @@ class Measure:
     """The drawings its captions and pictures are made of."""
     samples: int = 1000
     steps: int = 50
-    guidance: float = 2.5
+    guidance: float = embedded.GUIDANCE
     split: Literal["held-out", "validation"] = "held-out"
     """Choose by validation; report held-out."""
     named: Literal["half", "all", "none"] = "half"
@@ -152,4 +155,5 @@ def _largest_difference(found: list[str], shown: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(Measure).run()
+    asked = tyro.cli(Measure)
+    sys.exit(exit_code(lambda report: asked.run()))

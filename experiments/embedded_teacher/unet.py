@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from experiments.embedded_teacher.stage import StageConfig, Tensors, ahead, run_stage
+from experiments.embedded_teacher.stage import Draw, Losses, StageConfig, Tensors, ahead, run_stage
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -68,12 +68,20 @@ def train(
     teacher.to(config.device)
     data = cached(folder / "data.safetensors", teacher, shard, seed=seed, count=SCENES, config=config)
     empty = teacher.encode_prompts([""])["text"].cpu()
-    schedule = DiscreteSchedule.stable_diffusion()
     unet = teacher.network.requires_grad_(True).train()
+    draw, losses = denoising(unet, data, empty)
+    unet.load_state_dict(run_stage("unet", unet, draw, losses, config, folder, seed=seed))
+    teacher.to("cpu")
+    return unet.requires_grad_(False).eval()
+
+
+def denoising(unet: nn.Module, data: Tensors, empty: Tensor) -> tuple[Draw, Losses]:
+    """The stage's ε-prediction on the scenes that `cached` gives; `empty` are the empty caption's token states."""
+    schedule = DiscreteSchedule.stable_diffusion()
 
     def draw(indices: range, generator: torch.Generator) -> Tensors:
         batch = len(indices)
-        rows = torch.randint(SCENES, (batch,), generator=generator)
+        rows = torch.randint(len(data["mean"]), (batch,), generator=generator)
         mean, std, text = (data[name][rows].float() for name in ("mean", "std", "text"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(x0.shape, generator=generator)
@@ -85,6 +93,4 @@ def train(
     def losses(drawn: Tensors) -> Tensors:
         return {"epsilon_mse": F.mse_loss(unet(drawn["x_t"], drawn["t"], drawn["text"]).sample, drawn["noise"])}
 
-    unet.load_state_dict(run_stage("unet", unet, draw, losses, config, folder, seed=seed))
-    teacher.to("cpu")
-    return unet.requires_grad_(False).eval()
+    return draw, losses

@@ -33,21 +33,29 @@ class Guidance:
     folder: Path = HERE
 
     def run(self, report: Report) -> None:
+        self.show()  # before anything is made, so that a folder that cannot show it is known
         reference = mini_reference(self.samples, "validation")
-        file = self.folder / "results.jsonl"
         for run in self.runs:
             if not is_run(run):
                 raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
             config = replace(DistillConfig.load(run / "config.json"), out=run)
             what = {"run": run.name, "method": config.method, "updates": config.max_steps, "samples": self.samples}
-            there = {line["omega"] for line in read_lines(file) if what.items() <= line.items()}
+            there = {line["omega"] for line in read_lines(self.file) if what.items() <= line.items()}
             training, omegas = Training(config, self.data), [omega for omega in self.omegas if omega not in there]
             if omegas:
-                training.train(report)  # nothing is left of it: this loads the student
+                training.finished(report)  # nothing is left of it: this loads the student
             for omega in omegas:
                 figures = measured(training.samplers(omega), reference, report)
-                append_lines(file, what | {"omega": omega, "steps": figures})
-        insert(self.folder / "README.md", "guidance", markdown(read_lines(file)))
+                append_lines(self.file, what | {"omega": omega, "steps": figures})
+        self.show()
+
+    def show(self) -> None:
+        """Write the table of the lines that there are."""
+        insert(self.folder / "README.md", "guidance", markdown(read_lines(self.file)))
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.jsonl"
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:

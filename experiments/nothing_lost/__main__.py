@@ -62,13 +62,14 @@ class NothingLost:
         began = time.monotonic()
         finish(start(command(work / "whole")))
         seconds = time.monotonic() - began
+        kills = 0
         for _ in range(self.kills):
             process = start(command(work / "killed"))
             time.sleep(rng.uniform(0.5, 1) * seconds)
-            kill(process)
+            kills += kill(process)
         finish(start(command(work / "killed")))
         whole, killed = (digests(work / name) for name in ("whole", "killed"))
-        return {"kills": self.kills, "files": len(whole), "same_bytes": whole == killed}
+        return {"kills": kills, "files": len(whole), "same_bytes": whole == killed}
 
     def train(self, work: Path, rng: random.Random) -> dict[str, Any]:
         """SIGKILL as soon as a random step is logged, five times over; then the command is left to finish."""
@@ -84,8 +85,8 @@ class NothingLost:
             process = start(command(out))
             while process.poll() is None and not any(r["step"] >= step for r in read_metrics(out / "metrics.jsonl")):
                 time.sleep(rng.uniform(0.01, 0.2))
-            kill(process)
-            at.append(max(record["step"] for record in read_metrics(out / "metrics.jsonl")))
+            if kill(process):
+                at.append(max(record["step"] for record in read_metrics(out / "metrics.jsonl")))
         finish(start(command(out)))
         return {
             "steps": self.steps,
@@ -142,12 +143,15 @@ def finish(process: "subprocess.Popen[str]") -> None:
         raise SystemExit(said)
 
 
-def kill(process: "subprocess.Popen[str]") -> None:
-    """The launcher and all below it, at once."""
-    if process.poll() is None:
-        for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
-            one.kill()
+def kill(process: "subprocess.Popen[str]") -> bool:
+    """The launcher and all below it, at once. False where it had ended by itself; where by an error, that ends all."""
+    if process.poll() is not None:
+        finish(process)
+        return False
+    for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        one.kill()
     process.communicate()
+    return True
 
 
 def digests(folder: Path) -> dict[str, str]:

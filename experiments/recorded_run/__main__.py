@@ -2,17 +2,19 @@
 shows. README.md beside this file has the commands.
 """
 
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import tyro
+from experiments.runs import Report, exit_code, progress
 from rich.console import Console
 
 from scott.commands.demo import SEED, draw_grids
 from scott.evaluation import Results, evaluate, table
 from scott.mini.embedded import GUIDANCE, NAME
 from scott.mini.protocol import mini_reference
-from scott.progress import Bars
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import load_student, teacher_of
 
@@ -20,32 +22,41 @@ TEACHER_STEPS = (50, 2)
 STUDENT_STEPS = (1, 2, 4)
 
 
-def grid(student: str = "runs/scott", out: Path = Path("runs/recorded")) -> None:
+@dataclass
+class Grid:
     """Draw the first held-out captions with the teacher and a student, from the same noise: OUT/grid-1.png, -2.png."""
-    teacher, drawn_by = teacher_of(NAME), load_student(student)
-    samplers: dict[str, TeacherSampler | StudentSampler]
-    samplers = {f"teacher, {n} steps": TeacherSampler(teacher, n, GUIDANCE) for n in TEACHER_STEPS}
-    omega = drawn_by.guidance(None)
-    samplers |= {f"scott, {n} step{'s'[: n - 1]}": drawn_by.sampler(n, omega) for n in STUDENT_STEPS}
-    draw_grids(samplers, out)
+
+    student: str = "runs/scott"
+    out: Path = Path("runs/recorded")
+
+    def run(self, report: Report) -> None:
+        drawn_by, teacher = load_student(self.student), teacher_of(NAME)
+        samplers: dict[str, TeacherSampler | StudentSampler]
+        samplers = {f"teacher, {n} steps": TeacherSampler(teacher, n, GUIDANCE) for n in TEACHER_STEPS}
+        omega = drawn_by.guidance(None)
+        samplers |= {f"scott, {n} step{'s'[: n - 1]}": drawn_by.sampler(n, omega) for n in STUDENT_STEPS}
+        draw_grids(samplers, self.out)
 
 
-def teacher(out: Path, samples: int = 1000) -> None:
+@dataclass
+class Teacher:
     """Measure the teacher at its own ω; OUT is what the package keeps as mini/assets/recorded.json."""
-    reference, backbone = mini_reference(samples), teacher_of(NAME)
-    results = Results([reference.floor()], {"samples": samples, "guidance": GUIDANCE, "seed": SEED, "teacher": NAME})
-    with Bars(Console()) as bars:
+
+    out: Path
+    samples: int = 1000
+
+    def run(self, report: Report) -> None:
+        reference, backbone = mini_reference(self.samples), teacher_of(NAME)
+        settings = {"samples": self.samples, "guidance": GUIDANCE, "seed": SEED, "teacher": NAME}
+        results = Results([reference.floor()], settings)
         for steps in TEACHER_STEPS:
             name, sampler = f"teacher-ddim-{steps}", TeacherSampler(backbone, steps, GUIDANCE)
-            tick = partial(_tick, bars, name)
+            tick = partial(progress, report, name)
             results.rows.append(evaluate(sampler, reference, name=name, seeds=(SEED,), progress=tick))
-    results.save(out)
-    Console().print(table(results))
-
-
-def _tick(bars: Bars, name: str, done: int, total: int) -> None:
-    bars.report(name, done, total, {})
+        results.save(self.out)
+        Console().print(table(results))
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"grid": grid, "teacher": teacher}, description=__doc__)
+    asked = tyro.extras.subcommand_cli_from_dict({"grid": Grid, "teacher": Teacher}, description=__doc__)
+    sys.exit(exit_code(asked.run))

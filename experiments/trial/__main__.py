@@ -71,6 +71,7 @@ class Trial:
                     f"{file} has a trial {self.name} of seed {self.seed} already, of other settings or of another "
                     "recipe mini; name another"
                 )
+        self.folder.mkdir(parents=True, exist_ok=True)  # before it trains, so that one that cannot be made is known
         append_lines(file, line | self.made(report))
 
     def identity(self) -> dict[str, Any]:
@@ -101,7 +102,8 @@ class Trial:
         return {"cpu_seconds": round(seconds, 1), "critic_loss": loss, "steps": figures}
 
     def config(self) -> DistillConfig:
-        out = self.runs / f"{self.name}-{self.seed}"
+        variant = "-energy" * self.energy + f"-{self.phases}-phases" * (self.phases > 1)  # which no config has
+        out = self.runs / f"{self.name}-{self.seed}{variant}"
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | self.given()
         settings |= {"method": self.method, "init": None if self.source is None else str(self.source)}
         return mini(**settings, out=out, seed=self.seed, max_steps=self.updates)

@@ -1,5 +1,6 @@
 """The four-style data, what is read off their pictures, and the stages of the second edition, a few steps of each."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -12,6 +13,7 @@ from experiments.embedded_teacher.measure import Measure, retrieval_accuracy, sh
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from scott.errors import UserError
 from scott.mini import embedded, glyphs, scenes
 from scott.mini.reading import read, styles
 
@@ -39,6 +41,24 @@ def test_every_subject_is_drawn_in_every_style():
         for drawing in of_style.values():
             assert max(drawing.size) == drawings.SIDE
             assert (np.asarray(drawing)[..., 3] > 128).mean() > 0.1
+
+
+def test_a_shard_that_cannot_be_drawn_stays_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "characters", lambda: dict.fromkeys(drawings.subject_names(), "x"))
+    monkeypatch.setattr(drawings, "styles", lambda sources: {"noto": lambda character: None})
+    shard = tmp_path / "glyphs.tar"
+    shard.write_bytes(b"drawings")
+    with pytest.raises(UserError, match="noto lacks"):
+        drawings.write_shard(shard, tmp_path)
+    assert shard.read_bytes() == b"drawings"
+    assert [*tmp_path.iterdir()] == [shard]
+
+
+def test_what_drawing_needs_is_said_in_a_line(tmp_path, monkeypatch):
+    for module, package in (("emoji", "emoji"), ("resvg_py", "resvg-py")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=f"needs {module}; pip install {package}"):
+            drawings.characters() if module == "emoji" else drawings.icons(tmp_path)
 
 
 def test_styles_and_their_naming_are_uniform_and_independent(drawn):
@@ -190,6 +210,7 @@ def test_a_probe_tells_what_the_tower_keeps():
 
 
 def test_measuring_tells_every_figure(built):
+    assert Measure().guidance == embedded.GUIDANCE
     _, figures = Measure(built / "out", SHARD, samples=16, steps=2).measure()
     names = {"place", "size", "background", "style_named", "style_shares_off", "retrieval", "retrieval_real"}
     names |= {f"{what}_{features}" for what in ("fid", "floor") for features in ("clip", "efficientnet")}

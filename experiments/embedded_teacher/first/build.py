@@ -6,6 +6,7 @@ Glyphs → tokenizer → Mini-CLIP and VAE → cached latents → U-Net → a `S
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import tyro
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from experiments.embedded_teacher.first import autoencoder, clip, unet
+from experiments.runs import exit_code
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from scott.errors import UserError
@@ -117,4 +119,5 @@ class FirstBuild:
 
 
 if __name__ == "__main__":
-    tyro.cli(FirstBuild).run()
+    asked = tyro.cli(FirstBuild)
+    sys.exit(exit_code(lambda report: asked.run()))

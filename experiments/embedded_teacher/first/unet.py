@@ -2,23 +2,20 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DConditionModel
 from experiments.embedded_teacher.first.clip import SHARD
-from experiments.embedded_teacher.stage import StageConfig, Tensors, run_stage
+from experiments.embedded_teacher.stage import StageConfig, run_stage
+from experiments.embedded_teacher.unet import denoising
 from torch import nn
-from torch.nn import functional as F
 
 from scott.data.preparation import full_settings, prepare_shards
 from scott.data.settings import Settings
 from scott.data.shard_source import ShardSource
-from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
 from scott.mini import scenes
 from scott.teachers.fingerprint import fingerprints
 from scott.teachers.sd import UNetBackbone
 
-CAPTION_DROPOUT = 0.1
 SCENES = 49_152  # cached scenes; a pass over them is 768 steps
 STAGE = StageConfig(steps=22_000, batch_size=64, learning_rate=1e-3, warmup=500, ema_decay=0.9995, checkpoint_every=500)
 
@@ -61,21 +58,7 @@ def train(folder: Path, backbone: UNetBackbone, *, seed: int, config: StageConfi
     prepare_shards(images, backbone, settings, made_for, data, lambda *_: None)
     cached = ShardSource(data, seed).all()
     empty = backbone.encode_prompts([""])["text"]
-    schedule = DiscreteSchedule.stable_diffusion()
     unet = backbone.network.requires_grad_(True).train()
-
-    def draw(indices: range, generator: torch.Generator) -> Tensors:
-        batch = len(indices)
-        drawn = cached[torch.randint(SCENES, (batch,), generator=generator)]
-        x0 = drawn.mean + drawn.std * torch.randn(drawn.mean.shape, generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(1000, (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
-        text = torch.where(dropped[:, None, None], empty, drawn.cond["text"])
-        return {"x_t": schedule.add_noise(x0, noise, t).float(), "t": t, "text": text, "noise": noise}
-
-    def losses(drawn: Tensors) -> Tensors:
-        return {"epsilon_mse": F.mse_loss(unet(drawn["x_t"], drawn["t"], drawn["text"]).sample, drawn["noise"])}
-
+    draw, losses = denoising(unet, {"mean": cached.mean, "std": cached.std, "text": cached.cond["text"]}, empty)
     unet.load_state_dict(run_stage("unet", unet, draw, losses, config, folder, seed=seed))
     return unet.eval()
