@@ -11,7 +11,8 @@ import pytest
 from scott.commands.compare import compare, update
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
-from scott.evaluation.comparison import combined, comparison, gaps
+from scott.evaluation.comparison import combined, comparison
+from scott.evaluation.gaps import gaps
 
 FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
 # the paper's figures on COCO-2017 5K
@@ -61,6 +62,16 @@ def test_one_share_that_there_is_not_leaves_the_others() -> None:
     other = replace(SCOTT, name="scott-1", steps=1)
     results = Results([TEACHER, LCM, SCOTT, replace(LCM, name="lcm-1", steps=1, samples=1000), other])
     assert [one.value is None for one in gaps(results)] == [False, False, True, True]
+
+
+def test_shares_between_other_guidance_say_so() -> None:
+    """Once, though of two metrics; not of a row that has none."""
+    teacher, lcm, scott = (replace(row, guidance=7.5) for row in (TEACHER, LCM, SCOTT))
+    assert "ω:" not in comparison(Results([teacher, lcm, scott]))
+    assert "ω:" not in comparison(Results([teacher, lcm, SCOTT]))
+    text = comparison(Results([teacher, lcm, replace(scott, guidance=3.0)]))
+    assert "| scott-2 | 84% | 99% |" in text
+    assert text.count("\nAt several ω: scott-2 3, lcm-2 7.5, teacher-ddim-50 7.5.\n") == 1
 
 
 def test_lcm_is_what_a_row_says_and_not_its_name() -> None:
@@ -205,6 +216,9 @@ def test_names_are_of_the_shortest_ends_that_tell_the_files_apart(tmp_path, file
         ({"data": "coco/a.json"}, {"data": "coco/b.json"}, r"has data a\.json and .* b\.json"),
         ({"floor data": "what follows"}, {"floor data": "c.json"}, "has floor data what follows and"),
         ({"data": "a", "prompts": "0a1b"}, {"data": "a", "prompts": "2c3d"}, "has prompts 0a1b and"),
+        ({"data split": "train"}, {"data split": "val"}, "has data split train and .* val; compare figures of one"),
+        ({"image column": "a", "scott": "1"}, {"scott": "1"}, "has image column a and .* the usual one;"),
+        ({"scott": "1"}, {"caption columns": ["a", "b"], "scott": "1"}, "columns the usual ones and .* a b;"),
     ],
 )
 def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None:
@@ -213,6 +227,23 @@ def test_figures_of_another_kind_are_refused(tmp_path, one, other, said) -> None
     assert len(combined([tmp_path / "a.json", tmp_path / "c.json"]).rows) == 2
     with pytest.raises(UserError, match=said):
         combined([tmp_path / "a.json", tmp_path / "b.json"])
+
+
+def test_other_precision_pictures_left_out_and_versions_are_named(tmp_path) -> None:
+    """Of the files that say them: one that says its scott left out nothing where it says none."""
+    one = {"scott": "1", "precision": "fp16", "data version": "0a1b", "left out": "not-a-picture 1"}
+    other = {"scott": "1", "precision": "fp32", "data version": "2c3d"}
+    for name, meta in (("a", one), ("b", other), ("c", {})):
+        Results([replace(SCOTT, name=name)], meta).save(tmp_path / f"{name}.json")
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    lines = {
+        "Precision: fp16 (a); fp32 (b).",
+        "Data version: 0a1b (a); 2c3d (b).",
+        "Left out: not-a-picture 1 (a); nothing (b).",
+    }
+    assert lines <= {*comparison(combined([a, b, c])).splitlines()}
+    for alike in ([a], [a, c], [c, b]):
+        assert not [line for line in comparison(combined(alike)).splitlines() if line.startswith(("P", "D", "L"))]
 
 
 def test_files_side_by_side(tmp_path) -> None:

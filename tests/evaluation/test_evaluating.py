@@ -104,6 +104,44 @@ def test_the_first_of_several_batches_is_warm_up(
     assert run(slow, batch_size=batch_size).seconds_per_image == expected
 
 
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch):
+    """`launched(**options)`: the row of a new process, whose first batch takes 9 seconds and others one a picture."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def launch(**options):
+        durations = iter([9.0])
+
+        def slow(prompts: Sequence[str], seed: int) -> Tensor:
+            now[0] += next(durations, len(prompts))
+            return paint(prompts, seed)
+
+        return run(slow, **{"batch_size": 1} | options)
+
+    return launch
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, 1.0), (7, None)])
+def test_each_process_warms_up(launched, tmp_path, count: int, expected: float | None) -> None:
+    """Of one batch each nothing else is known."""
+    for rank in range(1, count):
+        launched(images=tmp_path, process=(rank, count))
+    assert launched(images=tmp_path, process=(0, count)).seconds_per_image == expected
+
+
+def test_each_launch_on_a_kept_folder_warms_up(launched, tmp_path) -> None:
+    """Whether it goes on within a seed or adds one; of one batch a seed, the first process's first alone."""
+    launched(images=tmp_path)
+    for file in sorted(tmp_path.rglob("*.png"))[3:]:
+        file.unlink()
+    assert launched(images=tmp_path).seconds_per_image == 1.0
+    assert launched(images=tmp_path, seeds=(3, 4)).seconds_per_image == 1.0
+    for _ in range(2):
+        assert launched(images=tmp_path / "one", batch_size=7).seconds_per_image == 9 / 7
+    assert launched(images=tmp_path / "two", batch_size=7, seeds=(3, 4)).seconds_per_image == 1.0
+
+
 def test_progress_counts_images() -> None:
     seen = []
     run(progress=lambda done, total: seen.append((done, total)))
@@ -237,6 +275,33 @@ def test_a_batch_of_which_one_was_made_otherwise_is_left(tmp_path) -> None:
     with pytest.raises(UserError, match=r"00001\.png was made otherwise"):
         run(images=tmp_path)
     assert not files[0].exists()
+
+
+def test_a_picture_of_a_batch_of_another_length_is_drawn_again(tmp_path) -> None:
+    """Its noise may be another: fewer prompts, and then more, are as if they were the first."""
+    asked = []
+
+    def by_length(prompts: Sequence[str], seed: int) -> Tensor:
+        asked.append(list(prompts))
+        return paint(prompts, seed) / len(prompts)
+
+    run(by_length, images=tmp_path)
+    for count, drawn_again in ((5, PROMPTS[3:5]), (7, PROMPTS[3:6])):
+        of = replace(reference(), prompts=PROMPTS[:count])
+        asked.clear()
+        kept = run(by_length, of=of, images=tmp_path)
+        assert asked == [drawn_again]
+        assert kept.metrics == run(by_length, of=of).metrics
+
+
+@pytest.mark.parametrize("process", [(0, 1), (0, 2)])
+def test_pictures_of_another_batch_size_are_left(tmp_path, process: tuple[int, int]) -> None:
+    """Those of the first batch too, whose seed is the same, whichever process would have drawn the others."""
+    run(images=tmp_path, batch_size=7)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.png")}
+    with pytest.raises(UserError, match=r"00004\.png was made otherwise"):
+        run(images=tmp_path, batch_size=4, process=process)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.png")} == before
 
 
 def test_waiting_for_a_process_that_is_gone_is_said(tmp_path, monkeypatch) -> None:

@@ -50,16 +50,23 @@ def test_a_remark_of_several_rows_stands_once() -> None:
 
 
 def test_intervals_and_seeds_stand_behind_their_figures() -> None:
-    one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.9, 5.3)), "kid": Figure(0.25)})
+    one = Row("a", 2, 2, 0.1, samples=100, guidance=3.0, metrics={"fid": Figure(5.0, (4.8, 5.2)), "kid": Figure(0.25)})
     header, _, line, *rest = markdown_table(Results([one])).splitlines()
     assert header.startswith("| sampler | steps | calls | ω | s / image | FID ↓ |")
     assert header.endswith("| FID ratio | kid ↓ | samples |")  # and no CLIP score, which no row has
     assert line == "| a | 2 | 2 | 3 | 0.1 | 5.00 ±0.2 | – | – | 0.250 | 100 |"
     assert "±: half of 95 % of the bootstrap over samples." in rest
-    seeds = replace(one, metrics={"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5))}, seeds=(1, 3))
+    seeds = replace(one, metrics={"fid": Figure(5.0, (4.8, 5.2), seeds=(4.5, 5.5))}, seeds=(1, 3))
     assert "| 5.00 ±0.5 |" in markdown_table(Results([seeds]))
     assert "Seeds: 1, 3." in footnotes(Results([seeds, replace(seeds, name="b")]))
     assert "Seeds: 1, 3 (a); 2 (b)." in footnotes(Results([seeds, replace(seeds, name="b", seeds=(2,))]))
+
+
+def test_of_an_interval_that_a_bound_cuts_the_whole_side_counts() -> None:
+    cut = {"coverage": Figure(1.0, (0.98, 1.0)), "fid": Figure(0.3, (0.0, 0.7))}
+    line = markdown_table(Results([Row("a", 2, 2, 0.1, samples=100, metrics=cut)])).splitlines()[2]
+    assert "| 0.300 ±0.4 |" in line
+    assert "| 1.000 ±0.02 |" in line
 
 
 def test_resamples_that_are_all_alike_tell_nothing() -> None:
@@ -81,10 +88,10 @@ def test_an_arrow_is_where_more_or_less_is_better() -> None:
 
 def test_the_bootstrap_is_marked_where_others_are_of_seeds() -> None:
     """As in a row of several seeds, whose diversity is of the first, and in that of real pictures."""
-    over_seeds = {"fid": Figure(5.0, (4.9, 5.3), seeds=(4.5, 5.5)), "diversity": Figure(9.0, (8.0, 10.0))}
+    over_seeds = {"fid": Figure(5.0, (4.8, 5.2), seeds=(4.5, 5.5)), "diversity": Figure(9.0, (8.0, 10.0))}
     rows = [
         Row("a", 2, 2, 0.1, samples=100, metrics=over_seeds),
-        Row("real-vs-real", 0, 0, None, samples=100, metrics={"fid": Figure(1.0, (0.9, 1.3))}),
+        Row("real-vs-real", 0, 0, None, samples=100, metrics={"fid": Figure(1.0, (0.8, 1.2))}),
     ]
     text = markdown_table(Results(rows))
     assert all(cell in text for cell in ("| 5.00 ±0.5 |", "| 9.00 ±1‡ |", "| 1.00 ±0.2‡ |"))
@@ -102,7 +109,7 @@ def test_terminal_table_shows_every_row() -> None:
 
 def test_a_table_of_many_metrics_is_read_in_80_columns() -> None:
     """Every figure whole, each beside its sampler's name, no line longer than the terminal."""
-    values = {name: Figure(300 + index, (250.0, 350.0)) for index, name in enumerate(KNOWN)}
+    values = {name: Figure(300 + index, (250.0 + index, 350.0 + index)) for index, name in enumerate(KNOWN)}
     rows = [Row(f"stable-diffusion-v1-5-ddim-{n}", n, n, 0.1, samples=5000, metrics=values) for n in (1, 25)]
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table(Results(rows)))

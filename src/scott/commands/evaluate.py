@@ -84,7 +84,8 @@ def evaluate_target(
 def conditions(
     name: str, target: Target, reference: Reference, measured: Measured, protocol: Protocol
 ) -> dict[str, Any]:
-    """What figures depend on beside what each row says of itself; what does not apply is left out."""
+    """What figures depend on beside what each row says of itself; what does not apply, or is not known of pictures that
+    are there already, is left out."""
     of_source = {
         "data version": reference.version[:12],
         "data split": measured.data_split,
@@ -115,7 +116,8 @@ def conditions(
         "networks": {key: one.description for key, one in sorted(reference.instruments.items())},
         "scott": __version__,
     }
-    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+    unknown = ("seeds", "precision", "batch size") if target.stored else ()
+    return {key: value for key, value in found.items() if value not in (None, "", [], {}) and key not in unknown}
 
 
 def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None:

@@ -11,10 +11,8 @@ is the table of those files, paths from the file's own folder; `--rival`, `--ste
 
 import dataclasses
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,17 @@ from matplotlib.figure import Figure as Drawing
 
 from scott.errors import UserError
 from scott.evaluation.curves import as_svg
-from scott.evaluation.measures import METRICS
-from scott.evaluation.results import FLOOR, Results, Row
-from scott.evaluation.tables import markdown, markdown_table, metrics_of
+from scott.evaluation.gaps import gap_table, gaps
+from scott.evaluation.results import Results, Row
+from scott.evaluation.tables import DIFFERING, markdown_table, metrics_of
 
-LCM = "lcm"
-GAPS = {"fid": "FID", "coverage": "coverage"}
-"""The metrics in which a gap to the teacher is taken, as a table calls them."""
+ALIKE = ("protocol", "split", "size", "diversity", "data split", "image column", "caption columns")
+"""Conditions that all files have to have alike."""
+NAMED = ("data version", "precision", "left out")
+"""Conditions that a table names where they differ. A version holds times of change, and a copy of the same data on
+another machine has others."""
+UNSAID = {"image column": "the usual one", "caption columns": "the usual ones", "left out": "nothing"}
+"""What a file means that does not have a condition, if it says which scott wrote it."""
 _BEGIN = re.compile(r"^<!-- scott compare .+ -->$", re.MULTILINE)
 _BLOCK = re.compile(
     r"(^<!-- scott compare ([^\n]+) -->\n)(?:(?!^<!-- scott compare ).)*?(^<!-- end -->)", re.DOTALL | re.MULTILINE
@@ -39,12 +41,12 @@ Axis = tuple[str, str]
 def combined(files: Sequence[Path]) -> Results:
     """The rows of several files, each called after its file too; equal ones once, after the first.
 
-    Of what they were measured under, what is equal in all is kept. Raises `UserError` for files of other protocols,
-    data or networks, whose figures have nothing in common.
+    Of what they were measured under, what is equal in all is kept, and of `NAMED` what differs. Raises `UserError` for
+    files of other protocols, data or networks, whose figures have nothing in common.
     """
     loaded = [Results.load(file) for file in files]
-    for key in ("protocol", "split", "size", "diversity"):
-        _check_same(key, files, [results.meta.get(key) for results in loaded])
+    for key in ALIKE:
+        _check_same(key, files, [_said(results.meta, key) for results in loaded])
     for count in {results.meta.get("samples") for results in loaded}:  # prompts of another number are others
         alike = [results.meta if results.meta.get("samples") == count else {} for results in loaded]
         for key in ("prompts", "real pictures"):
@@ -60,8 +62,10 @@ def combined(files: Sequence[Path]) -> Results:
         meta["networks"] = shared
     if len(files) == 1:
         return Results(loaded[0].rows, meta)
-    found: list[tuple[str, Row]] = []
-    for label, results in zip(labels(files), loaded, strict=True):
+    names, found = labels(files), list[tuple[str, Row]]()
+    if differing := _differing(dict(zip(names, (results.meta for results in loaded), strict=True))):
+        meta[DIFFERING] = differing
+    for label, results in zip(names, loaded, strict=True):
         there = [(row.name, row.samples, row.metrics) for _, row in found]
         found += [(label, row) for row in results.rows if (row.name, row.samples, row.metrics) not in there]
     rows = [dataclasses.replace(row, name=f"{label}/{row.name}") for label, row in found]
@@ -71,6 +75,22 @@ def combined(files: Sequence[Path]) -> Results:
 def _in_all(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What every one of them has, and has equal."""
     return {key: value for key, value in contents[0].items() if all(one.get(key) == value for one in contents)}
+
+
+def _said(meta: Mapping[str, Any], key: str) -> Any:
+    """A condition as it is shown; None where the file does not say."""
+    value = meta.get(key, UNSAID.get(key) if "scott" in meta else None)
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _differing(files: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Condition → value → the files that say it, of conditions in which files differ."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for key in NAMED:
+        for name, meta in files.items():
+            if (value := _said(meta, key)) is not None:
+                found.setdefault(key, {}).setdefault(str(value), []).append(name)
+    return {key: values for key, values in found.items() if len(values) > 1}
 
 
 def labels(files: Sequence[Path]) -> list[str]:
@@ -93,77 +113,9 @@ def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
         raise UserError(f"{file} has {key} {first} and {another} {value}; compare figures of one kind")
 
 
-@dataclass(frozen=True)
-class Share:
-    """The share of a rival's gap to the teacher that a student closes in a metric, or why it has none."""
-
-    student: str
-    rival: str
-    """The family of its rows, LCM's or another that was named."""
-    metric: str
-    value: float | None
-    """(rival − student) / (rival − teacher): 1 where the student is as good as its teacher, 0 where it is as the rival
-    is. The paper's are .84 of LCM's gap in FID and .99 in coverage, in 2 steps."""
-    reason: str = ""
-
-
-def share(student: Row, rival: Row | None, teacher: Row | None, metric: str) -> tuple[float | None, str]:
-    """Of one student; None and why where the three were not measured alike, or the rival lacks nothing."""
-    rows = [row for row in (student, rival, teacher) if row is not None and metric in row.metrics]
-    if len(rows) < 3:
-        return None, "not measured of student, rival and teacher"
-    if len({row.samples for row in rows}) > 1:
-        return None, "figures of other sample sizes, whose biases differ"
-    drawn, rivals, teachers = (row.metrics[metric].value for row in rows)
-    if rivals == teachers or (rivals > teachers) == METRICS[metric].higher_is_better:
-        return None, "no gap, the rival's figure is as good as the teacher's"
-    return (rivals - drawn) / (rivals - teachers), ""
-
-
-def gaps(results: Results, rivals: Sequence[str] = ()) -> list[Share]:
-    """In FID and coverage, of each student that stands beside a rival at as many steps.
-
-    Rivals are the families that are named, or else those of students that `--method lcm` made. Raises `UserError` for
-    a name of none.
-    """
-    families = dict.fromkeys(row.family for row in results.rows)
-    if unknown := [name for name in rivals if name not in families]:
-        raise UserError(f"got the rival {unknown[0]}; expected one of {', '.join(families)}")
-    rivals = rivals or list(dict.fromkeys(row.family for row in results.rows if row.method == LCM))
-    beside = {(row.family, row.steps): row for row in results.rows if row.family in rivals}
-    teachers, found = {metric: results.baseline(metric) for metric in GAPS}, list[Share]()
-    for row in results.rows:
-        there = [beside.get((name, row.steps)) for name in rivals]
-        if not any(teachers.values()) or not any(there) or row.family in rivals:
-            continue
-        if row.label.startswith(("teacher", FLOOR)):
-            continue
-        for (rival, other), (metric, teacher) in product(zip(rivals, there, strict=True), teachers.items()):
-            found.append(Share(row.name, rival, metric, *share(row, other, teacher, metric)))
-    return found
-
-
 def comparison(results: Results, rivals: Sequence[str] = ()) -> str:
     """The table, and below it the share of each rival's gap to the teacher that each student closes."""
     return markdown_table(results) + gap_table(results, rivals)
-
-
-def gap_table(results: Results, rivals: Sequence[str] = ()) -> str:
-    """A line for each student, and below it why a share is "–"; empty where no student stands beside a rival."""
-    lines, reasons = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    shares = gaps(results, rivals)
-    for one in shares:
-        lines[one.student].append("–" if one.value is None else f"{one.value:.0%}")
-        if one.reason:
-            reasons[one.reason].append(f"{one.student}: {GAPS[one.metric]}, {one.rival}")
-    if not lines:
-        return ""
-    titles = dict.fromkeys(f"{GAPS[one.metric]}, {one.rival}" for one in shares)
-    teachers = dict.fromkeys(teacher.name for metric in GAPS if (teacher := results.baseline(metric)))
-    rows = [[name, *values] for name, values in lines.items()]
-    text = f"\nShare of a rival's gap to {' and '.join(teachers)} that is closed, at as many steps:\n\n"
-    text += markdown(["sampler", *titles], rows)
-    return text + "".join(f"\n–: {reason} ({'; '.join(cells)}).\n" for reason, cells in reasons.items())
 
 
 def as_json(results: Results, rivals: Sequence[str] = ()) -> str:

@@ -53,8 +53,9 @@ def evaluate(
 ) -> Row:
     """Draw one image a prompt and seed, and measure each seed's against the reference.
 
-    `seconds_per_image` is the time inside the sampler over the images it made; the first batch warms up and is left
-    out, unless it is the only one. With a folder `images`, pictures are kept in NAME/seed-N of it (see `Batches`).
+    `seconds_per_image` is the time inside the sampler over the images it made; the first batch that a process draws
+    warms up and is left out, unless it is the only one. With a folder `images`, pictures are kept in NAME/seed-N of it
+    (see `Batches`).
 
     Of several processes, the first measures; the row of the others has no figures.
 
@@ -66,13 +67,15 @@ def evaluate(
         raise ValueError(f"got {samples} prompts, batch size {batch_size}; expected at least 2 and 1")
     each: list[dict[str, Figure]] = []
     costs: list[Cost] = []
+    warm = False
     for seed in seeds:
         folder = None if images is None else images / name / f"seed-{seed}"
-        batches = Batches(sampler, reference.prompts, seed, batch_size, folder, made or {}, process)
+        batches = Batches(sampler, reference.prompts, seed, batch_size, folder, made or {}, process, warm)
         if folder is not None:
             batches.draw_own(progress)
         if process[0] == 0:
             each.append(_figures(batches, reference, reference.replicates if not each else 0, costs, progress))
+        warm = batches.warm
     if process[0] > 0:
         return Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
     row, calls = _row(name, each, costs, reference), batches.calls()
@@ -82,8 +85,8 @@ def evaluate(
 def evaluate_stored(
     pictures: StoredPictures, reference: Reference, *, batch_size: int = 64, progress: Progress | None = None
 ) -> Row:
-    """The row of pictures that are there already, those of the reference's prompts, in their order. What they cost, and
-    how they were drawn, is what all of them say."""
+    """The row of pictures that are there already, those of the reference's prompts, in their order. How they were drawn
+    is what all of them say, and seconds are of the batches that say them."""
     costs: list[Cost] = []
     batches = pictures.batches(len(reference.prompts), batch_size)
     each = [_figures(batches, reference, reference.replicates, costs, progress)]
@@ -92,12 +95,13 @@ def evaluate_stored(
 
 
 def _row(name: str, each: list[dict[str, Figure]], costs: Sequence[Cost], reference: Reference) -> Row:
-    """Of the figures of each seed and of the seconds and pictures of each batch, the first of which warms up."""
+    """Of the figures of each seed and of the seconds and pictures of each batch, the first of which warms up; others
+    whose seconds are not known are passed over too."""
     samples, metrics = len(reference.prompts), over_seeds(each, reference.floors)
     remarks = [few(samples)]
     remarks += [too_small(one, figure, samples, _width(one, reference)) for one, figure in metrics.items()]
-    known = [(seconds, count) for seconds, count in costs if seconds is not None]
-    seconds, counts = zip(*(known[1:] or known), strict=True) if len(known) == len(costs) else ((), ())
+    known = [(seconds, count) for seconds, count in costs[1:] or costs if seconds is not None]
+    seconds, counts = zip(*known, strict=True) if known else ((), ())
     cost, remark = sum(seconds) / sum(counts) if counts else None, " ".join(one for one in remarks if one)
     return Row(name, 0, 0, cost, samples=samples, metrics=metrics, remark=remark)
 

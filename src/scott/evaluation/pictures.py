@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 SECONDS, CALLS = "seconds", "calls"
 """What a picture cost, kept beside how it was made."""
-STEPS, GUIDANCE, BATCH_SEED = "steps", "guidance", "batch seed"
+STEPS, GUIDANCE, BATCH_SEED, BATCH_LENGTH = "steps", "guidance", "batch seed", "batch length"
 """Of how it was made."""
 CAPTIONS = "metadata.jsonl"
 POLL_SECONDS = 0.5
@@ -89,15 +89,18 @@ def is_whole(file: Path) -> bool:
 
 
 def kept(files: Sequence[Path], made: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all are there, and whole. Raises `UserError` for one that was made otherwise."""
+    """Whether all are there, whole, and of a batch as long, on which its noise depends. Raises `UserError` for one that
+    was made otherwise."""
     there = True
     for file, wanted in zip(files, made, strict=True):
         if not is_whole(file):
             there = False
             continue
         found = how_made(file)
-        if not isinstance(found, dict) or {k: v for k, v in found.items() if k not in (SECONDS, CALLS)} != dict(wanted):
+        unread = dict.fromkeys((SECONDS, CALLS, BATCH_LENGTH))
+        if not isinstance(found, dict) or {**found, **unread} != {**wanted, **unread}:
             raise UserError(f"{file} was made otherwise; choose another folder for the pictures, nothing was changed")
+        there &= found.get(BATCH_LENGTH) == wanted[BATCH_LENGTH]
     return there
 
 
@@ -125,14 +128,15 @@ def timed(generate: Generate, prompts: Sequence[str], seed: int) -> tuple[Tensor
     return images, time.perf_counter() - begin
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batches:
     """The pictures of a sampler, a batch at a time, drawn or kept.
 
     Batch i is `generate(prompts[i·size : (i+1)·size], batch_seed(seed, i))`, so samplers compared at one seed and one
     size start from the same noise. Pictures have 8 bits, in files or not. With a folder they are kept there; those that
     are there, made alike, are not drawn again. Of several processes, each draws every `count`-th batch and the first
-    waits for the others'.
+    waits for the others'. The first batch that a process draws warms up: its seconds are not known, unless there is no
+    other.
     """
 
     generate: Sampler
@@ -144,41 +148,45 @@ class Batches:
     """What else is kept beside a picture; one that was made otherwise is refused."""
     process: tuple[int, int] = (0, 1)
     """(rank, count)."""
+    warm: bool = False
+    """Whether this process has drawn before."""
 
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, float | None]]:
         """What `read` gives of each."""
         return map(self.read, range(len(self)))
 
     def draw_own(self, progress: Progress | None) -> None:
-        """Draw this process's share of what is not in the folder yet."""
+        """Draw this process's share of what is not in the folder yet, once no picture of any process's is refused."""
         rank, count = self.process
+        missing = {index for index in range(len(self)) if not kept(*self._files(index))}
         for index in range(rank, len(self), count):
-            files, made = self._files(index)
-            if not kept(files, made):
+            if index in missing:
+                files, made = self._files(index)
                 images, seconds = self._drawn(index)
-                cost = {SECONDS: seconds / len(images), CALLS: self.generate.network_calls}
+                cost = {SECONDS: seconds and seconds / len(images), CALLS: self.generate.network_calls}
                 files[0].parent.mkdir(parents=True, exist_ok=True)
                 for image, file, how in zip(images, files, made, strict=True):
                     save_picture(to_pil(image), file, how | cost)
             if progress is not None:
                 progress(min((index + 1) * self.size, len(self.prompts)), len(self.prompts))
 
-    def read(self, index: int) -> tuple[Tensor, float]:
-        """Pictures (B, 3, H, W) in [0, 1] of a batch, and the seconds they took."""
+    def read(self, index: int) -> tuple[Tensor, float | None]:
+        """Pictures (B, 3, H, W) in [0, 1] of a batch, and the seconds they took, where they are known."""
         if self.folder is None:
             return self._drawn(index)
         files, made = self._files(index)
         if self.process[1] > 1:
             self._wait_for(files, made, index % self.process[1])
-        arrays, seconds = [], 0.0
+        arrays, seconds = [], []
         for file in files:
             with Image.open(file) as picture:
-                seconds += json.loads(picture.info["parameters"])[SECONDS]
+                seconds.append(json.loads(picture.info["parameters"])[SECONDS])
                 arrays.append(np.array(picture.convert("RGB")))
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255, seconds
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255
+        return images, None if None in seconds else sum(seconds)
 
     def _wait_for(self, files: Sequence[Path], made: Sequence[Mapping[str, Any]], rank: int) -> None:
         """Until the process that draws these has written them; each minute, say so."""
@@ -199,15 +207,17 @@ class Batches:
     def _prompts(self, index: int) -> Sequence[str]:
         return self.prompts[index * self.size : (index + 1) * self.size]
 
-    def _drawn(self, index: int) -> tuple[Tensor, float]:
-        prompts = self._prompts(index)
+    def _drawn(self, index: int) -> tuple[Tensor, float | None]:
+        prompts, known = self._prompts(index), self.warm or len(self) == 1
         images, seconds = timed(self.generate, prompts, batch_seed(self.seed, index))
+        self.warm = True
         if len(check_images(images)) != len(prompts):
             raise ValueError(f"got {len(images)} images for {len(prompts)} prompts")
-        return images.float().mul(255).round() / 255, seconds
+        return images.float().mul(255).round() / 255, seconds if known else None
 
     def _files(self, index: int) -> tuple[list[Path], list[dict[str, Any]]]:
         assert self.folder is not None
         prompts, seed = self._prompts(index), batch_seed(self.seed, index)
         files = [self.folder / f"{index * self.size + i:05d}.png" for i in range(len(prompts))]
-        return files, [{"prompt": prompt, BATCH_SEED: seed} | dict(self.made) for prompt in prompts]
+        made = {BATCH_SEED: seed, BATCH_LENGTH: len(prompts), **self.made}
+        return files, [{"prompt": prompt} | made for prompt in prompts]

@@ -17,6 +17,8 @@ DECIMALS = {"clip-score": 3, "coverage": 3}
 """Of the metrics that do not have three significant digits."""
 BOOTSTRAP = "‡"
 """Behind the ± of the bootstrap, where others are of seeds."""
+DIFFERING = "differing"
+"""Of what several results were measured under: condition → value → the files that say it."""
 TITLES = {"fid": "FID ↓", "clip-score": "CLIP score ↑", "coverage": "coverage ↑", "spread": "spread → 1"}
 
 
@@ -73,6 +75,9 @@ def footnotes(results: Results) -> list[str]:
         lines.append(f"Diversity and styles: {count} pictures of each of {captions} captions.")
     if features := (results.meta.get("networks") or {}).get("features"):
         lines.append(f"Features: {features}.")
+    for condition, values in results.meta.get(DIFFERING, {}).items():
+        each = "; ".join(f"{value} ({', '.join(files)})" for value, files in values.items())
+        lines.append(f"{condition.capitalize()}: {each}.")
     if any(row.recorded for row in results.rows):
         lines.append("† Measured in an earlier run of the same sampler.")
     return lines
@@ -197,7 +202,10 @@ def _figure(figure: Figure | None, decimals: int | None, mark: str) -> str:
     ends = figure.seeds or figure.interval
     half = ""
     if ends and (figure.seeds or max(ends) > min(ends)):  # resamples that are all alike tell nothing
-        half = f" ±{_short((max(ends) - min(ends)) / 2, 2)}{'' if figure.seeds else mark}"
+        reach = (max(ends) - min(ends)) / 2
+        if not figure.seeds:  # a bound may cut one side of an interval
+            reach = max(max(ends) - figure.value, figure.value - min(ends))
+        half = f" ±{_short(reach, 2)}{'' if figure.seeds else mark}"
     return (significant(figure.value) if decimals is None else f"{figure.value:.{decimals}f}") + half
 
 
