@@ -215,3 +215,11 @@ def test_a_shard_that_changed_is_named_when_it_is_read(tmp_path):
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"0\.tar is corrupt, its SHA-256 is .* was .* when it was written"):
         ShardSource(tmp_path, 0).batch(0, 2)
+
+
+def test_no_part_of_an_epoch_is_of_a_shard_alone(tmp_path):
+    """Of nine shards in blocks of up to four, each third of an epoch is of three."""
+    source = ShardSource(write(tmp_path, [6] * 9), 0, 4)
+    for epoch in range(2):
+        thirds = [rows(source.batch(3 * epoch + part, 18)) for part in range(3)]
+        assert [len({row // 6 for row in third}) for third in thirds] == [3, 3, 3]

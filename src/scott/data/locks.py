@@ -30,11 +30,11 @@ def locked(folder: Path, part: str = "0-of-1") -> Iterator[None]:
         UserError: another process holds that part, or one of a launch of another number of processes.
     """
     mine, world = folder / f"{PREFIX}{part}", part.partition("-of-")[2]
-    for other in sorted(folder.glob(f"{PREFIX}*")):
-        if not other.name.endswith(f"-of-{world}"):
-            with _lock(other):  # a killed process left it
-                pass
-    with _lock(mine):
+    with _lock(mine):  # before others are looked for: of two that begin at once one sees the other at least
+        for other in sorted(folder.glob(f"{PREFIX}*")):
+            if not other.name.endswith(f"-of-{world}"):
+                with _lock(other):  # a killed process left it
+                    pass
         mine.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
 

@@ -13,7 +13,8 @@ ROUND = 1000
 
 
 class Order:
-    """Each epoch anew: the shards permuted, and the samples of `group` consecutive ones shuffled together.
+    """Each epoch anew: the shards permuted, and the samples of up to `group` consecutive ones shuffled together, in
+    blocks of as many shards, up to one.
 
     Up to `group` shards in all are shuffled as one, by the permutation of all samples in the order they are stored.
     """
@@ -40,7 +41,7 @@ class Order:
             shards = np.arange(len(self.counts))
             if len(shards) > self.group:
                 shards = torch.randperm(len(shards), generator=generator_for(self.seed, epoch, ORDER)).numpy()
-            groups = [shards[start : start + self.group] for start in range(0, len(shards), self.group)]
+            groups = np.array_split(shards, -(-len(shards) // self.group))
             _keep(self._epochs, epoch, (groups, np.cumsum([self.counts[group].sum() for group in groups])))
         return self._epochs[epoch]
 
