@@ -36,7 +36,7 @@ MACHINES = {"two machines": ("sd1", {"train": "lora"})}
 def carried_out(teacher_folders, cases, commands, *launches, **options):
     """By case, what `parallel_worker` found in the processes of some launches, which carried out the commands then."""
     given = json.dumps({case: (str(teacher_folders[family]), more) for case, (family, more) in cases.items()})
-    runs = [["tests.training.parallel_worker", given], *(["scott.cli", *words] for words in commands)]
+    runs = [["tests.training.parallel_worker", given], *commands]
     port, several = free_port(), ("tests.training.several", json.dumps(runs))
     started = [start(*several, port=port, launch=flags, **options) for flags in launches]
     done = [finish(process) for process in started]
@@ -58,19 +58,25 @@ def two(words, stopped, teacher_folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     flags = {"plain": (), "two passes": ("--gradient-accumulation", "2"), "split": ("--shard", "full")}
     shutil.copytree(stopped[0], folder / "stopped")
-    commands = [words(folder / name, *more) for name, more in (flags | {"stopped": ()}).items()]
+    commands = [["scott.cli", *words(folder / name, *more)] for name, more in (flags | {"stopped": ()}).items()]
     return folder, carried_out(teacher_folders, SPLIT, commands, (), processes=2, accelerate="cpu")
 
 
 @pytest.fixture(scope="module")
 def four(words, one, teacher_folders, tmp_path_factory):
-    """Of two machines of two processes each: a whole run, a split one that goes on with one's; and split steps."""
+    """Of two machines of two processes each: a whole run, and again from its last checkpoint but one, a split one that
+    goes on with one's; and split steps."""
     folder = tmp_path_factory.mktemp("four")
     shutil.copytree(one, folder / "gone on")
     checkpoints = folder / "gone on" / "checkpoints"
     shutil.rmtree(latest_checkpoint(checkpoints))
     assert checkpoint_step(latest_checkpoint(checkpoints)) == SPREAD_STEPS - 1
-    commands = [words(folder / "whole"), words(folder / "gone on", "--shard", "full")]
+    commands = [
+        ["scott.cli", *words(folder / "whole")],
+        ["tests.training.rewind", str(folder / "whole"), str(folder / "again")],
+        ["scott.cli", *words(folder / "again")],
+        ["scott.cli", *words(folder / "gone on", "--shard", "full")],
+    ]
     here = ("--num_machines", 2, "--main_process_ip", "127.0.0.1", "--machine_rank")
     launches = ((*here, 0), (*here, 1))
     return folder, carried_out(teacher_folders, MACHINES, commands, *launches, processes=4, accelerate="multi_node")
@@ -85,6 +91,11 @@ def test_the_same_batch_over_two_processes_is_the_same_run(one, two, spread):
 def test_the_same_batch_over_four_processes_is_the_same_run(one, four, spread):
     """Also where they go on, split, from the checkpoint before the last of one process."""
     assert_same_up_to_sums(one, four[0] / spread)
+
+
+def test_four_processes_that_go_on_come_out_bit_for_bit(four):
+    """Sums of two are the same in any order, those of four are not."""
+    assert_same_run(four[0] / "again", four[0] / "whole")
 
 
 def test_spread_batches_are_not_compared_with_themselves(one, two):

@@ -113,7 +113,23 @@ def averaged(model: Model, config: DistillConfig, *, unused: bool = False) -> nn
     """
     if not dist.is_initialized() or config.shard == "full":
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=unused)
+    made = DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=unused)
+    if dist.get_backend() == "gloo":
+        made.register_comm_hook(None, _mean_in_order)
+    return made
+
+
+def _mean_in_order(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Adds the processes' gradients up in the order of their ranks.
+
+    Gloo's own order depends on where in a bucket a value lies, and DDP moves it after a first step: a run that goes on
+    would not be bit for bit one that was not stopped.
+    """
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, bucket.buffer())
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(sum(parts[1:], parts[0]) / len(parts))
+    return future
 
 
 @contextmanager
