@@ -71,8 +71,9 @@ def step_cost(
         cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
         batch = Batch(latents(), latents(), cond)
         made = Distillation(backbone, config, solver, grid, uncond)
-        if not config.low_memory:
-            replace(made, config=replace(config, low_memory=True)).walk(batch, draws)
+        if not config.low_memory:  # two sub-steps hold as much as any number
+            apart = replace(made, config=replace(config, low_memory=True))
+            apart.walk(batch, replace(draws, walk=draws.walk[:2]))
         walk_apart, cost.flops = cost.take_peak(), 0
         with counted(backbone) as counts:
             x_m = made.walk(batch, draws)
