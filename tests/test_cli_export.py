@@ -15,6 +15,7 @@ from scott.commands.sample import _prompts, _slug
 from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
 from scott.recipes import mini
+from scott.teachers.sd import UNetBackbone
 
 PROMPT = "a small red apple"
 
@@ -87,6 +88,21 @@ def test_a_lora_on_another_base_draws_with_a_warning(run_folder, tmp_path, scott
         code, said = scott("sample", *arguments, "--out", tmp_path / teacher.name)
         assert code == 0
         assert ("a LoRA draws best on its own base" in " ".join(said.split())) == warned
+
+
+def test_prompts_are_checked_one_at_a_time(run_folder, tmp_path, scott, monkeypatch):
+    """A batch of all of a long file's would fill the memory."""
+    encoded, encode = [], UNetBackbone.encode_prompts
+
+    def counted(backbone, texts, **options):
+        encoded.append(len(texts))
+        return encode(backbone, texts, **options)
+
+    monkeypatch.setattr(UNetBackbone, "encode_prompts", counted)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na fox\n")
+    given = ("--prompts", tmp_path / "prompts.txt", "--steps", 1, "--out", tmp_path / "out")
+    assert scott("sample", run_folder, *given)[0] == 0
+    assert max(encoded) == 1
 
 
 def test_a_contact_sheet_holds_every_picture(run_folder, tmp_path, scott):

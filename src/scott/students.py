@@ -1,5 +1,6 @@
 """What draws: students that were saved and teachers, found by their names and loaded."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from scott.device import best_device
 from scott.diffusion import Denoiser, JumpGrid
 from scott.errors import UserError
 from scott.export.card import FOLDERS
-from scott.export.info import StudentInfo
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.ldm import UNET
 from scott.export.onnx_runtime import FILE as ONNX_FILE
 from scott.export.onnx_runtime import load_onnx
@@ -21,6 +22,7 @@ from scott.mini import embedded
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.layout import read_json
 from scott.teachers.lora_files import header
 from scott.training.config import DistillConfig
 
@@ -107,7 +109,7 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
             raise UserError(f"{name} is a run without a student yet; finish it with the command that started it")
     if (folder / CHECKPOINT).is_file() or _is_checkpoint(folder):
         raise UserError(f"{name} holds a checkpoint for other programs; draw with the run or its student/")
-    if folder.suffix == ".safetensors" or any(folder.glob("*.safetensors")):
+    if is_weights(folder):
         raise UserError(f"{name} is a LoRA; give it as --lora, and the --teacher it was made for")
     is_onnx = any(folder.glob(f"*/{ONNX_FILE}"))
     if is_onnx and engine == "torch":
@@ -117,11 +119,25 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
-    info = StudentInfo.read(folder)
+    info = StudentInfo.read(folder) if folder.exists() else _info_on_hub(name)
     if info and info.resolution and not is_onnx:
         backbone.resize(info.resolution)  # which not every network's config says
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
     return Student(name, backbone, backbone.teacher, grid, info)
+
+
+def is_weights(place: Path) -> bool:
+    """Whether it is a file of weights, or a folder of such that is no pipeline's: hub folders may have both."""
+    files = not (place / "model_index.json").is_file() and any(place.glob("*.safetensors"))
+    return place.suffix == ".safetensors" or files
+
+
+def _info_on_hub(name: str) -> StudentInfo | None:
+    try:
+        said = read_json(name, STUDENT_INFO)
+    except UserError:  # there is none
+        return None
+    return StudentInfo.from_json(json.dumps(said), Path(name) / STUDENT_INFO)
 
 
 def _is_checkpoint(file: Path) -> bool:

@@ -19,7 +19,7 @@ from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import check_run, is_run, load_student, run_teacher, teacher_of
+from scott.students import check_run, is_run, is_weights, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
@@ -54,7 +54,7 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         return _stock_target(name, str(folder), steps, measured, dtype)
     if run := is_run(folder):
         check_run(folder)
-    if not run and (folder.suffix == ".safetensors" or any(folder.glob("*.safetensors"))):
+    if not run and is_weights(folder):
         raise UserError(f"{name} is a file of weights; name the run it is of, or its teacher's folder with --lora")
     if not run and not pipeline:
         _check_drawn(name, steps, measured)

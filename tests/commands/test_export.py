@@ -21,7 +21,9 @@ from scott.errors import UserError
 from scott.export import pipeline
 from scott.export.onnx import SMALL
 from scott.export.trained import difference, draw_latents
+from scott.measured import Measured
 from scott.recipes import RECIPES
+from scott.targets import target_of
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import Best, save_checkpoint
@@ -62,6 +64,30 @@ def test_the_newest_checkpoints_target_is_what_is_exported(make_run):
     assert difference(expected, draw_latents(loaded.backbone, loaded.grid, 3.0)) < 1e-4
     assert json.loads((folder / "scott.json").read_text())["updates"] == 2
     assert (folder / "card.md").read_text() == (run / "card.md").read_text()
+
+
+def test_a_student_on_the_hub_says_what_it_was_made_for(make_run, tmp_path, monkeypatch):
+    """As its folder does: the guidance and the steps it draws at, and its size."""
+    run, _ = make_run("full", times="needed", jump=24, substeps=1, resolution=128)
+    folder = export(run, "diffusers")
+    monkeypatch.setattr("scott.teachers.layout.hf_hub_download", lambda name, file: str(folder / file))
+    monkeypatch.setattr("scott.students.load_backbone", lambda name, dtype: load_backbone(folder, dtype))
+    here, there = load_student(str(run)), load_student("me/student")
+    assert there.info == here.info
+    assert there.backbone.resolution == 128
+    assert there.guidance(None) == here.guidance(None)
+    for wrong in (lambda: there.guidance(77.0), lambda: there.sampler(3, 3.0)):
+        with pytest.raises(UserError, match="student was trained for"):
+            wrong()
+
+
+def test_a_file_of_weights_beside_a_pipelines_folders_makes_it_no_lora(make_run, tmp_path):
+    """Repositories of the hub have both."""
+    run, _ = make_run()
+    folder = export(run, "diffusers")
+    save_file({"a": torch.zeros(1)}, folder / "another.safetensors")
+    assert load_student(str(folder)).info is not None
+    assert target_of(str(folder), (1,), Measured(), torch.float32).stored is None
 
 
 def test_the_best_checkpoint_is_exported_when_asked_for(make_run):

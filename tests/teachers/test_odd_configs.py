@@ -138,6 +138,13 @@ def test_a_tokenizer_that_cannot_be_used(teacher_folders, tmp_path, file, conten
         load_backbone(folder)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_are_quantised_already(edited, part):
+    """bitsandbytes would read them, and no student could be saved."""
+    quantised = {"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}
+    refused(edited(f"{part}/config.json", quantised), f"has a quantised {part}; give the plain weights")
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"[" * 100_000])
 def test_the_config_of_another_vae_is_no_json(teacher_folders, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)

@@ -81,7 +81,8 @@ def draw(
         raise UserError(f"{out} is a file; choose another --out")
     loaded = find_student(student, teacher, lora, engine, precision, warn)
     sampler, steps = drawing(loaded, asked), asked.steps
-    loaded.backbone.encode_prompts(texts)  # every prompt is checked before anything is written
+    for text in texts:  # every prompt is checked before anything is written
+        loaded.backbone.encode_prompts([text])
     scale = sampler.guidance if asked.negative_prompt is None else asked.guidance
     how = {"steps": steps, "guidance_scale": scale, "student": loaded.name} | asked.given
     how |= {"updates": loaded.info.updates} if loaded.info else {}
@@ -95,10 +96,12 @@ def draw(
         if file.exists() and how_made(file) != parameters:
             raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
     out.mkdir(parents=True, exist_ok=True)
-    files, pictures = list(made), []
+    files, pictures = list(made), list[Image.Image]()
     for index, prompt in enumerate(texts):
-        pictures.append(to_pil(sampler([prompt], seed + index)[0]))
-        save_picture(pictures[-1], files[index], made[files[index]])
+        picture = to_pil(sampler([prompt], seed + index)[0])
+        save_picture(picture, files[index], made[files[index]])
+        if grid:
+            pictures.append(picture)
     if grid:
         save_picture(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files

@@ -108,6 +108,14 @@ def variants(source: TeacherSource, name: str) -> list[str | None]:
     return [named[0]]
 
 
+def check_plain(teacher: str | Path, part: str, config: dict[str, Any]) -> None:
+    """Raise `UserError` where a model's weights are quantised already, of which no student can be saved."""
+    if "quantization_config" in config:
+        raise UserError(
+            f"{teacher} has a quantised {part}; give the plain weights (--quantize nf4 holds the network in 4 bits)"
+        )
+
+
 def check_sample_size(teacher: str | Path, part: str, network: type, config: dict[str, Any]) -> None:
     """Raise `UserError` where a network's config does not say what side its latents have, before it is built; some
     classes have no such entry."""

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from scott.errors import UserError, first_line, require
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import network_version
-from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
+from scott.teachers.layout import check_plain, check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.lora_files import lora_path, merge_lora
 from scott.teachers.modified import check_parts, complete, load_vae, predicting
 from scott.teachers.network import LatentBackbone
@@ -144,8 +144,13 @@ def complaining_of(what: str | Path, done: str = "loaded") -> Iterator[None]:
 def _whole(source: TeacherSource, name: str, kind: str, dtype: torch.dtype) -> Any:
     """A pipeline's model by the name of its class, of the variant that is asked for or is the only one."""
     loader = getattr(diffusers if hasattr(diffusers, kind) else transformers, kind)
+    if hasattr(loader, "load_config"):
+        config = loader.load_config(source.teacher, subfolder=name)
+    else:
+        config, _ = loader.config_class.get_config_dict(source.teacher, subfolder=name)
+    check_plain(source.teacher, name, config)
     if name in ("unet", "transformer"):
-        check_sample_size(source.teacher, name, loader, loader.load_config(source.teacher, subfolder=name))
+        check_sample_size(source.teacher, name, loader, config)
     read = partial(loader.from_pretrained, source.teacher, subfolder=name, dtype=dtype, output_loading_info=True)
     errors = []
     for variant in variants(source, name):

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from scott.teacher_source import TeacherSource
-from scott.teachers.layout import check_sample_size, family_of, model_index, read_json, variants
+from scott.teachers.layout import check_plain, check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.load import complaining_of
 from scott.teachers.lora_files import check_lora, lora_path
 from scott.teachers.modified import check_parts, predicting, vae_config
@@ -61,6 +61,8 @@ def skeleton(teacher: str | Path | TeacherSource, dtype: torch.dtype = torch.flo
             pass
     configs = {name: read_json(source, f"{name}/config.json") for name in (backbone.part, "vae", *encoders)}
     check_sample_size(source.teacher, backbone.part, getattr(diffusers, network), configs[backbone.part])
+    for name, config in configs.items():
+        check_plain(source.teacher, name, config)
     configs["vae"] = vae_config(source, configs["vae"])
     scheduler = read_json(source, "scheduler/scheduler_config.json")
     known = inspect.signature(pipeline_class).parameters
