@@ -74,6 +74,7 @@ BROKEN = {
     "a LoRA": (lambda tensors: {"lora_unet_conv_in.lora_up.weight": torch.ones(1)}, "give it as --teacher-lora"),
     "a network alone": (lambda tensors: {"conv_in.weight": torch.ones(1)}, "expected a file with a whole pipeline"),
     "another kind": (lambda tensors: tensors, "give --teacher-config a diffusers folder"),
+    "CosXL": (lambda tensors: tensors | {"edm_vpred.sigma_max": torch.ones(1)}, "preconditioned as EDM's is"),
     "scaled fp8": (
         lambda tensors: tensors | {"model.diffusion_model.out.2.scale_weight": torch.ones(1)},
         r"holds quantised weights .* expected fp32, bf16, fp16 or plain fp8",

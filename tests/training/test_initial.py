@@ -67,6 +67,33 @@ def test_a_student_starts_as_another(make_backbone, config, perturb, tmp_path, k
             start_as(new, config, lora)
 
 
+@pytest.mark.parametrize("form", ["plain beside fp16", "fp16", "shards", "shards of fp16"])
+def test_of_a_students_folder_the_network_alone_is_read(make_backbone, config, perturb, tmp_path, form):
+    """Once, whole or in shards; what other variant lies beside it counts for nothing."""
+    old, new, place = make_backbone("full"), make_backbone(), tmp_path / "student"
+    perturb(old.target_parameters())
+    save_student(old, place, Trained(old, replace(config, train="full"), 7).grid)
+    folder, half = place / "unet", form.endswith("fp16")
+    network = type(old.network).from_pretrained(folder)
+    if form == "plain beside fp16":
+        new.network.half().save_pretrained(folder, variant="fp16")  # the teacher's, without an input for ω
+    else:
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+        shards = {"max_shard_size": "200KB"} if form.startswith("shards") else {}
+        (network.half() if half else network).save_pretrained(folder, variant="fp16" if half else None, **shards)
+    assert len([*folder.glob("*-of-*.safetensors")]) > 1 or not form.startswith("shards")
+    for name in ("vae", "text_encoder", "tokenizer"):
+        shutil.rmtree(place / name)
+    config, new = replace(config, train="full", init=str(place)), make_backbone()
+    check_start(new, config)
+    new.add_student("full")
+    start_as(new, config, {})
+    for parameters in (new.student_parameters(), new.target_parameters()):
+        for name, value in old.target_parameters().items():
+            expected = value if form in ("plain beside fp16", "shards") else value.half().float()
+            assert torch.equal(parameters[name], expected), name
+
+
 @pytest.mark.parametrize(("was", "now"), [("bf16", "fp16"), ("fp16", "fp32"), ("fp32", "bf16")])
 def test_a_student_starts_as_one_trained_in_another_precision(
     make_backbone, teacher_folders, config, tmp_path, was, now
@@ -225,12 +252,16 @@ def test_a_full_student_that_was_cut_short_is_refused(refused, make_backbone, co
     refused(teacher_folders["sd1"], "full", place, f"{place} has no unet in .safetensors")
 
 
-def test_parts_of_a_checkpoint_and_critics_are_no_start(refused, make_backbone, config, teacher_folders, tmp_path):
+def test_parts_of_a_checkpoint_and_critics_are_no_start(
+    refused, make_backbone, config, teacher_folders, tmp_path, monkeypatch
+):
     backbone = make_backbone("lora", critic_rank=4)
     parts = {"target": backbone.target_parameters(), "critic": backbone.critic_parameters()}
     saved = save_checkpoint(tmp_path / "old" / "checkpoints", 7, parts, {})
     (tmp_path / "old" / "config.json").write_text(config.to_json())
     teacher = teacher_folders["sd1"]
+    monkeypatch.chdir(saved)
+    refused(teacher, "lora", "target.safetensors", f"give the run that it is of, {tmp_path / 'old'}, as --init")
     refused(teacher, "lora", saved / "target.safetensors", f"give the run that it is of, {tmp_path / 'old'}, as --init")
     shutil.copy(saved / "critic.safetensors", tmp_path / "critic.safetensors")
     refused(teacher, "lora", tmp_path / "critic.safetensors", "so it is a critic's; give the LoRA of a student")
@@ -251,6 +282,7 @@ BAD = {
     "no checkpoint": ({"init": "EMPTY"}, "has no checkpoint yet"),
     "no LoRA": ({"init": "FOLDER"}, "no LoRA file at"),
     "no student": ({"init": "FOLDER", "train": "full"}, "is no student's folder"),
+    "two LoRAs": ({"init": "TWO"}, "has 2 .safetensors files; expected one"),
     "another teacher": ({"continue_from": "OTHER"}, "was distilled from another teacher"),
 }
 
@@ -261,7 +293,10 @@ def test_what_a_run_cannot_start_as(make_backbone, config, tmp_path, changes, sa
     for name in ("RUN", "EMPTY", "OTHER"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config.to_json())
-    (tmp_path / "FOLDER").mkdir()
+    for name in ("FOLDER", "TWO"):
+        (tmp_path / name).mkdir()
+    for name in "ab":
+        save_file({"x": torch.zeros(1)}, tmp_path / "TWO" / f"{name}.safetensors")
     for name, state in (("RUN", {}), ("OTHER", {"teacher": "another"})):
         save_checkpoint(tmp_path / name / "checkpoints", 1, {"target": backbone.target_parameters()}, state)
     places = {name: str(tmp_path / value) for name, value in changes.items() if str(value).isupper()}

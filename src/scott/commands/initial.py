@@ -1,7 +1,9 @@
 """What a new run's student starts as, where it is not the teacher: another run's, or one that was exported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -10,9 +12,13 @@ from scott.commands.prepare import Warn
 from scott.errors import UserError, first_line
 from scott.export.info import StudentInfo
 from scott.export.lora import foreign_factors, lora_info, lora_parameters, read_lora_file, warn_of_base
+from scott.files import read_object
 from scott.students import is_run
-from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.lora_files import check_lora, header, lora_path, misfitting
+from scott.teacher_source import TeacherSource
+from scott.teachers import LatentBackbone
+from scott.teachers.layout import variants
+from scott.teachers.lora_files import check_lora, lora_path, misfitting, text_layers
+from scott.teachers.lora_names import header
 from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
@@ -79,7 +85,8 @@ def _check_lora(backbone: LatentBackbone, place: Path, config: DistillConfig) ->
         )
     file = lora_path(place)
     if (file.parent / "state.json").is_file():
-        raise UserError(f"{file} is a part of a checkpoint; give the run that it is of, {file.parents[2]}, as --init")
+        run = file.resolve().parent.parent.parent
+        raise UserError(f"{file} is a part of a checkpoint; give the run that it is of, {run}, as --init")
     info = lora_info(file)
     if info is None:
         _check_foreign(backbone, file, config)
@@ -96,11 +103,11 @@ def _check_foreign(backbone: LatentBackbone, file: Path, config: DistillConfig) 
     if config.lora_variant == "dora":
         raise UserError(f"{file} is no DoRA of `scott export`; leave out --lora-variant dora")
     names, _ = header(file)
-    if any(mark in name for name in names for mark in ("dora_scale", "lora_magnitude_vector")):
+    if any("lora_magnitude_vector" in name for name in names):  # kohya's DoRA is read nowhere
         raise UserError(f"{file} is a DoRA of another program; give a LoRA, or merge it by --teacher-lora")
     if strange := [name for name in names if name.startswith("heads.")]:
         raise UserError(f"{file} has {strange[0]}, so it is a critic's; give the LoRA of a student")
-    ranks = check_lora(backbone.pipeline, file)
+    ranks = check_lora(backbone.pipeline, file, text=False)
     kept = [rank for layer, rank in ranks.items() if layer in {*backbone.student_targets}]
     if not kept:
         raise UserError(f"{file} updates no layer that a student adapts; leave it out, or merge it by --teacher-lora")
@@ -112,7 +119,7 @@ def _check_whole(backbone: LatentBackbone, place: Path) -> None:
     if not (place / INDEX).is_file():
         raise UserError(f"{place} is no student's folder; expected one as --init with --train full, or a run")
     info, part = StudentInfo.read(place), backbone.part
-    files = sorted((place / part).glob("*.safetensors"))
+    files = _weights(place, part)
     if not files and (place / part).is_dir():
         raise UserError(f"{place} has no {part} in .safetensors; save it again by save_pretrained, for --init")
     if unlike := _unlike_full(backbone, _sizes(files)):
@@ -123,16 +130,42 @@ def _check_whole(backbone: LatentBackbone, place: Path) -> None:
         )
 
 
+def _weights(place: Path, part: str) -> list[Path]:
+    """The .safetensors files of a folder's network, whole or in shards, of the variant that diffusers would read."""
+    folder, stem = place / part, "diffusion_pytorch_model"
+    if not folder.is_dir():
+        return []
+    try:
+        (variant,) = variants(TeacherSource(teacher=str(place)), part)
+    except UserError:
+        raise UserError(f"{place} has several weights of {part}; leave the files of one there, for --init") from None
+    end = f".{variant}" if variant else ""
+    file, index = folder / f"{stem}{end}.safetensors", folder / f"{stem}.safetensors.index{end}.json"
+    if index.is_file():
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{index} has no weight_map; save the student again by save_pretrained, for --init")
+        return sorted({folder / str(name) for name in shards.values()})
+    return [file] if file.is_file() else []
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """A safetensors file of a start, opened; `UserError` where it cannot be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); give another --init") from None
+
+
 def _sizes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Of the tensors of files, whose headers alone are read."""
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                names = list(opened.keys())
-                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({first_line(error)}); give another --init") from None
+        with _reading(file) as opened:
+            names = list(opened.keys())
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     return found
 
 
@@ -167,6 +200,8 @@ def _foreign(backbone: LatentBackbone, file: Path, scale: float, warn: Warn) -> 
     factors, adapted = foreign_factors(backbone, file), backbone.student_targets
     if outside := sorted(factors.keys() - {*adapted}):
         warn(f"{file} has {len(outside)} layers that a student does not adapt, such as {outside[0]}: left out")
+    if texts := text_layers(file):
+        warn(f"{file} has {len(texts)} layers of text encoders, which a student does not train: left out")
     kept = {layer: update for layer, update in factors.items() if layer in {*adapted}}
     tensors = {f"{layer}.lora_A.weight": update.a.detach().float() for layer, update in kept.items()}
     return tensors | {f"{k}.lora_B.weight": update.scale / scale * update.b.detach() for k, update in kept.items()}
@@ -186,6 +221,10 @@ def start_as(backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Te
         for name, value in lora.items():  # of a lower rank: B of the others is 0
             tensors[name][tuple(slice(size) for size in value.shape)] = value
     else:
-        tensors = dict(load_backbone(place).network.named_parameters())
+        tensors = {}
+        names = {*backbone.student_parameters()}  # a file may have buffers too
+        for file in _weights(place, backbone.part):
+            with _reading(file) as opened:
+                tensors |= {name: opened.get_tensor(name).float() for name in names.intersection(opened.keys())}
     for parameters in (backbone.student_parameters(), backbone.target_parameters()):
         load_parameters(parameters, tensors, "student")

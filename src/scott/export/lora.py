@@ -29,7 +29,8 @@ from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, label, network_fingerprint
-from scott.teachers.lora_files import check_lora, header, load_lora, lora_path, misfitting
+from scott.teachers.lora_files import load_lora, lora_path, misfitting
+from scott.teachers.lora_names import header
 from scott.training.config import DistillConfig
 from scott.training.parallel import load_parameters
 
@@ -123,7 +124,8 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
     warn_of_base(backbone, path, info, warn)
     assert info.lora_rank is not None
     variant = "dora" if info.lora_variant == "dora" else "lora"
-    backbone.add_student("lora", rank=info.lora_rank, alpha=alpha, variant=variant)
+    backbone.adapters.add("target", backbone.student_targets, info.lora_rank, alpha, variant)
+    backbone.train_mode = "lora"
     load_parameters(backbone.target_parameters(), lora_parameters(backbone, path, variant, tensors), "LoRA")
     return info
 
@@ -166,12 +168,13 @@ def foreign_factors(backbone: LatentBackbone, file: Path) -> dict[str, Factors]:
     """Layer → update of a LoRA file by another program, in any names that diffusers reads: kohya's, peft's, its own.
     Raises `UserError` where it is not one of this network."""
     pipeline, network = backbone.pipeline, backbone.network
-    check_lora(pipeline, file)
     try:
-        load_lora(pipeline, file)
+        load_lora(pipeline, file, text=False)
         layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
         found = {name: Factors.of(layer, layer.active_adapters[0]) for name, layer in layers.items()}
         pipeline.unload_lora_weights()
+    except UserError:
+        raise
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a LoRA of this teacher: {first_line(error)}") from None
     return found

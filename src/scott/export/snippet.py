@@ -16,11 +16,14 @@ from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import FAMILIES, model_index, variants
-from scott.teachers.lora_files import form_of, lora_path
+from scott.teachers.lora_files import lora_path
+from scott.teachers.lora_names import alpha_names, form_of
 from scott.teachers.single_file import known_configs, lacking_parts
 from scott.training.config import DistillConfig
 
 EXAMPLE = "a small green apple on a blue background"
+_FUSED = dict.fromkeys(("FluxPipeline", "ChromaPipeline"), 'components=["transformer", "text_encoder"], ')
+"""Pipelines whose `fuse_lora` leaves out, by default, a part that they load LoRAs into."""
 
 
 def shown(path: str | Path) -> str:
@@ -166,7 +169,7 @@ def _load_teacher(
         layout = _named(teacher.teacher, place)
         lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place, layout)}"] if teacher.vae else []
     for file, scale in teacher.loras:
-        lines += _merged(file, scale, place, _network_of(pipeline))
+        lines += _merged(file, scale, place, pipeline)
     return names, lines
 
 
@@ -174,9 +177,9 @@ def _network_of(pipeline: str) -> str:
     return "unet" if FAMILIES[pipeline][0].startswith("UNet") else "transformer"
 
 
-def _merged(file: Path, scale: float, place: Callable[[str | Path], str], part: str) -> list[str]:
+def _merged(file: Path, scale: float, place: Callable[[str | Path], str], pipeline: str) -> list[str]:
     """Lines that merge a LoRA file, which need not be there any more, into a `pipe`."""
-    file = lora_path(file) if file.exists() else file
+    file, part = lora_path(file) if file.exists() else file, _network_of(pipeline)
     form = form_of(file) if file.exists() else "pipeline"
     if form == "peft":
         lines = ["from peft import PeftModel"]
@@ -185,10 +188,21 @@ def _merged(file: Path, scale: float, place: Callable[[str | Path], str], part: 
             lines += ["for layer in lora.modules():", "    if hasattr(layer, 'scale_layer'):"]
             lines += [f"        layer.scale_layer({scale:g})"]
         return [*lines, f"pipe.{part} = lora.merge_and_unload()"]
-    load = f"pipe.load_lora_weights({_quoted(place(file))})"
+    lines, lora = [], _quoted(place(file))
+    if names := alpha_names(file, part) if file.exists() else None:
+        a, b = names
+        lines = [
+            "from safetensors.torch import load_file",
+            f"lora = {{name: value.float() for name, value in load_file({lora}).items()}}",
+            "for name in [name for name in lora if name.endswith('.alpha')]:  # of which diffusers misses some",
+            "    layer = name.removesuffix('alpha')",
+            f"    lora[layer + '{b}.weight'] *= lora.pop(name).item() / len(lora[layer + '{a}.weight'])",
+        ]
+        lora = "lora"
+    load, parts = f"pipe.load_lora_weights({lora})", _FUSED.get(pipeline, "")
     if form == "network":
-        load = f"pipe.{part}.load_lora_adapter({_quoted(place(file))}, prefix=None)"
-    return [load, f"pipe.fuse_lora(lora_scale={scale:g})", "pipe.unload_lora_weights()"]
+        load = f"pipe.{part}.load_lora_adapter({lora}, prefix=None)"
+    return [*lines, load, f"pipe.fuse_lora({parts}lora_scale={scale:g})", "pipe.unload_lora_weights()"]
 
 
 def _parts_of_file(

@@ -1,59 +1,105 @@
-"""LoRA files of any program, put on a pipeline by diffusers: in kohya's names, diffusers' own, or peft's.
+"""LoRA files of any program, put on a pipeline by diffusers.
 
-unet.down_blocks….lora_A.weight, lora_unet_…     of a pipeline; diffusers brings them to the names of the first
-down_blocks….lora_A.weight                       of its network alone, as `save_lora_adapter` writes it
-base_model.model.down_blocks….lora_A.weight      the same by peft, whose scale is in adapter_config.json beside
+It misses layers of some files without a word, so what it reads and what it has put there is counted.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scott.errors import UserError, first_line
-from scott.files import read_object
+from scott.teachers.lora_names import PEFT, folded, form_of, header, peft_config
 
-PEFT = "base_model.model."
-PEFT_CONFIG = "adapter_config.json"
-_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules")
-_PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.", "model.", "lora_")
-_LYCORIS = {".lokr_": "LoKr", ".hada_": "LoHa"}
+_TEXT = re.compile(r"(?:lora_te|text_encoder).*[._]lora(?:_linear_layer)?[._](down|A)\.weight")
+"""A of a text encoder's layer, in anybody's names."""
 _OF_ANOTHER = "is a LoRA of another kind of teacher; give one of this teacher's own base"
 
 
 def lora_path(path: Path) -> Path:
     """The one LoRA file that a path is, or that is in its folder. Raises `UserError` where there is none."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if len(files) != 1 or not files[0].is_file():
+    if len(files) > 1:
+        raise UserError(f"{path} has {len(files)} .safetensors files; expected one; name the LoRA, such as {files[0]}")
+    if not files or not files[0].is_file():
         raise UserError(f"no LoRA file at {path}; expected a .safetensors file, or a folder that has one")
     return files[0]
 
 
-def check_lora(pipeline: DiffusionPipeline, file: Path) -> dict[str, int]:
-    """The rank at each layer of its network that a file updates; `UserError` unless each is there, in its size.
+def check_lora(pipeline: DiffusionPipeline, file: Path, *, text: bool = True) -> dict[str, int]:
+    """The rank at each layer of its network that a file updates; `UserError` unless each is there, in its size, and
+    with `text` each of text encoders too.
 
-    The network may be on the meta device. Layers of text encoders are left to diffusers.
+    The models may be on the meta device.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"got the LoRA {file}; diffusers loads none into a {type(pipeline).__name__}")
     part, network = network_of(pipeline)
     tensors = _named(pipeline, file)
-    mine = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-    sizes, end = {name: tuple(value.shape) for name, value in mine.items()}, ".lora_A.weight"
+    mine, end = _of_part(tensors, part), ".lora_A.weight"
+    sizes = {name: tuple(value.shape) for name, value in mine.items()}
     layers = [name.removesuffix(end) for name in mine if name.endswith(end)]
     if not layers and not any(name.startswith("text_encoder") for name in tensors):
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
     if misfits := misfitting(network, layers, sizes):
         fitting = len(layers) - len(misfits)
         raise UserError(f"{file} {_OF_ANOTHER} (this one has {fitting} of the {len(layers)} layers that it names)")
+    every = [name for name in tensors if name.endswith(end) and not name.startswith("text_encoder")]
+    _check_all(file, "the network", len(every), len(layers))  # FLUX's converter forgets whose some are
+    if text:
+        _check_all(file, "text encoders", len(text_layers(file)), _text_taken(pipeline, tensors))
     return {layer: sizes[f"{layer}{end}"][0] for layer in layers}
+
+
+def text_layers(file: Path) -> list[str]:
+    """A of the layers of text encoders that a file updates, in its own names; where B is 0 it does not."""
+    found = [match for name in header(file)[0] if (match := _TEXT.fullmatch(name))]
+    if not found:
+        return []
+    tensors, other = load_file(file), {"down": "up", "A": "B"}
+    pairs = [(match[0], f"{match[0][: match.start(1)]}{other[match[1]]}.weight") for match in found]
+    return [a for a, b in pairs if b not in tensors or tensors[b].any()]
+
+
+def _text_taken(pipeline: DiffusionPipeline, tensors: Mapping[str, Tensor]) -> int:
+    """How many layers of its text encoders diffusers puts updates on, of tensors as `_named` has them."""
+    taken = 0
+    for part in (name for name in pipeline._lora_loadable_modules if name.startswith("text_encoder")):
+        encoder, mine = getattr(pipeline, part, None), _of_part(tensors, part)
+        if encoder is None or not mine:
+            continue
+        try:  # as its own `_load_lora_into_text_encoder`
+            mine = convert_state_dict_to_peft(convert_state_dict_to_diffusers(mine))
+        except ValueError:  # names that it cannot tell
+            continue
+        if not hasattr(encoder, "text_model"):
+            mine = {name.removeprefix("text_model."): value for name, value in mine.items()}
+        end, sizes = ".lora_B.weight", {name: tuple(value.shape) for name, value in mine.items()}
+        layers = [name.removesuffix(end) for name, value in mine.items() if name.endswith(end) and value.any()]
+        taken += len(layers) - len(misfitting(encoder, layers, sizes))
+    return taken
+
+
+def _of_part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _check_all(file: Path, part: str, named: int, read: int) -> None:
+    if read < named:
+        raise UserError(
+            f"{file} names {named} layers of {part}, and diffusers reads {read} of them; give a LoRA without the rest, "
+            "or a teacher that it is merged into"
+        )
 
 
 def misfitting(network: nn.Module, layers: Iterable[str], sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -70,37 +116,52 @@ def misfitting(network: nn.Module, layers: Iterable[str], sizes: Mapping[str, tu
     return [layer for layer in layers if not fits(layer)]
 
 
-def load_lora(pipeline: DiffusionPipeline, file: Path) -> None:
-    """Put a LoRA file on a pipeline. Raises `UserError` where it does not go there, or has no scale."""
-    form, (_, network) = form_of(file), network_of(pipeline)
+def load_lora(pipeline: DiffusionPipeline, file: Path, *, text: bool = True) -> None:
+    """Put a LoRA file on a pipeline. Raises `UserError` where it does not go there, or has no scale, and as
+    `check_lora`."""
+    ranks, form, (part, network) = check_lora(pipeline, file, text=text), form_of(file), network_of(pipeline)
     log = logging.getLogger("diffusers.loaders.peft")
     log.disabled = True  # it says of every layer what is raised, and in a line here
     try:
         if form == "peft":
             tensors = {name.removeprefix(PEFT): value for name, value in load_file(file).items()}
-            network.load_lora_adapter(tensors, prefix=None, metadata=_peft_config(file))
-        elif form == "network":
-            network.load_lora_adapter(str(file.parent), weight_name=file.name, prefix=None)
+            network.load_lora_adapter(tensors, prefix=None, metadata=peft_config(file))
         else:
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+            load = network.load_lora_adapter if form == "network" else pipeline.load_lora_weights
+            options = {"prefix": None} if form == "network" else {}
+            load(folded(file, part) or str(file.parent), weight_name=file.name, **options)
     except RuntimeError as error:
         raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
     finally:
         log.disabled = False
+    held = _held(pipeline)
+    mine = held.pop(part, set())
+    _check_all(file, "the network", len(ranks), len(mine & ranks.keys()))
+    if text:
+        _check_all(file, "text encoders", len(text_layers(file)), sum(map(len, held.values())))
 
 
 def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     """W ← W + scale · s B A in every layer that a LoRA file names, in networks and text encoders, by diffusers.
 
-    Raises `UserError` as `check_lora` and `load_lora`.
+    Raises `UserError` as `load_lora`.
     """
-    check_lora(pipeline, file)
     load_lora(pipeline, file)
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    if not any(isinstance(module, LoraLayer) for network in networks for module in network.modules()):
+    parts = [*_held(pipeline)]
+    if not parts:
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
-    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.fuse_lora(components=parts, lora_scale=scale)  # by default FLUX's leaves text encoders out
     pipeline.unload_lora_weights()
+
+
+def _held(pipeline: DiffusionPipeline) -> dict[str, set[str]]:
+    """Part of a pipeline → its layers that hold a LoRA, of parts that have any."""
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    held = {
+        name: {layer for layer, module in part.named_modules() if isinstance(module, LoraLayer)}
+        for name, part in parts.items()
+    }
+    return {name: layers for name, layers in held.items() if layers}
 
 
 def network_of(pipeline: DiffusionPipeline) -> tuple[str, ModelMixin]:
@@ -109,54 +170,23 @@ def network_of(pipeline: DiffusionPipeline) -> tuple[str, ModelMixin]:
     return part, getattr(pipeline, part)
 
 
-def form_of(file: Path) -> str:
-    """Whose names a file has: "peft", "network" or "pipeline". Raises `UserError` where it is no LoRA file."""
-    first = _names(file)[0]
-    if first.startswith(PEFT):
-        return "peft"
-    return "network" if ".lora_A." in first and not first.startswith(_PIPELINES) else "pipeline"
-
-
 def _named(pipeline: DiffusionPipeline, file: Path) -> dict[str, Tensor]:
     """A file's tensors under the names of a pipeline's parts, as diffusers has them."""
     part, network = network_of(pipeline)
     if (form := form_of(file)) == "peft":
-        _peft_config(file)
-    if form != "pipeline":
+        peft_config(file)  # is there
         return {f"{part}.{name.removeprefix(PEFT)}": value for name, value in load_file(file).items()}
     try:
+        tensors = folded(file, part)
+        if form == "network":
+            return {f"{part}.{name}": value for name, value in (tensors or load_file(file)).items()}
         # SDXL's blocks are told apart by the U-Net's config
         config = network.config if part == "unet" else None
-        read = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=config)
+        read = pipeline.lora_state_dict(tensors or str(file.parent), weight_name=file.name, unet_config=config)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{file} {_OF_ANOTHER} ({first_line(error)})") from None
+    tensors = read[0] if isinstance(read, tuple) else read
+    text = {name: value for name, value in tensors.items() if name.startswith("text_encoder")}
     # U-Nets' keep .lora.down and .lora.up, which diffusers brings to peft's names when it puts them there
-    return dict(convert_unet_state_dict_to_peft(read[0] if isinstance(read, tuple) else read))
-
-
-def header(file: Path) -> tuple[list[str], dict[str, str]]:
-    """Names of a LoRA file's tensors, and its metadata. Raises `UserError` where it cannot be read."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return list(opened.keys()), opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); expected a LoRA file") from None
-
-
-def _names(file: Path) -> list[str]:
-    """Of a file's tensors. Raises `UserError` where it cannot be read, or is of another kind of adapter."""
-    names, _ = header(file)
-    for mark, kind in _LYCORIS.items():
-        if any(mark in name for name in names):
-            raise UserError(f"{file} is a {kind}, which is not read; give a LoRA, or a teacher that it is merged into")
-    if not names:
-        raise UserError(f"{file} has no tensors; expected a LoRA file")
-    return names
-
-
-def _peft_config(file: Path) -> dict[str, Any]:
-    beside = file.with_name(PEFT_CONFIG)
-    if not beside.is_file():
-        raise UserError(f"{file} is peft's, and its scale is in {PEFT_CONFIG}, which is not beside it; put it there")
-    config = read_object(beside)
-    return {name: config[name] for name in _SCALES if name in config}
+    mine = {name: value for name, value in tensors.items() if name not in text}
+    return dict(convert_unet_state_dict_to_peft(mine)) | text

@@ -30,8 +30,10 @@ from scott.teacher_source import TeacherSource
 from scott.teachers.tokenizers import KINDS, tokenizer_of
 
 CONFIGS = Path(__file__).parent / "configs"
+_EDM = "its network is preconditioned as EDM's is, which is not supported"
 _REFUSED = {
-    "playground-v2-5": "its network is preconditioned as EDM's is, which is not supported",
+    "playground-v2-5": _EDM,
+    "cosxl": _EDM,
     "flux-schnell": "a FLUX without guidance (schnell) is a few-step student already; distil FLUX.1-dev",
 }
 """Kinds that no configs help."""
@@ -69,7 +71,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} has no network under the names of an original checkpoint (its first key is {first:.60}); "
             "expected a file with a whole pipeline"
         )
-    if refused := _REFUSED.get(infer_diffusers_model_type(tensors)):
+    # CosXL is laid out as SDXL, and marked for ComfyUI alone
+    kind = "cosxl" if "edm_vpred.sigma_max" in tensors else infer_diffusers_model_type(tensors)
+    if refused := _REFUSED.get(kind):
         raise UserError(f"{file} cannot be distilled: {refused}")
     if scale := next((name for name in tensors if name.endswith(_SCALES)), None):
         raise UserError(
