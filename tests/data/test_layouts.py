@@ -16,7 +16,7 @@ from pyarrow import parquet
 from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data.captions import read_captions
-from scott.data.records import Columns, Rejected, Skip
+from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
 from scott.errors import UserError
@@ -388,7 +388,8 @@ def test_captions_in_a_csv_are_text_and_other_cells_may_be_numbers(tmp_path):
     (unit,) = open_source(str(tmp_path)).units(10)
     records = list(unit.records())
     assert [read_captions(record.captions) for record in records] == [[text] for text in captions]
-    assert [record.columns for record in records] == [{"score": i} for i in range(8)]
+    seen = [{"file_name": "a.png", "text": text, "score": i} for i, text in enumerate(captions)]
+    assert [record.columns for record in records] == seen
 
 
 def test_a_broken_row_is_counted_and_the_others_are_read(tmp_path):
@@ -623,6 +624,9 @@ def test_a_picture_that_a_row_names_without_a_caption_is_counted_once(tmp_path):
 # --- tars --------------------------------------------------------------------------------------------------------
 
 
+TEXT_AND_PICTURE = {"txt": b"a cat", "png": PICTURE}
+
+
 def tar_of(file, members):
     with tarfile.open(file, "w") as archive:
         for name, content in members:
@@ -693,13 +697,33 @@ def test_both_records_of_one_key_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("stem", ["", "dotted."])
-def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch, stem):
+@pytest.mark.parametrize("texts_first", [False, True])
+def test_what_waits_in_a_tar_is_bounded(tmp_path, monkeypatch, stem, texts_first):
+    """Of one here, parts are read again; of one that is packed, those of the oldest are gone, once each and by the
+    reason, and a picture without a text is that still."""
     monkeypatch.setattr("scott.data.sources.tar.WAITING", 4 * len(PICTURE))
-    names = [f"{stem}{i:02}" for i in range(12)]
-    members = [(f"{name}.png", PICTURE) for name in names] + [(f"{name}.txt", b"a cat") for name in names]
-    kept, reasons = tar_of(tmp_path / "a.tar", members)
+    pictures = [(f"{stem}{i:02}.png", PICTURE) for i in range(12)]
+    texts = [(f"{stem}{i:02}.txt", b"a cat".ljust(len(PICTURE) if texts_first else 0)) for i in range(11)]
+    kept, reasons = tar_of(tmp_path / "a.tar", texts + pictures if texts_first else pictures + texts)
+    assert (len(kept), reasons) == (11, {"no-caption": 1})
+    (unit,) = open_source(str(tmp_path / "a.tar")).units(1)
+    images = [record.image() for record in unit.records() if isinstance(record, Record)]
+    assert images == [PICTURE] * 11
+
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    kept, reasons = read(open_source(str(tmp_path / "a.tar.gz")))
     assert 0 < len(kept) < 5
-    assert reasons == {"no-caption": 12 - len(kept), "no-picture": 12 - len(kept)}
+    assert reasons == {"no-caption": 1, "parts-too-far-apart": 11 - len(kept)}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_records_of_one_name_up_to_its_dot_do_not_wait_for_each_other(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr("scott.data.sources.tar.WAITING", 4 * len(PICTURE))
+    parts = [(f"i.{i:02}.{ending}", content) for i in range(12) for ending, content in TEXT_AND_PICTURE.items()]
+    tar_of(tmp_path / "a.tar", parts)
+    if packed:
+        (tmp_path / "a.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    assert read(open_source(str(tmp_path / "a.tar"))) == ({f"i.{i:02}": "a cat" for i in range(12)}, {})
 
 
 def test_tars_that_were_joined_are_read_whole(tmp_path):

@@ -1,5 +1,6 @@
 """Every kind of source gives the same pictures and captions, is recognised by its name, and survives what it holds."""
 
+import base64
 import functools
 import gzip
 import http.server
@@ -20,9 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from tests.data.making import add, noise, saved, write_tar
+from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data.captions import read_captions
+from scott.data.filters import Where
 from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import files, open_source
 from scott.data.sources.files import opened, read_picture, unsafe
@@ -105,6 +107,12 @@ def write_dataset(folder):
     return folder
 
 
+def write_path_dataset(folder):
+    paths = [str(fill(folder.with_name("pictures")) / f"{i}.png") for i in range(COUNT)]
+    datasets.Dataset.from_dict({"image": paths, "caption": CAPTIONS}).save_to_disk(folder)
+    return folder
+
+
 def write_tars(folder):
     folder.mkdir()
     write_tar(folder / "00.tar", 3)
@@ -164,7 +172,7 @@ def test_a_change_is_another_version(tmp_path, write):
     assert open_source(str(name)).version != before
 
 
-@pytest.mark.parametrize("write", [write_folder, write_jsonl, write_coco])
+@pytest.mark.parametrize("write", [write_folder, write_jsonl, write_coco, write_path_table, write_path_dataset])
 def test_other_pictures_of_the_same_names_are_another_version(tmp_path, write):
     name = write(tmp_path / "data")
     picture = min(tmp_path.rglob("*.png"))
@@ -176,7 +184,48 @@ def test_other_pictures_of_the_same_names_are_another_version(tmp_path, write):
     assert len({*versions}) == 3
 
 
+def test_pictures_in_a_table_of_texts_are_its_own(tmp_path):
+    """In base64, or by URL: they are looked for nowhere, and the table's version is that of its file."""
+    texts = [base64.b64encode(PICTURES[0]).decode(), "http://127.0.0.1:9/a.png", None]
+    parquet.write_table(pyarrow.table({"image": texts, "caption": CAPTIONS[:3]}), tmp_path / "a.parquet")
+    assert open_source(str(tmp_path / "a.parquet")).version == files.digest_of([str(tmp_path / "a.parquet")])
+
+
 # --- columns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write", [write_jsonl, write_csv, write_bytes_table, write_path_table, write_dataset, write_path_dataset]
+)
+def test_conditions_are_on_captions_too(tmp_path, write):
+    """And on the name of the picture, where a table has it."""
+    source = open_source(str(write(tmp_path / "data")))
+    (caption,) = {"caption", "text"} & {*source.columns}
+    image = next(iter({"image", "file_name"} & {*source.columns}))
+    named = write not in (write_bytes_table, write_dataset)
+    for expression, kept in {
+        f"{caption} != 'picture 1'": [0, 2, 3, 4],
+        f"'3' in {caption} or {caption} == 'picture 4'": [3, 4],
+        f"'2.png' in {image}": [2] if named else [],
+    }.items():
+        where = Where(expression, source.columns)
+        assert [CAPTIONS.index(texts[0]) for _, texts, columns in read(source) if where(columns)] == kept, expression
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_bytes_table, write_path_table, write_dataset])
+def test_captions_and_keys_are_kept_once(tmp_path, write):
+    """A path that is no key is a column."""
+    named = [{"image": f"{i}.png"} if write is write_path_table else {} for i in range(COUNT)]
+    kept = [sample.info["columns"] for sample in samples(open_source(str(write(tmp_path / "data"))))]
+    assert kept == [{"score": i} | named[i] for i in range(COUNT)]
+
+
+def test_a_condition_on_captions_in_bytes(tmp_path):
+    rows = {"image": PICTURES, "caption": [caption.encode() for caption in CAPTIONS]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    where = Where("caption == 'picture 1'", source.columns)
+    assert [texts for _, texts, columns in read(source) if where(columns)] == [[CAPTIONS[1]]]
 
 
 def test_columns_can_be_named_and_captions_be_several(tmp_path):
@@ -479,7 +528,7 @@ def test_pictures_by_url(tmp_path, server):
         "missing-file",
         "no-picture",
     ]
-    assert found[0][2] == {"URL": urls[0], "AESTHETIC_SCORE": 7.0}
+    assert found[0][2] == {"URL": urls[0], "TEXT": CAPTIONS[0], "AESTHETIC_SCORE": 7.0}
 
 
 def test_a_slow_server_is_given_up(monkeypatch):

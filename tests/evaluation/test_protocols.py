@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -73,6 +74,17 @@ def test_a_published_list_is_taken_in_its_order() -> None:
         chosen(there, ["e"], "x")
 
 
+def test_a_name_of_several_pictures_is_refused_and_rows_of_one_picture_are_one() -> None:
+    """As of tars whose names begin anew, and of tables with a row a caption."""
+    rows = [Record(name, partial(bytes, name), f"{name} {row}") for row in range(2) for name in "ab"]
+    assert [entry.captions for entry in chosen(rows, ["b"], "x")] == ["b 0", "a 0", "a 1"]
+    several = [*rows, *(Record("c", lambda: b"", "c") for _ in range(3))]
+    assert len(chosen(several, ["b"], "x")) == 6
+    said = "got --names with 'c', which 3 pictures of x are called; expected names of one picture each; rename them, or"
+    with pytest.raises(UserError, match=said):
+        chosen(several, ["b", "c"], "x")
+
+
 def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
     def prompts(**options):
         measured = Measured(data=str(coco2014), **options)
@@ -139,6 +151,13 @@ def test_the_floor_of_a_list_is_of_pictures_that_it_does_not_name(table, tmp_pat
     (tmp_path / "19.png").unlink()
     with pytest.raises(UserError, match="got 9 readable"):
         table(names=tmp_path / "names")
+
+
+def test_what_a_list_names_and_is_not_measured_is_not_in_the_floor(table, tmp_path) -> None:
+    (tmp_path / "names").write_text("\n".join(f"{index:02d}.png" for index in range(22, 9, -1)))
+    listed = table(names=tmp_path / "names")
+    assert listed.names == [f"{index:02d}.png" for index in range(22, 12, -1)]
+    assert torch.equal(listed.others["features"], table().real["features"])
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:

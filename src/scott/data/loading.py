@@ -143,7 +143,8 @@ def _load(
             info = {"key": entry.key, "captions": captions, "width": picture.width, "height": picture.height}
             pixels = cropped(picture, sizes)
             del picture  # before its room is given to another
-        return Sample(pixels, captions, info | {"columns": _plain(entry.columns)})
+        kept = {name: value for name, value in entry.columns.items() if name not in entry.repeated}
+        return Sample(pixels, captions, info | {"columns": _plain(kept)})
     except Skip as skip:
         return Rejected(entry.key, skip.reason, skip.detail[:200])
 

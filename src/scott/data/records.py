@@ -41,6 +41,8 @@ class Record:
     """What else is known of it: filters see these, and they are kept."""
     held: int = 0
     """Bytes of the picture that are in memory already."""
+    repeated: Sequence[str] = ()
+    """Columns that say no more than captions and key do: filters see them, and they are not kept a second time."""
 
 
 @dataclass(frozen=True)

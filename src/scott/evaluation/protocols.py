@@ -27,7 +27,7 @@ from scott.data.loading import entries_of
 from scott.data.manifest import MANIFEST
 from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
 from scott.data.sources import open_source
-from scott.data.sources.files import digest_of, places_of, read_picture
+from scott.data.sources.files import PATH_MAX, digest_of, places_of, read_picture
 from scott.errors import UserError
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
@@ -35,8 +35,6 @@ from scott.evaluation.networks import CLIPS, NETWORKS
 from scott.evaluation.references import SMALLEST, Entries, Reference, Tick, check_samples, source_reference
 from scott.files import write_atomically
 from scott.measured import Measured
-
-PATH_MAX = 4096  # characters a name can have, as Linux counts them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ class Protocol:
         least = whole if self.whole and measured.samples is None else SMALLEST
         key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
-        options["among"] = names and len(names)
+        options |= {"among": names and len(names), "once": not self.whole}
         reference = source_reference(source, whole, size, instruments, tick, **options)
         reference.version = source.version
         return reference
@@ -152,13 +150,27 @@ def by_category(entries: Entries) -> Entries:
 
 
 def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
-    """The entries of these names, in their order, and behind them the source's other records. Raises `UserError` for a
-    name that the source has not."""
-    there = {entry.key: entry for entry in entries}
+    """The entries of these names, in their order, of several of one picture the first; and behind them the source's
+    other records. Raises `UserError` for a name that the source has not, or has of several pictures."""
+    wanted, there = {*names}, dict[str, Entries]()
+    for entry in entries:
+        there.setdefault(entry.key, []).append(entry)
     if missing := [name for name in names if name not in there]:
         raise UserError(f"{source} has no {missing[0]}, nor {len(missing) - 1:,} others of the list of {len(names):,}")
-    others = there.keys() - {*names}
-    return [there[name] for name in names] + [e for e in entries if e.key in others and isinstance(e, Record)]
+    records = {name: [entry for entry in there[name] if isinstance(entry, Record)] for name in wanted}
+    for name in names:
+        if (count := len({*map(_read_by, records[name])})) > 1:
+            raise UserError(
+                f"got --names with {name[:200]!r}, which {count:,} pictures of {source} are called; expected names of "
+                "one picture each; rename them, or leave --names out"
+            )
+    listed = [(records[name] or there[name])[0] for name in names]
+    return listed + [entry for entry in entries if entry.key not in wanted and isinstance(entry, Record)]
+
+
+def _read_by(record: Record) -> str | int:
+    """What two records have in common that read the same file or URL."""
+    return repr(record.image.args) if isinstance(record.image, partial) else id(record.image)
 
 
 class Mjhq:

@@ -3,8 +3,8 @@
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -32,6 +32,8 @@ from scott.files import replacing
 BATCH = 64
 SMALLEST = 10
 """Samples that a row is measured on at least."""
+SAME = "same-picture"
+"""Why a picture is skipped that came before: a table may have a row a caption."""
 Tick = Callable[[str, int, int], None]
 Entries = list[Record | Rejected]
 Reading = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
@@ -103,13 +105,15 @@ def source_reference(
     key: Sequence[Any] | None = None,
     least: int = SMALLEST,
     among: int | None = None,
+    once: bool = True,
 ) -> Reference:
     """The first pictures that can be read, of those that `choose` makes of all, or of its first `among`, each with its
     first caption.
 
     A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
-    `floor`, or of this source those that follow, where there are as many. `key`, what the choice depends on, keeps
-    features for the next time, where there are all `samples` of them and nothing was skipped on the way.
+    `floor`, or of this source those that follow, those `among`, where there are as many. With `once`, a picture whose
+    pixels came before, in the floor too, is skipped. `key`, what the choice depends on, keeps features for the next
+    time, where there are all `samples` of them and nothing else was skipped on the way.
 
     Raises:
         UserError: fewer than `least` can be read, or fewer of `floor` than of the source; see `open_source`.
@@ -118,28 +122,53 @@ def source_reference(
     file = None
     if key is not None and instruments:
         networks = {name: one.description for name, one in sorted(instruments.items())}
-        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, networks]
+        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, among, once, networks]
         file = cache_folder() / f"{sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
         with suppress(OSError, SafetensorError), safe_open(file, "pt") as content:  # not there, or cut: made again
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
             return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
-    entries: Iterable[Record | Rejected] = entries_of(source)
-    with closing(loaded(choose(list(entries)) if choose else entries, Settings(), [(size, size)])) as found:
-        first = islice(found, among)
-        real, described = _read(first, samples, instruments, lambda done: tick("the real pictures", done, samples))
-        count = len(described["prompts"])
-        if count < least:
+    entries, behind = _split(source, choose, among)
+    behind = entries_of(floor) if floor else behind
+    seen: set[bytes] | None = set() if once else None
+    with closing(_decoded(entries, size, seen)) as found:
+        real, described = _read(found, samples, instruments, lambda done: tick("the real pictures", done, samples))
+        if (count := len(described["prompts"])) < least:
             raise _too_few(count, least, described["skipped"])
-        with closing(loaded(entries_of(floor), Settings(), [(size, size)]) if floor else found) as following:
+        with nullcontext(found) if behind is None else closing(_decoded(behind, size, seen)) as following:
             others, rest = _read(following, count, instruments, lambda done: tick("the floor's pictures", done, count))
-        if floor and (read := len(rest["prompts"])) < count:
-            raise UserError(f"got {read:,} readable pictures in --floor-data; expected as many as are drawn, {count:,}")
+    if floor and (read := len(rest["prompts"])) < count:
+        there = f"got {read:,} readable pictures in --floor-data{_why(rest['skipped'])}"
+        raise UserError(f"{there}; expected as many as are drawn, {count:,}")
     tensors = {f"real/{name}": value for name, value in real.items()}
     if all(len(features) == count for features in others.values()):
         tensors |= {f"others/{name}": value for name, value in others.items()}
-    if file is not None and count == samples and not described["skipped"] and not rest["skipped"]:
+    if file is not None and count == samples and {*described["skipped"], *rest["skipped"]} <= {SAME}:
         _keep(file, tensors, described)
     return _reference(instruments, size, tensors, **described)
+
+
+def _split(
+    source: Source, choose: Callable[[Entries], Entries] | None, among: int | None
+) -> tuple[Iterable[Record | Rejected], Iterable[Record | Rejected] | None]:
+    """What is chosen of a source, and what stands behind the first `among` of it, where these are set apart."""
+    entries: Iterable[Record | Rejected] = entries_of(source)
+    chosen = choose(list(entries)) if choose else entries
+    if among is None:
+        return chosen, None
+    chosen = list(chosen)
+    return chosen[:among], chosen[among:]
+
+
+def _decoded(entries: Iterable[Record | Rejected], size: int, seen: set[bytes] | None) -> Generator[Sample | Rejected]:
+    """All of them; a picture whose pixels have one of the digests `seen`, to which the others add theirs, left out."""
+    with closing(loaded(entries, Settings(), [(size, size)])) as found:
+        for entry in found:
+            if seen is not None and isinstance(entry, Sample):
+                if (digest := sha256(entry.pixels.numpy().tobytes()).digest()) in seen:
+                    yield Rejected(entry.info["key"], SAME)
+                    continue
+                seen.add(digest)
+            yield entry
 
 
 def _read(
@@ -158,10 +187,13 @@ def _read(
     return {name: torch.cat(part) for name, part in parts.items()}, described
 
 
+def _why(skipped: Counter[str]) -> str:
+    return f" ({reasons(skipped)})" if skipped else ""
+
+
 def _too_few(count: int, least: int, skipped: Counter[str]) -> UserError:
-    skips = f" ({reasons(skipped)})" if skipped else ""
     fewer = "; complete them, or measure on fewer with --samples" if least > SMALLEST else ""
-    return UserError(f"got {count:,} readable pictures with captions{skips}; expected {least:,} or more{fewer}")
+    return UserError(f"got {count:,} readable pictures with captions{_why(skipped)}; expected {least:,} or more{fewer}")
 
 
 def _keep(file: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ KEPT = re.compile(r"seed-(\d+)")
 
 
 class StoredPictures:
-    """The pictures of a source in a folder, each with its name and its first caption.
+    """The pictures of a source in a folder, each with its name and its first caption. Those that its table does not
+    list, as fewer were drawn the last time, are passed over.
 
     Raises `UserError` for one without, and for pictures of several samplers or seeds of `scott evaluate --images`,
     which are rows of their own.
@@ -38,7 +39,7 @@ class StoredPictures:
         """Pixels a side that they are cropped to."""
         self.names: list[str] = []
         self.prompts: list[str] = []
-        for entry in entries_of(source):
+        for entry in self._entries():
             try:
                 if isinstance(entry, Rejected):
                     raise Skip(entry.reason)
@@ -57,12 +58,17 @@ class StoredPictures:
         self.drawn: dict[str, Any] = {}
         """What of a row all of them say, once they were read."""
 
+    def _entries(self) -> Iterator[Record | Rejected]:
+        for entry in entries_of(self.source):
+            if not isinstance(entry, Rejected) or entry.reason != "not-in-metadata":
+                yield entry
+
     def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, float | None]]:
         """The first `count`, up to `size` at a time, (B, 3, H, W) in [0, 1], and the seconds that drawing them took:
         None where one does not say."""
         assert self.size is not None
         costs: list[dict[str, Any]] = [{} for _ in range(count)]
-        entries = (_noting(entry, cost) for entry, cost in zip(entries_of(self.source), costs, strict=False))
+        entries = (_noting(entry, cost) for entry, cost in zip(self._entries(), costs, strict=False))
         found = loaded(entries, Settings(), [(self.size, self.size)])
         for rows in slices(count, size):
             pixels = []

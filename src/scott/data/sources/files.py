@@ -21,6 +21,8 @@ from scott.errors import UserError, first_line
 
 TIMEOUT = 20.0
 """Seconds that one picture may take."""
+PATH_MAX = 4096
+"""Characters a name can have, as Linux counts them."""
 _BUCKETS = ("s3://", "gs://", "hf://")
 _REMOTE_ERRORS = ("aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs")
 
@@ -73,8 +75,9 @@ def read_picture(name: object, folder: Path | None, absolute: bool = False) -> b
 def _place(name: str, folder: Path, absolute: bool) -> Path:
     """Where the picture is that a table in `folder` names so. Raises `Skip` for a name that leads elsewhere."""
     inside = "://" not in name.removeprefix("file://")
-    ways = [way for way in spellings(name, folder) if not unsafe(way.lstrip("/") if absolute else way)]
-    if not inside or not ways:
+    spelled = spellings(name, folder) if inside else ()
+    ways = [way for way in spelled if not unsafe(way.lstrip("/") if absolute else way)]
+    if not ways:
         raise Skip("unsafe-name", name[:200])
     try:
         return next((folder / way for way in ways if (folder / way).exists()), folder / ways[0])
@@ -176,11 +179,12 @@ def kind_of_start(start: bytes) -> tuple[str, str] | None:
     return ("unsupported-compression", f"{packed}; unpack it first") if packed else None
 
 
-def places_of(names: Iterable[object], folder: Path) -> Iterator[str]:
+def places_of(names: Iterable[object], folder: Path, absolute: bool = False) -> Iterator[str]:
     """Where `read_picture` looks for what is named so in a folder; nothing of names that it does not take."""
     for name in names:
-        with suppress(Skip):
-            yield str(_place(str(name), folder, absolute=False))
+        if isinstance(name, str) and len(name) <= PATH_MAX:  # a longer one is a picture in base64
+            with suppress(Skip):
+                yield str(_place(name, folder, absolute))
 
 
 def digest_of(names: Iterable[str], root: Path | None = None) -> str:

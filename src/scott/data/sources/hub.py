@@ -1,13 +1,14 @@
 """A Hugging Face dataset: a name on the hub, what `save_to_disk` wrote, or one .arrow file."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from scott.data.records import Columns, Record, Rejected, Unit, attempt, units_of_rows
+from scott.data.sources.files import digest_of
 from scott.data.sources.survey import no_split
-from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
+from scott.data.sources.tables import caption_columns, image_column, kept_columns, named_places, of_names, table_record
 from scott.errors import UserError, first_line, require
 
 
@@ -27,11 +28,19 @@ class HubDataset:
 
     def __init__(self, name: str, split: str, wanted: Columns) -> None:
         data = _load(name, split)
-        self.version: str = data._fingerprint
         self.image = image_column(name, data.column_names, wanted.image)
         self.captions = caption_columns(name, data.column_names, wanted.captions)
         self.columns = kept_columns(data.features.arrow_schema, self.image, self.captions)
         self.data = data.select_columns(self.columns).with_format("arrow")
+        self._fingerprint: str = data._fingerprint
+        self._by_name = Path(name).exists() and of_names(data.features.arrow_schema, self.image)
+
+    @cached_property
+    def version(self) -> str:
+        """With the state of the pictures that a local one names, which may change where it does not."""
+        pieces = self.data.select_columns([self.image]).iter(1 << 16) if self._by_name else ()
+        places = [place for piece in pieces for place in named_places(piece.column(0), Path())]
+        return self._fingerprint + (digest_of(places) if places else "")
 
     def units(self, size: int) -> list[Unit]:
         return units_of_rows(len(self.data), size, self._records)

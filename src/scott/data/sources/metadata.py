@@ -88,20 +88,22 @@ class MetadataFolder:
                 continue
             if isinstance(cell := row.pop(image, None), str) and len(cell) < 1000:
                 key = cell
-            yield attempt(key, partial(self._record, key, cell, row, file.parent, of_text))
+            yield attempt(key, partial(self._record, key, image, cell, row, file.parent, of_text))
 
-    def _record(self, key: str, cell: object, row: Row, folder: Path, of_text: bool) -> Record:
+    def _record(self, key: str, image: str, cell: object, row: Row, folder: Path, of_text: bool) -> Record:
         picture = picture_in(cell)
         place = self._place(picture, folder) if isinstance(picture, str) else None
         if isinstance(picture, str):
             self._read_from[place or picture] = None
         names = caption_names(row, self.wanted.captions)
         captions = _entries(captions_of(row, names)) if of_text else captions_of(row, names)
-        rest = {name: _number(value) if of_text else value for name, value in row.items() if name not in names}
+        columns = {n: _number(value) if of_text and n not in names else value for n, value in row.items()}
         if isinstance(picture, bytes):
-            return Record(key, lambda: picture, captions, rest, len(picture))
+            return Record(key, lambda: picture, captions, columns, len(picture), names)
+        if isinstance(picture, str):
+            columns[image] = picture
         read = partial(read_local, self.root / place) if place else partial(read_picture, picture, folder, self.of_user)
-        return Record(key, read, captions, rest)
+        return Record(key, read, captions, columns, repeated=(*names, image))
 
     def _place(self, name: str, folder: Path) -> str | None:
         """The picture of those seen that a row means."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from scott.data.records import Columns, Record, Rejected, Unit, attempt, slices, with_left_out
 from scott.data.sources.files import digest_of, kind_of, opened
-from scott.data.sources.tables import caption_columns, image_column, kept_columns, table_record
+from scott.data.sources.tables import caption_columns, image_column, kept_columns, named_places, of_names, table_record
 from scott.errors import UserError, first_line, require
 
 _BATCH_BYTES = 32 << 20
@@ -32,6 +32,7 @@ class Parquet:
         with opened(files[0]) as file:
             schema = _parquet_file(file, files[0]).schema_arrow
         self.image = image_column(files[0], schema.names, wanted.image)
+        self._by_name = of_names(schema, self.image)
         self.captions = caption_columns(files[0], schema.names, wanted.captions)
         self.columns = kept_columns(schema, self.image, self.captions)
         self._at = "", 0
@@ -40,7 +41,17 @@ class Parquet:
 
     @cached_property
     def version(self) -> str:
-        return digest_of(self.files)
+        return digest_of([*self.files, *(self._places() if self._by_name else ())])
+
+    def _places(self) -> Iterator[str]:
+        """Of the pictures that local files name, which may change where those do not."""
+        for name in self.files:
+            if "://" not in name:
+                with opened(name) as file:
+                    parquet = _parquet_file(file, name)
+                    if parquet.schema_arrow.names.count(self.image) == 1:
+                        for batch in _batches(parquet, None, [self.image], 1 << 16, name):
+                            yield from named_places(batch.column(0), Path(name).parent)
 
     def units(self, size: int) -> list[Unit]:
         found: list[Unit] = []
@@ -80,7 +91,7 @@ class Parquet:
                     continue
                 a_row = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
                 size = max(1, min(256, _BATCH_BYTES // a_row))
-                for batch in _batches(parquet, group, wanted, size, name):
+                for batch in _batches(parquet, [group], wanted, size, name):
                     for index in range(max(0, first - start), len(batch)):
                         key = f"{Path(name).name}:{start + index}"
                         row = (batch, index, self.image, self.captions, folder)
@@ -88,11 +99,11 @@ class Parquet:
                     start += len(batch)
 
 
-def _batches(parquet: Any, group: int, columns: list[str], size: int, name: str) -> Iterator[Any]:
+def _batches(parquet: Any, groups: list[int] | None, columns: list[str], size: int, name: str) -> Iterator[Any]:
     from pyarrow import ArrowException
 
     try:
-        yield from parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns)
+        yield from parquet.iter_batches(batch_size=size, row_groups=groups, columns=columns)
     except (OSError, ArrowException) as error:
         raise UserError(f"{name} is corrupt ({first_line(error)}); mend it or leave it out") from None
 

@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from scott.data.captions import read_captions
 from scott.data.pictures import starts_as_picture
 from scott.data.records import Record, Skip
-from scott.data.sources.files import read_picture
+from scott.data.sources.files import places_of, read_picture
 from scott.errors import UserError
 
 IMAGES = (
@@ -117,6 +117,22 @@ def kept_columns(schema: Any, image: str, captions: Sequence[str]) -> list[str]:
     return [name for name in once if name in kept or name in (image, *captions)]
 
 
+def of_names(schema: Any, column: str) -> bool:
+    """Whether an Arrow column holds texts: of pictures, their paths or URLs."""
+    from pyarrow import types
+
+    kind = schema.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def named_places(column: Any, folder: Path) -> Iterator[str]:
+    """Where the pictures are that a piece of such a column names; nothing of a cell that cannot be decoded."""
+    for cell in column:
+        with suppress(UnicodeError):
+            yield from places_of([cell.as_py()], folder, absolute=True)
+
+
 def table_record(key: str, rows: Any, index: int, image: str, captions: Sequence[str], folder: Path | None) -> Record:
     """A row of a table or record batch, whose picture is bytes, a path in `folder`, a URL, or Hugging Face's {bytes,
     path}. Raises `Skip` for a cell that cannot be decoded, where it is the picture's or a caption's."""
@@ -132,10 +148,11 @@ def table_record(key: str, rows: Any, index: int, image: str, captions: Sequence
             if name == image:
                 raise Skip("no-picture", "its cell cannot be decoded") from None
     picture = picture_in(row.get(image))
-    rest = {name: value for name, value in row.items() if name not in (image, *captions)}
-    if isinstance(picture, str):
-        rest[image] = picture
     texts = captions_of(row, captions)
+    columns = {name: value for name, value in row.items() if name != image}
+    columns |= {name: row[name].decode(errors="replace") for name in captions if isinstance(row[name], bytes)}
+    if isinstance(picture, str):
+        columns[image] = picture
     if isinstance(picture, bytes):
-        return Record(key, lambda: picture, texts, rest, len(picture))
-    return Record(key, partial(read_picture, picture, folder, absolute=True), texts, rest)
+        return Record(key, lambda: picture, texts, columns, len(picture), captions)
+    return Record(key, partial(read_picture, picture, folder, absolute=True), texts, columns, repeated=captions)

@@ -42,7 +42,7 @@ class WebDataset:
 
     def _records(self, name: str) -> Iterator[Record | Rejected]:
         with opened(name) as file:
-            for entry in grouped(file, name.rsplit("/", 1)[-1]):
+            for entry in grouped(file, name.rsplit("/", 1)[-1], local="://" not in name):
                 if isinstance(entry, tuple):
                     yield attempt(entry[0], partial(self._record, *entry))
                 elif entry.reason == "corrupt-tar" and (kind := kind_of(name)):
@@ -56,13 +56,14 @@ class WebDataset:
             pictures = [suffix for suffix in pictures if suffix == f".{self.wanted.image.lstrip('.')}"]
         if not pictures:
             raise Skip("no-picture", ", ".join(parts))
-        picture = _read(parts[_one(pictures)])
-        columns = read_columns(_read(parts[".json"])) if ".json" in parts else {}
+        chosen = parts[_one(pictures)]
+        columns = read_columns(parts[".json"].read()) if ".json" in parts else {}
         of_text = [suffix for ending in TEXTS for suffix in parts if suffix.endswith(ending)]
-        texts: dict[str, Any] = columns | {suffix[1:]: _read(parts[suffix]) for suffix in of_text}
+        texts: dict[str, Any] = columns | {suffix[1:]: parts[suffix].read() for suffix in of_text}
         beside = tuple(suffix[1:] for suffix in of_text[:1])
-        captions = captions_of(texts, caption_names(texts, self.wanted.captions or beside))
-        return Record(key, lambda: picture, captions, columns, len(picture))
+        names = caption_names(texts, self.wanted.captions or beside)
+        captions, picture = captions_of(texts, names), chosen.read()  # one without a caption lacks that, let go or not
+        return Record(key, lambda: picture, captions, columns, len(picture), names)
 
 
 def _one(pictures: Sequence[str]) -> str:
@@ -74,9 +75,3 @@ def _one(pictures: Sequence[str]) -> str:
     if len(found) != 1:
         raise Skip("several-pictures", f"{', '.join(pictures)}; name one with --image-column")
     return found[0]
-
-
-def _read(part: bytes | Skip) -> bytes:
-    if isinstance(part, Skip):
-        raise part
-    return part
