@@ -176,9 +176,12 @@ def test_a_run_is_known_by_what_it_is_made_of_and_not_by_its_paths(trained, fold
     spelt = replace(whole, out=Path(os.path.relpath(whole.out)), teacher=Path(os.path.relpath(folder)))
     assert spelt.train() == whole.seconds
     file = whole.out / "options.json"
-    older = json.loads(file.read_text()) | dict.fromkeys(("out", "teacher", "shard"), "/else/where")
+    older = json.loads(file.read_text()) | {"out": "/else/where", "teacher": str(spelt.teacher)}
     del older["data"]
-    file.write_text(json.dumps(older))
+    file.write_text(json.dumps(older | {"shard": "/else/where"}))
+    with pytest.raises(UserError, match="other shard"):
+        spelt.train()
+    file.write_text(json.dumps(older | {"shard": str(whole.shard)}))
     assert spelt.train() == whole.seconds
     shard = tmp_path / "glyphs.tar"
     shard.write_bytes(whole.shard.read_bytes() + bytes(512))

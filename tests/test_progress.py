@@ -2,11 +2,21 @@
 
 import io
 import shlex
+import sys
 
 from rich.console import Console
 
 from scott.cli import parse
 from scott.progress import Bars, outcome
+
+
+def test_what_is_printed_into_a_file_stays_out_of_the_bars(capsys):
+    """As of `... --json > FILE`, with the bars on the terminal."""
+    terminal = io.StringIO()
+    with Bars(Console(file=terminal, force_terminal=True)):
+        sys.stdout.write('{"a": 1}\n')
+    assert capsys.readouterr().out == '{"a": 1}\n'
+    assert "{" not in terminal.getvalue()
 
 
 def test_without_a_terminal_a_line_a_minute_and_one_at_the_end():

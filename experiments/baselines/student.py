@@ -90,7 +90,9 @@ class Baseline(ABC):
         given["data"] = self.made_of
         file = self.out / "options.json"
         there = json.loads(file.read_text()) if file.is_file() else given
-        there.setdefault("data", self.made_of)  # older runs have places in its stead
+        if "data" not in there:  # the places of teacher and scenes stand for it
+            given |= {name: str(getattr(self, name)) for name in ("teacher", "shard")}
+            there["data"] = self.made_of
         if other := [name for name in given if there.get(name) != given[name]]:
             raise UserError(f"{self.out} is of a run with other {', '.join(other)}; choose another --out")
         write_atomically(file, json.dumps(given, indent=1))

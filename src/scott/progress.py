@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -53,7 +54,9 @@ class Bars(Progress):
     def __init__(self, console: Console, clock: Callable[[], float] = monotonic) -> None:
         name, terms = TextColumn("{task.description:<22}"), TextColumn("{task.fields[terms]}")
         columns = (name, BarColumn(14), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(), terms)
-        super().__init__(*columns, console=console, get_time=clock, disable=not console.is_terminal)
+        # what is printed stands above the bars on a terminal, and goes into a file or a pipe as it is
+        to = {"disable": not console.is_terminal, "redirect_stdout": sys.stdout.isatty()}
+        super().__init__(*columns, console=console, get_time=clock, **to)
         self._phases: dict[str, TaskID] = {}
         self._printed = clock()
 

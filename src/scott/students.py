@@ -1,15 +1,16 @@
 """What draws: students that were saved and teachers, found by their names and loaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from scott.device import best_device
 from scott.diffusion import Denoiser, JumpGrid
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.export.card import FOLDERS
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.ldm import UNET
@@ -19,10 +20,10 @@ from scott.export.single_file import FILE as CHECKPOINT
 from scott.export.trained import student_grid
 from scott.files import read_object
 from scott.mini import embedded
+from scott.progress import warn
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.layout import read_json
 from scott.teachers.lora_files import header
 from scott.training.config import DistillConfig
 
@@ -134,10 +135,13 @@ def is_weights(place: Path) -> bool:
 
 def _info_on_hub(name: str) -> StudentInfo | None:
     try:
-        said = read_json(name, STUDENT_INFO)
-    except UserError:  # there is none
+        file = Path(hf_hub_download(name, STUDENT_INFO))
+    except RemoteEntryNotFoundError:  # no student of scott's
         return None
-    return StudentInfo.from_json(json.dumps(said), Path(name) / STUDENT_INFO)
+    except (OSError, ValueError) as error:  # it may be one
+        warn(f"what {name} was made for cannot be read: {first_line(error)}")
+        return None
+    return StudentInfo.from_json(file.read_bytes(), Path(name) / STUDENT_INFO)
 
 
 def _is_checkpoint(file: Path) -> bool:

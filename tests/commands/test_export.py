@@ -5,10 +5,12 @@ import math
 import shutil
 from dataclasses import replace
 
+import httpx
 import onnx
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tests.export.conftest import SMALL as FEW_BLOCKS
 from tests.teachers.published import write_configs
@@ -70,7 +72,7 @@ def test_a_student_on_the_hub_says_what_it_was_made_for(make_run, tmp_path, monk
     """As its folder does: the guidance and the steps it draws at, and its size."""
     run, _ = make_run("full", times="needed", jump=24, substeps=1, resolution=128)
     folder = export(run, "diffusers")
-    monkeypatch.setattr("scott.teachers.layout.hf_hub_download", lambda name, file: str(folder / file))
+    monkeypatch.setattr("scott.students.hf_hub_download", lambda name, file: str(folder / file))
     monkeypatch.setattr("scott.students.load_backbone", lambda name, dtype: load_backbone(folder, dtype))
     here, there = load_student(str(run)), load_student("me/student")
     assert there.info == here.info
@@ -79,6 +81,22 @@ def test_a_student_on_the_hub_says_what_it_was_made_for(make_run, tmp_path, monk
     for wrong in (lambda: there.guidance(77.0), lambda: there.sampler(3, 3.0)):
         with pytest.raises(UserError, match="student was trained for"):
             wrong()
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_student_on_the_hub_of_which_nothing_can_be_read(make_run, monkeypatch, capfd, offline):
+    """Where it is not known whether scott says something of it, that is said."""
+    folder = export(make_run()[0], "diffusers")
+    answer = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
+    error = LocalEntryNotFoundError("offline") if offline else RemoteEntryNotFoundError("none", response=answer)
+
+    def download(name, file):
+        raise error
+
+    monkeypatch.setattr("scott.students.hf_hub_download", download)
+    monkeypatch.setattr("scott.students.load_backbone", lambda name, dtype: load_backbone(folder, dtype))
+    assert load_student("me/student").info is None
+    assert ("what me/student was made for cannot be read: offline" in capfd.readouterr().out) == offline
 
 
 def test_a_file_of_weights_beside_a_pipelines_folders_makes_it_no_lora(make_run, tmp_path):

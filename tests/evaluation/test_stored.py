@@ -1,8 +1,10 @@
 """Pictures that were kept, measured again."""
 
+import pytest
 import torch
 
 from scott.data.sources import open_source
+from scott.errors import UserError
 from scott.evaluation.pictures import Batches, write_captions
 from scott.evaluation.stored import StoredPictures
 
@@ -29,3 +31,12 @@ def test_a_folder_that_was_drawn_again_with_fewer_is_those(tmp_path) -> None:
     ((pixels, _),) = stored.batches(3, 4)
     assert len(pixels) == 3
     assert stored.drawn["seeds"] == (1,)
+
+
+def test_a_table_that_leaves_out_pictures_of_ones_own_is_refused(tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    prompts = ["a", "b", "c"]
+    Batches(Noise(), prompts, 1, 3, folder, {}, (0, 1)).draw_own(None)
+    write_captions(folder, prompts[:2])
+    with pytest.raises(UserError, match=r"00002\.png of the pictures to measure cannot be used: not-in-metadata"):
+        StoredPictures(folder, open_source(str(folder)))

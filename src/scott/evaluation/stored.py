@@ -26,8 +26,8 @@ KEPT = re.compile(r"seed-(\d+)")
 
 
 class StoredPictures:
-    """The pictures of a source in a folder, each with its name and its first caption. Those that its table does not
-    list, as fewer were drawn the last time, are passed over.
+    """The pictures of a source in a folder, each with its name and its first caption. Those of a seed that its table
+    does not list, as fewer were drawn the last time, are passed over.
 
     Raises `UserError` for one without, and for pictures of several samplers or seeds of `scott evaluate --images`,
     which are rows of their own.
@@ -39,14 +39,6 @@ class StoredPictures:
         """Pixels a side that they are cropped to."""
         self.names: list[str] = []
         self.prompts: list[str] = []
-        for entry in self._entries():
-            try:
-                if isinstance(entry, Rejected):
-                    raise Skip(entry.reason)
-                self.prompts.append(read_captions(entry.captions)[0])
-            except Skip as skip:
-                raise UserError(f"{entry.key} of the pictures to measure cannot be used: {skip.reason}") from None
-            self.names.append(entry.key)
         rows = sorted(file.parent for file in folder.rglob(CAPTIONS) if KEPT.fullmatch(file.parent.name))
         if len(rows) > 1:
             some = " and ".join(str(row.relative_to(folder)) for row in rows[:2])
@@ -55,12 +47,20 @@ class StoredPictures:
         kept = KEPT.fullmatch(place.name)
         self.name = (place.parent.name if kept else folder.stem) or "pictures"
         self.seed = int(kept[1]) if kept else None
+        for entry in self._entries():
+            try:
+                if isinstance(entry, Rejected):
+                    raise Skip(entry.reason)
+                self.prompts.append(read_captions(entry.captions)[0])
+            except Skip as skip:
+                raise UserError(f"{entry.key} of the pictures to measure cannot be used: {skip.reason}") from None
+            self.names.append(entry.key)
         self.drawn: dict[str, Any] = {}
         """What of a row all of them say, once they were read."""
 
     def _entries(self) -> Iterator[Record | Rejected]:
         for entry in entries_of(self.source):
-            if not isinstance(entry, Rejected) or entry.reason != "not-in-metadata":
+            if self.seed is None or not isinstance(entry, Rejected) or entry.reason != "not-in-metadata":
                 yield entry
 
     def batches(self, count: int, size: int) -> Iterator[tuple[Tensor, float | None]]:

@@ -120,7 +120,7 @@ def averaged(model: Model, config: DistillConfig, *, unused: bool = False) -> nn
 
 
 def _mean_in_order(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Adds the processes' gradients up in the order of their ranks.
+    """Adds the processes' gradients up in the order of their ranks, all of which each process gathers.
 
     Gloo's own order depends on where in a bucket a value lies, and DDP moves it after a first step: a run that goes on
     would not be bit for bit one that was not stopped.

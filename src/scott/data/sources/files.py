@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -43,13 +44,18 @@ def spellings(name: str, folder: Path) -> Iterator[str]:
     without a URL's escapes, or Flickr8k's number of a caption; and of each what follows the folder's own name, behind
     names that are above the folder too, or behind any in an absolute path."""
     plain = name.removeprefix("file://").strip().replace("\\", "/")
-    own = folder.resolve().parts
+    own = _resolved(folder.absolute()).parts
     for way in dict.fromkeys((name.removeprefix("file://"), plain, unquote(plain), re.sub(r"#\d+$", "", plain))):
         yield way
         parts, absolute = PurePosixPath(way).parts, PureWindowsPath(way).anchor
         for count in range(1, len(parts)):
             if own[-1:] == parts[count - 1 : count] and (absolute or own[-count:] == parts[:count]):
                 yield str(PurePosixPath(*parts[count:]))
+
+
+@cache
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def read_picture(name: object, folder: Path | None, absolute: bool = False) -> bytes:
@@ -182,7 +188,8 @@ def kind_of_start(start: bytes) -> tuple[str, str] | None:
 def places_of(names: Iterable[object], folder: Path, absolute: bool = False) -> Iterator[str]:
     """Where `read_picture` looks for what is named so in a folder; nothing of names that it does not take."""
     for name in names:
-        if isinstance(name, str) and len(name) <= PATH_MAX:  # a longer one is a picture in base64
+        # a longer one is a picture in base64, and a URL has no place
+        if isinstance(name, str) and len(name) <= PATH_MAX and "://" not in name.removeprefix("file://"):
             with suppress(Skip):
                 yield str(_place(name, folder, absolute))
 

@@ -126,8 +126,8 @@ class Folder:
                 raise Skip("caption-not-text", "boxes, as YOLO labels pictures")
             return Record(name, image, content)
         columns = read_columns(content)
-        names = caption_names(columns, self.wanted.captions)
-        return Record(name, image, captions_of(columns, names), columns, repeated=names)
+        captions = captions_of(columns, caption_names(columns, self.wanted.captions))
+        return Record(name, image, captions, columns)
 
 
 def _repeated(name: str) -> tuple[int, str] | None:

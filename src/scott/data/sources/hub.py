@@ -39,7 +39,7 @@ class HubDataset:
     def version(self) -> str:
         """With the state of the pictures that a local one names, which may change where it does not."""
         pieces = self.data.select_columns([self.image]).iter(1 << 16) if self._by_name else ()
-        places = [place for piece in pieces for place in named_places(piece.column(0), Path())]
+        places = dict.fromkeys(place for piece in pieces for place in named_places(piece.column(0), Path()))
         return self._fingerprint + (digest_of(places) if places else "")
 
     def units(self, size: int) -> list[Unit]:

@@ -41,7 +41,7 @@ class Parquet:
 
     @cached_property
     def version(self) -> str:
-        return digest_of([*self.files, *(self._places() if self._by_name else ())])
+        return digest_of([*self.files, *dict.fromkeys(self._places() if self._by_name else ())])
 
     def _places(self) -> Iterator[str]:
         """Of the pictures that local files name, which may change where those do not."""

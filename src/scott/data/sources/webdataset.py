@@ -63,7 +63,7 @@ class WebDataset:
         beside = tuple(suffix[1:] for suffix in of_text[:1])
         names = caption_names(texts, self.wanted.captions or beside)
         captions, picture = captions_of(texts, names), chosen.read()  # one without a caption lacks that, let go or not
-        return Record(key, lambda: picture, captions, columns, len(picture), names)
+        return Record(key, lambda: picture, captions, columns, len(picture))
 
 
 def _one(pictures: Sequence[str]) -> str:
