@@ -1,5 +1,6 @@
 """LCM (its rate one that stays, or one that falls as ours does), InstaFlow, UFOGen, SCott as the paper has it and with
-its critic told one time of all, and ours on the embedded teacher, at equal time and at equal updates.
+a critic told one time of all that learns at the paper's ratio of rates, and ours on the embedded teacher, at equal time
+and at equal updates.
 
 A student's rows go into results.jsonl as it ends; a run that was stopped goes on, by the same command.
 """
@@ -40,7 +41,7 @@ METHODS: dict[str, Callable[..., DistillConfig]] = {
     "lcm": partial(mini, method="lcm"),
     "lcm-settles": partial(mini, method="lcm", decay=mini().decay),
     "scott-paper": partial(mini, method="paper"),
-    "scott-clean": partial(mini, method="paper", critic_input="clean"),
+    "scott-clean": partial(mini, method="paper", critic_input="clean", critic_learning_rate=2.5e-4),
 }
 BASELINES: dict[str, type[Baseline]] = {"instaflow": InstaFlow, "ufogen": UFOGen}
 TEACHER_STEPS = (50, 25)
