@@ -41,7 +41,18 @@ def test_the_energy_score_is_least_for_the_law_itself():
 
 
 def test_every_method_has_as_many_trials():
-    assert {len(trials(method)) for method in METHODS.values()} == {4}
+    assert {len(trials(method)) for method in METHODS.values()} == {6}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_weight_is_trained(name):
+    """Of a student and of what stands against it, in whatever number of dimensions."""
+    data, width = DATA[name]
+    for method in ("noise, critic of drawn fakes", "noise, dmd of drawn fakes"):
+        training = Training(METHODS[method], data, [Trial(1e-2, 0.03)], width, seed=0)
+        training.train(4, of=4)
+        for networks in (training.student.networks, training.opponent):
+            assert all(bool(weight.any()) for weight in networks.weights)
 
 
 @pytest.mark.parametrize(
@@ -69,16 +80,31 @@ def test_a_student_comes_nearer_to_the_data_than_its_teacher_in_one_step(name):
         ({"updates": 5}, "is of 3 seeds, 7 updates; ask for as many"),
         ({"updates": 7, "seeds": 4}, "is of 3 seeds, 7 updates; ask for as many"),
         ({"methods": ("foo",)}, "got method 'foo'"),
-        ({"samples": 30_000}, "of samples a divisor of 100,000"),
-        ({"updates": 0}, "0 updates"),
+        ({"samples": 30_000}, "a divisor of 100,000 samples"),
+        ({"updates": 3}, "3 updates and 50000 samples; expected"),
     ],
 )
-def test_rows_of_another_length_are_not_taken_for_those_asked_for(tmp_path, options, message):
-    (tmp_path / "results").mkdir()
-    row = {"method": "lcm", "quarters": [{"updates": 3}, {"updates": 7}]}
-    (tmp_path / "results" / "2-d.json").write_text(json.dumps({"cpu_seconds": 1, "seeds": 3, "rows": [row]}))
+def test_rows_of_another_length_are_not_taken_for_those_asked_for(of_seven_updates, options, message):
     with pytest.raises(UserError, match=message):
-        Run(("2-d",), folder=tmp_path, **{"seeds": 3} | options).run()
+        Run(("2-d",), folder=of_seven_updates, **{"seeds": 3, "methods": ("lcm",)} | options).run()
+
+
+@pytest.fixture(scope="module")
+def of_seven_updates(tmp_path_factory):
+    """The folder of a part that was made of three seeds and seven updates."""
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "README.md").write_text("<!-- 2-d -->\n<!-- end of 2-d -->\n")
+    Run(("2-d",), folder=folder, seeds=3, updates=7, methods=("lcm",)).run()
+    return folder
+
+
+def test_rows_that_are_there_are_not_made_again(of_seven_updates):
+    """Of as many updates as were asked for, in four parts."""
+    file = of_seven_updates / "results" / "2-d.json"
+    made = json.loads(file.read_text())
+    assert [quarter["updates"] for quarter in made["rows"][1]["quarters"]] == [1, 3, 5, 7]
+    Run(("2-d",), folder=of_seven_updates, seeds=3, updates=7, methods=("lcm",)).run()
+    assert json.loads(file.read_text())["rows"] == made["rows"]
 
 
 def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypatch):

@@ -47,9 +47,10 @@ class Run:
         for method in self.methods:
             if method not in METHODS:
                 raise unknown("method", method, METHODS)
-        if min(self.seeds, self.updates, self.samples) < 1 or 100_000 % self.samples:
+        if min(self.seeds, self.updates // 4, self.samples) < 1 or 100_000 % self.samples:
             got = f"{self.seeds} seeds, {self.updates} updates and {self.samples} samples"
-            raise UserError(f"got {got}; expected 1 or more of each, and of samples a divisor of 100,000")
+            raise UserError(f"got {got}; expected 1 or more seeds, 4 or more updates and a divisor of 100,000 samples")
+        (self.folder / "results").mkdir(parents=True, exist_ok=True)
         for part in self.parts:
             made = self._made(part)
             self._check(part, made)

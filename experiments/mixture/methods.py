@@ -51,5 +51,5 @@ class Trial:
 def trials(method: Method) -> list[Trial]:
     """As many of every method."""
     if method.added == "nothing":
-        return [Trial(rate, 0.0) for rate in (3e-4, 1e-3, 3e-3, 1e-2)]
-    return [Trial(rate, strength) for rate in (3e-3, 1e-2) for strength in (0.03, 0.3)]
+        return [Trial(rate, 0.0) for rate in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
+    return [Trial(rate, strength) for rate in (3e-3, 1e-2, 3e-2) for strength in (0.03, 0.3)]

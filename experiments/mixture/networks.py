@@ -26,8 +26,8 @@ class Networks(nn.Module):
         self.rates = rates[:, None, None]
         sizes = [inputs, *(width for _ in range(HIDDEN)), outputs]
         self.start = []
-        for before, after in pairwise(sizes):
-            spread = 0.0 if after == outputs else (2 / before) ** 0.5
+        for layer, (before, after) in enumerate(pairwise(sizes)):
+            spread = 0.0 if layer == HIDDEN else (2 / before) ** 0.5
             self.start.append(spread * torch.randn(len(rates), before, after, generator=generator))
         self.weights = nn.ParameterList(torch.zeros_like(start) for start in self.start)
         self.biases = nn.ParameterList(torch.zeros(len(rates), 1, after) for after in sizes[1:])
@@ -37,7 +37,7 @@ class Networks(nn.Module):
         linear = 0.0 if self.direct is None else torch.bmm(x, self.rates * self.direct)
         for index, (start, weight, bias) in enumerate(zip(self.start, self.weights, self.biases, strict=True)):
             x = torch.baddbmm(self.rates * bias, x, start + self.rates * weight)
-            if index < len(self.start) - 1:
+            if index < HIDDEN:
                 x = nn.functional.silu(x)
         return (x + linear).reshape(count, -1)
 

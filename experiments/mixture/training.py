@@ -42,11 +42,11 @@ class Training:
         self.student = Student(networks, data, SD, z)
         self.target = Student(copy.deepcopy(networks).requires_grad_(False), data, SD, z)
         self.strength = torch.tensor([trial.strength for trial in trials]).repeat_interleave(BATCH)
-        self.optimizer = torch.optim.Adam(networks.parameters(), lr=1.0, betas=(0.9, 0.99))
+        self.optimizer = adam(networks, (0.9, 0.99))
         inputs, outputs = (dimension, 1) if method.added == "critic" else (dimension + FEATURES, dimension)
         rates = torch.full((len(trials),), OPPONENT_RATE)
         self.opponent = Networks(rates, inputs, outputs, width, self.generator)
-        self.opponent_optimizer = torch.optim.Adam(self.opponent.parameters(), lr=1.0, betas=(0.0, 0.99))
+        self.opponent_optimizer = adam(self.opponent, (0.0, 0.99))
         self.done, self.cpu_seconds = 0, 0.0
 
     def train(self, updates: int, of: int) -> None:
@@ -119,6 +119,12 @@ class Training:
         return torch.randn(like.shape, generator=self.generator)
 
 
+def adam(networks: Networks, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Of rate 1, which `Networks` makes each one's own. The gradient of δ has that rate and a share of the batch in it:
+    Adam's usual ε, 1e-8, would be as large."""
+    return torch.optim.Adam(networks.parameters(), lr=1.0, betas=betas, eps=1e-15)
+
+
 def strides(updates: int) -> Iterator[int]:
     """In four parts, after each of which students are measured."""
-    return iter([updates // 4] * 4)
+    return (updates * (part + 1) // 4 - updates * part // 4 for part in range(4))
