@@ -1,4 +1,4 @@
-"""Twenty steps of each form of training log what their file says.
+"""Twenty steps of each form of training, six in half precision, log what their file says.
 
 Tolerances are relative, to a floor of 1e-3. Another order of fp32 sums (the batch in two passes) moves a term by 2e-5
 in these steps; in half precision, where each rounding is 1e-3 or 8e-3, by 1e-2 and 7e-2.
