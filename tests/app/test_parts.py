@@ -1,5 +1,6 @@
 """What stands behind the page, without a browser: which runs it finds, what it draws first, and what it gives up."""
 
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from safetensors import SafetensorError
 from scott.app.draw_view import _draw
 from scott.app.drawing import Column, Drawer, Order, _omega
 from scott.app.figures import problem
-from scott.app.models import Models, _pipeline_and_lora, teacher_source
+from scott.app.models import Models, Stock, _pipeline_and_lora, teacher_source
 from scott.app.watch_view import _summary, validation_grids
 from scott.commands.app import found_runs
 from scott.errors import UserError
-from scott.export.snippet import teacher_snippet
+from scott.evaluation.stock import PipelineSampler, load_pipeline
+from scott.export.snippet import pipeline_snippet, teacher_snippet
 from scott.recipes.configs import mini
 from scott.samplers import TeacherSampler
 from scott.teacher_source import TeacherSource
@@ -119,15 +121,51 @@ def test_few_step_pipelines_made_elsewhere_are_drawn_and_others_in_a_teachers_st
     few_step, teacher_folders, style_lora, tmp_path, monkeypatch
 ):
     """A LoRA file beside a pipeline too; each as its own lines draw it in stock diffusers."""
-    lora = f"{teacher_folders['sd1']}+{style_lora('sd1')}"
-    names = [few_step, lora, str(teacher_folders["sd1"])]
+    lora, flow = (f"{teacher_folders[family]}+{style_lora(family)}" for family in ("sd1", "sd3"))
+    names = [few_step, lora, flow, str(teacher_folders["sd1"]), str(teacher_folders["sana"])]
     pictures = list(Drawer(Models(names)).draw(Order(1.0, "a cat", [3], names, [2], [3]), "reader"))
     assert [(picture.who, picture.steps, picture.calls) for picture in pictures] == [
         (few_step, 2, 2),
         (lora, 2, 2),
-        (names[2], 3, 6),
+        (flow, 2, 2),
+        (names[3], 3, 6),
+        (names[4], 3, 6),
     ]
-    assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0, 0, 0]
+    assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0] * 5
+
+
+class Called(Exception):
+    """A pipeline was, and has drawn nothing."""
+
+
+@pytest.mark.parametrize("family", ["sd1", "pixart", "sana", "flux", "qwen-image", "z-image"])
+@pytest.mark.parametrize("omega", [None, 1.0, 2.5])
+def test_a_pipelines_lines_ask_it_for_what_its_sampler_does(family, omega, teacher_folders, monkeypatch):
+    folder, calls = str(teacher_folders[family]), []
+    pipeline = load_pipeline(folder, None, None, torch.float32, torch.device("cpu"))
+
+    @functools.wraps(type(pipeline).__call__)
+    def record(self, **options):
+        calls.append(options)
+        raise Called
+
+    monkeypatch.setattr(type(pipeline), "__call__", record)
+    with pytest.raises(Called):
+        PipelineSampler(pipeline, 2, omega)(["a cat"], 3)
+    with pytest.raises(Called):
+        exec(pipeline_snippet(pipeline, folder, "", prompt="a cat", steps=2, seed=3, guidance=omega), {})
+    sampled, own = calls
+    size = {name: sampled[name] for name in ("height", "width")}
+    assert size | own | {"prompt": ["a cat"], "output_type": "pt"} == sampled
+
+
+@pytest.mark.parametrize(("family", "omega"), [("sd3", 1.0), ("flux", None)])
+def test_a_few_step_network_that_takes_omega_is_drawn_at_its_pipelines_own(family, omega, teacher_folders):
+    """FLUX's call has 3.5; where a network takes none, it is built in."""
+    made = load_pipeline(
+        str(teacher_folders[family]), "FlowMatchLCMScheduler", None, torch.float32, torch.device("cpu")
+    )
+    assert Stock(family, "", made).sampler(2).guidance == omega
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, LCMScheduler, StableDiffusion
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from scott import evaluation
 from scott.errors import UserError
-from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline
+from scott.evaluation.stock import PipelineSampler, default_guidance, load_pipeline, seeded
 from scott.measured import Measured
 from scott.mini.embedded import GUIDANCE
 from scott.targets import target_of
@@ -30,12 +31,53 @@ def test_nothing_is_drawn_black_for_safety(teacher_folders, tmp_path) -> None:
     assert PipelineSampler(pipeline, 1, 1.0)(["a cat"], 0).max() > 0
 
 
+def test_pictures_are_decoded_one_at_a_time(teacher_folders, monkeypatch) -> None:
+    pipeline = load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
+    decoder, sizes = pipeline.vae.decoder, []
+    monkeypatch.setattr(decoder, "forward", lambda z, *rest, of=decoder.forward: sizes.append(len(z)) or of(z, *rest))
+    assert len(PipelineSampler(pipeline, 1, 1.0)(["a cat", "dog", "red"], 0)) == 3
+    assert sizes == [1, 1, 1]
+
+
 def test_the_guidance_of_a_pipelines_own_call_is_known(teacher_folders) -> None:
     """SD's call has 7.5."""
     pipeline = load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
     assert default_guidance(pipeline) == 7.5
     own, given = (PipelineSampler(pipeline, 1, omega)(["a cat"], 0) for omega in (None, 7.5))
     assert torch.equal(own, given)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "chroma", "flux2-klein", "qwen-image", "z-image", "sana"])
+def test_a_seed_of_a_flow_is_one_picture(teacher_folders, monkeypatch, family):
+    """Though most of their pipelines hand the scheduler, which draws noise, no generator; torch's own is left alone."""
+    monkeypatch.setattr(evaluation.stock, "DEFAULT_SIZE", 8)
+    scheduler = None if family == "sana" else "FlowMatchLCMScheduler"
+    sampler = PipelineSampler(load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU), 2, 1.0)
+    before = torch.get_rng_state()
+    first, again, other = (sampler(["a cat"], seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("family", "scheduler"), [("sd1", "LCMScheduler"), ("sd1", "EulerAncestralDiscreteScheduler")])
+def test_a_seed_is_that_of_a_generator(teacher_folders, family, scheduler):
+    pipeline = load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU)
+    call = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "pt"}
+    expected = pipeline("a cat", generator=torch.Generator().manual_seed(3), **call).images
+    assert torch.equal(PipelineSampler(pipeline, 3, 1.0)(["a cat"], 3), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_own_generator_is_seeded_and_left_alone():
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    before = torch.cuda.get_rng_state(gpu)
+    drawn = []
+    for _ in range(2):
+        with seeded(3, gpu):
+            drawn.append(torch.randn(4, device=gpu))
+    assert torch.equal(*drawn)
+    assert torch.equal(before, torch.cuda.get_rng_state(gpu))
 
 
 def test_a_pipeline_without_prompts_is_refused(tmp_path) -> None:

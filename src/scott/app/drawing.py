@@ -113,7 +113,7 @@ class Drawer:
             student = self.models.student(name)
             code: Callable[..., str] | None
             if isinstance(student, Stock):
-                code = partial(pipeline_snippet, student.name, student.scheduler, student.lora)
+                code = partial(pipeline_snippet, student.pipeline, student.name, student.lora)
                 for steps in order.student_steps if student.is_few_step else order.teacher_steps:
                     yield Column(name, "pipeline", student.sampler(steps), code)
                 continue

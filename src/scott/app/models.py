@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from scott.device import best_device
-from scott.evaluation.stock import PipelineSampler, load_pipeline
+from scott.evaluation.stock import PipelineSampler, load_pipeline, takes_omega
 from scott.export.card import FOLDERS, README
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.students import Student, is_run, load_student, run_teacher, teacher_of
@@ -40,8 +40,7 @@ class Stock:
 
     def sampler(self, steps: int) -> PipelineSampler:
         """At its own default guidance; at none (1) where a few-step network has it built in and no input for it."""
-        network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
-        built_in = self.is_few_step and not network.config.get("time_cond_proj_dim")
+        built_in = self.is_few_step and not takes_omega(self.pipeline)
         return PipelineSampler(self.pipeline, steps, 1.0 if built_in else None)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 OWN_GUIDANCE: dict[str, Callable[[float], dict[str, Any]]] = {
-    "QwenImagePipeline": lambda omega: {"true_cfg_scale": omega, "negative_prompt": ""},
+    "QwenImagePipeline": lambda omega: {"true_cfg_scale": omega} | ({"negative_prompt": ""} if omega > 1 else {}),
     "ZImagePipeline": lambda omega: {"guidance_scale": omega - 1},
 }
 """Pipeline → how it is asked for ω: Qwen-Image has another name for it, and Z-Image takes the s of
@@ -46,15 +47,16 @@ class PipelineSampler:
 
         hook = self.network.register_forward_hook(count, with_kwargs=True)
         try:
-            images = self.pipeline(
-                prompt=list(prompts),
-                num_inference_steps=self.steps,
-                generator=torch.Generator().manual_seed(seed),
-                output_type="pt",
-                height=self.resolution,
-                width=self.resolution,
-                **call_options(self.pipeline, self.guidance),
-            ).images
+            with seeded(seed, self.pipeline.device) as generator:
+                images = self.pipeline(
+                    prompt=list(prompts),
+                    num_inference_steps=self.steps,
+                    generator=generator,
+                    output_type="pt",
+                    height=self.resolution,
+                    width=self.resolution,
+                    **stock_options(self.pipeline, self.guidance),
+                ).images
         finally:
             hook.remove()
         self.network_calls = round(rows / len(prompts))
@@ -62,7 +64,7 @@ class PipelineSampler:
 
     @property
     def network(self) -> Any:
-        return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        return network_of(self.pipeline)
 
     @property
     def resolution(self) -> int:
@@ -72,14 +74,30 @@ class PipelineSampler:
         return (size if isinstance(size, int) else size[0]) * self.pipeline.vae_scale_factor
 
 
-def call_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """torch's own generators, of the CPU and the device, at a seed, and as they were when the block ends; the CPU's.
+
+    Pipelines of most flows hand their scheduler no generator, which then draws its noise from the device's own.
+    """
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        yield torch.manual_seed(seed)
+
+
+def network_of(pipeline: DiffusionPipeline) -> Any:
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def guidance_options(pipeline: str, omega: float) -> dict[str, Any]:
+    """How a pipeline class is asked for ω."""
+    return OWN_GUIDANCE.get(pipeline, lambda scale: {"guidance_scale": scale})(omega)
+
+
+def stock_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
     """How a pipeline is asked for ω, and for no other size than the one it is given."""
-    options: dict[str, Any] = {}
-    if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
-        options["use_resolution_binning"] = False
-    if omega is None:
-        return options
-    return options | OWN_GUIDANCE.get(type(pipeline).__name__, lambda scale: {"guidance_scale": scale})(omega)
+    binned = "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters
+    options = {"use_resolution_binning": False} if binned else {}
+    return options | ({} if omega is None else guidance_options(type(pipeline).__name__, omega))
 
 
 def default_guidance(pipeline: DiffusionPipeline) -> float | None:
@@ -88,11 +106,15 @@ def default_guidance(pipeline: DiffusionPipeline) -> float | None:
     return scale.default if scale and type(pipeline).__name__ not in OWN_GUIDANCE else None
 
 
+def takes_omega(pipeline: DiffusionPipeline) -> bool:
+    """Whether the network has an input for ω, as FLUX's and a few-step U-Net's may."""
+    config = network_of(pipeline).config
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+
 def drawn_guidance(pipeline: DiffusionPipeline, omega: float) -> float:
     """What a pipeline makes of ω: where the network does not take it, guidance of 1 or less is none, which is ω = 1."""
-    network = getattr(pipeline, "unet", None) or pipeline.transformer
-    takes = network.config.get("guidance_embeds") or network.config.get("time_cond_proj_dim")
-    return omega if takes else max(omega, 1.0)
+    return omega if takes_omega(pipeline) else max(omega, 1.0)
 
 
 def load_pipeline(
@@ -132,6 +154,9 @@ def load_pipeline(
             raise UserError(
                 f"{name} is a {kind}, and {scheduler}, by its config, is for a {other}; expected one for a {kind}"
             )
+    vae: Any = getattr(pipeline, "vae", None)
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()  # which decodes one picture at a time: 64 of 1024 px would hold 200 GB
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -22,7 +22,7 @@ from scott.errors import UserError
 from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, run_session, tensors_of
 from scott.export.pipeline import check_latents
-from scott.export.trained import PROMPT, difference, draw_latents, student_grid
+from scott.export.trained import AFTER_SD3, PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
 
 TOLERANCE = 1e-3
@@ -30,14 +30,12 @@ TOLERANCE = 1e-3
 
 SMALL = 1024
 """Elements below which weights stay as they are: casting them would save nothing."""
-_NOT_EXPORTED = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
-"""Language models and networks that branch on values, which torch's exporter does not follow; and networks that are
-given places of tokens without a batch."""
 
 
 def require_exportable(pipeline: str) -> None:
-    """Raise `UserError` for a pipeline's class whose parts torch cannot export."""
-    if pipeline.startswith(_NOT_EXPORTED):
+    """Raise `UserError` for a pipeline's class whose parts torch cannot export: language models and networks that
+    branch on values, which it does not follow, and networks that are given places of tokens without a batch."""
+    if pipeline.startswith(AFTER_SD3):
         raise UserError(f"got --to onnx for a {pipeline}, which cannot be exported; use --to diffusers")
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
+from scott.evaluation.stock import OWN_GUIDANCE, guidance_options, seeded
 from scott.export.trained import (
     PROMPT,
     SEED,
@@ -172,33 +173,25 @@ def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int 
     """The 2-step latent of `PROMPT` as anyone draws it with a pipeline, without scott, in the pipeline's own layout; of
     a square of `side` pixels, or as it comes."""
     pipeline.set_progress_bar_config(disable=True)
-    with torch.random.fork_rng(devices=[]):
+    with seeded(SEED, pipeline.device) as generator:
         latents: Tensor = pipeline(
             prompt=PROMPT,
             num_inference_steps=2,
             height=side,
             width=side,
-            generator=torch.manual_seed(SEED),  # torch's own: SD3's pipeline hands no other to its scheduler
+            generator=generator,
             output_type="latent",
             **{"guidance_scale": guidance_scale} | call_options(type(pipeline).__name__),
         ).images
     return latents
 
 
-_UNCHANGED = {"use_resolution_binning": False, "clean_caption": False}
-_CALLS: dict[str, dict[str, Any]] = {
-    "PixArtAlphaPipeline": _UNCHANGED,
-    "PixArtSigmaPipeline": _UNCHANGED,
-    "SanaPipeline": _UNCHANGED,
-    "QwenImagePipeline": {"guidance_scale": None, "true_cfg_scale": 1.0},
-    "ZImagePipeline": {"guidance_scale": 0.0},  # written cond + s (cond − uncond), where ω = 1 + s
-}
-
-
 def call_options(pipeline: str) -> dict[str, Any]:
     """What the call of a stock pipeline class has to say besides so as to draw the prompt and the size it is given; and
     without guidance, where another word than `guidance_scale=1` stands for that."""
-    return _CALLS.get(pipeline, {})
+    if pipeline.startswith(("PixArt", "Sana")):
+        return {"use_resolution_binning": False, "clean_caption": False}
+    return {"guidance_scale": None} | guidance_options(pipeline, 1.0) if pipeline in OWN_GUIDANCE else {}
 
 
 def check_latents(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:

@@ -1,14 +1,14 @@
 """Python that draws with an export: in its card, and beside a picture that was drawn."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scott.diffusion import FlowSchedule
-from scott.evaluation.stock import OWN_GUIDANCE
+from scott.evaluation.stock import PipelineSampler, guidance_options, stock_options
 from scott.export.info import StudentInfo
 from scott.export.lora import lora_file
+from scott.export.merging import merging, quoted
 from scott.export.pipeline import call_options
 from scott.export.single_file import FILE as CHECKPOINT
 from scott.export.trained import needs_size
@@ -16,10 +16,11 @@ from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import FAMILIES, model_index, variants
-from scott.teachers.lora_files import lora_path
-from scott.teachers.lora_names import alpha_names, form_of
 from scott.teachers.single_file import known_configs, lacking_parts
 from scott.training.config import DistillConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 EXAMPLE = "a small green apple on a blue background"
 _FUSED = dict.fromkeys(("FluxPipeline", "ChromaPipeline"), 'components=["transformer", "text_encoder"], ')
@@ -35,14 +36,14 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *
     """Python that draws a picture with the export in `folder`, or in a repository of that name, as it stands."""
     place = Path(shown(folder))
     if kind == "onnx":
-        export = f"snapshot_download({_quoted(place)})" if hub else _quoted(place)
+        export = f"snapshot_download({quoted(place)})" if hub else quoted(place)
         lines = [
             *(["from huggingface_hub import snapshot_download"] if hub else []),
             "from scott.evaluation import to_pil",
             "from scott.students import load_student",
             "",
             f'student = load_student({export}, engine="onnx")',
-            f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{_quoted(EXAMPLE)}], seed=0)",
+            f"(pixels,) = student.sampler(steps=2, guidance={info.guidance:g})([{quoted(EXAMPLE)}], seed=0)",
             'to_pil(pixels).save("picture.png")',
         ]
         return "\n".join(lines)
@@ -51,19 +52,19 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *
     call = _student_call(info, size=size)
     if kind == "diffusers":
         return "\n".join([*_loaded(str(place)), *call])
-    scheduler = f'pipe.scheduler = {info.scheduler}.from_pretrained({_quoted(place)}, subfolder="scheduler")'
+    scheduler = f'pipe.scheduler = {info.scheduler}.from_pretrained({quoted(place)}, subfolder="scheduler")'
     embedding = _import_of(config.teacher)
     if kind == "checkpoint":
         source = config.teacher_config if _is_file(config) else config.teacher
-        file = f"hf_hub_download({_quoted(place)}, {_quoted(CHECKPOINT)})" if hub else _quoted(place / CHECKPOINT)
+        file = f"hf_hub_download({quoted(place)}, {quoted(CHECKPOINT)})" if hub else quoted(place / CHECKPOINT)
         load = [f"pipe = {info.pipeline}.from_single_file({file}{f', config={_named(source)}' if source else ''})"]
         embedding += ["from huggingface_hub import hf_hub_download"] if hub else []
         return "\n".join([*_imports(info.pipeline, info.scheduler), *embedding, "", *load, scheduler, *call])
     names, load = _load_teacher(config, info.pipeline)
-    lora = f"pipe.load_lora_weights({_quoted(place)}, weight_name={_quoted(lora_file(kind, ''))})"
+    lora = f"pipe.load_lora_weights({quoted(place)}, weight_name={quoted(lora_file(kind, ''))})"
     if not loads_lora(info):
         embedding += ["from peft import PeftModel"]
-        lora = f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {_quoted(place)})"
+        lora = f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {quoted(place)})"
     return "\n".join([*_imports(*names, info.scheduler), *embedding, "", *load, scheduler, lora, *call])
 
 
@@ -77,14 +78,17 @@ def stock_snippet(
 
 
 def pipeline_snippet(
-    name: str, scheduler: str, lora: str, *, prompt: str, steps: int, seed: int, guidance: float | None
+    pipeline: "DiffusionPipeline", name: str, lora: str, *, prompt: str, steps: int, seed: int, guidance: float | None
 ) -> str:
-    """Python that draws one picture with any pipeline, at the guidance scale it is called with; a LoRA's, if given."""
+    """Python that draws one picture as `PipelineSampler` does, with a pipeline of that name; a LoRA's, if given."""
+    scheduler = type(pipeline.scheduler).__name__
     lines = _loaded(name, *([scheduler] if lora else []))
     if lora:
-        lines += [f"pipe.load_lora_weights({_quoted(lora)})"]
+        lines += [f"pipe.load_lora_weights({quoted(lora)})"]
         lines += [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)"]
-    options = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
+    options = {"num_inference_steps": steps} | stock_options(pipeline, guidance)
+    if needs_size(type(pipeline).__name__):
+        options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance).resolution)
     return "\n".join([*lines, *_call(prompt, seed, options)])
 
 
@@ -99,7 +103,7 @@ def teacher_snippet(
         trailing = 'timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False'
         if teacher.prediction:
             config = scheduler.config
-            trailing += f", prediction_type={_quoted(config.prediction_type)}"
+            trailing += f", prediction_type={quoted(config.prediction_type)}"
             trailing += f", rescale_betas_zero_snr={config.rescale_betas_zero_snr}"
         made = f"{solver}.from_config(pipe.scheduler.config, {trailing})"
     elif solver != "FlowMatchEulerDiscreteScheduler" or pipeline == "Flux2KleinPipeline":  # which shifts few steps more
@@ -109,8 +113,8 @@ def teacher_snippet(
     lines = _imports(*names, *([solver] if made else []))
     lines += _import_of(teacher.teacher)
     lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
-    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance} | call_options(pipeline)
-    options |= OWN_GUIDANCE.get(pipeline, lambda omega: {})(guidance)
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    options |= call_options(pipeline) | guidance_options(pipeline, guidance)
     options |= dict.fromkeys(("height", "width"), backbone.resolution) if needs_size(pipeline) else {}
     if isinstance(backbone.schedule, FlowSchedule) and not backbone.shifts_evenly:
         options["sigmas"] = [1 - k / steps for k in range(steps)]
@@ -118,7 +122,7 @@ def teacher_snippet(
 
 
 def _loaded(name: str, *more: str) -> list[str]:
-    return [*_imports("DiffusionPipeline", *more), "", f"pipe = DiffusionPipeline.from_pretrained({_quoted(name)})"]
+    return [*_imports("DiffusionPipeline", *more), "", f"pipe = DiffusionPipeline.from_pretrained({quoted(name)})"]
 
 
 def _imports(*names: str) -> list[str]:
@@ -142,7 +146,7 @@ def _call(prompt: str, seed: int, options: dict[str, Any]) -> list[str]:
     """The call of a stock pipeline `pipe`, and its picture saved."""
     return [
         "image = pipe(",
-        f"    prompt={_quoted(prompt)},",
+        f"    prompt={quoted(prompt)},",
         *(f"    {name}={value!r}," for name, value in options.items()),
         # torch's own generator, because SD3's pipeline hands no other to its scheduler
         f"    generator=torch.manual_seed({seed}),",
@@ -164,45 +168,17 @@ def _load_teacher(
         network = _network_of(pipeline)
         there = (Path(teacher.teacher) / network).is_dir()
         found = teacher.variant or (variants(teacher, network)[0] if there else None)
-        variant = f", variant={_quoted(found)}" if found else ""
+        variant = f", variant={quoted(found)}" if found else ""
         names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
         layout = _named(teacher.teacher, place)
         lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place, layout)}"] if teacher.vae else []
     for file, scale in teacher.loras:
-        lines += _merged(file, scale, place, pipeline)
+        lines += merging(file, scale, _network_of(pipeline), _FUSED.get(pipeline, ""), place)
     return names, lines
 
 
 def _network_of(pipeline: str) -> str:
     return "unet" if FAMILIES[pipeline][0].startswith("UNet") else "transformer"
-
-
-def _merged(file: Path, scale: float, place: Callable[[str | Path], str], pipeline: str) -> list[str]:
-    """Lines that merge a LoRA file, which need not be there any more, into a `pipe`."""
-    file, part = lora_path(file) if file.exists() else file, _network_of(pipeline)
-    form = form_of(file) if file.exists() else "pipeline"
-    if form == "peft":
-        lines = ["from peft import PeftModel"]
-        lines += [f"lora = PeftModel.from_pretrained(pipe.{part}, {_quoted(place(file.parent))})"]
-        if scale != 1:
-            lines += ["for layer in lora.modules():", "    if hasattr(layer, 'scale_layer'):"]
-            lines += [f"        layer.scale_layer({scale:g})"]
-        return [*lines, f"pipe.{part} = lora.merge_and_unload()"]
-    lines, lora = [], _quoted(place(file))
-    if names := alpha_names(file, part) if file.exists() else None:
-        a, b = names
-        lines = [
-            "from safetensors.torch import load_file",
-            f"lora = {{name: value.float() for name, value in load_file({lora}).items()}}",
-            "for name in [name for name in lora if name.endswith('.alpha')]:  # of which diffusers misses some",
-            "    layer = name.removesuffix('alpha')",
-            f"    lora[layer + '{b}.weight'] *= lora.pop(name).item() / len(lora[layer + '{a}.weight'])",
-        ]
-        lora = "lora"
-    load, parts = f"pipe.load_lora_weights({lora})", _FUSED.get(pipeline, "")
-    if form == "network":
-        load = f"pipe.{part}.load_lora_adapter({lora}, prefix=None)"
-    return [*lines, load, f"pipe.fuse_lora({parts}lora_scale={scale:g})", "pipe.unload_lora_weights()"]
 
 
 def _parts_of_file(
@@ -231,16 +207,16 @@ def _parts_of_file(
 def _published_as(teacher: TeacherSource) -> str:
     """The hub id, in Python, of the pipeline that a file is laid out as; nothing where it is not there any more."""
     file = Path(teacher.teacher)
-    return _quoted(known_configs(file, teacher.prediction)["source"].split()[1]) if file.is_file() else ""
+    return quoted(known_configs(file, teacher.prediction)["source"].split()[1]) if file.is_file() else ""
 
 
 def _vae(kind: str, vae: str, place: Callable[[str | Path], str], layout: str) -> str:
     """A VAE of its own place; of a file, with the config of the teacher's, which is in `layout`."""
     if Path(vae).suffix in SINGLE_FILE:  # which does not say its scale, and is taken for SD1.5's
         config = f', config={layout}, subfolder="vae"' if layout else ""
-        return f"{kind}.from_single_file({_quoted(place(vae))}{config})"
+        return f"{kind}.from_single_file({quoted(place(vae))}{config})"
     part = ', subfolder="vae"' if (Path(vae) / "vae").is_dir() else ""
-    return f"{kind}.from_pretrained({_quoted(place(vae))}{part})"
+    return f"{kind}.from_pretrained({quoted(place(vae))}{part})"
 
 
 def _is_file(teacher: TeacherSource) -> bool:
@@ -250,7 +226,7 @@ def _is_file(teacher: TeacherSource) -> bool:
 
 def _named(teacher: str, place: Callable[[str | Path], str] = shown) -> str:
     """A teacher in Python; an embedded one is where scott is installed."""
-    return "TEACHER" if _import_of(teacher) else _quoted(place(teacher))
+    return "TEACHER" if _import_of(teacher) else quoted(place(teacher))
 
 
 def _import_of(teacher: str) -> list[str]:
@@ -260,7 +236,3 @@ def _import_of(teacher: str) -> list[str]:
 def loads_lora(info: StudentInfo) -> bool:
     """Whether the pipeline has `load_lora_weights`."""
     return not info.pipeline.startswith("PixArt")
-
-
-def _quoted(text: object) -> str:
-    return json.dumps(str(text), ensure_ascii=False)

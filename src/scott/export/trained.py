@@ -145,12 +145,13 @@ class Factors:
         return self.scale * (self.b.flatten(1) @ self.a.flatten(1))
 
 
-_SIZELESS = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
+AFTER_SD3 = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
+"""How names of pipeline classes begin whose flows came after Stable Diffusion 3."""
 
 
 def needs_size(pipeline: str) -> bool:
     """Whether a stock pipeline class draws at a size of its own unless given one, whatever its network was made for."""
-    return pipeline.startswith(_SIZELESS)
+    return pipeline.startswith(AFTER_SD3)
 
 
 def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:
