@@ -15,6 +15,7 @@ from experiments.energy import EnergyDistillation, EnergySampler
 from experiments.graphs import record
 from experiments.phases import PhasedDistillation, PhasedSampler
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
 from scott.choices import unknown
@@ -23,7 +24,7 @@ from scott.commands.initial import check_start, initial_lora
 from scott.data.locks import locked
 from scott.data.records import chunks
 from scott.device import best_device
-from scott.errors import Preempted, UserError
+from scott.errors import Preempted, UserError, one_line, with_way_out
 from scott.evaluation import Row, evaluate
 from scott.evaluation.measures import USUAL
 from scott.evaluation.networks import instruments
@@ -62,13 +63,14 @@ def digest(config: DistillConfig) -> str:
 
 
 def exit_code(run: Callable[[Report], None]) -> int:
-    """Of a command: 0; and with a line that says why, 2 where it was given something wrong, 143 where SIGTERM came."""
+    """Of a command: 0; and with a line that says why, 2 where it was given something wrong, diverged or cannot write,
+    143 where SIGTERM came."""
     terminal = Console(stderr=True)
     try:
         with Bars(terminal) as bars:
             run(bars.report)
-    except UserError as error:
-        terminal.print(str(error), markup=False)
+    except (UserError, FloatingPointError, OSError, SafetensorError) as error:  # the last where a disk is full
+        terminal.print(one_line(with_way_out(error)), markup=False)
         return 2
     except Preempted as stop:
         terminal.print(f"{stop}; the same command goes on from there", markup=False)

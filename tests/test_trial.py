@@ -1,5 +1,6 @@
 """`python -m experiments.trial`: a variant trained by scott's trainer, measured, and kept as one line."""
 
+import errno
 import json
 import os
 import signal
@@ -51,6 +52,19 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
 def test_a_variant_of_the_step_has_a_run_of_its_own():
     trials = [Trial("a"), Trial("a", energy=True), Trial("a", phases=2), Trial("a", phases=4)]
     assert [trial.config().out.name for trial in trials] == ["a-0", "a-0-energy", "a-0-2-phases", "a-0-4-phases"]
+
+
+def test_what_a_folder_refuses_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+
+    def full(report):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "results.jsonl"))
+
+    assert exit_code(lambda report: (tmp_path / "file" / "results.jsonl").write_text("")) == 2
+    assert exit_code(full) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Not a directory; a file is in the way" in said
+    assert "No space left on device" in said
 
 
 def test_a_run_that_sigterm_stops_keeps_what_it_cost_and_another_keeps_off(tmp_path, monkeypatch, capsys):

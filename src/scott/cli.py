@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import redirect_stderr
 from io import StringIO, TextIOWrapper
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn, Union
 
 import tyro
@@ -74,12 +75,16 @@ def _joined(arguments: list[str], lists: set[str]) -> list[str]:
     return [argument for group in groups for argument in group]
 
 
+_NUMBERS = {"INT": "whole number", "FLOAT": "number"}
+"""How tyro's help calls a kind of number → how a message does."""
+
+
 def _sentence(box: str) -> str:
     """What tyro's box says of a command line, without options' help: names of those that may have been meant, or that
     are missing."""
     rows = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     sections, said = re.split(r" ?─{4,} ?", " ".join(filter(None, rows))), []
-    for section in sections:
+    for section, following in pairwise([*sections, ""]):
         if section.startswith(("Perhaps", "Arguments similar")):
             options = dict.fromkeys(re.findall(r"--(?!help)[a-z][\w-]*", section))
             said.append("perhaps " + ", ".join(list(options)[:3]))
@@ -87,10 +92,23 @@ def _sentence(box: str) -> str:
             command, _, lacking = section.partition(":")
             names = (option.split()[0] for option in lacking.split("(required)") if option.strip().startswith("--"))
             said.append(f"{command}: {', '.join(names)}")
-        elif not section.startswith("Argument helptext"):
+        elif section.startswith("For full helptext, run"):
+            said.append("see" + section.removeprefix("For full helptext, run").removeprefix(":"))
+        elif not section.startswith(("Argument helptext", "For full helptext, see")):  # which is no command's own page
             section = re.sub(r"^Error parsing \S*__\S*: ", "", section)  # names of our own classes' fields
-            said.append(re.split(" (?:Got errors:|Arguments are applied)", section)[0].strip().rstrip("."))
+            section = re.split(" (?:Got errors:|Arguments are applied)", section)[0].strip().rstrip(".")
+            said.append(_no_number(section, following) or section)
     return "; ".join(said)
+
+
+def _no_number(section: str, helptext: str) -> str | None:
+    """What a section says of a value that is no number, without Python's names of types; None of anything else."""
+    kind = re.match(r"Argument helptext: \S+ \[?(INT|FLOAT)( \[?(?:INT|FLOAT))?", helptext)
+    value = re.match(r"Error parsing (\S+): [^'\"]*((['\"]).*\3)", section)
+    if kind is None or value is None:
+        return None
+    expected = f"{_NUMBERS[kind[1]]}s" if kind[2] else f"a {_NUMBERS[kind[1]]}"
+    return f"got {value[2]} for {value[1]}; expected {expected}"
 
 
 def main() -> None:

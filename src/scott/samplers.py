@@ -1,6 +1,7 @@
 """Samplers as `evaluation` wants them: (prompts, seed) → images, with what they cost."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +25,24 @@ TEACHER_SOLVERS: dict[TeacherSolver, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class TeacherSampler:
-    """The guided teacher under a solver of many steps: by default DDIM (η = 0), the paper's baseline."""
+class _Sampler(ABC):
+    """Pictures as a backbone decodes the latents that are drawn."""
 
     backbone: LatentBackbone
+
+    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1]."""
+        return self.backbone.decode(self.latents(prompts, seed))
+
+    @abstractmethod
+    def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Normalised latents (B, C, H, W) of B prompts."""
+
+
+@dataclass(frozen=True)
+class TeacherSampler(_Sampler):
+    """The guided teacher under a solver of many steps: by default DDIM (η = 0), the paper's baseline."""
+
     steps: int
     guidance: float
     truncate: bool = False
@@ -38,9 +53,6 @@ class TeacherSampler:
     def network_calls(self) -> int:
         """One a step, or where there is guidance as many as the family's takes."""
         return self.steps if self.guidance == 1 else self.backbone.teacher_calls * self.steps
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        return self.backbone.decode(self.latents(prompts, seed))
 
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
@@ -55,10 +67,9 @@ class TeacherSampler:
 
 
 @dataclass(frozen=True)
-class StudentSampler:
+class StudentSampler(_Sampler):
     """A student under consistency multistep sampling, at its training grid's times."""
 
-    backbone: LatentBackbone
     network: Denoiser
     """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
     grid: JumpGrid
@@ -84,9 +95,6 @@ class StudentSampler:
     @property
     def network_calls(self) -> int:
         return len(self.times)
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        return self.backbone.decode(self.latents(prompts, seed))
 
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:

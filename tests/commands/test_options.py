@@ -7,7 +7,7 @@ import pytest
 
 from scott.cli import parse
 from scott.commands.distill import config_of
-from scott.recipes.configs import RECIPES, mini_lcm, sd15, sd15_lcm, sdxl
+from scott.recipes.configs import RECIPES, mini, sd15, sdxl
 from scott.training.config import DistillConfig
 
 
@@ -20,12 +20,12 @@ def parsed(*arguments):
 
 LINES = {
     "sd15 --data d": sd15(data="d"),
-    "sd15 --data d --method lcm": sd15_lcm(data="d"),
+    "sd15 --data d --method lcm": sd15(method="lcm", data="d"),
     "sd15 --data d --train full": sd15(data="d", train="full"),
-    "sd15 --data d --train full --method lcm --jump 24": sd15_lcm(data="d", train="full", jump=24),
+    "sd15 --data d --train full --method lcm --jump 24": sd15(method="lcm", data="d", train="full", jump=24),
     "sd15 --data d --train full --guidance-max 3": sd15(data="d", train="full", guidance_max=3.0),
     "sdxl --data d --no-gradient-checkpointing --compile": sdxl(data="d", gradient_checkpointing=False, compile=True),
-    "mini --method lcm --train lora --lora-alpha 3": mini_lcm(train="lora", lora_alpha=3.0),
+    "mini --method lcm --train lora --lora-alpha 3": mini(method="lcm", train="lora", lora_alpha=3.0),
 }
 
 

@@ -34,6 +34,7 @@ def test_a_dry_run_prints_a_table_and_writes_nothing(scott, tmp_path):
     assert table["teacher"] == ["3", "on 4 samples"]
     assert table["critic decoder"] == ["2", "on 2 samples, and 3 backward"]
     assert table["in all"][0] == f"{budget.total / 1e6:,.2f} MB"
+    assert table["between steps"][0] == f"{budget.drawing / 1e6:,.2f} MB"
     assert not list(tmp_path.iterdir())
 
 
@@ -43,12 +44,13 @@ def test_json_is_the_budget(scott, teacher_folders):
     assert code == 0
     config = sdxl(teacher=str(teacher_folders["sdxl"]), data="/nowhere", batch_size=2, lora_rank=4)
     budget = plan(config)
-    totals = {"total": budget.total, "start": budget.start}
+    totals = {"total": budget.total, "start": budget.start, "peak": budget.peak}
     taken = {"recipe": "sdxl", "guidance": 8.0, "precision": "fp16"}
     assert json.loads(said) == json.loads(json.dumps(dataclasses.asdict(budget))) | totals | taken
     pipeline = load_backbone(config.teacher, config.dtype).pipeline
     first = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
-    assert budget.start == storage_bytes(tensor for part in first for tensor in (*part.parameters(), *part.buffers()))
+    held = storage_bytes(tensor for part in first for tensor in (*part.parameters(), *part.buffers()))
+    assert budget.start == held + budget.preparing["encoding"]
 
 
 def test_json_without_a_dry_run_is_refused(scott, tmp_path):

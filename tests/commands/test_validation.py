@@ -87,6 +87,23 @@ def test_the_grid_has_a_row_for_each_number_of_steps_and_the_teacher(validation)
     assert checked.draw(2)[0].tobytes() == picture.tobytes(), "fixed seeds"
 
 
+def test_each_row_is_drawn_once(validation, monkeypatch):
+    """And the untrained student's one time a run, in two steps."""
+    drawn, latents = [], StudentSampler.latents
+
+    def counting(sampler, prompts, seed):
+        drawn.append((sampler.steps, sampler.network))
+        return latents(sampler, prompts, seed)
+
+    monkeypatch.setattr(StudentSampler, "latents", counting)
+    checked, backbone, _ = validation()
+    rows = [(steps, backbone.target) for steps in FEW_STEPS]
+    checked.draw(1)
+    assert drawn == [*rows, (2, backbone.teacher)]
+    checked.draw(2)
+    assert drawn[len(rows) + 1 :] == rows
+
+
 def test_figures_are_those_of_the_samples_drawn_again(validation, perturb):
     checked, backbone, _ = validation()
     perturb(backbone.target_parameters())

@@ -108,6 +108,14 @@ def test_network_times():
     assert FlowSchedule(3.0).timestep(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 750, 1000]
 
 
+def test_betas_of_another_number_than_the_steps_are_refused():
+    betas = (0.1, 0.2)
+    with pytest.raises(UserError, match="got 2 trained_betas for num_train_timesteps 1000; expected as many"):
+        DiscreteSchedule("trained", 0.0, 0.0, trained_betas=betas)
+    schedule = DiscreteSchedule("trained", 0.0, 0.0, 2, betas)
+    assert schedule.lam(schedule.last_time).item() == pytest.approx((0.28 / 0.72) ** 0.5), "ᾱ = .9 · .8"
+
+
 @pytest.mark.parametrize("t", [[0.5], [1000], [-2], [float("nan")]])
 def test_discrete_refuses_other_times(t):
     with pytest.raises(UserError, match=r"expected an integer from -1 \(clean data\) to 999"):

@@ -20,8 +20,9 @@ from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.errors import UserError
 from scott.evaluation import Results
+from scott.evaluation.mjhq import Mjhq
 from scott.evaluation.pictures import save_picture
-from scott.evaluation.protocols import Mjhq, by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
+from scott.evaluation.protocols import by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.scenes import Scenes

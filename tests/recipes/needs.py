@@ -49,7 +49,11 @@ def row(recipe, config, backbone, budget):
 
 def needs(recipe, config, budget):
     """Memory in training and before it, disk, operations and time, as the beginning of a row."""
-    cells = [f"{budget.total / 1e9:.1f}", f"{budget.start / 1e9:.1f}", f"{budget.sample_bytes / 1e6:.2f}"]
+    cells = [
+        f"{max(budget.total, budget.drawing) / 1e9:.1f}",
+        f"{budget.start / 1e9:.1f}",
+        f"{budget.sample_bytes / 1e6:.2f}",
+    ]
     cells += [f"{budget.flops / 1e12:.0f}", f"{gpu_hours(config, budget):.0f}"]
     return f"| `{recipe}` | {' | '.join(cells)} |"
 
@@ -64,7 +68,7 @@ def smaller(config):
 def page_row(recipe, config, backbone, budget):
     """The recipe's row of its family's page: `needs`, and the memory of `smaller`."""
     small = budget_of(backbone, smaller(config)[1])
-    return f"{needs(recipe, config, budget)} {small.total / 1e9:.1f} | {small.start / 1e9:.1f} |"
+    return f"{needs(recipe, config, budget)} {max(small.total, small.drawing) / 1e9:.1f} | {small.start / 1e9:.1f} |"
 
 
 def drawing(recipe, config, backbone):

@@ -10,7 +10,7 @@ from tests.teachers.published import published, write_configs
 from scott.commands.distill import add_models, check_config, config_of
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes.configs import RECIPES, mini, mini_lcm, sd3, sd15, sd15_lcm
+from scott.recipes.configs import RECIPES, mini, sd3, sd15
 from scott.recipes.families import FAMILIES, recipes_of
 from scott.teachers.layout import FAMILIES as PIPELINES
 from scott.training.config import LCM_SETTINGS, DistillConfig
@@ -40,12 +40,12 @@ def test_lcm_differs_from_scott_in_its_settings_only(name):
 def test_lcm_is_reached_by_flags_alone():
     flags = {"solver": "ddim", "eta": 0.0, "substeps": 1, "adversarial_weight": 0.0}
     scott = mini(**flags, decay=0.0, adversarial_share=0.0, critic_start=0.0)  # the recipe's rates fall
-    assert dataclasses.replace(scott, method="lcm") == mini_lcm()
-    assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15_lcm(data="d")
+    assert dataclasses.replace(scott, method="lcm") == mini(method="lcm")
+    assert dataclasses.replace(sd15(**flags, jump=20, data="d"), method="lcm") == sd15(method="lcm", data="d")
 
 
 def test_a_change_wins_over_recipe_and_method():
-    config = mini_lcm(jump=24, out=Path("elsewhere"))
+    config = mini(method="lcm", jump=24, out=Path("elsewhere"))
     assert (config.jump, config.substeps, config.out) == (24, 1, Path("elsewhere"))
 
 

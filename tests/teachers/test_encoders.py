@@ -60,3 +60,20 @@ def test_a_factor_and_a_shift(shift):
     z = torch.randn(2, 4, 3, 3)
     assert torch.equal(LatentNormaliser.of(vae).normalise(z), (z - (shift or 0.0)) * 0.5)
     assert torch.equal(LatentNormaliser.of(vae).restore(z), z / 0.5 + (shift or 0.0))
+
+
+def test_pictures_go_through_the_vae_so_many_at_a_time(make_backbone, monkeypatch):
+    """Whole rows of them, whatever is asked for at once, and at least one."""
+    backbone = make_backbone()
+    pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole = backbone.encode_images(pixels)
+    drawn, passes = backbone.decode(whole[0]), []
+    encode, decode = backbone.vae.encode, backbone.vae.decode
+    monkeypatch.setattr(backbone.vae, "encode", lambda x: passes.append(len(x)) or encode(x))
+    monkeypatch.setattr(backbone.vae, "decode", lambda x: passes.append(len(x)) or decode(x))
+    for most, expected in ((2 * 64**2, [2, 2, 1]), (64**2 - 1, [1] * 5)):
+        monkeypatch.setattr(backbone, "pixels_at_once", most, raising=False)
+        for made, of in ((backbone.encode_images(pixels), whole), (backbone.decode(whole[0]), drawn)):
+            torch.testing.assert_close(made, of)
+        assert passes == expected * 2
+        passes.clear()

@@ -1,9 +1,21 @@
 """What holds of every family: the teacher is the stock pipeline, and the four models stand on one frozen network."""
 
+import json
+import math
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from tests.teachers.published import write_configs
 from tests.teachers.stock_pipelines import assert_same_latents, draw, teacher_pipeline
+from tests.tiny.flows import SHIFT
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
@@ -11,6 +23,8 @@ from scott.export.pipeline import save_student
 from scott.samplers import StudentSampler, TeacherSampler, trailing_times
 from scott.teachers import load_backbone
 from scott.teachers.pixart import PixArtBackbone
+from scott.teachers.sd3 import SD3Backbone
+from scott.teachers.skeleton import skeleton
 
 TRAIN = ["lora", "full"]
 PROMPT = "a cat"
@@ -89,6 +103,21 @@ def test_pixart_at_1024_px_is_fed_the_size(make_backbone):
         draw(teacher_pipeline(backbone), PROMPT, 1, 4.5, seed=3),
         2e-5,
     )
+
+
+def test_sd3_shifted_by_size_counts_its_networks_tokens(make_backbone, tmp_path):
+    """Patches of two places a side, as the stock pipeline counts them: 4,096 at 1024 px."""
+    pipeline = make_backbone(family="sd3").pipeline
+    torch.manual_seed(0)
+    network = SD3Transformer2DModel.from_config({**pipeline.transformer.config, "patch_size": 2}).eval()
+    pipeline.register_modules(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(**SHIFT))
+    ours = TeacherSampler(SD3Backbone(pipeline), 4, 7.5).latents([PROMPT], 3)
+    assert_same_latents(ours, draw(pipeline, PROMPT, 4, 7.5, seed=3, sigmas=[1 - k / 4 for k in range(4)]), 2e-5)
+    file = write_configs("sd3", tmp_path) / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SHIFT))
+    published = skeleton(tmp_path)
+    assert published.resolution == 1024
+    assert published.schedule.shift == pytest.approx(math.exp(calculate_shift(4096, max_shift=1.15)))
 
 
 def test_prompts_are_encoded_as_in_the_stock_pipeline(make_backbone, family):

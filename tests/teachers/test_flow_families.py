@@ -10,6 +10,7 @@ from scott import evaluation
 from scott.commands.distill import add_models
 from scott.commands.distill import config_of as config_of_teacher
 from scott.data.batch import Batch
+from scott.errors import UserError
 from scott.evaluation.stock import PipelineSampler
 from scott.export.lora import read_lora, save_lora
 from scott.export.pipeline import read_student, save_student
@@ -104,6 +105,14 @@ def test_prompts_in_a_batch_are_encoded_as_alone(backbone):
     first = {name: value[:1] for name, value in both.items()}
     torch.testing.assert_close(backbone.teacher(x, t, first), backbone.teacher(x, t, alone))
     assert all(value.shape[1:] == alone[name].shape[1:] for name, value in both.items())
+
+
+def test_a_prompt_too_long_is_shown_without_its_template(backbone):
+    """Which it is measured in."""
+    prompt = "zebra " * 100  # 600 letters, each a token
+    with pytest.raises(UserError, match=r"got a prompt of \d+ tokens, expected at most \d+; shorten it: 'zebra zebra"):
+        backbone.encode_prompts([PROMPT, prompt])
+    assert backbone.encode_prompts([prompt], truncate=True)["text"].isfinite().all()
 
 
 def test_pictures_are_decoded_as_the_stock_pipeline_does(backbone):

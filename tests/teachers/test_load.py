@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from scott.diffusion import DiscreteSchedule, FlowSchedule
 from scott.errors import UserError
+from scott.mini import embedded
 from scott.teachers import load_backbone
 from scott.teachers.pixart import PixArtBackbone
 from scott.teachers.sd import UNetBackbone
@@ -46,6 +47,15 @@ def test_a_whole_folder_loads_from_a_path_and_a_string(folder):
 def test_missing_folder(tmp_path):
     assert "no teacher at" in complaint(tmp_path / "nowhere")
     assert "no teacher at" in complaint("nowhere")
+
+
+def test_an_embedded_teacher_that_is_not_there(tmp_path, monkeypatch):
+    """Installing scott again brings only its own back."""
+    with pytest.raises(UserError, match=r"no embedded teacher at .*; name a folder that experiments\.embedded"):
+        embedded.load_teacher(tmp_path / "mine")
+    monkeypatch.setattr(embedded, "TEACHER", tmp_path / "shipped")
+    with pytest.raises(UserError, match=r"no embedded teacher at .*; reinstall scott"):
+        embedded.load_teacher(tmp_path / "shipped")
 
 
 def test_a_hub_id_that_is_nowhere():

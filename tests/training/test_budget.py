@@ -21,10 +21,10 @@ from scott.mini.embedded import TEACHER
 from scott.teachers import load_backbone
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import BLOCK, SMALL, budget_of, optimizer_bytes
-from scott.training.config import LCM_SETTINGS, DistillConfig
+from scott.training.config import LCM_SETTINGS, PROMPTS, DistillConfig
 from scott.training.counting import storage_bytes
 from scott.training.draws import Draws
-from scott.training.meta_step import Cost, step_cost
+from scott.training.meta_step import Cost, drawing_peak, encoding_peak, step_cost
 from scott.training.step import Distillation, Engine
 from scott.training.trainer import Hooks, distill
 
@@ -154,7 +154,7 @@ def test_resident_parts_are_what_a_run_holds(make, family, settings):
     budget = budget_of(bones, config)
     budgeted = budget.training | budget.preparing
     real = measured(backbone, config)
-    assert real.keys() == budgeted.keys() - {"gradients", "activations"}
+    assert real.keys() == budgeted.keys() - {"gradients", "activations", "encoding"}
     for part, size in real.items():
         assert budgeted[part] == pytest.approx(size, rel=0.05 if part == "optimizers" else 0.01), part
     assert budgeted["gradients"] == storage_bytes(
@@ -258,7 +258,9 @@ def test_a_step_holds_what_was_said(make, family):
 )
 def test_a_step_of_other_settings_holds_what_was_said(make, family, settings, tolerance):
     config, backbone, bones = make(family, **settings)
-    assert step_cost(bones, config)[0].peak == pytest.approx(real_step(backbone, config)[0], rel=tolerance)
+    assert step_cost(bones, config, bones.unconditional())[0].peak == pytest.approx(
+        real_step(backbone, config)[0], rel=tolerance
+    )
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -286,9 +288,35 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpoints(make_bones)
 
 def test_a_walk_of_two_calls_one_after_the_other_holds_half(make_bones):
     config, bones = make_bones("sd1")
-    cost, apart = (step_cost(bones, dataclasses.replace(config, low_memory=low))[0] for low in (False, True))
+    uncond = bones.unconditional()
+    cost, apart = (step_cost(bones, dataclasses.replace(config, low_memory=low), uncond)[0] for low in (False, True))
     assert cost.walk_apart == apart.walk < 0.6 * cost.walk
     assert (cost.flops, cost.update) == (apart.flops, apart.update)
+
+
+@pytest.mark.parametrize("family", ["mini", "sdxl", "sd3", "qwen-image"])
+def test_pictures_and_samples_hold_what_was_said(make, family):
+    """While they are encoded before a run, and drawn in it. A GPU's attention holds a logarithm a query besides, which
+    is some percent of networks as small as these."""
+    config, backbone, bones = make(family)
+    pixels = torch.rand(SIZE, 3, backbone.resolution, backbone.resolution)
+    with torch.no_grad(), Cost() as cost:
+        backbone.encode_images(pixels)
+    assert encoding_peak(bones, SIZE) == pytest.approx(cost.peak, rel=0.02)
+
+    x, t = torch.randn(PROMPTS, *backbone.latent_shape), config.make_grid(backbone.schedule).times[-1:].expand(PROMPTS)
+    uncond = backbone.unconditional()
+    cond = {name: value.repeat(PROMPTS, *[1] * (value.ndim - 1)) for name, value in uncond.items()}
+    with torch.no_grad(), Cost() as cost:
+        backbone.guided_teacher(uncond, config.drawn_guidance)(x, t, cond)
+        calls = cost.take_peak()
+        backbone.decode(x)
+    expected = max(calls, cost.peak + storage_bytes(held(backbone.vae)))
+    budget = budget_of(bones, config)
+    assert drawing_peak(bones, config, bones.unconditional()) == pytest.approx(expected, rel=0.08)
+    resident = budget.total - budget.training["gradients"] - budget.training["activations"]
+    assert budget.drawing == pytest.approx(resident + expected, rel=0.08)
+    assert budget.peak == max(budget.total, budget.drawing, budget.start)
 
 
 def test_the_live_bytes_of_a_known_computation():
@@ -311,7 +339,7 @@ def test_nothing_of_torch_is_changed_afterwards(make_bones):
     config, bones = make_bones("sd1")
     query = torch.empty(1, 2, 8, 8, device="meta", requires_grad=True)
     before = type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn)
-    step_cost(bones, dataclasses.replace(config, batch_size=1))
+    step_cost(bones, dataclasses.replace(config, batch_size=1), bones.unconditional())
     assert type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn) is before
 
 

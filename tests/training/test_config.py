@@ -9,6 +9,8 @@ import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
+from scott.recipes import mini
+from scott.training.checks import check_given
 from scott.training.config import LCM_SETTINGS, PAPER_SETTINGS, DistillConfig
 
 SD = DiscreteSchedule.stable_diffusion()
@@ -218,16 +220,33 @@ def test_differences_are_what_decides_the_weights():
 
 
 def test_heads_on_a_frozen_encoder_are_not_told_what_is_data_by_the_time():
-    with pytest.raises(UserError, match="use critic_input clean"):
+    with pytest.raises(UserError, match="add --critic-input clean"):
         config(critic="heads")
     assert config(critic="heads", critic_input="clean").has_critic
     assert not config(critic="heads", adversarial_weight=0.0).has_critic
 
 
 def test_a_weight_that_a_share_would_replace_is_refused():
-    with pytest.raises(UserError, match=r"adversarial_weight 0\.1 with adversarial_share 0\.3, which sets the weight"):
+    said = "which sets the weight by itself; leave the weight out, or add --adversarial-share 0 for a fixed weight"
+    with pytest.raises(UserError, match=f"adversarial_weight 0.1 with adversarial_share 0.3, {said}"):
         config(adversarial_share=0.3, adversarial_weight=0.1)
+    assert config(adversarial_share=0.0, adversarial_weight=0.1).has_critic
     assert not config(adversarial_share=0.3, adversarial_weight=0.0).has_critic
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "added"),
+    [
+        ({"adversarial_weight": 1.0}, "add --adversarial-share 0", {"adversarial_share": 0.0}),
+        ({"adversarial_weight": 0.4}, "add --adversarial-share 0", {"adversarial_share": 0.0}),
+        ({"method": "paper", "critic": "heads"}, "add --critic-input clean", {"critic_input": "clean"}),
+    ],
+    ids=str,
+)
+def test_what_a_message_says_to_add_is_taken(given, said, added):
+    with pytest.raises(UserError, match=said):
+        check_given(mini(**given), given)
+    check_given(mini(**given, **added), given | added)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -31,6 +31,16 @@ def test_each_jump_is_used_as_often_as_is_said_and_few_are_kept(reuse, size):
     assert later != sorted(later)
 
 
+@pytest.mark.parametrize("reuse", [1, 2, 3, 6])
+def test_walks_are_a_part_of_the_steps_and_half_the_store(reuse):
+    """K until the store is full; then jumps of 1, 2, .., N − 1 uses left are as many each, which is N/2 in the mean."""
+    config, size = make_config(jump_reuse=reuse, jump_store=4 * 64, batch_size=4), 64
+    assert batches_read(replace(config, max_steps=size)) == size
+    for steps in (1000, 2750):
+        walks = steps if reuse == 1 else steps / reuse + size / 2
+        assert batches_read(replace(config, max_steps=steps)) == pytest.approx(walks, abs=4)
+
+
 def test_without_reuse_each_step_has_its_own():
     assert [*islice(jumps_of_steps(make_config()), 4)] == [(n, True) for n in range(4)]
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.training.runs import STEPS, InMemory, assert_same_run, assert_same_ru
 
 from scott.data.batch import Batch
 from scott.diffusion import DiscreteSchedule, JumpGrid
-from scott.errors import UserError
+from scott.errors import Preempted, UserError
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
@@ -34,6 +35,7 @@ from scott.training.ema import ema_update
 from scott.training.launch import open_run
 from scott.training.metrics import MetricsLog, read_metrics
 from scott.training.optimization import Optimization
+from scott.training.step import Distillation
 from scott.training.trainer import Hooks
 
 TRAIN = ["lora", "full"]
@@ -86,6 +88,36 @@ def test_a_run_killed_anywhere_is_an_uninterrupted_one(start, whole, tmp_path, t
     start(tmp_path, train)
     assert_same_run(tmp_path, whole(start, train))
     assert [record["step"] for record in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("within", "at", "last"), [("step", 2, 2), ("step", STEPS, STEPS), ("sample", 2, 3), ("save", 2, 3)]
+)
+def test_the_step_that_sigterm_comes_in_is_saved_and_no_hook_called(
+    start, whole, tmp_path, monkeypatch, within, at, last
+):
+    """Where it comes between two, it is the next one."""
+    calls = dict.fromkeys(("step", "sample", "validate", "save"), 0)
+
+    def counted(part, function=lambda *given: {}):
+        def call(*given):
+            calls[part] += 1
+            if part == within and calls["step"] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*given)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "step", counted("step", Distillation.step))
+        patch.setattr("scott.training.trainer.save_checkpoint", counted("save", save_checkpoint))
+        hooks = Hooks(sample=counted("sample"), validate=counted("validate"))
+        with pytest.raises(Preempted, match=f"stopped by SIGTERM after step {last}, which is saved"):
+            start(tmp_path, hooks=hooks, sample_every=1, validate_every=1)
+    assert [calls[part] for part in ("step", "sample", "validate")] == [last, last - 1, last - 1]
+    assert final(tmp_path)[1]["samples_seen"] == 2 * last
+    start(tmp_path)
+    assert_same_run(tmp_path, whole(start, "lora"))
 
 
 def test_a_record_at_the_checkpoint_is_kept_when_the_next_comes_later(start, tmp_path):
@@ -265,8 +297,11 @@ def contents(folder):
 def test_another_config_on_the_same_folder_is_refused_with_the_difference(start, whole):
     out = whole(start, "lora")
     before = contents(out)
-    with pytest.raises(UserError, match=r"holds another run \(seed: 0 → 1; loss: l2 → huber\)"):
+    way_on = f"choose another --out; to go on from it under other settings: --continue-from {out} --out ANOTHER"
+    with pytest.raises(UserError, match=rf"holds another run \(seed: 0 → 1; loss: l2 → huber\); {way_on}$"):
         start(out, seed=1, loss="huber")
+    with pytest.raises(UserError, match=r"holds another run \(optimizer: .*\); choose another --out$"):
+        start(out, optimizer="adamw8bit")  # whose states are others
     assert contents(out) == before
 
 

@@ -64,12 +64,12 @@ def plan_view(planned: Planner) -> None:
 
 def _page(config: DistillConfig, budget: Budget, shown: Table, count: int, card: Card, reached: float) -> str:
     """Memory and time in two sentences, then the table of `--dry-run`."""
-    fits = "fits" if budget.total < card.memory else "does not fit"
+    fits = "fits" if budget.peak < card.memory else "does not fit"
     peak = card.peak_fp32 if config.precision == "fp32" else card.peak
     hours = budget.run_flops / (count * peak * reached) / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
     said = (
-        f"<p>Each card holds <b>{budget.total / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "
+        f"<p>Each card holds <b>{budget.peak / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "
         f"takes: it {fits}. {config.max_steps:,} steps take <b>{time}</b> at {reached:.0%} of the peak.</p>"
     )
     rows = zip(*([Text.from_markup(str(cell)).plain for cell in column.cells] for column in shown.columns), strict=True)

@@ -50,7 +50,7 @@ def show(recipe: str, config: DistillConfig, processes: int, *, as_json: bool) -
         budget = plan(config, processes)
     if as_json:
         said = {"recipe": recipe, "guidance": config.drawn_guidance, "precision": config.precision}
-        console.print_json(data=said | dataclasses.asdict(budget) | {"total": budget.total, "start": budget.start})
+        console.print_json(data=said | dataclasses.asdict(budget) | budget.totals)
     else:
         console.print(as_table(recipe, config, budget))
 
@@ -89,6 +89,7 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     for part, size in budget.training.items():
         table.add_row(part, _bytes(size), _REMARKS.get(part, "").format(config=config))
     table.add_row("[bold]in all", f"[bold]{_bytes(budget.total)}", "before what CUDA itself takes")
+    table.add_row("[bold]between steps", f"[bold]{_bytes(budget.drawing)}", "at most, while samples are drawn")
     in_turn = ", one at a time" if config.low_memory else ""
     for part, size in budget.preparing.items():
         table.add_row(part, _bytes(size), _REMARKS[part].format(one_at_a_time=in_turn))
@@ -117,7 +118,8 @@ _REMARKS = {
     "gradients": "fp32",
     "activations": "at the peak of a pass",
     "kept jumps": "--jump-store {config.jump_store}",
-    "VAE": "while data are encoded or samples decoded",
+    "VAE": "fp32",
+    "encoding": "of pictures, by the VAE",
     "text encoders": "until the data are prepared{one_at_a_time}",
 }
 

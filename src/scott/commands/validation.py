@@ -16,10 +16,9 @@ from scott.evaluation.networks import clip
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import Cond, LatentBackbone
-from scott.training.config import FEW_STEPS, DistillConfig
+from scott.training.config import FEW_STEPS, PROMPTS, DistillConfig
 from scott.training.loader import Data
 
-PROMPTS = 8
 TEACHER_STEPS = 25
 MEASURED_STEPS = 2
 BATCH = 16
@@ -70,12 +69,10 @@ class Validation:
         trained is not what draws, and a warning says so.
         """
         steps = [n for n in FEW_STEPS if n <= self.grid.original_inference_steps]
-        rows = {
-            f"student, {n} step{'s'[: n - 1]}": list(self._student(n)(self.prompts, self.config.seed)) for n in steps
-        }
+        latents = {n: self._student(n).latents(self.prompts, self.config.seed) for n in steps}
+        rows = {f"student, {n} step{'s'[: n - 1]}": list(self.backbone.decode(drawn)) for n, drawn in latents.items()}
         rows[f"teacher, {TEACHER_STEPS} steps"] = self._teacher_row
-        drawn = self._student(MEASURED_STEPS).latents(self.prompts, self.config.seed)
-        change = ((drawn - self._untrained).norm() / self._untrained.norm()).item()
+        change = ((latents[MEASURED_STEPS] - self._untrained).norm() / self._untrained.norm()).item()
         if change < SAME and step > self.config.warmup_steps:
             self.warn(f"step {step}: the student draws in {MEASURED_STEPS} steps what an untrained one draws")
         return image_grid(list(rows.values()), list(rows), self.prompts), {"student_change": change}

@@ -78,7 +78,8 @@ class DiscreteSchedule(NoiseSchedule):
     to end at 0 (Lin et al. 2024, algorithm 1).
 
     Raises:
-        UserError: an unknown beta schedule or prediction type, or a β outside (0, 1].
+        UserError: an unknown beta schedule or prediction type, a β outside (0, 1], or `trained_betas` of another length
+            than `num_train_timesteps`.
     """
 
     beta_schedule: str
@@ -100,6 +101,10 @@ class DiscreteSchedule(NoiseSchedule):
             raise UserError(
                 f"got betas {betas.tolist()[:3]} ..; expected one or more, each in (0, 1]. "
                 "Check beta_start, beta_end and trained_betas."
+            )
+        if len(betas) != self.num_train_timesteps:
+            raise UserError(
+                f"got {len(betas)} trained_betas for num_train_timesteps {self.num_train_timesteps}; expected as many"
             )
 
     @classmethod

@@ -12,12 +12,10 @@ favours nothing. coco2014-30k.txt beside this file has the ids of those of val20
 
 import csv
 import io
-import json
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,13 @@ from typing import Any
 from scott.data.captions import read_captions
 from scott.data.loading import entries_of
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Source, Unit, reasons, units_of_rows
+from scott.data.records import Columns, Record, Source, reasons
 from scott.data.sources import open_source
-from scott.data.sources.files import PATH_MAX, digest_of, places_of, read_picture
+from scott.data.sources.files import PATH_MAX
 from scott.errors import UserError
 from scott.evaluation.features import Instruments
 from scott.evaluation.measures import SHOWN, check_metrics
+from scott.evaluation.mjhq import Mjhq
 from scott.evaluation.networks import CLIPS, NETWORKS
 from scott.evaluation.references import SMALLEST, Entries, Reference, Tick, check_samples, source_reference
 from scott.files import write_atomically
@@ -171,35 +170,6 @@ def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
 def _read_by(record: Record) -> str | int:
     """What two records have in common that read the same file or URL."""
     return repr(record.image.args) if isinstance(record.image, partial) else id(record.image)
-
-
-class Mjhq:
-    """MJHQ-30K: `meta_data.json` and, beside it or in `mjhq30k_imgs`, CATEGORY/ID.jpg."""
-
-    kind = "mjhq"
-    columns = ("category",)
-
-    def __init__(self, file: str, *_: object) -> None:
-        try:
-            content = json.loads(Path(file).read_text(encoding="utf-8"))
-            self.rows = [(f"{row['category']}/{name}.jpg", str(row["prompt"])) for name, row in content.items()]
-            first = self.rows[0][0]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{file} is not MJHQ-30K's meta_data.json ({error!r})") from None
-        beside = Path(file).parent
-        self.folder = next((f for f in (beside / "mjhq30k_imgs", beside) if os.path.isfile(f / first)), beside)
-        self.file = file
-
-    @cached_property
-    def version(self) -> str:
-        return digest_of([self.file, *places_of((name for name, _ in self.rows), self.folder)])
-
-    def units(self, size: int) -> list[Unit]:
-        return units_of_rows(len(self.rows), size, self._records)
-
-    def _records(self, rows: range) -> Iterator[Record]:
-        for name, prompt in self.rows[rows.start : rows.stop]:
-            yield Record(name, partial(read_picture, name, self.folder), prompt, {"category": name.partition("/")[0]})
 
 
 def prompts_of(protocol: str, data: str) -> tuple[list[str], list[str]]:

@@ -44,8 +44,10 @@ def teacher_folder(name: str) -> str | Path:
 
 
 def teacher_source(teacher: str | TeacherSource) -> TeacherSource:
-    """What `load_backbone` makes a teacher of, the folder of an embedded one in the place of its name."""
+    """What `load_backbone` makes a teacher of, the folder of an embedded one in the place of its name. Raises
+    `UserError` where the name is a run's."""
     source = TeacherSource.of(teacher)
+    source.check_no_run()
     return replace(source, teacher=str(teacher_folder(source.teacher)))
 
 
@@ -62,7 +64,8 @@ def clip_folder(name: str) -> str | Path:
 def load_teacher(folder: Path = TEACHER, dtype: torch.dtype = torch.float32) -> "LatentBackbone":
     """The teacher that ships with scott, or one that experiments.embedded_teacher made in `folder`."""
     if not folder.is_dir():
-        raise UserError(f"no embedded teacher at {folder}; reinstall scott")
+        way = "reinstall scott" if folder == TEACHER else "name a folder that experiments.embedded_teacher made"
+        raise UserError(f"no embedded teacher at {folder}; {way}")
     from scott.teachers import load_backbone  # which loads diffusers: data of this name need none
 
     return load_backbone(folder, dtype)

@@ -1,12 +1,11 @@
 """The recipes: what a teacher is distilled with, one function a teacher (docs/recipes.md: each value with its source).
 
 A recipe returns the whole config of a run; its keywords replace values of it, and `method="lcm"` is LCM on the same
-teacher: `sd15_lcm()` is `sd15(method="lcm")`. What a recipe does not set is the paper's (SCott, AAAI 2025), which are
-the defaults of `DistillConfig`.
+teacher: `sd15(method="lcm")`. What a recipe does not set is the paper's (SCott, AAAI 2025), which are the defaults of
+`DistillConfig`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +127,7 @@ def sdxl(**changes: Any) -> DistillConfig:
 
 
 def pixart(**changes: Any) -> DistillConfig:
-    """PixArt-α at 512 px with its model card's guidance of 4.5; a transformer is trained for one ω."""
+    """PixArt-α at 512 px with its pipeline's default guidance of 4.5; a transformer is trained for one ω."""
     return _from_table("pixart", changes)
 
 
@@ -234,10 +233,6 @@ def _made(settings: dict[str, Any], changes: dict[str, Any], methods: dict[str, 
     """What is given wins over the method's settings, and those over the recipe's."""
     return DistillConfig(**(settings | methods.get(changes.get("method", "scott"), {}) | changes))
 
-
-mini_lcm, sd15_lcm, realistic_vision_lcm, sdxl_lcm, pixart_lcm, sd3_lcm = (
-    partial(recipe, method="lcm") for recipe in (mini, sd15, realistic_vision, sdxl, pixart, sd3)
-)
 
 _ALL: list[Recipe] = [mini, sd15, realistic_vision, sdxl, pixart, sd3, sd35_medium, sd35_large]
 _ALL += [flux, chroma, flux2_klein, qwen_image, z_image, sana]

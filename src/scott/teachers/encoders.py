@@ -73,6 +73,8 @@ class Encoders(ABC):
     `_unconditional` and `size_cond`.
     """
 
+    pixels_at_once: ClassVar[int] = 2**18
+    """Of pictures in one pass of the VAE, which holds about a gigabyte for so many: one of 512 px or more, 64 of 64."""
     size_names: ClassVar[tuple[str, ...]] = ()
     """Which of a condition's values tell the network the picture's size."""
     in_turn: bool = False
@@ -133,6 +135,11 @@ class Encoders(ABC):
     def latent_channels(self) -> int:
         return self.vae.config.latent_channels
 
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one place of the latents."""
+        return self.pipeline.vae_scale_factor * self.normaliser.patch
+
     def place_encoders(self, device: torch.device | str) -> None:
         """Move text encoders and VAE, and not the network.
 
@@ -178,15 +185,23 @@ class Encoders(ABC):
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normalised latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
-        mean, std = self._encode((2 * pixels - 1).to(self.vae.device, self.vae.dtype))
+        parts = (2 * pixels - 1).to(self.vae.device, self.vae.dtype).split(self._at_once(*pixels.shape[-2:]))
+        mean, std = map(torch.cat, zip(*map(self._encode, parts), strict=True))
         return self.normaliser.normalise(mean), self.normaliser.deviation(std)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H', W') in [0, 1] of normalised latents, on whose device the VAE is for as long."""
         with offload_models(self.vae, device=latents.device, offload=self.vae.device != latents.device):
-            pixels = self._decode(self.normaliser.restore(latents.to(self.vae.dtype)))
+            parts = latents.to(self.vae.dtype).split(
+                self._at_once(*(self.factor * side for side in latents.shape[-2:]))
+            )
+            pixels = torch.cat([self._decode(self.normaliser.restore(part)) for part in parts])
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _at_once(self, height: int, width: int) -> int:
+        """Pictures of a size that go through the VAE together."""
+        return max(1, self.pixels_at_once // (height * width))
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's own latents of pixels in [-1, 1]."""
@@ -197,8 +212,18 @@ class Encoders(ABC):
         """Pixels in [-1, 1] of the VAE's own latents."""
         return self.vae.decode(z).sample
 
-    def _check_length(self, prompts: Sequence[str], tokenizer: Any, limit: int, *, special: int) -> None:
-        for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+    def _check_length(
+        self,
+        prompts: Sequence[str],
+        tokenizer: Any,
+        limit: int,
+        *,
+        special: int,
+        written: Sequence[str] | None = None,
+    ) -> None:
+        """Raise `UserError` for a prompt of more than `limit` tokens, `special` of them not its own; of prompts in a
+        template, as they are `written` there."""
+        for prompt, ids in zip(prompts, tokenizer(list(written or prompts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(
                     f"got a prompt of {len(ids) - special} tokens, expected at most {limit - special}; "
@@ -211,7 +236,7 @@ class Encoders(ABC):
         chats = [[{"role": "user", "content": prompt}] for prompt in ("", *prompts)]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
         empty, *written = [tokenizer.apply_chat_template(chat, **options) for chat in chats]
-        self._check_length(written, tokenizer, limit, special=len(tokenizer(empty).input_ids))
+        self._check_length(prompts, tokenizer, limit, special=len(tokenizer(empty).input_ids), written=written)
 
 
 def _like(value: float | Tensor, x: Tensor) -> float | Tensor:

@@ -82,7 +82,7 @@ class Family(Encoders):
         scheduler = self.pipeline.scheduler
         config = {"_class_name": type(scheduler).__name__, **scheduler.config}
         if config.get("use_dynamic_shifting"):
-            mu = self.size_shift((self.latent_shape[-1] // self.token_side) ** 2)
+            mu = self.size_shift((self.resolution // self.least_side) ** 2)
             exponential = config.get("time_shift_type", "exponential") == "exponential"
             config |= {"use_dynamic_shifting": False, "shift": math.exp(mu) if exponential else mu}
         schedule = schedule_from_config(config)
@@ -98,11 +98,6 @@ class Family(Encoders):
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device  # diffusers' own looks for hooks in every module
-
-    @property
-    def factor(self) -> int:
-        """Pixels a side of one place of the latents."""
-        return self.pipeline.vae_scale_factor * self.normaliser.patch
 
     @property
     def least_side(self) -> int:
@@ -164,9 +159,12 @@ class Family(Encoders):
         return F.pixel_unshuffle(x_t, self.token_side).flatten(2).transpose(1, 2) if self.packed else x_t
 
     def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """The network's output as the schedule's prediction, in the shape and with the sign that it has of x_t."""
+        """The network's output as the schedule's prediction, in the shape and with the sign that it has of x_t.
+
+        The learned variance of PixArt, and of some editions of Sana, is dropped: channels behind those of x_t.
+        """
         if not self.packed:
-            return output
+            return output[:, : x_t.shape[1]]
         rows = x_t.shape[-2] // self.token_side
         return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (rows, -1)), self.token_side)
 

@@ -42,10 +42,6 @@ class PixArtBackbone(LatentBackbone):
             added_cond_kwargs=self._added(network, x_t),
         ).sample
 
-    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Without the learned variance."""
-        return output[:, : x_t.shape[1]]
-
     def _added(self, network: ModelMixin, x_t: Tensor) -> dict[str, Tensor | None]:
         if not network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}

@@ -41,7 +41,7 @@ class QwenImageBackbone(FluxLike):
         if not truncate:
             written = [pipeline.prompt_template_encode.format(prompt) for prompt in prompts]
             start = pipeline.prompt_template_encode_start_idx
-            self._check_length(written, pipeline.tokenizer, TOKENS + start, special=start)
+            self._check_length(prompts, pipeline.tokenizer, TOKENS + start, special=start, written=written)
         device = pipeline.text_encoder.device
         text, mask = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=TOKENS)
         mask = torch.ones(text.shape[:2]) if mask is None else mask  # which it leaves out where it would be all ones

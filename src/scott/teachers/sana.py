@@ -46,7 +46,3 @@ class SanaBackbone(LatentBackbone):
 
     def predict(self, network: ModelMixin, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         return network(x_t, cond["text"], timestep, encoder_attention_mask=cond["mask"]).sample
-
-    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Without a learned variance, which some editions have."""
-        return output[:, : x_t.shape[1]]

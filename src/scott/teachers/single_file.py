@@ -19,26 +19,17 @@ from diffusers.loaders.single_file_utils import (
     CHECKPOINT_KEY_NAMES,
     infer_diffusers_model_type,
     is_t5_in_single_file,
-    load_single_file_checkpoint,
 )
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from scott.errors import UserError, first_line
+from scott.errors import UserError
 from scott.teacher_source import TeacherSource
+from scott.teachers.single_file_tensors import UNET, read_tensors
 from scott.teachers.tokenizers import KINDS, tokenizer_of
 
 CONFIGS = Path(__file__).parent / "configs"
-_EDM = "its network is preconditioned as EDM's is, which is not supported"
-_REFUSED = {
-    "playground-v2-5": _EDM,
-    "cosxl": _EDM,
-    "flux-schnell": "a FLUX without guidance (schnell) is a few-step student already; distil FLUX.1-dev",
-}
-"""Kinds that no configs help."""
-_UNET = "model.diffusion_model."
-_NETWORK = (_UNET, "joint_blocks.", "double_blocks.")
 _VAE = ("first_stage_model.", "vae.")
 _SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
 _CLIPS = {
@@ -48,39 +39,7 @@ _CLIPS = {
 """Part → diffusers' names of a weight that a file has with it."""
 _OTHERWISE = {"text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")}
 """How names begin in files that diffusers' scripts make under transformers 5; no reader takes them."""
-_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
-"""How names of a scaled fp8 or nf4 checkpoint end, whose weights are something else without: diffusers' readers drop
-them."""
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, mapped from their file. Raises `UserError` where it cannot be read, or is another
-    thing than a pipeline."""
-    try:
-        tensors: dict[str, Tensor] = load_single_file_checkpoint(str(file))
-    except (OSError, ValueError, AttributeError) as error:
-        safe = "; of a .ckpt only tensors are read, since a pickle can run code" if file.suffix == ".ckpt" else ""
-        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        raise UserError(f"{file} cannot be read ({reason}){safe}; expected .safetensors of a whole model") from None
-    if not any(name.startswith(_NETWORK) for name in tensors):
-        if any("lora" in name for name in tensors):
-            raise UserError(f"{file} is a LoRA; give it as --teacher-lora, and as --teacher what it is for")
-        first = next(iter(tensors), "none")
-        raise UserError(
-            f"{file} has no network under the names of an original checkpoint (its first key is {first:.60}); "
-            "expected a file with a whole pipeline"
-        )
-    # CosXL is laid out as SDXL, and marked for ComfyUI alone
-    kind = "cosxl" if "edm_vpred.sigma_max" in tensors else infer_diffusers_model_type(tensors)
-    if refused := _REFUSED.get(kind):
-        raise UserError(f"{file} cannot be distilled: {refused}")
-    if scale := next((name for name in tensors if name.endswith(_SCALES)), None):
-        raise UserError(
-            f"{file} holds quantised weights ({scale:.80}), whose scales would be lost; expected fp32, bf16, fp16 or "
-            "plain fp8"
-        )
-    return tensors
 
 
 @cache
@@ -125,7 +84,7 @@ def check_network(file: Path, kind: type[ModelMixin], config: dict[str, Any]) ->
         return
     with torch.device("meta"):
         expected = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
-    found = sum(value.numel() for name, value in read_tensors(file).items() if name.startswith(_UNET))
+    found = sum(value.numel() for name, value in read_tensors(file).items() if name.startswith(UNET))
     if found != expected:
         raise UserError(
             f"the network of {file} has {found:,} weights and that of its configs {expected:,}; give "

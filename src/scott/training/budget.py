@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scott.data.settings import Settings
 from scott.errors import UserError
 from scott.teachers import LatentBackbone
 from scott.teachers.quantize import FLAGS, saved_bytes
 from scott.training.config import DistillConfig
 from scott.training.counting import Calls, Counts, parameter_bytes, storage_bytes
 from scott.training.jumps import jumps_kept, jumps_of_steps
-from scott.training.meta_step import step_cost
+from scott.training.meta_step import drawing_peak, encoding_peak, step_cost
 from scott.training.parallel import blocks_of, rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
@@ -30,8 +31,8 @@ class Budget:
     """Parameters as counts, memory as bytes by part, of one process.
 
     `training` is what a step needs at its highest, all at once: CUDA's context, cuDNN's workspaces and gaps in the
-    allocator come on top. `preparing` is what is there while data are encoded, before the
-    network is; the VAE also while samples are decoded.
+    allocator come on top. `preparing` is what is there while data are encoded, before the network is; of the text
+    encoders' own passes nothing is counted.
     """
 
     teacher: str
@@ -51,6 +52,8 @@ class Budget:
     gradients, once a pass, and the weights, a block at each call and backward pass, the rest once a step."""
     training: dict[str, int]
     preparing: dict[str, int]
+    drawing: int
+    """The most while samples are drawn: all that stays between steps, and the teacher's calls for them or the VAE."""
     savings: dict[str, int]
     """Flags that are not given and could be → bytes of `total` that each saves."""
     start_savings: dict[str, int]
@@ -63,7 +66,17 @@ class Budget:
 
     @property
     def total(self) -> int:
+        """In a step."""
         return sum(self.training.values())
+
+    @property
+    def peak(self) -> int:
+        """The most of a run, whatever it does."""
+        return max(self.total, self.drawing, self.start)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return {"total": self.total, "start": self.start, "peak": self.peak}
 
 
 def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 1) -> Budget:
@@ -73,29 +86,28 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     """
     rows = rows_of_pass(config, 0, processes)[0]
     a_pass = replace(config, batch_size=rows.stop - rows.start)
-    base = _base(backbone.network)
     parts = processes if config.shard == "full" else 1
-    student, target, critic = (
-        tuple(parameters.values())
-        for parameters in (backbone.student_parameters(), backbone.target_parameters(), backbone.critic_parameters())
-    )
-    trained = (*student, *critic)
-    gradients, apart = storage_bytes(trained), config.has_critic and config.adversarial_share > 0
+    student, critic = ([*p.values()] for p in (backbone.student_parameters(), backbone.critic_parameters()))
+    gradients, apart = storage_bytes([*student, *critic]), config.has_critic and config.adversarial_share > 0
     # of several processes gradients lie in DDP's buckets, or are split: none come and go whole beside the graph
     stay = config.gradient_accumulation > 1 or processes > 1
-    cost, counts = step_cost(backbone, a_pass, gradients_stay=stay)
+    uncond = backbone.unconditional()
+    cost, counts = step_cost(backbone, a_pass, uncond, gradients_stay=stay)
     steps, spread = config.max_steps, config.gradient_accumulation * processes
     walks = len({jump for jump, _ in islice(jumps_of_steps(config), steps)})
     early = config.first_with_critic if config.has_critic else 0
-    alone = step_cost(backbone, replace(a_pass, adversarial_weight=0.0))[0] if early else cost
-    kept = min(jumps_kept(config), walks) * (rows.stop - rows.start) * config.gradient_accumulation
-    copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
+    alone = step_cost(backbone, replace(a_pass, adversarial_weight=0.0), uncond)[0] if early else cost
+    resident = _resident(backbone, config, parts)
+    if config.jump_reuse > 1:
+        kept = min(jumps_kept(config), walks) * a_pass.batch_size * config.gradient_accumulation
+        resident["kept jumps"] = 4 * kept * math.prod(backbone.latent_shape)
+    buckets = gradients // parts if processes > 1 else 0
     preparing, start_savings = _preparing(backbone, config)
-    shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in backbone.unconditional().values()]
+    shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in uncond.values()]
     return Budget(
         teacher=type(backbone.pipeline).__name__,
         network=type(backbone.network).__name__,
-        parameters=sum(tensor.numel() for tensor in base if isinstance(tensor, nn.Parameter)),
+        parameters=_count(tensor for tensor in _base(backbone.network) if isinstance(tensor, nn.Parameter)),
         student=_count(student),
         critic=_count(critic),
         calls=counts.calls(config.gradient_accumulation),
@@ -103,21 +115,30 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         run_flops=(cost.flops * (steps - early) + alone.flops * early - cost.walk_flops * (steps - walks)) * spread,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=_exchanged(backbone, config, counts) if processes > 1 else 0,
-        training={
-            "frozen network": (storage_bytes(base) - _quantized_away(backbone, config)) // parts,
-            "student": storage_bytes([*student, *copies.get("student", ())]) // parts,
-            "EMA target": storage_bytes([*target, *copies.get("target", ())]) // parts,
-            "critic": storage_bytes([*critic, *copies.get("critic", ())]) // parts,
-            "optimizers": optimizer_bytes(trained, config.optimizer) // parts,
+        training=resident
+        | {
             "gradients": (gradients + storage_bytes(student) * apart) // parts,
             "activations": cost.peak - gradients,
-            **({"kept jumps": 4 * kept * math.prod(backbone.latent_shape)} if config.jump_reuse > 1 else {}),
         },
         preparing=preparing,
+        drawing=sum(resident.values()) + buckets + drawing_peak(backbone, config, uncond),
         savings=_savings(backbone, config)
         | ({} if config.low_memory else {"--low-memory": cost.peak - cost.peak_apart}),
         start_savings=start_savings,
     )
+
+
+def _resident(backbone: LatentBackbone, config: DistillConfig, parts: int) -> dict[str, int]:
+    """Bytes by part that stay from step to step, of a run whose networks are split into so many parts."""
+    trained = {"student": backbone.student_parameters(), "critic": backbone.critic_parameters()}
+    held = {"student": trained["student"], "target": backbone.target_parameters(), "critic": trained["critic"]}
+    copies = {name: [*copy.buffers()] for name, copy in backbone.copies.items()}
+    sizes = {"frozen network": storage_bytes(_base(backbone.network)) - _quantized_away(backbone, config)}
+    for name, parameters in held.items():
+        title = "EMA target" if name == "target" else name
+        sizes[title] = storage_bytes([*parameters.values(), *copies.get(name, ())])
+    sizes["optimizers"] = optimizer_bytes([p for of in trained.values() for p in of.values()], config.optimizer)
+    return {name: size // parts for name, size in sizes.items()}
 
 
 def _preparing(backbone: LatentBackbone, config: DistillConfig) -> tuple[dict[str, int], dict[str, int]]:
@@ -125,7 +146,8 @@ def _preparing(backbone: LatentBackbone, config: DistillConfig) -> tuple[dict[st
     encoders = [storage_bytes(_tensors(part)) for part in backbone.text_encoders]
     at_once = max(encoders) if config.low_memory else sum(encoders)
     saved = {"--low-memory": at_once - max(encoders)} if at_once > max(encoders) else {}
-    return {"VAE": storage_bytes(_tensors(backbone.vae)), "text encoders": at_once}, saved
+    vae = {"VAE": storage_bytes(_tensors(backbone.vae)), "encoding": encoding_peak(backbone, Settings.batch_size)}
+    return vae | {"text encoders": at_once}, saved
 
 
 def _savings(backbone: LatentBackbone, config: DistillConfig) -> dict[str, int]:

@@ -10,6 +10,7 @@ from scott.errors import UserError
 from scott.training.adversary import Adversary
 
 if TYPE_CHECKING:
+    from scott.diffusion import JumpGrid, NoiseSchedule
     from scott.training.config import DistillConfig
 
 Range = tuple[Callable[[Any], bool], str]
@@ -35,6 +36,7 @@ RANGES: dict[str, Range] = {
 }
 """Field → whether a value is in its range, and the range in words; None, where a field takes it, is a default."""
 
+_FIXED_WEIGHT = "add --adversarial-share 0 for a fixed weight"
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
 
 
@@ -50,9 +52,10 @@ def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
                 f"got {name} {getattr(config, name)} and {by} {getattr(config, by)} for critic heads, of which all is "
                 "heads; give one of them"
             )
+        instead = _FIXED_WEIGHT if by == "adversarial_share" else f"name another {by}"
         raise UserError(
             f"got {name} {getattr(config, name)}, which {by} {getattr(config, by)} does not have; leave it out, or "
-            f"name another {by}"
+            f"{instead}"
         )
 
 
@@ -131,12 +134,12 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
     if (config.critic, config.critic_input) == ("heads", "paper") and config.has_critic:
         yield (
             "critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
-            "use critic_input clean"
+            "add --critic-input clean"
         )
     if config.adversarial_share and config.adversarial_weight not in (0, Adversary.adversarial_weight):
         yield (
             f"adversarial_weight {config.adversarial_weight} with adversarial_share {config.adversarial_share}, "
-            "which sets the weight by itself; leave one out"
+            f"which sets the weight by itself; leave the weight out, or {_FIXED_WEIGHT}"
         )
     if config.has_critic and config.critic_r1 and config.precision != "fp32":
         yield (
@@ -160,6 +163,18 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
     for name in _WITHOUT_EFFECT[config.solver]:
         if (value := getattr(config, name)) not in (defaults[name], also.get(name)):
             yield f"{name} {value}, which the solver {config.solver} does not have; leave it out"
+
+
+def check_grid(config: "DistillConfig", grid: "JumpGrid", schedule: "NoiseSchedule") -> None:
+    """Raise `UserError` where sampling for the critic would stop at more times than a config's grid has."""
+    from scott.training.draws import SAMPLING_STEPS
+
+    times, most = grid.original_inference_steps, max(SAMPLING_STEPS)
+    if times < most:
+        raise UserError(
+            f"got jump {config.jump} and {config.substeps} sub-steps, a grid of {times} times; expected {most} or "
+            f"more. Use a jump of at most {schedule.training_steps // most * config.substeps}."
+        )
 
 
 def doubt_of_critic(config: "DistillConfig") -> str | None:

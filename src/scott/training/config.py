@@ -12,7 +12,8 @@ from scott.data.settings import Reading
 from scott.errors import UserError
 from scott.teacher_source import TeacherSource
 from scott.training.adversary import Adversary
-from scott.training.checks import check_together, check_values, without_effect
+from scott.training.checks import check_grid, check_together, check_values, without_effect
+from scott.training.pace import Pace
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
     import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed, since the command lin
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Reading, Adversary, TeacherSource):
+class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
@@ -45,7 +46,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     """Of a step, over all processes."""
     learning_rate: float = 8e-6
     warmup_steps: int = 500
-    """Over which both rates rise from 0."""
+    """The first steps of a run, over which both rates rise from 0: a critic that comes later (`critic_start`) begins at
+    its full rate."""
     decay: float = 0.0
     """Fraction of the steps, the last ones, over which both rates fall to 0."""
     weight_decay: float = 0.0
@@ -75,7 +77,8 @@ class DistillConfig(Reading, Adversary, TeacherSource):
 
     loss: Literal["l2", "l1", "huber"] = "l2"
     weighting: Literal["uniform", "snr+1"] = "uniform"
-    """w(t_n), the weight of L_CD at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it."""
+    """w(t_n), the weight of L_CD at t_n: 1, or α²/σ² + 1 over its mean, as an L2 loss of v has it of a
+    variance-preserving teacher."""
     guidance_min: float = 3.0
     """ω, as in uncond + ω (cond − uncond), is uniform in [guidance_min, guidance_max]. Only full
     students of U-Nets and of FLUX.1-dev take ω; others are trained for a single one."""
@@ -116,23 +119,6 @@ class DistillConfig(Reading, Adversary, TeacherSource):
     """Processes that read batches ahead; 0 reads in the training process."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit needs bitsandbytes (and a GPU) and keeps a quarter of the optimizer's memory."""
-
-    log_every: int = 10
-    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    """Where figures go besides metrics.jsonl."""
-    sample_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    """How many of the newest are kept, the best one beside them."""
-    validate_every: int = 0
-    """Steps between measurements of FID, CLIP score and coverage at 2 steps; 0 makes none."""
-    validation_samples: int = 500
-    """Pictures they are measured on: the first of the training data, and as many drawn of their captions. What was
-    learnt by heart counts as good here."""
-    validation_features: str = "mini"
-    """The CLIP that measures: `mini`, or a transformers CLIP folder or hub id."""
-    best_metric: Literal["none", "fid", "clip_score", "coverage"] = "none"
-    """The metric whose best checkpoint is kept, measured as `validation_samples` says."""
 
     def __post_init__(self) -> None:
         Reading.__post_init__(self)
@@ -190,18 +176,12 @@ class DistillConfig(Reading, Adversary, TeacherSource):
         return solvers.make(self.solver, schedule, **options[self.solver])
 
     def make_grid(self, schedule: "NoiseSchedule") -> "JumpGrid":
-        """Raises `UserError` as `JumpGrid` does, and where sampling in 4 steps would stop at more times than it has."""
+        """Raises `UserError` as `JumpGrid` and `check_grid` do."""
         from scott.diffusion import JumpGrid
-        from scott.training.draws import SAMPLING_STEPS
 
         steps = FEW_STEPS if self.times == "needed" else ()
         grid = JumpGrid(schedule, jump=self.jump, substeps=self.substeps, few_steps=steps)
-        times, most = grid.original_inference_steps, max(SAMPLING_STEPS)
-        if times < most:
-            raise UserError(
-                f"got jump {self.jump} and {self.substeps} sub-steps, a grid of {times} times; expected {most} or "
-                f"more. Use a jump of at most {schedule.training_steps // most * self.substeps}."
-            )
+        check_grid(self, grid, schedule)
         return grid
 
     def to_json(self) -> str:
@@ -219,8 +199,7 @@ class DistillConfig(Reading, Adversary, TeacherSource):
 
     def decisive(self) -> dict[str, Any]:
         """What decides the weights, beside teacher and data (the folder's own name and the log's pace do not)."""
-        pace = {"guidance", "log_every", "tracker", "sample_every", "checkpoint_every", "keep_checkpoints"}
-        pace |= {"validate_every", "validation_samples", "validation_features", "best_metric"}
+        pace = {"guidance", *(field.name for field in dataclasses.fields(Pace))}
         # the same numbers, up to rounding
         means = {"gradient_checkpointing", "low_memory", "compile", "gradient_accumulation", "shard", "loader_workers"}
         # teacher and data have versions of their own, which are those of their content, however it is named
@@ -256,6 +235,8 @@ step a jump, and no critic."""
 
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
+PROMPTS = 8
+"""Samples that a run draws on its way."""
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DistillConfig)}
 _OF_THE_TEACHER = ("critic_learning_rate", "critic_rank")

@@ -1,7 +1,9 @@
 """Which of the teacher's jumps a step trains on, and where those that are used again end.
 
 A jump (x_n, its walk to x̂_m, ω) depends on the data, the seed and its number alone: the student has no part in it. So a
-batch of jumps may be trained on more than once, and then a step costs that part of the teacher's walks.
+batch of jumps may be trained on N times (`jump_reuse`). The first K steps all walk, to fill the store of K batches
+(`jump_store` / batch); what it holds at the end has N/2 uses left in the mean, so S steps, several times K, make about
+S/N + K/2 walks.
 """
 
 from collections.abc import Callable, Iterator

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import flop_registry
 from scott.data.batch import Batch
 from scott.diffusion import Denoiser
 from scott.solvers import Solver
-from scott.teachers import LatentBackbone
-from scott.training.config import DistillConfig
-from scott.training.counting import Counts, counted, tensors_in
+from scott.teachers import Cond, LatentBackbone
+from scott.training.config import PROMPTS, DistillConfig
+from scott.training.counting import Counts, counted, storage_bytes, tensors_in
 from scott.training.draws import Draws, sampling_times
 from scott.training.step import Distillation, Engine
 
@@ -48,15 +48,15 @@ class StepCost:
 
 
 def step_cost(
-    backbone: LatentBackbone, config: DistillConfig, *, gradients_stay: bool = False
+    backbone: LatentBackbone, config: DistillConfig, uncond: Cond, *, gradients_stay: bool = False
 ) -> tuple[StepCost, Counts]:
     """Of one step, its batch and its gradients included, on a skeleton that has its student and critic.
 
-    Times of drawn fakes are spread as their draws are on average. `gradients_stay`: those of an earlier pass are there
-    from its beginning on, or DDP's buckets, in which they lie.
+    `uncond` is the backbone's `unconditional()`. Times of drawn fakes are spread as their draws are on average.
+    `gradients_stay`: those of an earlier pass are there from its beginning on, or DDP's buckets, in which they lie.
     """
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
-    grid, uncond = config.make_grid(backbone.schedule), backbone.unconditional()
+    grid = config.make_grid(backbone.schedule)
     drawn = Draws.make(shape, grid, config, torch.Generator())
     latents = partial(torch.empty, shape, device="meta")
     solver, engine = cast(Solver, _Calls()), Engine(apart=nullcontext if config.adversarial_share else None)
@@ -68,8 +68,7 @@ def step_cost(
             parameter.grad = torch.empty_like(parameter)
         # times and ω stay on the CPU: the schedule reads their values
         draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
-        cond = {name: torch.empty(len(drawn.t_n), *v.shape[1:], device="meta") for name, v in uncond.items()}
-        batch = Batch(latents(), latents(), cond)
+        batch = Batch(latents(), latents(), _blank(uncond, config.batch_size))
         made = Distillation(backbone, config, solver, grid, uncond)
         if not config.low_memory:  # two sub-steps hold as much as any number
             apart = replace(made, config=replace(config, low_memory=True))
@@ -83,6 +82,32 @@ def step_cost(
         for parameter in trained:
             parameter.grad = None
     return StepCost(cost.flops, walk_flops, walk, walk_apart, cost.peak), counts
+
+
+@torch.no_grad()
+def encoding_peak(backbone: LatentBackbone, batch: int) -> int:
+    """Bytes at the highest while so many pictures of the backbone's size go through its VAE's encoder."""
+    pixels = torch.empty(batch, 3, backbone.resolution, backbone.resolution, device="meta")
+    with Cost() as cost, gpu_kernels():
+        backbone.encode_images(pixels)
+    return cost.peak
+
+
+@torch.no_grad()
+def drawing_peak(backbone: LatentBackbone, config: DistillConfig, uncond: Cond) -> int:
+    """Bytes at the highest while a run draws: of the guided teacher's calls, or of the VAE, which comes, with its
+    weights, as it decodes."""
+    x, t = torch.empty(PROMPTS, *backbone.latent_shape, device="meta"), config.make_grid(backbone.schedule).times[-1:]
+    with Cost() as cost, gpu_kernels():
+        backbone.guided_teacher(uncond, config.drawn_guidance)(x, t.expand(PROMPTS), _blank(uncond, PROMPTS))
+        calls = cost.take_peak()
+        backbone.decode(x)
+    return max(calls, cost.peak + storage_bytes([*backbone.vae.parameters(), *backbone.vae.buffers()]))
+
+
+def _blank(uncond: Cond, batch: int) -> Cond:
+    """Conditions of the shape of this one, of so many samples."""
+    return {name: torch.empty(batch, *value.shape[1:], device="meta") for name, value in uncond.items()}
 
 
 class _Calls:

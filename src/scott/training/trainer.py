@@ -65,7 +65,8 @@ def distill(
     Raises:
         FloatingPointError: a loss or gradient is not finite; what was saved before stays.
         UserError: the data do not fit the teacher, or the folder another run.
-        Preempted: SIGTERM came; the step it found was finished and saved.
+        Preempted: SIGTERM came; the step it came in, or the next where it came between two, was finished and saved, and
+            was neither sampled nor validated.
     """
     config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)  # raise before a folder is made
     accelerator = accelerator or start_processes(config)
@@ -128,11 +129,11 @@ class _Run:
             with sigterm_kept() as signals:
                 for done, batch in enumerate(self.batches, self.start + 1):
                     self.timer.mark("data")
-                    values, stop = self.step(done - 1, batch, stop=bool(signals))
+                    values, stop = self.step(done - 1, batch, lambda: bool(signals))
                     self.log_step(done, values)
                     if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
                         self.save(done)
-                    if stop and done < config.max_steps:
+                    if stop:
                         raise Preempted(f"stopped by SIGTERM after step {done}, which is saved")
                     self.sample_and_validate(done)
         finally:
@@ -154,8 +155,8 @@ class _Run:
         records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
         return any("consistency" not in record for record in records)
 
-    def step(self, step: int, batch: Batch, *, stop: bool) -> tuple[dict[str, float], bool]:
-        """Make a step; its terms and norms, and whether any process was asked to stop."""
+    def step(self, step: int, batch: Batch, asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
+        """Make a step; its terms and norms, and whether any process has been asked to stop."""
         optimization, distillation = self.optimization, self.distillation
         draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), distillation.grid)
         engine = optimization.engine(step, self.timer.mark)
@@ -166,16 +167,16 @@ class _Run:
             x_m = self.jumps.end(step, index, partial(distillation.walk, part, drawn))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
                 terms.append(distillation.step(part, drawn, engine, x_m))
-        means, stop = self.average(terms, stop)
-        spread = self.spread.add(means.pop("moments"))
         norms = optimization.update(step)
+        means, stop = self.average(terms, stop=asked())  # after the update, for which a GPU has made the passes
+        spread = self.spread.add(means.pop("moments"))
         if not norms:  # fp16 overflowed and a smaller scale will be tried, so the ratio may be infinite
             means.pop("adversarial_ratio", None)
         values = check_finite(step + 1, means | norms, draws.t_n) | spread
         self.timer.mark("update")
         return values, stop
 
-    def average(self, terms: list[dict[str, Tensor]], stop: bool) -> tuple[dict[str, Tensor], bool]:
+    def average(self, terms: list[dict[str, Tensor]], *, stop: bool) -> tuple[dict[str, Tensor], bool]:
         """The terms' means over passes and processes, and whether any process is to stop."""
         means = {name: torch.stack([made[name] for made in terms]).mean(0) for name in terms[0]}
         if self.accelerator.num_processes == 1:

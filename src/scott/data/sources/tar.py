@@ -1,6 +1,5 @@
 """The records of a tar: members of one name but for its ending, read once from its beginning to its end."""
 
-import bz2
 import gzip
 import io
 import lzma
@@ -11,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 from unicodedata import normalize
 
 from scott.data.pictures import named_as_picture, starts_as_picture
 from scott.data.records import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, Rejected, Skip
+from scott.data.sources.archive import Archive, members, unpacked
 from scott.data.sources.files import unsafe
 from scott.data.sources.survey import hidden
 
@@ -23,10 +23,6 @@ TEXTS = (".txt", ".caption", ".text")
 _TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 WAITING = 128 << 20
 """Bytes of records that lack a part so far; beyond, those of the oldest are let go."""
-_LARGEST = 1 << 36
-"""Bytes of a member; one that says more ends the tar, which a few bytes of a compressed one could do for hours."""
-_BEHIND = 1 << 11
-"""Blocks behind an end mark, a MiB, in which another archive is looked for."""
 
 
 @dataclass
@@ -57,13 +53,6 @@ class Part:
 
 Parts = dict[str, Part]
 """Ending → content, of the parts of a record that are of use."""
-_READERS: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-    b"\x5d\0\0": lzma.open,
-}
-"""First bytes → what reads it all: `tarfile` would end with the first of several that were joined."""
 _ERRORS = (
     tarfile.TarError,
     gzip.BadGzipFile,
@@ -86,10 +75,10 @@ def grouped(file: BinaryIO, tar: str, local: bool = False) -> Iterator[tuple[str
     """
     waiting, key = _Waiting(), ""
     try:
-        stream = _unpacked(file)
+        stream = unpacked(file)
         descriptor = file.fileno() if local and isinstance(stream, io.BufferedReader) else None
-        with _Archive.open(fileobj=stream, mode="r|", ignore_zeros=True) as archive:
-            for member in _members(archive):
+        with Archive.open(fileobj=stream, mode="r|", ignore_zeros=True) as archive:
+            for member in members(archive):
                 path = PurePosixPath(normalize("NFC", member.name))
                 if unsafe(member.name):
                     yield Rejected(member.name[:200], "unsafe-name")
@@ -115,13 +104,6 @@ def grouped(file: BinaryIO, tar: str, local: bool = False) -> Iterator[tuple[str
         yield Rejected(tar, "corrupt-tar", f"after {key or 'its beginning'}: {error}")
         return
     yield from waiting.rest()
-
-
-def _unpacked(file: Any) -> Any:
-    whole = io.BufferedReader(file, 1 << 16)
-    start = whole.peek(6)
-    reader = next((reader for magic, reader in _READERS.items() if start.startswith(magic)), None)
-    return reader(whole) if reader else whole
 
 
 class _Waiting:
@@ -195,18 +177,6 @@ def is_picture(suffix: str) -> bool:
     return not suffix or named_as_picture(suffix)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Those of a stream, each read to its end: `tarfile` goes on seeking where one says 2^40 bytes."""
-    for member in archive:
-        if member.size > _LARGEST:
-            raise tarfile.ReadError(f"a member of {member.size} bytes")
-        yield member
-        stream: Any = archive.fileobj
-        while (left := archive.offset - stream.tell()) > 0:
-            if not stream.read(min(left, 1 << 20)):
-                raise tarfile.ReadError("unexpected end of data")
-
-
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Skip:
     text = suffix.endswith((*TEXTS, ".json"))
     if not text and not is_picture(suffix):
@@ -218,34 +188,3 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> 
     if len(data) < member.size:
         raise tarfile.ReadError("unexpected end of data")
     return data if suffix or starts_as_picture(data[:16]) else Skip("not-a-picture", member.name)
-
-
-class _Member(tarfile.TarInfo):
-    """Where a header is missing or broken `tarfile` would take the archive to end; only its end mark does that, and
-    another archive may follow it. Long names and extended headers, which are read into memory whole, are bounded."""
-
-    @classmethod
-    def fromtarfile(cls, archive: Any) -> Self:
-        try:
-            member = super().fromtarfile(archive)
-        except tarfile.HeaderError as error:
-            if not archive.blocks and not isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-                raise tarfile.ReadError(str(error)) from None
-            archive.blocks += 1
-            archive.ignore_zeros = archive.blocks < _BEHIND
-            raise
-        archive.blocks = 0
-        return member
-
-    @classmethod
-    def frombuf(cls, buffer: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buffer, encoding, errors)
-        if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_TEXT_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
-        return member
-
-
-class _Archive(tarfile.TarFile):
-    tarinfo = _Member
-    blocks = 0
-    """Behind an end mark, so far."""
