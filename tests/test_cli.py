@@ -88,14 +88,19 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
     [
         ("distill sd15 --nope 3", "Unrecognized options: --nope 3", "Missing from scott distill sd15: --data"),
         ("distill nope", "Unrecognized options: nope", "Available subcommands: mini, sd15"),
-        ("sample r --prompts a --guidance x", "Error parsing --guidance", "['x']"),
+        ("sample r --prompts a --guidance x", "error got 'x' for --guidance; expected", "expected a number\n"),
+        ("sample r --prompts a --steps x", "error got 'x' for --steps; expected", "expected a whole number\n"),
+        ("evaluate r --steps 1 x", "error got '1', 'x' for --steps; expected", "expected whole numbers\n"),
+        ("distill sd15 --data d --learning-rate it's", 'got "it\'s" for --learning-rate', "expected a number\n"),
+        ("distill sd15 --data d --critic-betas a b", "got 'a', 'b' for --critic-betas", "expected numbers\n"),
         ("sample r --prompts a --size", "--size (applied to scott sample)", "perhaps --batch-size"),
         ("distill sd15 --data d --critic-fakes x", "invalid choice 'x'", "('noised', 'drawn')"),
-        ("distill sd15 --dry-run", "error Missing from scott distill sd15: --data; For", "distill sd15 --help"),
-        ("sample r --prompts a --steps 9", "error got 9 steps; expected 1 to 8", "scott --help"),
-        ("prepare . --check --limit 0", "error got limit 0, expected 1 or more", "scott --help"),
+        ("distill sd15 --dry-run", "error Missing from scott distill sd15: --data; see", "distill sd15 --help\n"),
+        ("sample r --prompts a --steps 9", "error got 9 steps; expected", "expected 1 to 8\n"),
+        ("sample r1 --prompts cat --height 0", "error got --height 0; expected", "a number of pixels, 1 or more\n"),
+        ("prepare . --check --limit 0", "error got limit 0, expected", "expected 1 or more, below 2**63\n"),
         ("frob", "frob", "Available subcommands: demo, prepare"),
-        ("", "Expected one of {demo", "run scott --help"),
+        ("", "Expected one of {demo", "; see scott --help\n"),
     ],
 )
 def test_a_command_line_that_is_none_gets_one_line(line, got, way_out, command_line):
@@ -206,7 +211,7 @@ BAD = {
     ),
     "a fixed weight where a share sets it": (
         ["distill", "mini", "--adversarial-weight", "0.4"],
-        "got adversarial_weight 0.4, which adversarial_share 0.6 does not have",
+        "which adversarial_share 0.6 does not have; leave it out, or add --adversarial-share 0 for a fixed weight",
     ),
     "a share of no critic": (
         ["distill", "mini", "--critic", "none", "--adversarial-share", "0.5"],
@@ -262,7 +267,10 @@ BAD = {
     "a port that is none": (["app", "RUN", "--port", "99999"], "expected one from 1 to 65535"),
     "a host of others": (["app", "RUN", "--host", "203.0.113.1"], "got --host 203.0.113.1, which cannot be served at"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
-    "results over another file": (["evaluate", "RUN", "--out", "RUN/config.json"], "is not a results file"),
+    "results over another file": (
+        ["evaluate", "RUN", "--out", "RUN/config.json"],
+        "config.json is not what `scott evaluate` wrote",
+    ),
     "evaluation in no steps": (["evaluate", "RUN", "--steps", "0"], "got steps 0; expected 1 to 1,000 of each"),
     "evaluation at no ω": (["evaluate", "RUN", "--guidance", "nan"], "got guidance nan; expected a finite number"),
     "a teacher in no steps": (["evaluate", "RUN", "--teacher-steps", "0"], "expected 1 to 1,000"),
@@ -287,7 +295,34 @@ BAD = {
         f"expected 0 to {2**64 - 2}",
     ),
     "a prompt that is not UTF-8": (["sample", "RUN", "--prompts", "caf\udce9"], "'caf\\udce9', which is not UTF-8"),
-    "missing student": (["sample", "/nowhere/student", "--prompts", "a"], "/nowhere/student"),
+    "missing student": (
+        ["sample", "/nowhere/student", "--prompts", "a"],
+        "no student at /nowhere/student; expected a run folder, an export's folder, or a hub id (owner/name)",
+    ),
+    "a student of no name": (["sample", "nope", "--prompts", "a"], "no student at nope; expected a run folder"),
+    "a folder without a student": (["sample", "RUN/samples", "--prompts", "a"], "samples; expected a run folder"),
+    "a teacher as a student": (
+        ["sample", "mini", "--prompts", "a"],
+        "mini is a teacher, not a student; draw with it in `scott app`, or distil it",
+    ),
+    "evaluation of no name": (["evaluate", "nope"], "nothing at nope; expected a run folder, a pipeline's folder"),
+    "an export of no name": (["export", "nope", "--to", "onnx"], "no run at nope; expected the run folder"),
+    "a run as a teacher": (["distill", "mini", "--teacher", "RUN"], "is a run of scott, not a teacher; its teacher is"),
+    "a run as a teacher of shards": (
+        ["prepare", "RUN", "--teacher", "RUN", "--out", "shards"],
+        "is a run of scott, not a teacher; its teacher is",
+    ),
+    "pictures where nobody makes folders": (
+        ["sample", "RUN", "--prompts", "a", "--out", "/proc/x"],
+        "/proc/x cannot be made: [Errno 2] No such file or directory: '/proc/x'; give another --out",
+    ),
+    "a comparison with nothing": (["compare", "no.json"], "there is no no.json; name a file that `scott evaluate`"),
+    "a comparison with a folder": (
+        ["compare", "RUN/samples"],
+        "samples is a folder; name a file that `scott evaluate`",
+    ),
+    "a comparison with a config": (["compare", "RUN/config.json"], "config.json is not what `scott evaluate` wrote"),
+    "results in a folder's place": (["evaluate", "RUN", "--out", "RUN"], "which is a folder; name a file in it"),
 }
 
 

@@ -83,8 +83,8 @@ def test_a_lora_on_another_base_draws_with_a_warning(run_folder, tmp_path, scott
     weights = load_file(file)
     weights["conv_in.weight"] = -weights["conv_in.weight"]
     save_file(weights, file, {"format": "pt"})
-    for teacher, warned in ((TEACHER, False), (other, True)):
-        arguments = ("--teacher", teacher, "--lora", run_folder / "lora", "--prompts", PROMPT, "--steps", 1)
+    for teacher, lora, warned in ((TEACHER, run_folder / "lora", False), (other, run_folder, True)):
+        arguments = ("--teacher", teacher, "--lora", lora, "--prompts", PROMPT, "--steps", 1)
         code, said = scott("sample", *arguments, "--out", tmp_path / teacher.name)
         assert code == 0
         assert ("a LoRA draws best on its own base" in " ".join(said.split())) == warned
@@ -169,6 +169,10 @@ BAD = {
     "a LoRA as a student": (["RUN/lora", "--prompts", "a"], "give it as --lora"),
     "a LoRA file as a student": (["RUN/lora/x.safetensors", "--prompts", "a"], "give it as --lora"),
     "a LoRA that is none": (["--teacher", "mini", "--lora", "RUN/student", "--prompts", "a"], "no LoRA file"),
+    "a LoRA of a run that wrote none": (
+        ["--teacher", "mini", "--lora", "BARE", "--prompts", "a"],
+        "is a run without a LoRA file; draw with `scott sample",
+    ),
     "a LoRA of another teacher": (
         ["--teacher", "OTHER", "--lora", "RUN/lora", "--prompts", "a"],
         "another kind of teacher",
@@ -188,15 +192,20 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_samples_are_one_message(arguments, said, run_folder, teacher_folders, tmp_path, monkeypatch, scott):
+def test_bad_samples_are_one_message(
+    arguments, said, run_folder, teacher_folders, tmp_path, tmp_path_factory, monkeypatch, scott
+):
     monkeypatch.chdir(tmp_path)
     (run_folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    names = {"RUN": str(run_folder), "OTHER": str(teacher_folders["sd3"])}
+    bare = tmp_path_factory.mktemp("bare")
+    shutil.copy(run_folder / "config.json", bare)
+    names = {"RUN": str(run_folder), "BARE": str(bare), "OTHER": str(teacher_folders["sd3"])}
     first, slash, rest = zip(*(argument.partition("/") for argument in arguments), strict=True)
     code, printed = scott("sample", *(names.get(a, a) + b + c for a, b, c in zip(first, slash, rest, strict=True)))
     assert code == 2
     assert said in " ".join(printed.replace("│", " ").split()), printed
     assert "Traceback" not in printed
+    assert "draws best on its own base" not in printed, "of what does not fit at all"
     assert not list(tmp_path.iterdir()), "nothing may be written"
 
 

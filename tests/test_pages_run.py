@@ -30,6 +30,7 @@ SHORTER = {"a small green apple on a blue background": "a cat", "a small green a
 CHANGED = {
     "...": "--data ./pictures --out runs/with-dots",
     "--teacher my-merge": "--teacher-config my-fine-tune",  # the published configs are of the real size
+    "--teacher my-sdxl.safetensors": "--teacher-config my-sdxl",
     "--protocol coco": "--metrics fid --features openai/clip-vit-large-patch14 --precision fp32",
     "--protocol mjhq": "--metrics fid coverage --features openai/clip-vit-large-patch14 --precision fp32",
     "--features efficientnet": "--diversity 2",
@@ -51,7 +52,7 @@ def workshop(tmp_path_factory, teacher_folders, style_lora):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("sys.argv", [])
         patch.setattr(prepare, "MINI_SCENES", 16)
-        for name, fewer in {"PROMPTS": 1, "FEW_STEPS": (1,), "TEACHER_STEPS": 1}.items():
+        for name, fewer in {"PROMPTS": 1, "FEW_STEPS": (2,), "TEACHER_STEPS": 1}.items():
             patch.setattr(validation, name, fewer)
         patch.setattr(gradio.Blocks, "block_thread", _seen)
         furnish(teacher_folders, style_lora)

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import coco
 
 from scott.cli import main
+from scott.export.single_file import original_tensors
 from scott.mini import embedded
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import RECIPES
+from scott.teachers import load_backbone
 
 VAE = "first_stage_model."
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -68,6 +70,8 @@ def furnish(teacher_folders, style_lora):
     for name in ("my-merge", "odd"):
         save_file(inside, f"{name}.safetensors")  # whose header does not say that it is a student
     torch.save({"state_dict": inside}, "my-merge.ckpt")
+    _, tensors = original_tensors(load_backbone("my-sdxl"), 1.0)
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors}, "my-sdxl.safetensors")
     vae = {name.removeprefix(VAE): value for name, value in inside.items() if name.startswith(VAE)}
     save_file(vae, "vae-ft-mse.safetensors")
     for copy in ("mini", "lcm", "a", "b", "other"):

@@ -90,7 +90,8 @@ class Prepare:
             console.print(check.check_summary(found, page))
             return
         if self.teacher is None or self.out is None:
-            raise UserError("got no --teacher or no --out; expected both, or --check to read the source without them")
+            missing = [f"no --{name}" for name in ("teacher", "out") if getattr(self, name) is None]
+            raise UserError(f"got {' and '.join(missing)}; expected both, or --check to read the source without them")
         from scott.teachers import load_backbone  # which takes seconds; what reads the source alone needs no networks
 
         use_own_device()

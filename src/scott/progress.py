@@ -24,7 +24,7 @@ LEFT = {
     "student": "the student, a stock pipeline",
     "lora": "the same as a LoRA file",
     "student/card.md": "how to draw with it",
-    "report.html": "pictures, figures and curves",
+    "report.html": "pictures and figures in one page",
     "warnings.txt": "what the run found odd",
 }
 """What a run may leave in its folder → what it is."""

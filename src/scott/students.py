@@ -65,6 +65,18 @@ def check_run(folder: Path) -> None:
         )
 
 
+def lora_of(place: Path) -> Path:
+    """The folder of a run's LoRA, or the place itself where it is no run. Raises `UserError` of a run without one."""
+    if not is_run(place) or is_weights(place):
+        return place
+    if not (lora := place / FOLDERS["lora"]).is_dir():
+        raise UserError(
+            f"{place} is a run without a LoRA file; draw with `scott sample {place}`, or write the file of a LoRA "
+            f"student with `scott export {place} --to lora`"
+        )
+    return lora
+
+
 @dataclass(frozen=True)
 class Student:
     """A saved student, ready to draw."""
@@ -117,6 +129,8 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         raise UserError(f"{name} is an ONNX export, which scott sample --engine onnx draws with; name the run it is of")
     if engine == "onnx" and not is_onnx:
         raise UserError(f"{name} has no ONNX export; make one of its run with `scott export RUN --to onnx`")
+    if not is_onnx:
+        _check_pipeline(name, folder)
     backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
@@ -125,6 +139,19 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
         backbone.resize(info.resolution)  # which not every network's config says
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
     return Student(name, backbone, backbone.teacher, grid, info)
+
+
+def _check_pipeline(name: str, folder: Path) -> None:
+    """Raise `UserError` where no pipeline is, and none can be on the hub."""
+    if name in embedded.TEACHERS and not folder.exists():
+        raise UserError(f"{name} is a teacher, not a student; draw with it in `scott app`, or distil it")
+    if is_nowhere(folder) or (folder.is_dir() and not (folder / "model_index.json").is_file()):
+        raise UserError(f"no student at {name}; expected a run folder, an export's folder, or a hub id (owner/name)")
+
+
+def is_nowhere(place: Path) -> bool:
+    """Whether there is nothing, and nothing of this name can be on the hub."""
+    return not place.exists() and (place.is_absolute() or len(place.parts) != 2)
 
 
 def is_weights(place: Path) -> bool:

@@ -19,7 +19,7 @@ from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import check_run, is_run, is_weights, load_student, run_teacher, teacher_of
+from scott.students import check_run, is_nowhere, is_run, is_weights, load_student, run_teacher, teacher_of
 from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
@@ -75,6 +75,11 @@ def _is_student(pipeline: Path) -> bool:
     """
     if pipeline.exists():
         return (pipeline / STUDENT_INFO).is_file()
+    if is_nowhere(pipeline):
+        raise UserError(
+            f"nothing at {pipeline}; expected a run folder, a pipeline's folder or hub id (owner/name), or pictures "
+            "with prompts"
+        )
     model_index(pipeline)
     try:
         return bool(read_json(pipeline, STUDENT_INFO))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from scott.errors import UserError
+from scott.files import read_object
 
 SINGLE_FILE = (".safetensors", ".ckpt")
 """Endings of a file that holds a whole pipeline."""
@@ -43,6 +44,13 @@ class TeacherSource(TeacherParts):
         if not isinstance(teacher, TeacherSource):
             return cls(teacher=str(teacher))
         return cls(**{field.name: getattr(teacher, field.name) for field in fields(cls)})
+
+    def check_no_run(self) -> None:
+        """Raise `UserError` where it is a run's folder, in the place of the teacher that the run distilled."""
+        run = Path(self.teacher)
+        if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
+            known = read_object(run / "config.json").get("teacher", "named in its config.json")
+            raise UserError(f"{run} is a run of scott, not a teacher; its teacher is {known}")
 
     @property
     def file(self) -> Path | None:

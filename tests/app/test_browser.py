@@ -224,3 +224,28 @@ def test_it_fits_its_window(page, width, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
         name = "app" if (tab, width) == ("Draw", 1280) else f"app-{tab.lower()}-{width}"
         page.screenshot(path=(folder if name == "app" else tmp_path) / f"{name}.png")
+
+
+def test_on_a_phone_two_pictures_stand_in_a_row_and_a_grid_keeps_its_size(page, runs):
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.reload()
+    page.get_by_alt_text(f"in {MORE} steps").wait_for()
+    tops = [shown(page, runs[0], steps).bounding_box()["y"] for steps in (1, 2, 4)]
+    assert tops[0] == tops[1] < tops[2]
+    page.get_by_role("tab", name="Watch").click()
+    grid = page.get_by_alt_text("The run's student in few steps over its teacher")
+    grid.wait_for()
+    assert grid.evaluate("image => image.clientWidth == image.naturalWidth && image.naturalWidth > innerWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_the_prompt_is_read_whole_and_enter_draws(page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.reload()
+    page.get_by_alt_text(f"in {MORE} steps").wait_for()
+    prompt = page.get_by_label("Prompt").first
+    assert prompt.evaluate("box => box.scrollHeight <= box.clientHeight + 2 && box.clientHeight > 40")
+    before = seed_of(page)
+    prompt.press("Enter")
+    page.wait_for_function(f"document.querySelector('[aria-label=Seed]').value != {before}")
+    assert prompt.input_value() == PROMPT

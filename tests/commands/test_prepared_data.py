@@ -462,5 +462,11 @@ def test_check_that_finds_nothing_is_one_line(scott, pictures, tmp_path):
     code, said = scott("prepare", pictures, "--check", "--out", tmp_path / "page.html")
     assert code == 2
     assert "nothing would be kept (no-caption 6)" in said
-    code, said = scott("prepare", pictures)
-    assert (code, "got no --teacher or no --out" in said) == (2, True)
+    flags = {"--teacher": "mini", "--out": tmp_path / "shards"}
+    for given, missing in (
+        ((), "no --teacher and no --out"),
+        (("--teacher",), "no --out"),
+        (("--out",), "no --teacher"),
+    ):
+        code, said = scott("prepare", pictures, *(word for flag in given for word in (flag, flags[flag])))
+        assert (code, f"got {missing}; expected both, or --check" in said) == (2, True), said

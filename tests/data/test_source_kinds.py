@@ -314,8 +314,12 @@ def test_a_file_of_something_else_is_refused(tmp_path, name, content, said):
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path / "a.parq").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds no pictures, but \.parq 1"):
+    (tmp_path / "none").mkdir()
+    way_out = r"expected pictures with captions, a table or tars \(docs/data\.md\)"
+    with pytest.raises(UserError, match=rf"holds no pictures, but \.parq 1; {way_out}"):
         open_source(str(tmp_path))
+    with pytest.raises(UserError, match=rf"none is empty; {way_out}"):
+        open_source(str(tmp_path / "none"))
 
 
 def write_annotations(file, pictures, captions):

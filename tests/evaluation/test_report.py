@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -260,3 +261,24 @@ def test_grid_keeps_the_pixels_and_makes_room_for_labels() -> None:
     one_line = image_grid([[red, blue]], ["teacher"], ["a", "b"], scale=5)
     three_lines = image_grid([[red, blue]], ["teacher"], ["a", "a caption of words"], scale=5)
     assert three_lines.height > one_line.height
+
+
+@pytest.mark.parametrize("word", ["background", "x" * 60])
+def test_captions_of_a_grid_do_not_run_into_each_other(word: str) -> None:
+    """Between two columns there is paper from the top of the captions to the pictures' end."""
+    picture = Image.new("RGB", (64, 64), "red")
+    grid = image_grid([[picture] * 2], [""], [word, word])
+    paper = (np.asarray(grid) == 255).all(axis=(0, 2))
+    reds = np.flatnonzero((np.asarray(grid) == (255, 0, 0)).all(axis=-1).any(axis=0))
+    second = reds[np.flatnonzero(np.diff(reds) > 1)[0] + 1]
+    assert paper[second - 6 : second].all()
+    assert grid.width < 3 * 96 + 40
+
+
+def test_the_page_is_read_in_the_dark_and_scrolls_beside_its_first_column(tmp_path) -> None:
+    write_report(tmp_path / "r.html", title="", results=RESULTS, config={}, metrics=[], grids=[], statements=[])
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "color-scheme: light dark" in style
+    assert "prefers-color-scheme: dark" in style
+    assert re.search(r"td:first-child \{ position: sticky; left: 0;[^}]* background: var\(--paper\)", style)

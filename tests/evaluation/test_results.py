@@ -62,8 +62,15 @@ def test_a_non_finite_figure_is_never_kept(tmp_path, value: float) -> None:
 )
 def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UserError, match="is not a results file"):
+    with pytest.raises(UserError, match=r"results\.json is not what `scott evaluate` wrote; name its"):
         Results.load(tmp_path / "results.json")
+
+
+def test_a_folder_of_results_says_what_they_are_called(tmp_path) -> None:
+    Results().save(tmp_path / "results.json")
+    Results().save(tmp_path / "evaluation-coco.json")
+    with pytest.raises(UserError, match=r"is a folder; name its results\.json or evaluation-coco\.json$"):
+        Results.load(tmp_path)
 
 
 def test_figures_are_kept_with_their_intervals(tmp_path) -> None:

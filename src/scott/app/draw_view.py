@@ -28,7 +28,7 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     """Controls at the left, pictures at the right; below them what was drawn before."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            prompt = gr.Textbox(EXAMPLE, label="Prompt", info="Enter draws", max_lines=1, autofocus=True)
+            prompt = gr.Textbox(EXAMPLE, label="Prompt", info="Enter draws", max_lines=2, autofocus=True)
             seed = gr.Number(0, label="Seed", precision=0)
             lock = gr.Checkbox(False, label="Lock the seed", info="Otherwise Draw takes another one; typing keeps it")
             count = gr.Radio([1, MANY], value=1, label="Seeds")

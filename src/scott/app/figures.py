@@ -37,7 +37,11 @@ button[role="tab"][aria-selected="true"] { color: var(--body-text-color) }
 .scott-table th[scope="rowgroup"] { font-weight: 600; padding-top: .6rem }
 p[role="alert"] { border-left: 4px solid var(--color-accent); padding: .3rem .8rem }
 .scott-wide img, .scott-wide svg { max-width: 100%; height: auto; background: white }
-@media (max-width: 640px) { .figures.many { grid-template-columns: repeat(4, 1fr) } }
+.scott-wide { overflow-x: auto }
+@media (max-width: 640px) {
+  .scott-wide img { max-width: none }
+  .figures { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .5rem }
+  .figures.many { grid-template-columns: repeat(4, 1fr) } }
 """
 
 

@@ -188,6 +188,7 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
 
 def _config(run: Path, place: str | None) -> DistillConfig:
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} has no config.json; expected the run folder of a `scott distill`")
+        what = f"{run} has no config.json" if run.is_dir() else f"no run at {run}"
+        raise UserError(f"{what}; expected the run folder of a `scott distill`")
     config = DistillConfig.load(run / "config.json")
     return replace(config, teacher=place) if place else config

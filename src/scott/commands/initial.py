@@ -21,11 +21,10 @@ from scott.teachers.lora_files import check_lora, lora_path, misfitting, text_la
 from scott.teachers.lora_names import header
 from scott.training.checkpoint import checkpoint_part, checkpoint_state, latest_checkpoint
 from scott.training.config import DistillConfig
+from scott.training.launch import CONTINUED, STUDENT, not_alike
 from scott.training.parallel import load_parameters
 
 INDEX = "model_index.json"
-_SAME = ("train", "lora_rank", "alpha", "lora_variant")
-_SAME_WHOLE = (*_SAME, "critic", "critic_rank", "adversarial_weight", "adversarial_share", "optimizer", "precision")
 
 
 def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
@@ -35,7 +34,7 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
     """
     if _has_begun(config):
         return
-    for name, same in ((config.init, _SAME), (config.continue_from, _SAME_WHOLE)):
+    for name, same in ((config.init, STUDENT), (config.continue_from, CONTINUED)):
         if not name:
             continue
         if not Path(name).exists():
@@ -58,9 +57,8 @@ def _check_run(run: Path, backbone: LatentBackbone, config: DistillConfig, same:
     other, newest = DistillConfig.load(run / "config.json"), latest_checkpoint(run / "checkpoints")
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet; go on with the command that started it")
-    pairs = ((name, getattr(other, name), getattr(config, name)) for name in same)
-    if unlike := [f"{name} {theirs} and not {mine}" for name, theirs, mine in pairs if theirs != mine]:
-        raise UserError(f"{run} has {', '.join(unlike)}; give these alike")
+    if others := not_alike(other, config, same):
+        raise UserError(f"{run} has {', '.join(others)}; give these alike")
     version = backbone.version or None  # a dry run's is not known
     if (other.precision == "bf16") != (config.precision == "bf16"):
         version = None  # of weights that were rounded otherwise

@@ -17,7 +17,7 @@ from scott.evaluation import image_grid, to_pil
 from scott.evaluation.pictures import how_made, save_picture
 from scott.export.lora import apply_lora
 from scott.export.trained import student_grid
-from scott.students import Engine, Student, load_student, teacher_of
+from scott.students import Engine, Student, load_student, lora_of, teacher_of
 from scott.teacher_source import TeacherSource
 
 COLUMNS = 6
@@ -25,9 +25,11 @@ COLUMNS = 6
 
 
 def load_lora_student(teacher: str | TeacherSource, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
-    """A teacher with the LoRA that an export's file or folder holds; warns when the file was made for another."""
-    backbone = teacher_of(teacher, dtype)
-    info = apply_lora(backbone, Path(lora), warn)
+    """A teacher with the LoRA that a run, or an export's file or folder, holds; warns when it was made for another."""
+    backbone, said = teacher_of(teacher, dtype), list[str]()
+    info = apply_lora(backbone, lora_of(Path(lora)), said.append)
+    for message in said:  # of a LoRA that fits
+        warn(message)
     if info.resolution:
         backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
@@ -95,7 +97,10 @@ def draw(
     for file, parameters in made.items():
         if file.exists() and how_made(file) != parameters:
             raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # of a place where nobody makes folders
+        raise UserError(f"{out} cannot be made: {first_line(error)}; give another --out") from None
     files, pictures = list(made), list[Image.Image]()
     for index, prompt in enumerate(texts):
         picture = to_pil(sampler([prompt], seed + index)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from scott.files import write_atomically
 FLOOR = "real-vs-real"
 """The row of real pictures measured against real ones."""
 
+FILES = ("results.json", "evaluation*.json")
+"""What results are called in a run's folder."""
 KINDS = {"name": str, "steps": int, "network_calls": int, "samples": int, "remark": str, "seeds": list, "method": str}
 """Of a row's fields, as JSON has them."""
 
@@ -162,6 +164,8 @@ class Results:
 
         To be asked before figures are taken that `save` would then lose.
         """
+        if path.is_dir():
+            raise UserError(f"got {path} for the results, which is a folder; name a file in it")
         if not path.parent.is_dir():
             raise UserError(f"got {path} for the results, whose folder does not exist; make it, or choose another")
         if path.exists():
@@ -169,13 +173,18 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """Read what `save` wrote. Raises `UserError` on a missing file, invalid JSON or other fields."""
+        """Read what `save` wrote. Raises `UserError` on a missing file, a folder, invalid JSON or other fields."""
+        path = Path(path)
+        if path.is_dir():
+            there = " or ".join(file.name for pattern in FILES for file in sorted(path.glob(pattern)))
+            named = f"its {there}" if there else "a file that `scott evaluate` wrote, of which it has none"
+            raise UserError(f"{path} is a folder; name {named}")
+        if not path.exists():
+            raise UserError(f"there is no {path}; name a file that `scott evaluate` wrote")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             return cls(rows=[Row.of(row) for row in content["rows"]], meta=dict(**content["meta"]))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            names = ", ".join(f.name for f in fields(Row))
             raise UserError(
-                f'{str(path)!r} is not a results file: expected {{"rows": [...], "meta": {{...}}}} '
-                f"with rows of {names} ({type(error).__name__}: {error})"
+                f"{path} is not what `scott evaluate` wrote; name its evaluation.json, or a demo's results.json"
             ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scott.errors import UserError
 from scott.evaluation import Results, markdown_table
+from scott.evaluation.results import FILES
 from scott.export.elsewhere import elsewhere
 from scott.export.info import StudentInfo
 from scott.export.pipeline import call_options
@@ -27,7 +28,6 @@ CARD, README = "card.md", "README.md"
 FOLDERS = {"diffusers": "student", "lora": "lora", "kohya": "kohya", "checkpoint": "checkpoint", "onnx": "onnx"}
 """Kind of export → its folder in the run."""
 _VARIANTS = {"lora": "LoRA", "rslora": "rsLoRA (α over √rank)", "dora": "DoRA"}
-RESULTS = ("results.json", "evaluation*.json")
 _SCOTT = "Distilled with SCott (Stochastic Consistency Distillation, <https://arxiv.org/abs/2403.01505>)."
 _LCM = "Made with scott by latent consistency distillation (Luo et al. 2023, <https://arxiv.org/abs/2310.04378>)."
 
@@ -64,7 +64,7 @@ def _of_student(results: Sequence[Results], info: StudentInfo) -> list[Results]:
 def _results_in(run: Path) -> tuple[list[Results], list[Path]]:
     """What a run's files called as results hold, and those that hold none."""
     found, strange = [], []
-    for file in (file for pattern in RESULTS for file in sorted(run.glob(pattern))):
+    for file in (file for pattern in FILES for file in sorted(run.glob(pattern))):
         try:
             found.append(Results.load(file))
         except UserError:

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from hashlib import sha256
@@ -23,6 +23,17 @@ from scott.training.checkpoint import checkpoint_state, checkpoint_step, latest_
 from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 from scott.training.parallel import rows_of_pass
+
+STUDENT = ("train", "lora_rank", "alpha", "lora_variant")
+"""What a run has to have alike with one whose student it starts as."""
+CONTINUED = (*STUDENT, "critic", "critic_rank", "adversarial_weight", "adversarial_share", "optimizer", "precision")
+"""And with one that it continues from."""
+
+
+def not_alike(one: DistillConfig, other: DistillConfig, names: Sequence[str]) -> list[str]:
+    """`name MINE and not THEIRS` for what two configs have not alike, of some names."""
+    values = ((name, getattr(one, name), getattr(other, name)) for name in names)
+    return [f"{name} {mine} and not {theirs}" for name, mine, theirs in values if mine != theirs]
 
 
 def start_processes(config: DistillConfig) -> Accelerator:
@@ -65,9 +76,12 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
     out, file = config.out, config.out / "config.json"
     latest = latest_checkpoint(out / "checkpoints")
     if file.is_file():
-        differences = DistillConfig.load(file).differences(config)
+        before = DistillConfig.load(file)
+        differences = before.differences(config)
         if differences and (latest or read_metrics(out / "metrics.jsonl")):  # else it was refused before its first step
-            raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out")
+            more = f"; to go on from it under other settings: --continue-from {out} --out ANOTHER"
+            way_on = more if latest and not not_alike(before, config, CONTINUED) else ""
+            raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out{way_on}")
     elif out.exists() and (not out.is_dir() or not all(is_passing(path.name) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
     start = checkpoint_step(latest) if latest else 0
