@@ -59,9 +59,3 @@ def test_the_end_names_what_is_there_and_what_comes_next(tmp_path):
     for line in lines[3:]:
         command = parse(shlex.split(line)[1:])
         assert str(run) in str(command)
-
-
-def test_a_page_of_a_short_run_is_not_said_to_have_curves(tmp_path):
-    """Of which there are none before the second figure is logged."""
-    (tmp_path / "report.html").touch()
-    assert "report.html  pictures and figures in one page" in outcome(tmp_path)

@@ -27,7 +27,7 @@ STUDENTS = {
     ("lcm-settles", "time"): ("LCM of a falling rate, as much time", "C6", "<"),
     ("lcm-settles", "updates"): ("LCM of a falling rate, as many updates", "C7", ">"),
     ("scott-paper", "time"): ("SCott as the paper has it", "C4", "D"),
-    ("scott-clean", "time"): ("the same, a critic that lives", "C8", "X"),
+    ("scott-clean", "time"): ("the same, its critic told time 0 of all", "C8", "X"),
     ("instaflow", "time"): ("InstaFlow", "C2", "v"),
     ("ufogen", "time"): ("UFOGen", "C5", "P"),
 }

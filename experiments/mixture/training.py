@@ -120,8 +120,8 @@ class Training:
 
 
 def adam(networks: Networks, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Of rate 1, which `Networks` makes each one's own. The gradient of δ has that rate and a share of the batch in it:
-    Adam's usual ε, 1e-8, would be as large."""
+    """Of rate 1, which `Networks` makes each one's own. The gradient of δ is scaled by its network's rate and by one
+    over the rows, down to about Adam's usual ε, 1e-8, which would damp the steps of small rates."""
     return torch.optim.Adam(networks.parameters(), lr=1.0, betas=betas, eps=1e-15)
 
 

@@ -118,7 +118,7 @@ class Sample:
     """With --lora: the teacher it was made for, a pipeline folder or file, a hub id or `mini`."""
     parts: Annotated[TeacherParts, arg(name="teacher", help="")] = field(default_factory=TeacherParts)
     lora: str | None = None
-    """A LoRA file (or its folder) that `scott export` wrote."""
+    """A run that has a LoRA, or a LoRA file (or its folder) that `scott export` wrote."""
     engine: Literal["torch", "onnx"] = "torch"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network and the text encoders."""

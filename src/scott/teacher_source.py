@@ -48,8 +48,9 @@ class TeacherSource(TeacherParts):
     def check_no_run(self) -> None:
         """Raise `UserError` where it is a run's folder, in the place of the teacher that the run distilled."""
         run = Path(self.teacher)
-        if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
-            known = read_object(run / "config.json").get("teacher", "named in its config.json")
+        if not (run / "checkpoints").is_dir() or (run / "model_index.json").is_file():
+            return
+        if (run / "config.json").is_file() and (known := read_object(run / "config.json").get("teacher")):
             raise UserError(f"{run} is a run of scott, not a teacher; its teacher is {known}")
 
     @property

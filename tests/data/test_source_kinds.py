@@ -318,7 +318,7 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     way_out = r"expected pictures with captions, a table or tars \(docs/data\.md\)"
     with pytest.raises(UserError, match=rf"holds no pictures, but \.parq 1; {way_out}"):
         open_source(str(tmp_path))
-    with pytest.raises(UserError, match=rf"none is empty; {way_out}"):
+    with pytest.raises(UserError, match=rf"none holds no files that are read; {way_out}"):
         open_source(str(tmp_path / "none"))
 
 

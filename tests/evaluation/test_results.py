@@ -62,7 +62,7 @@ def test_a_non_finite_figure_is_never_kept(tmp_path, value: float) -> None:
 )
 def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UserError, match=r"results\.json is not what `scott evaluate` wrote; name its"):
+    with pytest.raises(UserError, match=r"results\.json is not what `scott evaluate` wrote \(\w+: .*\); name another"):
         Results.load(tmp_path / "results.json")
 
 

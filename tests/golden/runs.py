@@ -20,7 +20,7 @@ from scott.training.trainer import distill
 
 FOLDER = Path(__file__).parent
 STEPS = 20
-FEW_STEPS = 6
+HALF_STEPS = 6
 """Of half precision, which a CPU computes at a tenth of its speed."""
 TERMS = ("consistency", "student_gradient_norm", "adversarial", "critic", "critic_gradient_norm", "adversarial_ratio")
 FULL = {"train": "full", "guidance_min": 2.0, "guidance_max": 4.0, "learning_rate": 1e-4}
@@ -49,7 +49,7 @@ def config_of(name: str, out: Path) -> DistillConfig:
         "teacher": "mini",
         "data": "golden",
         "out": out,
-        "max_steps": FEW_STEPS if "precision" in RUNS[name] else STEPS,
+        "max_steps": HALF_STEPS if "precision" in RUNS[name] else STEPS,
         "batch_size": 2,
         "learning_rate": 1e-3,
         "critic_learning_rate": 1e-3,

@@ -21,6 +21,7 @@ from scott.training.loader import Data
 
 TEACHER_STEPS = 25
 MEASURED_STEPS = 2
+"""One of FEW_STEPS."""
 BATCH = 16
 SAME = 1e-3
 """A student whose latents are this close to the untrained ones, relative to them, is taken for untrained."""

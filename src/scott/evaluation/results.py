@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scott.errors import UserError
+from scott.errors import UserError, first_line
 from scott.evaluation.measures import USUAL, Figure
 from scott.files import write_atomically
 
@@ -184,7 +184,7 @@ class Results:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(rows=[Row.of(row) for row in content["rows"]], meta=dict(**content["meta"]))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path} is not what `scott evaluate` wrote; name its evaluation.json, or a demo's results.json"
+                f"{path} is not what `scott evaluate` wrote ({type(error).__name__}: {first_line(error)}); name another"
             ) from error

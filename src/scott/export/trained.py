@@ -146,7 +146,8 @@ class Factors:
 
 
 AFTER_SD3 = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
-"""How names of pipeline classes begin whose flows came after Stable Diffusion 3."""
+"""How names of pipeline classes begin whose flows came after Stable Diffusion 3. All draw at a size of their own unless
+given one, and have text encoders or networks that torch's ONNX exporter does not follow."""
 
 
 def needs_size(pipeline: str) -> bool:

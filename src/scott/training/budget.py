@@ -53,7 +53,8 @@ class Budget:
     training: dict[str, int]
     preparing: dict[str, int]
     drawing: int
-    """The most while samples are drawn: all that stays between steps, and the teacher's calls for them or the VAE."""
+    """The most while samples are drawn: all that stays between steps, and the teacher's calls for them or the VAE. What
+    `--validate-every` draws and measures is not counted."""
     savings: dict[str, int]
     """Flags that are not given and could be → bytes of `total` that each saves."""
     start_savings: dict[str, int]
@@ -71,7 +72,7 @@ class Budget:
 
     @property
     def peak(self) -> int:
-        """The most of a run, whatever it does."""
+        """The most of a run: before it, in a step and between steps."""
         return max(self.total, self.drawing, self.start)
 
     @property

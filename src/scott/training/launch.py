@@ -80,7 +80,8 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
         differences = before.differences(config)
         if differences and (latest or read_metrics(out / "metrics.jsonl")):  # else it was refused before its first step
             more = f"; to go on from it under other settings: --continue-from {out} --out ANOTHER"
-            way_on = more if latest and not not_alike(before, config, CONTINUED) else ""
+            alike = before.teacher == config.teacher and not not_alike(before, config, CONTINUED)
+            way_on = more if latest and alike and not config.init else ""
             raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out{way_on}")
     elif out.exists() and (not out.is_dir() or not all(is_passing(path.name) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")

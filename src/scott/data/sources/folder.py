@@ -69,8 +69,9 @@ class Folder:
     ) -> None:
         self.folder, self.names, self.texts, self.wanted = found.root, names, texts, wanted
         if not names:
-            held = f"holds no pictures, but {endings_of(found.files)}" if found.files else "is empty"
-            raise UserError(f"{found.root} {held}; expected pictures with captions, a table or tars (docs/data.md)")
+            held = f"pictures, but {endings_of(found.files)}" if found.files else "files that are read"
+            way_out = "expected pictures with captions, a table or tars (docs/data.md)"
+            raise UserError(f"{found.root} holds no {held}; {way_out}")
         if wanted.image or not any(text.lower().endswith(".json") for text in texts.values()):
             wanted.refuse(f"{found.root} holds pictures with texts beside them")
         repeated = [_repeated(name) for name in names]
