@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from tests.training.launch import here
 from torch import OutOfMemoryError
 
-from scott.arguments import COMMANDS, Evaluate, Prepare
+from scott.arguments import COMMANDS, Prepare
 from scott.cli import parse
+from scott.commands.measuring import Evaluate
 from scott.commands.options import lists_of
 from scott.errors import UserError, one_line
 from scott.export.info import StudentInfo

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from tyro import conf
 
 from scott import __version__
-from scott.arguments import COMMANDS, Compare, Distill, Prepare
+from scott.arguments import COMMANDS, Distill, Prepare
+from scott.commands.measuring import Compare
 from scott.commands.options import described, lists_of
 from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line, with_way_out
 from scott.training.config import DistillConfig

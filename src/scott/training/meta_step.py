@@ -1,4 +1,5 @@
-"""One training step on the meta device, where tensors have a size and no content: what would it hold and compute?
+"""A training step, and pictures encoded and drawn, on the meta device, where tensors have a size and no content: what
+would they hold, and the step compute?
 
 torch's own means stop at this step: MemTracker puts a hook on every parameter, which frozen ones refuse, FakeTensorMode
 does not let the schedule read its times, and FlopCounterMode keeps what is to be computed again in the backward pass.
