@@ -13,8 +13,10 @@ from tyro._backends import _tyro_help_formatting
 
 from scott import arguments, cli
 from scott.commands import demo, distill, evaluate, plan, prepare, sample
+from scott.commands.measuring import Evaluate
 from scott.data.settings import Settings
 from scott.export.trained import student_grid
+from scott.measured import Measured
 from scott.recipes.configs import RECIPES
 from scott.samplers import StudentSampler
 from scott.students import Student
@@ -79,7 +81,7 @@ COMMANDS = {
     "prepare PICTURES --teacher TEACHER --out new": flags(Settings, Elsewhere),
     "prepare PICTURES --check": flags(Settings, Page),
     "sample RUN --guidance 3": flags(arguments.Sample),
-    "evaluate RUN": flags(arguments.Evaluate, arguments.Measured),
+    "evaluate RUN": flags(Evaluate, Measured),
     "export RUN": flags(arguments.Export),
     "demo": flags(arguments.Demo),
 }
