@@ -46,8 +46,8 @@ from scott.mini.scenes import Scenes
 
 COUNT, SIDE = 10, 256
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-METRICS = ("fid", "fid-clean", "kid", "precision", "recall", "density", "coverage")
-METRICS += ("clip-fid", "cmmd", "fd-dinov2", "fd-efficientnet", "clip-score", "preference")
+METRICS = ["fid", "fid-clean", "kid", "precision", "recall", "density", "coverage"]
+METRICS += ["clip-fid", "cmmd", "fd-dinov2", "fd-efficientnet", "clip-score", "preference"]
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,17 @@ def measure(model: Model, batch_size: int | None, repeats: int) -> dict[str, Any
     grid = model.config.make_grid(backbone.schedule)
     noise, cond = torch.randn(batch, *backbone.latent_shape), backbone.encode_prompts(prompts)
     encoded = copy.copy(backbone)
-    encoded.encode_prompts = lambda prompts, truncate=False: cond
+    encoded.encode_prompts = lambda prompts, truncate=False: cond  # type: ignore[method-assign, misc]
 
     calls: dict[str, Call] = {"bare_2": lambda: bare_sample(backbone, noise, cond, 2)}
     short = {"encoded_student_2": StudentSampler(encoded, backbone.teacher, grid, 2, omega)}
     # drawn as `scott sample` does with a saved student: the network of its pipeline, no adapter
     short |= {f"student_{n}": StudentSampler(backbone, backbone.teacher, grid, n, omega) for n in STUDENT_STEPS}
-    times = interleaved(calls | {name: partial(sampler, prompts, 0) for name, sampler in short.items()}, repeats)
+    calls |= {name: partial(sampler, prompts, 0) for name, sampler in short.items()}
+    times = interleaved(calls, repeats)
     teachers = {f"teacher_{n}": TeacherSampler(backbone, n, omega) for n in TEACHER_STEPS}
     # a hundred network calls in one: few rounds tell enough
-    long = {name: partial(sampler, prompts, 0) for name, sampler in teachers.items()}
+    long: dict[str, Call] = {name: partial(sampler, prompts, 0) for name, sampler in teachers.items()}
     seconds = times.medians() | interleaved(long, min(repeats, 3)).medians()
     return {
         "batch_size": batch,

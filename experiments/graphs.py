@@ -104,7 +104,7 @@ class Graphs:
         trained = self.trained if graded else []
         if kind not in self.recorded:
             self.recorded[kind] = _Recorded(self.function, inputs, trained)
-        made: Tensor = _Replay.apply(self.recorded[kind], *inputs, *trained)  # type: ignore[no-untyped-call]
+        made: Tensor = _Replay.apply(self.recorded[kind], *inputs, *trained)
         return made
 
 
@@ -134,14 +134,14 @@ class _Recorded:
         if towards:
             self.grad_output = torch.empty_like(self.output)
             with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
-                made = torch.autograd.grad(self.output, towards, self.grad_output, allow_unused=True, retain_graph=True)
-            grads = iter(made)
+                back = torch.autograd.grad(self.output, towards, self.grad_output, allow_unused=True, retain_graph=True)
+            grads = iter(back)
             self.grads = [next(grads) if x.requires_grad else None for x in (*self.inputs, *trained)]
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorded: _Recorded, *given: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, recorded: _Recorded, *given: Tensor) -> Tensor:
         ctx.recorded = recorded
         for mine, theirs in zip(recorded.inputs, given, strict=False):
             mine.detach().copy_(theirs)
@@ -149,7 +149,7 @@ class _Replay(torch.autograd.Function):
         return recorded.output.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         recorded = ctx.recorded
         recorded.grad_output.copy_(grad)
         recorded.backward.replay()

@@ -227,8 +227,8 @@ class Kept:
 
 def reference_by(features: str, samples: int, split: EvaluationSplit = "held-out") -> MiniReference:
     """Captions and real pictures of a split, by the network called `features`."""
-    clip = embedded.NAME, {}, best_device(), embedded.clip_folder
-    return mini_reference(samples, split, instruments(USUAL, features, *clip))
+    by = instruments(USUAL, features, embedded.NAME, {}, best_device(), embedded.clip_folder)
+    return mini_reference(samples, split, by)
 
 
 def measured(

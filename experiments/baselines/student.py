@@ -115,14 +115,16 @@ class Baseline(ABC):
             return cached(file, self.backbone, self.shard, seed=0, count=self.scenes, config=self.stage_config())
 
     def stage_config(self, **changes: Any) -> StageConfig:
-        options = {"steps": CALIBRATION, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        options |= {
-            "weight_decay": 0.0,
-            "warmup": self.warmup,
-            "decay": "last fifth",
-            "checkpoint_every": CHECKPOINT_EVERY,
-        }
-        return StageConfig(**options | changes)
+        config = StageConfig(
+            steps=CALIBRATION,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=0.0,
+            warmup=self.warmup,
+            decay="last fifth",
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
+        return replace(config, **changes)
 
     def stage(
         self,

@@ -76,9 +76,9 @@ class Comparison:
     runs: Path = Path("runs/comparison")
 
     def run(self, report: Report) -> None:
-        known = {"methods": METHODS, "at_equal_updates": METHODS, "baselines": BASELINES}
+        known = {"methods": [*METHODS], "at_equal_updates": [*METHODS], "baselines": [*BASELINES]}
         for option, names in known.items():
-            if unknown := {*getattr(self, option)} - names.keys():
+            if unknown := {*getattr(self, option)} - {*names}:
                 raise UserError(f"got {option} {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
         if lacking := {*self.methods} - self.costs.keys() if best_device().type != "cpu" else set():
             raise UserError(

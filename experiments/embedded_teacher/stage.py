@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from experiments.graphs import Launched, Tensors
@@ -30,6 +30,7 @@ from scott.training.ema import ema_update
 from scott.training.metrics import MetricsLog
 from scott.training.parallel import load_optimizer_tensors, optimizer_tensors
 
+T = TypeVar("T")
 Draw = Callable[[range, torch.Generator], Tensors]
 """(samples of a step, counted from 0, and its generator) → what the step's losses are made of, on the CPU."""
 Losses = Callable[[Tensors], Tensors]
@@ -65,7 +66,7 @@ class _Steps(Dataset[Tensors]):
         return self.draw(range(first, first + self.batch_size), generator_for(self.seed, step))
 
 
-def ahead(dataset: Dataset[Tensors], indices: range, config: StageConfig) -> DataLoader[Tensors]:
+def ahead(dataset: Dataset[T], indices: range, config: StageConfig) -> DataLoader[T]:
     """The dataset's items at `indices` in order, made by the stage's workers."""
     pinned = torch.device(config.device).type == "cuda"
     return DataLoader(
@@ -120,10 +121,10 @@ class _Stage:
         groups: Sequence[dict[str, Any]] | None,
     ) -> None:
         self.name, self.module, self.losses, self.config, self.folder = name, module, losses, config, folder
-        self.whose = {"stage": name, "seed": seed, "steps": config.steps}
+        self.seed, self.whose = seed, {"stage": name, "seed": seed, "steps": config.steps}
         self.graphed = torch.device(config.device).type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            groups or [parameter for parameter in module.parameters() if parameter.requires_grad],
+            groups or [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}],
             lr=config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
@@ -161,7 +162,7 @@ class _Stage:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(self.folder / "log.jsonl", self.start)
-        data = ahead(_Steps(draw, config.batch_size, self.whose["seed"]), steps, config)
+        data = ahead(_Steps(draw, config.batch_size, self.seed), steps, config)
         for step, drawn in zip(steps, data, strict=True):
             done, rate = step + 1, config.learning_rate * _schedule(step, config)
             for group in self.optimizer.param_groups:

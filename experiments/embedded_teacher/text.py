@@ -69,7 +69,8 @@ def train(
     values = attributes(shard)
     width = clip.config.text_config.hidden_size
     tower = nn.ModuleDict({"model": clip.text_model, "projection": clip.text_projection}).train()
-    heads = nn.ModuleDict({"states": Heads(3 * width, values), "embedding": Heads(clip.config.projection_dim, values)})
+    of_states, of_embedding = Heads(3 * width, values), Heads(clip.config.projection_dim, values)
+    heads = nn.ModuleDict({"states": of_states, "embedding": of_embedding})
     earlier = copy.deepcopy(clip.text_model).to(config.device).eval().requires_grad_(False)
 
     def draw(indices: range, generator: torch.Generator) -> Tensors:
@@ -82,8 +83,8 @@ def train(
         with torch.no_grad():
             before = earlier(drawn["ids"]).last_hidden_state
         return {
-            "states": heads["states"].loss(pooled(states), drawn),
-            "embedding": heads["embedding"].loss(clip.text_projection(out.pooler_output), drawn),
+            "states": of_states.loss(pooled(states), drawn),
+            "embedding": of_embedding.loss(clip.text_projection(out.pooler_output), drawn),
             "moved": ANCHOR * F.mse_loss(states, before),
         }
 

@@ -7,7 +7,7 @@ table into README.md. Rows that are there are not made again: delete a part's fi
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,9 +59,9 @@ class Run:
                 made["rows"] += rows
                 made["cpu_seconds"] = round(before + time.process_time() - began, 1)
                 write_atomically(self._file(part), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        for part, table in tables.TABLES.items():
-            if (made := self._made(part))["rows"]:
-                insert(self.folder / "README.md", part, table(made))
+        for name, table in tables.TABLES.items():
+            if (made := self._made(name))["rows"]:
+                insert(self.folder / "README.md", name, table(made))
 
     def _check(self, part: str, made: dict[str, Any]) -> None:
         """That a part's rows are of what is asked for."""
@@ -85,7 +85,7 @@ class Run:
                 return ([row] for row in exact.fixed_points(self.seeds, self.samples, there))
             case "2-d" | "64-d":
                 return ([row] for row in trained.compared(part, self.methods, self.seeds, self.updates, there))
-        whole = {
+        whole: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
             "gaussian": exact.gaussian,
             "orders": exact.orders,
             "jumps": partial(exact.jumps, self.seeds, self.samples),

@@ -13,6 +13,8 @@ from scott.diffusion import DiscreteSchedule, FlowSchedule, JumpGrid, NoiseSched
 from scott.solvers import make
 
 Row = dict[str, Any]
+Solvers = dict[str, tuple[str, dict[str, Any]]]
+"""Name in the tables → that of `make` and its options."""
 SD = DiscreteSchedule.stable_diffusion()
 DATA = {"three modes": THREE_MODES, "heavy tails": HEAVY_TAILS}
 SCHEDULES: dict[str, NoiseSchedule] = {
@@ -20,7 +22,7 @@ SCHEDULES: dict[str, NoiseSchedule] = {
     "pixart": DiscreteSchedule("linear", 0.0001, 0.02),
     "flow, shift 3": FlowSchedule(3.0),
 }
-FIRST_ORDER = {
+FIRST_ORDER: Solvers = {
     "ode": ("ddim", {"eta": 0.0}),
     "ddim, η .1": ("ddim", {"eta": 0.1}),
     "ddim, η .2": ("ddim", {"eta": 0.2}),
@@ -29,7 +31,7 @@ FIRST_ORDER = {
     "dpmpp-sde, η .2": ("dpmpp-sde", {"eta": 0.2, "order": 1}),
     "er-sde 5": ("er-sde", {"phi": "5", "order": 1}),
 }
-HIGHER_ORDER = {
+HIGHER_ORDER: Solvers = {
     "ode, order 2": ("dpmpp-sde", {"eta": 0.0, "order": 2}),
     "dpmpp-sde, η .2, order 2": ("dpmpp-sde", {"eta": 0.2, "order": 2}),
     "er-sde ode, order 2": ("er-sde", {"phi": "ode", "order": 2}),
@@ -142,7 +144,7 @@ def _law_error(point: FixedPoint) -> float:
 def gaussian() -> Iterator[Row]:
     """The closed form of the shrinkage, on the grid whose lowest sub-steps are 7 → 0 → data and on ours (7 → data), and
     the dynamic programming beside it."""
-    solvers = {f"ddim, η {eta}": ("ddim", {"eta": eta}) for eta in (0.0, 0.1, 0.2, 0.3, 0.6, 1.0)}
+    solvers: Solvers = {f"ddim, η {eta}": ("ddim", {"eta": eta}) for eta in (0.0, 0.1, 0.2, 0.3, 0.6, 1.0)}
     solvers["er-sde 5"] = FIRST_ORDER["er-sde 5"]
     grid = JumpGrid(SD)
     with_zero = torch.cat([grid.times[:1], torch.zeros(1, dtype=grid.times.dtype), grid.times[1:]])

@@ -55,7 +55,8 @@ def trained(made: Made) -> str:
     for row in rows:
         last, trial = row["quarters"][-1], f"{row['rate']:g}"
         trial += f", {row['strength']:g}" if row["strength"] else ""
-        early = np.interp(time, *zip(*((q["cpu_seconds"], q["2"]["w1"][0]) for q in row["quarters"]), strict=True))
+        spent, distances = zip(*((q["cpu_seconds"], q["2"]["w1"][0]) for q in row["quarters"]), strict=True)
+        early = np.interp(time, spent, distances)
         steps = [_mean(last[n]) for n in ("1", "2", "4")]
         cells.append([row["method"], trial, f"{last['cpu_seconds'] / time:.1f}", *steps, f"{early:.3f}"])
     header = ["method", "rate, strength", "cost", "1 step: W1 (spread)", "2 steps", "4 steps", "2 steps, equal time"]

@@ -77,8 +77,8 @@ class Trial:
     def identity(self) -> dict[str, Any]:
         """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
-        values = (self.method, self.given(), source, self.seed, self.updates, self.samples)
-        values += (self.other, self.phases, self.energy)
+        asked = (self.method, self.given(), source, self.seed, self.updates, self.samples)
+        values = (*asked, self.other, self.phases, self.energy)
         return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def given(self) -> dict[str, Any]:
