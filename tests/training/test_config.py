@@ -240,13 +240,22 @@ def test_a_weight_that_a_share_would_replace_is_refused():
         ({"adversarial_weight": 1.0}, "add --adversarial-share 0", {"adversarial_share": 0.0}),
         ({"adversarial_weight": 0.4}, "add --adversarial-share 0", {"adversarial_share": 0.0}),
         ({"method": "paper", "critic": "heads"}, "add --critic-input clean", {"critic_input": "clean"}),
+        ({"method": "lcm", "adversarial_share": 0.5}, "take a --method that has a critic", {"method": "scott"}),
     ],
     ids=str,
 )
 def test_what_a_message_says_to_add_is_taken(given, said, added):
     with pytest.raises(UserError, match=said):
         check_given(mini(**given), given)
-    check_given(mini(**given, **added), given | added)
+    check_given(mini(**given | added), given | added)
+
+
+@pytest.mark.parametrize("other", [{"adversarial_share": 0.5}, {"critic_r1": 0.1}], ids=str)
+def test_what_a_message_says_to_leave_out_is_left_out(other):
+    given = {"adversarial_weight": 0.0} | other
+    with pytest.raises(UserError, match="leave it out, or leave adversarial_weight out"):
+        check_given(mini(**given), given)
+    check_given(mini(**other), other)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

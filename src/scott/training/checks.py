@@ -52,7 +52,12 @@ def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
                 f"got {name} {getattr(config, name)} and {by} {getattr(config, by)} for critic heads, of which all is "
                 "heads; give one of them"
             )
-        instead = _FIXED_WEIGHT if by == "adversarial_share" else f"name another {by}"
+        if by == "adversarial_share":
+            instead = _FIXED_WEIGHT
+        elif by == "adversarial_weight":  # 0, which has no critic
+            instead = f"leave {by} out" if by in given else "take a --method that has a critic"
+        else:
+            instead = f"name another {by}"
         raise UserError(
             f"got {name} {getattr(config, name)}, which {by} {getattr(config, by)} does not have; leave it out, or "
             f"{instead}"
