@@ -10,7 +10,7 @@ With FID and coverage in 2 steps at one budget of CPU time, seed by seed,
 where LCM is the better in 2 steps of those with a rate that stays and one that falls, where both were trained, the
 teacher makes 50 steps, and the floor is real pictures against real ones, all of as many samples, since their
 number biases FID. A figure is the mean over the seeds that all three runs of ours and LCM's have, its interval
-Student's t of 95 %, and null of a single seed.
+Student's t of 95 %, and null of a single seed. `devices` are those that the three runs were trained on.
 """
 
 import json
@@ -69,8 +69,10 @@ def headline(
         return min((by_run[run] for run in runs if run in by_run), key=lambda row: row.fid)
 
     per_seed: dict[str, list[float]] = {}
+    devices: set[str] = set()
     for seed in seeds:
         ours, timed, updated = of("ours", "time", seed), lcm("time", seed), lcm("updates", seed)
+        devices |= {row.device for row in (ours, timed, updated)}
         excess = teacher.fid - floor.fid
         if not (min(timed.fid, updated.fid) > teacher.fid > floor.fid and teacher.coverage > updated.coverage):
             raise UserError(f"LCM's or the teacher's figures of seed {seed} leave no gap, of which there were a share")
@@ -86,6 +88,7 @@ def headline(
             if row := by_run.get(((method, "time", at, seed), scenes, samples, steps)):
                 per_seed.setdefault(f"excess_ratio_{method}_{steps}", []).append((row.fid - floor.fid) / excess)
     figures: Figures = {"budget": at, "scenes": scenes, "samples": samples, "seeds": len(seeds)}
+    figures["devices"] = ", ".join(sorted(devices))
     for name, values in per_seed.items():
         ends = mean_interval(values) if len(values) > 1 else None
         figures |= {name: mean(values), f"{name}_interval": ends}
@@ -93,13 +96,15 @@ def headline(
 
 
 def summary(rows: list[Row]) -> str:
-    """Of each network, budget and number of scenes that has all runs of a seed, a line of a Markdown table."""
+    """Of each network, budget and number of scenes that has all runs of a seed, a line of a Markdown table, which names
+    the devices where its students were not all trained on one."""
     lines = []
     for features, network in NETWORKS.items():
         there = _whole([row for row in rows if row.features == features])
         for budget, scenes in sorted({run[:2] for run in there}, key=lambda run: run[::-1]):
             found = headline(rows, budget, scenes, features)
-            trained = [f"{budget:g}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}", network]
+            mixed = f" ({found['devices']})" if "," in found["devices"] else ""
+            trained = [f"{budget:g}{mixed}", f"{scenes:,}", found["seeds"], f"{found['samples']:,}", network]
             lines.append([*trained, *(_shown(found, name, form) for name, form in SUMMARY.values())])
     return table(["core-minutes", "scenes", "seeds", "captions", "features", *SUMMARY], lines)
 

@@ -1,11 +1,11 @@
-"""A student trained by scott's own trainer and measured, with what it cost: what trials and comparisons are made of."""
+"""A student trained by scott's own trainer, with what it cost: what trials and comparisons are made of."""
 
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,26 +16,15 @@ from experiments.graphs import record
 from experiments.phases import PhasedDistillation, PhasedSampler
 from rich.console import Console
 from safetensors import SafetensorError
-from torch import Tensor
 
 from scott.choices import unknown
 from scott.commands.distill import check_config, data_and_models
 from scott.commands.initial import check_start, initial_lora
 from scott.data.locks import locked
-from scott.data.records import chunks
-from scott.device import best_device
 from scott.errors import Preempted, UserError, one_line, with_way_out
-from scott.evaluation import Row, evaluate
-from scott.evaluation.measures import USUAL
-from scott.evaluation.networks import instruments
-from scott.evaluation.references import BATCH
 from scott.files import write_atomically
-from scott.measured import EvaluationSplit
-from scott.mini import embedded
-from scott.mini.protocol import MiniReference, mini_reference
-from scott.mini.scenes import pictures
 from scott.progress import Bars, warn
-from scott.samplers import StudentSampler, TeacherSampler
+from scott.samplers import StudentSampler
 from scott.students import teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
@@ -47,6 +36,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 STEPS = (1, 2, 4)
 KINDS: tuple[Any, ...] = (int, float, bool, tuple[float, float])
 """Types of settings that `parsed` reads; others are text."""
+EXPECTED: dict[Any, str] = {bool: "true or false", tuple[float, float]: "two numbers, as in 0,0.99"}
 QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpoints": 1}
 """What a run is not asked for that is measured here."""
 
@@ -54,6 +44,17 @@ QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpo
 def cpu_seconds() -> float:
     """Of this process and of those it started and that have ended, in user and system mode."""
     return sum(os.times()[:4])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Where CPU seconds are counted: of more threads, those that wait for one another would be counted too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def digest(config: DistillConfig) -> str:
@@ -91,9 +92,7 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = _value(kind, text)
         except ValueError:
-            expected = (
-                "two numbers, as in 0,0.99" if kind == tuple[float, float] else f"a value of type {kind.__name__}"
-            )
+            expected = EXPECTED.get(kind, f"a value of type {kind.__name__}")
             raise UserError(f"got --set {setting}; expected {expected}") from None
     return values
 
@@ -102,7 +101,9 @@ def _value(kind: Any, text: str) -> Any:
     if kind == tuple[float, float]:
         one, other = map(float, text.split(","))
         return one, other
-    return json.loads(text.lower()) if kind is bool else kind(text)
+    if kind is bool and text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true" if kind is bool else kind(text)
 
 
 @dataclass
@@ -149,7 +150,8 @@ class Training:
             hooks = Hooks(progress=progress)
             if self.phases > 1 or self.energy:
                 hooks.distillation = self.variant
-            distill(self.backbone, data, config, hooks)
+            with one_thread():
+                distill(self.backbone, data, config, hooks)
             return spent
 
     def variant(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
@@ -199,70 +201,3 @@ class Spent:
                 "move it away, and it is made anew"
             )
         return self.steps[done]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A sampler that keeps the latents it drew."""
-
-    sampler: StudentSampler | TeacherSampler
-    latents: list[Tensor] = field(default_factory=list)
-
-    @property
-    def steps(self) -> int:
-        return self.sampler.steps
-
-    @property
-    def network_calls(self) -> int:
-        return self.sampler.network_calls
-
-    @property
-    def guidance(self) -> float:
-        return self.sampler.guidance
-
-    def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        self.latents.append(self.sampler.latents(prompts, seed))
-        return self.sampler.backbone.decode(self.latents[-1])
-
-
-def reference_by(features: str, samples: int, split: EvaluationSplit = "held-out") -> MiniReference:
-    """Captions and real pictures of a split, by the network called `features`."""
-    by = instruments(USUAL, features, embedded.NAME, {}, best_device(), embedded.clip_folder)
-    return mini_reference(samples, split, by)
-
-
-def measured(
-    samplers: Mapping[int, StudentSampler], reference: MiniReference, report: Report
-) -> dict[str, dict[str, float | None]]:
-    """Steps → FID, coverage, CLIP score, and the spread of the latents drawn over real ones'."""
-    figures, real = {}, None
-    for steps, drawn_by in samplers.items():
-        real = real_latents(drawn_by.backbone, reference) if real is None else real
-        sampler, name = Kept(drawn_by), f"{steps} steps"
-        row = evaluate(sampler, reference, name=name, progress=partial(progress, report, name))
-        figures[str(steps)] = figures_of(row) | {"spread": spread(torch.cat(sampler.latents), real)}
-    return figures
-
-
-def progress(report: Report, name: str, done: int, total: int) -> None:
-    report(name, done, total, {})
-
-
-def real_latents(backbone: LatentBackbone, reference: MiniReference) -> Tensor:
-    """Of the pictures that the reference's captions were written for, (N, C, H, W): the VAE's means, which have
-    .4 % less spread than the latents drawn about them that students learn from."""
-    return torch.cat([backbone.encode_images(pictures(some))[0] for some in chunks(iter(reference.scenes), BATCH)])
-
-
-def figures_of(row: Row) -> dict[str, float | None]:
-    return {"fid": row.fid, "coverage": row.coverage, "clip_score": row.clip_score}
-
-
-def spread(drawn: Tensor, real: Tensor) -> float:
-    """sqrt of the variance over samples of `drawn` over that of `real`, each (N, C, H, W): a mean over elements."""
-    return (drawn.var(0).mean() / real.var(0).mean()).sqrt().item()
-
-
-def cell(figures: Mapping[str, Any]) -> str:
-    """Of a table: FID, coverage and spread."""
-    return f"{figures['fid']:.2f}, {figures['coverage']:.3f}, {figures['spread']:.3f}"

@@ -20,6 +20,7 @@ from scott.errors import UserError
 from scott.mini import embedded
 from scott.students import load_student
 
+HERE = Path(student.__file__).parent
 SCHEDULE = DiscreteSchedule.stable_diffusion()
 FLOW = Flow(SCHEDULE)
 
@@ -215,6 +216,72 @@ def test_a_budget_is_filled_with_as_many_steps_as_fit(folder, monkeypatch):
         UFOGen(**SMALL).train()
 
 
+def test_a_budget_is_of_the_core_that_it_is_told_of(folder, monkeypatch):
+    """Two steps take 10 s: of a machine 4 times as slow, 15 s of the other core are 60 s here, and 12 steps."""
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(student, "CALIBRATION", 2)
+    monkeypatch.setattr(student, "cpu_seconds", lambda: next(clock))
+    run = UFOGen(out=folder / "slower", teacher=folder, cpu_minutes=0.25, slower=4.0, **SMALL)
+    run.train()
+    assert run.updates == 12
+
+
+def test_what_pairs_leave_of_a_budget_is_counted_in_its_core(folder, monkeypatch):
+    monkeypatch.setattr(InstaFlow, "kept", lambda run, *_: setattr(run, "seconds", 24.0) or {"ends": torch.zeros(2)})
+    monkeypatch.setattr(InstaFlow, "_straightness", lambda run: 0.0)
+    asked = []
+    monkeypatch.setattr(InstaFlow, "stage", lambda run, *_, seconds, **__: asked.append(seconds) or run.state())
+    monkeypatch.setattr(InstaFlow, "state", lambda run: run.backbone.copies["student"].state_dict(), raising=False)
+    InstaFlow(out=folder / "left", teacher=folder, cpu_minutes=1.0, slower=2.4, pairs=2, **SMALL).train()
+    assert asked == [pytest.approx(60 - 2 * 24 / 2.4)] * 3
+
+
+def test_a_students_seconds_are_of_one_thread(folder, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(UFOGen, "fit", lambda run: seen.append(torch.get_num_threads()) or torch.nn.Linear(1, 1))
+    torch.set_num_threads(3)
+    try:
+        UFOGen(out=folder / "threads", teacher=folder, steps=1, **SMALL).train()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        (UFOGen, {"steps": -3}, "got --steps -3; expected 1 or more"),
+        (UFOGen, {"cpu_minutes": -5.0}, "got --cpu-minutes -5; expected a finite number above 0"),
+        (InstaFlow, {"cpu_minutes": math.inf}, "got --cpu-minutes inf; expected a finite number above 0"),
+        (InstaFlow, {"cpu_minutes": math.nan}, "got --cpu-minutes nan; expected a finite number above 0"),
+        (InstaFlow, {"cpu_minutes": 0.0}, "got --cpu-minutes 0; expected a finite number above 0"),
+        (InstaFlow, {"steps": 1, "pairs": -4}, "got --pairs -4; expected 0 or more"),
+        (InstaFlow, {"steps": 1, "pair_steps": 0}, "got --pair-steps 0; expected 1 or more"),
+        (UFOGen, {"steps": 1, "batch_size": 0}, "got --batch-size 0; expected 1 or more"),
+        (UFOGen, {"steps": 1, "scenes": 0}, "got --scenes 0; expected 1 or more"),
+        (UFOGen, {"steps": 1, "validation": -1}, "got --validation -1; expected 0 or more"),
+        (UFOGen, {"cpu_minutes": 1.0, "slower": 0.0}, "got --slower 0; expected a finite number above 0"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_anything_is_made(tmp_path, method, options, said):
+    with pytest.raises(UserError, match=f"^{said}$"):
+        method(out=tmp_path / "new", **options).train()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_older_than_an_option_goes_on_at_its_default(trained):
+    whole, _ = trained("ufogen")
+    file = whole.out / "options.json"
+    options = json.loads(file.read_text())
+    assert options.pop("slower") == "1.0"
+    file.write_text(json.dumps(options))
+    assert replace(whole).train() == whole.seconds
+    file.write_text(json.dumps(options))
+    with pytest.raises(UserError, match="with other slower"):
+        replace(whole, slower=2.0).train()
+
+
 # --- UFOGen's game -------------------------------------------------------------------------------------------
 
 
@@ -260,6 +327,27 @@ def test_each_loss_moves_its_own_network_and_the_critic_learns_every_second_step
     assert all(grad is None for grad in (*untouched, *nothing))
     assert all(grad is not None for grad in (*of_generator, *of_critic))
     assert ufogen.losses(ufogen.draw(range(4, 8), torch.Generator().manual_seed(1))).keys() < terms.keys()
+
+
+def test_a_reconstruction_with_a_floor_is_one_of_x0_where_noise_prevails(trained, monkeypatch):
+    ufogen, _ = trained("ufogen")
+    monkeypatch.setattr(ufogen, "snr_floor", 1.0)
+    drawn = ufogen.draw(range(4, 8), torch.Generator().manual_seed(2)) | {"t": torch.tensor([20, 100, 700, 999])}
+    x_t = SCHEDULE.add_noise(drawn["x0"], drawn["noise"], drawn["t"])
+    predicted = ufogen.backbone.student(x_t, drawn["t"], {"text": drawn["text"]})
+    snr = (SCHEDULE.alpha(drawn["t"]) / SCHEDULE.sigma(drawn["t"])).square()
+    assert (snr > 1).tolist() == [True, True, False, False]
+    errors = (drawn["x0"] - predicted).square().mean(dim=(1, 2, 3))
+    expected = (torch.tensor([snr[0], snr[1], 1.0, 1.0]) * errors).mean().item()
+    assert ufogen.losses(drawn)["reconstruction"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_table_of_trials_is_of_their_lines():
+    page = (HERE / "README.md").read_text()
+    for line in map(json.loads, (HERE / "trials.jsonl").read_text().splitlines()):
+        cells = [f"{by['fid']:.1f}, {by['coverage']:.3f}" for by in line["steps"].values()]
+        rate, floor = (line["settings"].get(name, usual) for name, usual in (("learning_rate", 1e-4), ("snr_floor", 0)))
+        assert f"| {rate:g} | {floor:g} | {' | '.join(cells)} |" in page
 
 
 def test_the_reconstruction_is_the_error_of_epsilon(trained):

@@ -85,6 +85,47 @@ def test_figures_by_another_network_are_not_mixed():
     assert len(draw(results() + by_another).axes[1].containers) == 3
 
 
+def test_a_line_of_several_devices_names_them():
+    """Of the students that it takes: not of other budgets, and not of a rate that is behind."""
+    rows = results()
+    short = [replace(one, budget=20, device="cuda:1") for one in rows[2:]]
+    behind = row("lcm-settles", "updates", 0, 2, 1.6, 0.5)
+    alike = [*rows, *short, replace(behind, device="cuda:0")]
+    assert headline(alike)["devices"] == "cpu"
+    assert [line.split(" | ")[0] for line in summary(alike).splitlines()[2:]] == ["| 20", "| 240"]
+    mixed = [replace(one, device="cuda:0") if (one.method, one.seed) == ("lcm", 1) else one for one in rows]
+    assert headline(mixed)["devices"] == "cpu, cuda:0"
+    assert summary(mixed).splitlines()[2].startswith("| 240 (cpu, cuda:0) | 8 |")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": "x"}, "line 2: got budget 'x'; expected a number"),
+        ({"matched": "fid"}, "line 2: got matched 'fid'; expected 'time' or 'updates' or 'nothing'"),
+        ({"updates": 2.5}, "line 2: got updates 2.5; expected a whole number"),
+        ({"seed": True}, "line 2: got seed True; expected a whole number"),
+        ({"method": None}, "line 2: got method None; expected text"),
+        ({"guidance": [2]}, r"line 2: got guidance \[2\]; expected a number or null"),
+        ({"more": 1}, "line 2 is no row of the comparison .*'more'.*; expected method, matched"),
+    ],
+)
+def test_a_row_of_another_form_is_named(tmp_path, change, said):
+    file = tmp_path / "results.jsonl"
+    append_lines(file, asdict(results()[0]), asdict(results()[2]) | change)
+    with pytest.raises(UserError, match=f"results.jsonl, {said}"):
+        read_rows(file)
+    file.write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1 is no row of the comparison"):
+        read_rows(file)
+
+
+def test_a_number_may_be_whole_and_what_is_not_measured_null(tmp_path):
+    rows = [replace(results()[0], fid=1, budget=20, guidance=None), replace(results()[2], guidance=2.0)]
+    append_lines(tmp_path / "results.jsonl", *map(asdict, rows))
+    assert read_rows(tmp_path / "results.jsonl") == rows
+
+
 def test_lcm_is_the_better_of_its_two_rates():
     falling = [
         row("lcm-settles", "updates", 0, 2, 1.3, 0.62),
@@ -150,8 +191,8 @@ class FakeBaseline:
     updates = 7
     backbone = SimpleNamespace(device="cpu")
 
-    def __init__(self, out, cpu_minutes, seed, scenes):
-        assert scenes == 8
+    def __init__(self, out, cpu_minutes, slower, seed, scenes):
+        assert (scenes, slower) == (8, 1.0)
         self.minutes = cpu_minutes
 
     def train(self):
@@ -203,11 +244,28 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
 def test_a_comparison_that_cannot_be_shown_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison.Comparison, "measure_references", None)
     options = {"folder": tmp_path, "runs": tmp_path / "runs"}
+    (tmp_path / "README.md").write_text("# A page of another kind\n")
     with pytest.raises(UserError, match="has no place for the table comparison"):
         comparison.Comparison(**options).run(print)
     (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
     with pytest.raises(UserError, match="got a budget of -5; expected core-minutes above 0"):
         comparison.Comparison(**options, budgets=(20, -5)).run(print)
+    with pytest.raises(UserError, match="got --slower 0; expected a finite number above 0"):
+        comparison.Comparison(**options, slower=0).run(print)
+
+
+def test_a_new_folder_gets_its_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison.Comparison, "measure_references", lambda *_: None)
+    folder, nothing = tmp_path / "a" / "new", {"seeds": (), "runs": tmp_path / "runs"}
+    compared = comparison.Comparison(folder=folder, **nothing)
+    compared.run(print)
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "quality.svg"]
+    append_lines(compared.file, asdict(results()[2]))
+    (folder / "README.md").write_text("My words.\n" + (folder / "README.md").read_text())
+    compared.run(print)
+    page = (folder / "README.md").read_text()
+    assert page.startswith("My words.\n# Comparison\n")
+    assert "| ours | time | 240 |" in page
 
 
 @pytest.mark.parametrize("page", [None, "", "<!-- end of a -->\n<!-- a -->", "<!-- a --><!-- end of a --><!-- a -->"])
@@ -247,6 +305,30 @@ def test_a_comparison_on_a_gpu_is_told_what_an_update_costs_a_core(tmp_path, mon
     given = comparison.Comparison(**options, cost=("ours=0.5", "lcm=0.25"))
     blank = row("lcm", matched="time", budget=20)
     assert given.updates(blank, tmp_path / "none", print) == 20 * 60 * 4
+
+
+def test_a_calibration_is_of_the_core_that_budgets_are_of(tmp_path, monkeypatch):
+    """Forty updates take 12 s: of a core twice as fast a minute is 120 s here."""
+    monkeypatch.setattr(comparison, "Training", FakeTraining)
+    monkeypatch.setattr(FakeTraining, "made", [])
+    options = {"scenes": 8, "folder": tmp_path, "runs": tmp_path}
+    updates = [
+        comparison.Comparison(**options, slower=slower).updates(
+            row("lcm", "time", budget=1.0), tmp_path / "none", print
+        )
+        for slower in (1.0, 2.0)
+    ]
+    assert updates == [200, 400]
+
+
+def test_as_many_updates_as_ours_are_those_of_another_seed_where_its_own_is_not_there(tmp_path):
+    ours = [replace(row("ours", "time", seed), updates=updates) for seed, updates in ((0, 5), (1, 6))]
+    append_lines(tmp_path / "results.jsonl", *map(asdict, ours))
+    compared = comparison.Comparison(scenes=8, folder=tmp_path, runs=tmp_path)
+    made = [compared.updates(row("lcm", "updates", seed), tmp_path / "none", print) for seed in (0, 1, 2)]
+    assert made == [5, 6, 5]
+    with pytest.raises(UserError, match="got lcm at equal updates without ours"):
+        compared.updates(row("lcm", "updates", 0, budget=20), tmp_path / "none", print)
 
 
 def test_the_figure_has_the_excess_of_the_most_samples_by_seed_and_scenes():

@@ -21,6 +21,7 @@ from scott.recipes.configs import RECIPES
 NOT_HERE = {
     "scott demo": "takes minutes; tests/commands/test_demo.py",
     "--preset laion-aesthetics-6plus": "reads the hub",
+    "prepare me/my-pictures": "reads the hub",
     "flux1-merge": "a file of FLUX's real size; tests/teachers/test_teacher_source.py",
     "--push": "uploads to the hub; tests/commands/test_push.py",
     "--to onnx": "takes a minute; tests/export/test_onnx.py",

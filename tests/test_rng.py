@@ -4,6 +4,7 @@ from itertools import product
 
 import torch
 
+from scott.evaluation import batch_seed
 from scott.rng import generator_for
 
 
@@ -21,6 +22,13 @@ def test_different_tuples_give_different_streams():
 def test_the_same_tuple_gives_the_same_stream():
     for words in ((3, 4), (3, 4, 1, 0), (2**64 - 1, 7)):
         assert first(*words) == first(*words)
+
+
+def test_a_steps_stream_is_that_of_an_evaluations_batch():
+    """As both say: torch reads 32 bits of a seed, which are the same ones."""
+    for seed, index in ((0, 0), (7, 39_999)):
+        batch = torch.Generator().manual_seed(batch_seed(seed, index))
+        assert int(torch.randint(2**62, (), generator=batch)) == first(seed, index)
 
 
 def test_the_streams_of_a_runs_steps_are_fixed():

@@ -7,6 +7,7 @@ import signal
 from functools import partial
 
 import pytest
+import torch
 from experiments.guidance.__main__ import Guidance
 from experiments.runs import QUIET, Training, exit_code, parsed
 from experiments.trial.__main__ import Trial, critic_loss
@@ -153,7 +154,27 @@ def test_settings_have_their_types_also_where_they_may_be_left_out():
     assert parsed(given) == expected | {"critic_betas": (0.0, 0.5), "phi": "3"}
 
 
-@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5", "guidance=much"])
+@pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5", "guidance=much", "low_memory=2"])
 def test_a_setting_that_is_none_is_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         parsed([setting])
+
+
+@pytest.mark.parametrize("text", ["1", "0", "[1]", "null", "yes", '"true"'])
+def test_what_is_no_boolean_is_refused(text):
+    with pytest.raises(UserError, match=r"got --set compile=.*; expected true or false"):
+        parsed([f"compile={text}"])
+
+
+def test_an_update_is_of_one_thread_and_leaves_the_others_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "MINI_SCENES", 32)
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+        config = mini(**QUIET, batch_size=4, out=tmp_path / "run", max_steps=2, warmup_steps=0)
+        training = Training(config, tmp_path / "data")
+        training.train(lambda name, *tick: seen.add((name, torch.get_num_threads())))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for name, threads in seen if name == "distil"} == {1}

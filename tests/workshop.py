@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import coco
 
@@ -115,6 +118,7 @@ def _pictures():
             picture, caption = scenes[index]
             picture.save(f"{folder}/{index}.png")
             Path(folder, f"{index}.txt").write_text(caption)
+    _layouts()
     scenes[0][0].save("sketch.png")
     Path("prompts.txt").write_text("a cat\na dog\n")
     for split in ("val2017", "train2017", "val2014", "train2014"):
@@ -124,3 +128,21 @@ def _pictures():
     for index in range(12):
         scenes[index][0].save(f"MJHQ-30K/mjhq30k_imgs/animals/{index}.jpg")
     Path("MJHQ-30K/meta_data.json").write_text(json.dumps(names))
+
+
+def _layouts():
+    """The same pictures as data.md shows them: beside a table, in parquet, in tars."""
+    captions = {file.stem: file.read_text() for file in Path("pictures").glob("*.txt")}
+    for folder in ("with-metadata", "laion", "tars"):
+        Path(folder).mkdir()
+    rows = [{"file_name": f"{name}.png", "text": caption} for name, caption in captions.items()]
+    Path("with-metadata/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in captions:
+        shutil.copy(f"pictures/{name}.png", "with-metadata")
+    pictures = [Path(f"pictures/{name}.png").read_bytes() for name in captions]
+    parquet.write_table(pa.table({"URL": pictures, "TEXT": list(captions.values())}), "laion/0.parquet")
+    for number in range(2):
+        with tarfile.open(f"tars/{number:05}.tar", "w") as tar:
+            for name in list(captions)[number::2]:
+                for ending in ("png", "txt"):
+                    tar.add(f"pictures/{name}.{ending}", f"{name}.{ending}")

@@ -11,6 +11,7 @@ X0 is noise, X1 a picture, X_t = t X1 + (1 âˆ’ t) X0, and v(X_t, t, c) = E[X1 âˆ
     scott evaluate runs/baselines/instaflow/student --steps 1
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,12 +101,15 @@ class InstaFlow(Baseline):
     drawn_in: ClassVar[tuple[int, ...]] = (1,)
 
     def __post_init__(self) -> None:
-        self.pairs = self.pairs or max(1, round(PAIRS * (self.cpu_minutes or MINUTES) / MINUTES))
+        minutes = self.cpu_minutes or MINUTES
+        if not self.pairs and math.isfinite(minutes):  # `train` refuses others
+            self.pairs = max(1, round(PAIRS * minutes / MINUTES))
 
     def fit(self) -> nn.Module:
         network = self.backbone.copies["student"] = self.backbone.copy_network({})
         self.ends = self.kept("pairs", self.pairs, self._teachers)["ends"]
-        left = 60 * (self.cpu_minutes or 0) - self.seconds * (1 + self.flow_steps / self.pair_steps)
+        spent = self.seconds * (1 + self.flow_steps / self.pair_steps)
+        left = 60 * (self.cpu_minutes or 0) - spent / self.slower
         if self.cpu_minutes is not None and left <= 0:
             raise UserError(f"got {self.cpu_minutes} CPU minutes, less than {self.pairs:,} pairs take; give more")
         self.straightness = [self._straightness()]

@@ -4,7 +4,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 import tyro
+from experiments.baselines.ranges import check_ranges
 from experiments.embedded_teacher.stage import Draw, Losses, StageConfig, Tensors, run_stage
 from experiments.embedded_teacher.unet import cached
-from experiments.runs import Spent, cpu_seconds, exit_code
+from experiments.measuring import measured, reference_by
+from experiments.runs import Report, Spent, cpu_seconds, exit_code, one_thread
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,6 +38,8 @@ from scott.teachers import LatentBackbone
 CALIBRATION = 20
 """Steps from which it is read how many fit into a budget; they are not counted."""
 CHUNK = 64
+APART = ("out", "teacher", "shard", "validation")
+"""Options that no weight follows from: places may be spelt otherwise, and what is in them is told by `made_of`."""
 CHECKPOINT_EVERY = 100
 
 
@@ -50,12 +54,16 @@ class Baseline(ABC):
     """The drawings that its pictures are made of."""
     cpu_minutes: float | None = None
     """Of all that is computed for the student, the teacher's calls too; the number of steps follows from it."""
+    slower: float = 1.0
+    """What a step takes here over what it takes the core that those minutes are of."""
     steps: int | None = None
     batch_size: int = 32
     learning_rate: float = 1e-4
     warmup: int = 50
     seed: int = 0
     scenes: int = MINI_SCENES
+    validation: int = 0
+    """Measure this many validation captions in each number of steps that it is made for."""
 
     method: ClassVar[str]
     drawn_in: ClassVar[tuple[int, ...]]
@@ -69,27 +77,29 @@ class Baseline(ABC):
         """CPU seconds of all that was computed for the student, without those a crash lost.
 
         Raises:
-            UserError: not one of `steps` and `cpu_minutes`, or `out` is of a run with other options, or is written by
-                another command.
+            UserError: not one of `steps` and `cpu_minutes`, or an option is out of its range, or `out` is of a run with
+                other options, or is written by another command.
         """
         if (self.steps is None) == (self.cpu_minutes is None):
             raise UserError(f"got {self.steps} steps and {self.cpu_minutes} CPU minutes; give one of them")
+        check_ranges(self)
         torch.manual_seed(self.seed)
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out):
             self._check_options()
             self.data  # noqa: B018 (it is made here, and costs the student nothing, as of scott's own)
             self.updates, self.seconds = 0, 0.0
-            self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
+            with one_thread():
+                self.backbone.copies["target"] = self.fit().requires_grad_(False).eval()
         return self.seconds
 
     def _check_options(self) -> None:
         """Keep what the run is made by, or raise `UserError` where it is not what it was begun by."""
-        places = ("out", "teacher", "shard")  # which may be spelt otherwise; what is in them is told by `made_of`
-        given = {name: str(value) for name, value in asdict(self).items() if name not in places}
+        given = {name: str(value) for name, value in asdict(self).items() if name not in APART}
         given["data"] = self.made_of
         file = self.out / "options.json"
-        there = json.loads(file.read_text()) if file.is_file() else given
+        by_default = {option.name: str(option.default) for option in fields(self)}  # of a file older than an option
+        there = by_default | json.loads(file.read_text()) if file.is_file() else given
         if "data" not in there:  # the places of teacher and scenes stand for it
             given |= {name: str(getattr(self, name)) for name in ("teacher", "shard")}
             there["data"] = self.made_of
@@ -138,12 +148,13 @@ class Baseline(ABC):
         groups: Sequence[dict[str, Any]] | None = None,
         **changes: Any,
     ) -> Tensors:
-        """The EMA of the module's state after that share of `steps`, or after so many CPU seconds as are left."""
+        """The EMA of the module's state after that share of `steps`, or of `seconds` of the core of budgets."""
         folder, config = self.out / name, self.stage_config(**changes)
         run = partial(run_stage, name, module, losses=losses, seed=self.seed, groups=groups)
         if self.steps is None:
             calibrate = partial(run, draw, config=config)
-            config = replace(config, steps=_fitting(share * seconds, folder / "steps.json", module, calibrate))
+            here = share * seconds * self.slower
+            config = replace(config, steps=_fitting(here, folder / "steps.json", module, calibrate))
         else:
             config = replace(config, steps=max(1, round(share * self.steps)))
         spent = Spent(folder, folder, config.checkpoint_every)
@@ -205,12 +216,17 @@ class Baseline(ABC):
         """What else is told of a run."""
         return {}
 
-    def run(self) -> None:
+    def run(self, report: Report) -> None:
         """Train and save, and print one line of JSON."""
-        torch.set_num_threads(1)
         seconds = self.train()
         line = {"method": self.method, "seed": self.seed, "updates": self.updates, "cpu_seconds": round(seconds, 1)}
-        print(json.dumps(line | self.figures() | {"student": str(self.save())}))  # noqa: T201
+        defaults = {option.name: option.default for option in fields(self)}
+        changed = {n: value for n, value in asdict(self).items() if n not in (*APART, "seed") and value != defaults[n]}
+        line |= {"settings": changed} | self.figures() | {"student": str(self.save())}
+        if self.validation:
+            reference = reference_by("mini", self.validation, "validation")
+            line |= {"validation": self.validation, "steps": measured(self.samplers(), reference, report)}
+        print(json.dumps(line))  # noqa: T201
 
 
 def _fitting(seconds: float, file: Path, module: nn.Module, run: Callable[..., Tensors]) -> int:
@@ -229,4 +245,4 @@ def _fitting(seconds: float, file: Path, module: nn.Module, run: Callable[..., T
 def main(method: type[Baseline], description: str | None) -> None:
     """The command line of a method."""
     asked = tyro.cli(method, description=description)
-    sys.exit(exit_code(lambda report: asked.run()))
+    sys.exit(exit_code(asked.run))

@@ -5,7 +5,8 @@
 x_t is data noised to t; G(x_t) → x'_0, which the forward kernel noises to x'_s, s = t − 250, with noise of its own, as
 it does real data to x_s. So D compares the marginals at s, whose match is one of x_0's, and one step suffices to draw.
 G and D are both full copies of the teacher; D's last layer starts at zero and gives a logit an element. The game is BCE
-of clamped logits; γ_t = α_t²/σ_t² makes the reconstruction one of ε.
+of clamped logits; γ_t = α_t²/σ_t² makes the reconstruction one of ε, and `--snr-floor 1` one of ε or of x_0, whichever
+weighs more (truncated SNR: Salimans & Ho 2022, arXiv 2202.00512).
 
     python -m experiments.baselines.ufogen --out runs/baselines/ufogen --cpu-minutes 60
     scott evaluate runs/baselines/ufogen/student --steps 1 2 4
@@ -44,8 +45,11 @@ class UFOGen(Baseline):
     """Train UFOGen."""
 
     out: Path = Path("runs/baselines/ufogen")
+    ema_decay: float = EMA
     reconstruction: float = 1.0
     """λ."""
+    snr_floor: float = 0.0
+    """γ_t is no less: at SD's last time α²/σ² is 1/213."""
 
     method: ClassVar[str] = "ufogen"
     drawn_in: ClassVar[tuple[int, ...]] = (1, 2, 4)
@@ -61,7 +65,9 @@ class UFOGen(Baseline):
             {"params": [*critic.parameters()], "betas": (0.0, 0.999)},
         ]
         seconds = 60 * (self.cpu_minutes or 0)
-        average = self.stage("ufogen", models, self.draw, self.losses, seconds=seconds, groups=groups, ema_decay=EMA)
+        average = self.stage(
+            "ufogen", models, self.draw, self.losses, seconds=seconds, groups=groups, ema_decay=self.ema_decay
+        )
         models.load_state_dict(average)
         return generator
 
@@ -85,8 +91,8 @@ class UFOGen(Baseline):
         x0, fake, s, cond = self._generated(drawn)
         terms = {"generator": generator_loss(self.backbone.output("critic", fake, s, cond))}
         critic.requires_grad_(True)
-        error = (drawn["x0"] - x0) / expand_like(self.backbone.schedule.lam(drawn["t"]), x0)
-        terms["reconstruction"] = self.reconstruction * error.square().mean()
+        gamma = self.backbone.schedule.lam(drawn["t"]).pow(-2).clamp(min=self.snr_floor)
+        terms["reconstruction"] = self.reconstruction * (expand_like(gamma, x0) * (drawn["x0"] - x0).square()).mean()
         own = {name.removeprefix("critic_"): value for name, value in drawn.items() if name.startswith("critic_")}
         if own:
             with torch.no_grad():

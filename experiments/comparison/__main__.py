@@ -19,9 +19,10 @@ from experiments.baselines.student import Baseline
 from experiments.baselines.ufogen import UFOGen
 from experiments.beginning import begin, common_updates
 from experiments.comparison.figure import draw
-from experiments.comparison.rows import Features, Matched, Row, read_rows
-from experiments.results import append_lines, insert, table
-from experiments.runs import QUIET, Report, Training, digest, exit_code, figures_of, measured, progress, reference_by
+from experiments.comparison.rows import Features, Matched, Row, markdown, read_rows
+from experiments.measuring import figures_of, measured, progress, reference_by
+from experiments.results import append_lines, insert
+from experiments.runs import QUIET, Report, Training, digest, exit_code
 
 from scott.device import best_device
 from scott.errors import UserError
@@ -64,6 +65,8 @@ class Comparison:
     cost: tuple[str, ...] = ()
     """method=core-seconds of an update, by which a budget is counted instead of a run of 40; on a GPU, of all methods.
     """
+    slower: float = 1.0
+    """What an update takes here over what it takes the core that budgets are of, where it is read off a run."""
     shared: bool = False
     """Compute once what runs have in common: LCM up to where ours has its critic, from where each goes on, to the same
     bits."""
@@ -87,6 +90,8 @@ class Comparison:
             )
         if wrong := [budget for budget in self.budgets if not 0 < budget < math.inf]:
             raise UserError(f"got a budget of {wrong[0]:g}; expected core-minutes above 0")
+        if not 0 < self.slower < math.inf:
+            raise UserError(f"got --slower {self.slower:g}; expected a finite number above 0")
         self.show()  # before anything is made, so that a folder that cannot show it is known
         self.measure_references(report)
         for budget in self.budgets:
@@ -105,8 +110,12 @@ class Comparison:
         self.show()
 
     def show(self) -> None:
-        """Write the table and the figure of the rows that there are."""
-        insert(self.folder / "README.md", "comparison", markdown(self.rows()))
+        """Write the table, into a page that is made where there is none, and the figure of the rows that there are."""
+        page = self.folder / "README.md"
+        if not page.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(page, "# Comparison\n\n<!-- comparison -->\n<!-- end of comparison -->\n")
+        insert(page, "comparison", markdown(self.rows()))
         write_atomically(self.folder / "quality.svg", as_svg(draw(self.rows())).decode())
 
     @cached_property
@@ -185,7 +194,8 @@ class Comparison:
             return
         run: Training | Baseline
         if blank.method in BASELINES:
-            how: dict[str, Any] = {"cpu_minutes": blank.budget, "seed": blank.seed, "scenes": self.scenes}
+            how: dict[str, Any] = {"cpu_minutes": blank.budget, "slower": self.slower}
+            how |= {"seed": blank.seed, "scenes": self.scenes}
             run = BASELINES[blank.method](out=self.trainings / name, **how)
             minutes = run.train() / 60
             updates = run.updates
@@ -228,10 +238,10 @@ class Comparison:
             return DistillConfig.load(out / "config.json").max_steps
         there = [row for row in self.rows() if row.scenes == self.scenes]
         if blank.matched == "updates":
-            ours = [row.updates for row in there if row.run == ("ours", "time", blank.budget, blank.seed)]
+            ours = [row for row in there if row.run[:3] == ("ours", "time", blank.budget)]
             if not ours:
                 raise UserError(f"got {blank.method} at equal updates without ours; add ours to --methods")
-            return ours[0]
+            return min(ours, key=lambda row: row.seed != blank.seed).updates
         if others := [row.updates for row in there if row.run[:3] == blank.run[:3]]:
             return others[0]
         if blank.method in self.costs:
@@ -239,31 +249,7 @@ class Comparison:
         # with a store that is full after a few updates, as a run's is for all but its first ones
         small, name = {"jump_store": 128}, f"calibration-{blank.method}"
         _, minutes = self.trained(blank.method, name, CALIBRATION, 0, report, **small)
-        return max(1, int(blank.budget * CALIBRATION / minutes))
-
-
-CELLS: dict[str, Callable[[Row], object]] = {
-    "method": lambda row: row.method,
-    "matched": lambda row: row.matched,
-    "budget": lambda row: f"{row.budget:g}",
-    "seed": lambda row: row.seed,
-    "scenes": lambda row: row.scenes,
-    "updates": lambda row: row.updates,
-    "CPU min": lambda row: f"{row.cpu_minutes:.1f}",
-    "device": lambda row: row.device,
-    "steps": lambda row: row.steps,
-    "ω": lambda row: None if row.guidance is None else f"{row.guidance:g}",
-    "FID": lambda row: row.fid,
-    "coverage": lambda row: row.coverage,
-    "spread": lambda row: row.spread,
-    "n": lambda row: row.samples,
-    "features": lambda row: row.features,
-}
-"""Of the table, by their titles."""
-
-
-def markdown(rows: list[Row]) -> str:
-    return table([*CELLS], [[cell(row) for cell in CELLS.values()] for row in rows])
+        return max(1, int(blank.budget * self.slower * CALIBRATION / minutes))
 
 
 if __name__ == "__main__":

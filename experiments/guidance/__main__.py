@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from experiments.measuring import cell, measured
 from experiments.results import append_lines, insert, read_lines, table
-from experiments.runs import Report, Training, cell, exit_code, measured
+from experiments.runs import Report, Training, exit_code
 
 from scott.errors import UserError
 from scott.mini.protocol import mini_reference

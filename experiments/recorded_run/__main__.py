@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import tyro
-from experiments.runs import Report, exit_code, progress
+from experiments.measuring import progress
+from experiments.runs import Report, exit_code
 from rich.console import Console
 
 from scott.commands.demo import SEED, draw_grids

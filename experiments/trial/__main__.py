@@ -12,8 +12,9 @@ from statistics import mean
 from typing import Annotated, Any, Literal
 
 import tyro
+from experiments.measuring import cell, measured, reference_by
 from experiments.results import append_lines, insert, read_lines, table
-from experiments.runs import QUIET, Report, Training, cell, digest, exit_code, measured, parsed, reference_by
+from experiments.runs import QUIET, Report, Training, digest, exit_code, parsed
 
 from scott.errors import UserError
 from scott.recipes.configs import mini

@@ -186,7 +186,7 @@ class Export:
 class App:
     """Draw with runs, watch them and plan them in the browser. Needs the extra `app`."""
 
-    runs: Positional[tuple[str, ...]] = ()
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUNS ...]")]] = ()
     """Run folders, finished or not, and students or other pipelines of diffusers, by folder or hub id, or
     PIPELINE+LORA; the runs in ./runs, if left out."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -16,7 +16,8 @@ is, what a step draws beside its jump, which jumps are used again, and whose tur
 
 def generator_for(seed: int, *position: int) -> torch.Generator:
     """A CPU generator for each seed ≥ 0 and position of any number of integers ≥ 0: of any two the streams differ, but
-    for one chance in 2**32, as torch reads 32 bits of what it is seeded with."""
+    for one chance in 2**32, as torch reads 32 bits of what it is seeded with. Those of (seed, n), a step's, are what
+    `evaluation.batch_seed(seed, n)` seeds too."""
     words = (seed, *position)
     # numpy fills up with zeros, and splits what exceeds 32 bits: tuples of two, and of three or four that end in no
     # zero, are the ones that it keeps apart; all others differ by their digest

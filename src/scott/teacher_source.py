@@ -19,7 +19,7 @@ class TeacherParts:
     """Of a file: the pipeline folder or hub id with its config files and tokenizers. Those of SD1.5, SD2.1, SDXL,
     SD3, SD3.5 and FLUX.1-dev are known."""
     teacher_lora: tuple[str, ...] = ()
-    """LoRA files that are merged into the teacher before it is distilled, each FILE or FILE:SCALE."""
+    """LoRA files that are merged into the teacher, each FILE or FILE:SCALE."""
     vae: str | None = None
     """Another VAE: its folder or hub id, that of a pipeline, or its file."""
     prediction: Literal["epsilon", "v", "v-ztsnr"] | None = None

@@ -14,6 +14,9 @@ from PIL import Image
 from tests.app.conftest import FEWER, MORE, WARNING
 
 from scott.app import drawing
+from scott.app.models import Models
+from scott.app.page import build, serve
+from scott.commands.plan import planned
 from scott.recipes.configs import mini
 
 OMEGA = mini().drawn_guidance
@@ -213,17 +216,26 @@ def test_a_run_is_planned(page):
 
 @pytest.mark.parametrize("width", [1280, 480])
 def test_it_fits_its_window(page, width, tmp_path):
-    """Also makes docs/app.png, where SCOTT_APP_PICTURES names that folder."""
     page.set_viewport_size({"width": width, "height": 900})
-    folder = Path(os.environ.get("SCOTT_APP_PICTURES", tmp_path))
     for tab in ("Plan", "Watch", "Draw"):
         if tab == "Draw":
             page.reload()
             page.get_by_alt_text(f"in {MORE} steps").wait_for()
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
-        name = "app" if (tab, width) == ("Draw", 1280) else f"app-{tab.lower()}-{width}"
-        page.screenshot(path=(folder if name == "app" else tmp_path) / f"{name}.png")
+        page.screenshot(path=tmp_path / f"app-{tab.lower()}-{width}.png")
+
+
+@pytest.mark.skipif("SCOTT_APP_PICTURES" not in os.environ, reason="makes docs/app.png in the folder that it names")
+def test_the_picture_on_the_first_page(browser, runs):
+    """One student alone, as who has just made it sees it."""
+    view = build(Models([str(runs[0])]), planned)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(serve(view, "127.0.0.1", None))
+    page.get_by_alt_text(f"in {MORE} steps").wait_for(timeout=90_000)
+    page.screenshot(path=Path(os.environ["SCOTT_APP_PICTURES"]) / "app.png")
+    page.close()
+    view.close()
 
 
 def test_on_a_phone_two_pictures_stand_in_a_row_and_a_grid_keeps_its_size(page, runs):

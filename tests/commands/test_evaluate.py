@@ -15,7 +15,7 @@ from scott.app.models import Models, teacher_source
 from scott.commands.evaluate import check_replaced, evaluate_target
 from scott.data.sources import open_source
 from scott.errors import UserError
-from scott.evaluation import Results
+from scott.evaluation import Results, networks
 from scott.evaluation.evaluating import evaluate_stored
 from scott.evaluation.pictures import save_picture
 from scott.evaluation.references import source_reference
@@ -328,6 +328,24 @@ def test_diversity_stands_beside_the_datas_whatever_else_is_measured(command_lin
     assert (floor.name, set(floor.metrics) >= {"diversity", "style 3D"}) == (FLOOR, True)
     assert row.metrics["diversity"].floor == floor.metrics["diversity"].value
     assert "Diversity and styles: 2 pictures of each of 10 captions." in out
+
+
+def test_only_what_a_metric_reads_is_loaded(command_line, tmp_path, monkeypatch):
+    """No Inception for the CLIP score of other data, nor any network for what pictures themselves show."""
+    monkeypatch.setattr(networks, "NETWORKS", {"inception": lambda *_: pytest.fail("nothing reads it")})
+    words = ["--steps", 1, "--samples", 10, "--bootstrap", 0, "--guidance", 2.5, "--features", "inception"]
+    for metrics, loaded in ((("clip-score",), {"clip"}), (("place",), set())):
+        file = tmp_path / f"{metrics[0]}.json"
+        code, _, error = command_line("evaluate", "mini", "--metrics", *metrics, *words, "--out", file)
+        assert code == 0, error
+        results = Results.load(file)
+        assert results.meta.get("networks", {}).keys() == loaded
+        assert results.rows[-1].metrics.keys() == {*metrics}
+    monkeypatch.setattr(networks, "NETWORKS", {"inception": lambda *_: embedded.load_features()})
+    more = ["--metrics", "clip-score", "--diversity", 2, "--out", tmp_path / "diversity.json"]
+    code, _, error = command_line("evaluate", "mini", *words, *more)
+    assert code == 0, error
+    assert Results.load(tmp_path / "diversity.json").meta["networks"].keys() == {"clip", "features"}
 
 
 def test_one_process_measures_stored_pictures(command_line, asked, stored, monkeypatch):

@@ -51,6 +51,8 @@ def test_help_has_every_setting_once_with_the_recipes_default(recipe, command_li
         has_none = field.name == "data" and recipe not in ("mini", "auto")
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         assert " ".join(default.split()) == ("" if has_none else "none" if value in (None, ()) else shown)
+        assert "_" not in field.name or f"`{field.name}`" not in text, "a flag is named as it is given"
+    assert "_SETTINGS" not in text
 
 
 def test_help_says_what_the_other_method_and_student_change(command_line, monkeypatch):

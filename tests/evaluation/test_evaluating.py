@@ -17,7 +17,8 @@ from scott.evaluation import (
     pictures,
 )
 from scott.evaluation.evaluating import Diversity
-from scott.evaluation.measures import Figure, few, figures, too_small
+from scott.evaluation.matrices import resamples
+from scott.evaluation.measures import Figure, Resampled, few, figures, over_seeds, too_small
 from scott.evaluation.pictures import is_whole
 from scott.evaluation.references import Reference
 
@@ -211,6 +212,45 @@ def test_an_interval_holds_the_mean_over_a_samplers_samples(name: str) -> None:
     mean = sum(figure.value for figure in found) / 60
     assert sum(figure.interval[0] <= mean <= figure.interval[1] for figure in found) >= 50
     assert all(figure.interval[0] >= 0 and (name == "fid" or figure.interval[1] <= 1) for figure in found)
+
+
+def test_the_interval_of_several_seeds_is_that_of_their_mean() -> None:
+    """The cosine is a mean over captions, so that resamples of the seeds' mean are means of each caption's own mean."""
+    texts = MeanColour().texts(PROMPTS)
+    cosines = []
+    for seed in (3, 4):
+        fakes = torch.cat([paint(PROMPTS[i : i + 3], batch_seed(seed, i // 3)) for i in (0, 3, 6)])
+        fakes = ((255 * fakes).round() / 255).mean(dim=(2, 3))
+        cosines.append(torch.cosine_similarity(fakes.double(), texts.double()))
+    resampled = resamples(7, 30)[1:] @ torch.stack(cosines).mean(dim=0) / 7
+    figure = run(of=reference(replicates=30), seeds=(3, 4)).metrics["clip-score"]
+    low, high = figure.interval
+    assert (low + high) / 2 == pytest.approx(figure.value)
+    assert high - low == pytest.approx(2 * 1.96 * resampled.std().item(), rel=1e-5)
+
+
+def test_the_interval_of_several_seeds_keeps_a_metrics_bounds_and_its_whole_side() -> None:
+    def coverage(*values: float) -> dict[str, Resampled]:
+        return {"coverage": Resampled(torch.tensor(values, dtype=torch.float64), (0.0, 1.0))}
+
+    figure = over_seeds([coverage(0.96, 0.94, 0.98), coverage(1.0, 0.98, 1.0)])["coverage"]
+    half = 1.96 * torch.tensor([0.96, 0.99]).std().item()
+    assert (figure.value, figure.seeds) == (pytest.approx(0.98), (0.96, 1.0))
+    assert figure.interval == (pytest.approx(0.98 - half), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "instrument", "fakes"),
+    [
+        ("density", "features", [[0.0] * 4, [0.3] * 4, *[[9.0] * 4] * 10]),
+        ("spread", "features", [[6.0] * 4, *[[0.0] * 4] * 11]),
+        ("cmmd", "clip-l", [[1.0, 0, 0, 0], [-1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, -1.0, 0, 0]]),
+    ],
+)
+def test_what_cannot_be_negative_has_no_interval_below_0(name: str, instrument: str, fakes: list[list[float]]) -> None:
+    real = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    figure = figures([name], {instrument: real}, {}, {instrument: torch.tensor(fakes)}, 60)[name]
+    assert figure.interval[0] == 0 < figure.value < figure.interval[1]
 
 
 def test_an_interval_leaves_out_what_other_real_pictures_would_add() -> None:

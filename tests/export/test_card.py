@@ -1,6 +1,7 @@
 """A card says what the student is, and its snippet draws with it as it stands."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from scott.diffusion import FlowSchedule, JumpGrid
 from scott.errors import UserError
 from scott.evaluation import Results, Row
 from scott.export.card import FOLDERS, card, front_matter, results_of, teacher_licence, with_paths, write_cards
@@ -26,6 +28,7 @@ from scott.export.pipeline import save_student
 from scott.export.places import is_hub_id
 from scott.export.schedules import flow_sigmas
 from scott.export.single_file import FILE, save_checkpoint
+from scott.export.trained import network_times
 from scott.mini.embedded import TEACHER
 from scott.recipes import mini
 from scott.teacher_source import TeacherSource
@@ -142,8 +145,8 @@ def test_a_loras_card_says_what_it_goes_on_elsewhere(make_trained, tmp_path):
     info = replace(trained.info, resolution=768)
     (how,) = re.findall("\nThe teacher's checkpoint.*", card(replace(trained.config, **given), info, "lora", tmp_path))
     assert how.startswith(
-        "\nThe teacher's checkpoint, VAE `better.safetensors`, `style.safetensors` at strength 0.5, this LoRA at "
-        "strength 1, 768 x 768 pixels, sampler LCM, CFG 1"
+        "\nThe teacher's checkpoint, VAE `better.safetensors`, `style.safetensors` at strength 0.5, the student's "
+        "LoRA at strength 1, 768 x 768 pixels, sampler LCM, CFG 1"
     )
 
 
@@ -181,6 +184,7 @@ def test_a_lora_has_its_guidance_built_in_and_a_flow_has_sigmas(make_trained, tm
         assert said in text
     config = mini(train="lora")
     text = card(config, trained.info, "lora", tmp_path)
+    assert "jump 100 in 1 sub-step, each used 3 times" in text
     assert "from_pretrained(TEACHER, torch_dtype=torch.float32)" in text
     assert "(clean; drawn fakes), after 60% of the steps; rates fall over the last 10% of the steps" in text
     assert (
@@ -213,6 +217,19 @@ def test_a_flows_card_has_the_node_and_the_sigmas_of_its_size(make_trained, fami
             assert [float(sigma) for sigma in simple] == pytest.approx(flow_sigmas(shift, len(wanted)), abs=1e-4)
     assert "scott export RUN --to lora" in "".join(elsewhere(config, info, "diffusers"))
     assert "for diffusers" in elsewhere(config, replace(info, train="full"), "diffusers")[1]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "mu", "own"),
+    [("FluxPipeline", 1.15, True), ("FluxPipeline", 0.63, False), ("ChromaPipeline", 1.15, False)],
+)
+def test_no_node_is_needed_where_comfyuis_own_shift_is_the_students(make_trained, pipeline, mu, own):
+    """FLUX's at 1024 px, and not at 512."""
+    grid, trained = JumpGrid(FlowSchedule(math.exp(mu), evenly=True)), make_trained("flux")
+    times = {str(steps): network_times(grid, steps) for steps in (1, 2, 4, 8)}
+    _, how, table = elsewhere(trained.config, replace(trained.info, times=times, pipeline=pipeline), "lora")
+    assert f"ModelSamplingAuraFlow at shift {math.exp(mu):.2f}" in table
+    assert ("behind the node that it names, or without one" in how) == own
 
 
 def test_what_no_program_draws_is_said_to_be_for_diffusers(make_trained):
@@ -279,6 +296,22 @@ def test_a_card_says_what_a_student_started_as(make_trained, tmp_path):
     assert started(init="owner/student") == ["`owner/student`"]
     assert started(init=str(tmp_path / "lora.safetensors")) == ["`lora.safetensors`"]
     assert started(continue_from=str(tmp_path / "before")) == ["`before`, with its critic and optimizers"]
+
+
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ({"teacher": "owner/model-1.5"}, "# model-1.5 in 1, 2, 4 or 8 steps, by SCott"),
+        ({"teacher": "/here/my teacher", "method": "lcm"}, "# my teacher in 1, 2, 4 or 8 steps, by LCM"),
+    ],
+)
+def test_a_cards_title_says_of_what_the_student_is(make_trained, tmp_path, given, title):
+    trained = make_trained("sd1", "full")
+    assert card(replace(trained.config, **given), trained.info, "diffusers", tmp_path).splitlines()[0] == title
+    hub = card(trained.config, trained.info, "diffusers", tmp_path, hub=True, base="owner/base")
+    assert hub.startswith("# base in 1, 2, 4 or 8 steps, by ")
+    few = replace(trained.info, times={"1": [999]})
+    assert card(trained.config, few, "diffusers", tmp_path).splitlines()[0].endswith(" in 1 step, by SCott")
 
 
 @pytest.mark.parametrize("method", ["scott", "paper", "lcm"])

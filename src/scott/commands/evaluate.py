@@ -15,7 +15,7 @@ from scott.data.preparation import Report
 from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
-from scott.evaluation import Reference, Results
+from scott.evaluation import Instruments, Reference, Results
 from scott.evaluation.evaluating import evaluate_all, evaluate_stored
 from scott.evaluation.measures import METRICS
 from scott.evaluation.networks import instruments
@@ -178,8 +178,10 @@ def _check_drawn(steps: Sequence[int], measured: Measured) -> None:
 def reference_of(target: Target, measured: Measured, protocol: Protocol, tick: Tick) -> Reference:
     """What the target is measured on: the protocol's, or of stored pictures their own captions."""
     features, samples = measured.features or protocol.features, protocol.samples_of(measured)
-    clip = protocol.clip, measured.models, best_device(), embedded.clip_folder
-    read = instruments(measured.metrics, features, *clip) if processes()[0] == 0 else {}
+    read: Instruments = {}
+    if processes()[0] == 0:
+        clip = protocol.clip, measured.models, best_device(), embedded.clip_folder
+        read = instruments(measured.metrics, features, *clip, diversity=measured.diversity > 0)
     if stored := target.stored:
         samples = min(samples, len(stored.prompts))
     reference = protocol.reference(measured, samples, target.size, read, tick)

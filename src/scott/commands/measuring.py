@@ -37,7 +37,7 @@ class Evaluate:
 class Compare:
     """Results side by side: a table, quality against cost, the gap closed."""
 
-    results: Positional[tuple[Path, ...]] = ()
+    results: Positional[Annotated[tuple[Path, ...], arg(metavar="[RESULTS ...]")]] = ()
     """Files that `scott evaluate` wrote."""
     out: Path | None = None
     """A folder for comparison.md, .csv, .json and .svg."""

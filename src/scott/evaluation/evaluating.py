@@ -16,10 +16,11 @@ from scott.evaluation.measures import (
     METRICS,
     SPREAD_CAPTIONS,
     Figure,
+    Resampled,
     few,
-    figures,
-    mean_figures,
+    means,
     over_seeds,
+    resampled,
     too_small,
 )
 from scott.evaluation.pictures import (
@@ -65,7 +66,7 @@ def evaluate(
     samples = len(reference.prompts)
     if samples < 2 or batch_size < 1:
         raise ValueError(f"got {samples} prompts, batch size {batch_size}; expected at least 2 and 1")
-    each: list[dict[str, Figure]] = []
+    each: list[dict[str, Resampled]] = []
     costs: list[Cost] = []
     warm = False
     for seed in seeds:
@@ -74,7 +75,7 @@ def evaluate(
         if folder is not None:
             batches.draw_own(progress)
         if process[0] == 0:
-            each.append(_figures(batches, reference, reference.replicates if not each else 0, costs, progress))
+            each.append(_measured(batches, reference, costs, progress))
         warm = batches.warm
     if process[0] > 0:
         return Row(name, sampler.steps, sampler.network_calls, None, samples=samples)
@@ -89,13 +90,12 @@ def evaluate_stored(
     is what all of them say, and seconds are of the batches that say them."""
     costs: list[Cost] = []
     batches = pictures.batches(len(reference.prompts), batch_size)
-    each = [_figures(batches, reference, reference.replicates, costs, progress)]
-    row = _row(pictures.name, each, costs, reference)
+    row = _row(pictures.name, [_measured(batches, reference, costs, progress)], costs, reference)
     return replace(row, **pictures.drawn)
 
 
-def _row(name: str, each: list[dict[str, Figure]], costs: Sequence[Cost], reference: Reference) -> Row:
-    """Of the figures of each seed and of the seconds and pictures of each batch, the first of which warms up; others
+def _row(name: str, each: Sequence[Mapping[str, Resampled]], costs: Sequence[Cost], reference: Reference) -> Row:
+    """Of the metrics of each seed and of the seconds and pictures of each batch, the first of which warms up; others
     whose seconds are not known are passed over too."""
     samples, metrics = len(reference.prompts), over_seeds(each, reference.floors)
     remarks = [few(samples)]
@@ -106,13 +106,12 @@ def _row(name: str, each: list[dict[str, Figure]], costs: Sequence[Cost], refere
     return Row(name, 0, 0, cost, samples=samples, metrics=metrics, remark=remark)
 
 
-def _figures(
+def _measured(
     batches: Iterable[tuple[Tensor, float | None]],
     reference: Reference,
-    replicates: int,
     costs: list[Cost],
     progress: Progress | None,
-) -> dict[str, Figure]:
+) -> dict[str, Resampled]:
     """Of one seed's pictures; adds seconds and pictures of each batch to `costs`."""
     parts, shown = defaultdict(list), defaultdict(list)
     done = 0
@@ -127,8 +126,8 @@ def _figures(
         if progress is not None:
             progress(done, len(reference.prompts))
     fake = {instrument: torch.cat(some) for instrument, some in parts.items()}
-    found = figures(reference.metrics, reference.real, reference.texts, fake, replicates)
-    return found | mean_figures(shown, replicates)
+    found = resampled(reference.metrics, reference.real, reference.texts, fake, reference.replicates)
+    return found | means(shown, reference.replicates)
 
 
 @dataclass
@@ -167,7 +166,7 @@ class Diversity:
             distances.append(torch.pdist(instrument.images(images).double()).mean())
             for name, values in (read(images, [prompt] * self.count) if read else {}).items():
                 shown[name].append(values.nanmean())
-        return mean_figures({"diversity": distances, **shown}, replicates)
+        return over_seeds([means({"diversity": distances, **shown}, replicates)])
 
 
 def evaluate_all(

@@ -62,21 +62,22 @@ def _mean_preference(texts: Tensor, fake: Tensor, weights: Tensor) -> Tensor:
     return 100 * _mean_cosine(texts, fake, weights)  # PickScore's exp(logit_scale) is at CLIP's bound, 100
 
 
-_distance: dict[str, Any] = {"values": frechet_distances, "bounds": (0, math.inf)}
-_share: dict[str, Any] = {"higher_is_better": True, "bounds": (0, 1)}
+_positive = (0.0, math.inf)
+_distance: dict[str, Any] = {"values": frechet_distances, "bounds": _positive}
+_share: dict[str, Any] = {"higher_is_better": True, "bounds": (0.0, 1.0)}
 METRICS = {
     "fid": Metric(FEATURES, **_distance),
     "fid-clean": Metric("inception-clean", **_distance),
     "kid": Metric(FEATURES, kid),
     "precision": Metric(FEATURES, **_share),
     "recall": Metric(FEATURES, **_share),
-    "density": Metric(FEATURES, higher_is_better=True),
+    "density": Metric(FEATURES, higher_is_better=True, bounds=_positive),
     "coverage": Metric(FEATURES, **_share),
-    "spread": Metric(FEATURES, spread),
+    "spread": Metric(FEATURES, spread, bounds=_positive),
     "fd-dinov2": Metric("dinov2", **_distance),
     "fd-efficientnet": Metric("efficientnet", **_distance),
     "clip-fid": Metric("clip-b", **_distance),
-    "cmmd": Metric("clip-l", cmmd),
+    "cmmd": Metric("clip-l", cmmd, bounds=_positive),
     "clip-score": Metric("clip", _mean_cosine, captions=True, higher_is_better=True),
     "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True),
 }
@@ -92,9 +93,10 @@ class Figure:
     value: float
     """Mean over seeds."""
     interval: tuple[float, float] | None = None
-    """95 % over the sampler's samples, of the first seed: value ± 1.96 standard deviations of the bootstrap. About the
-    value, since a resample, which repeats samples, is biased as a smaller sample is; and by the deviation, which as few
-    resamples tell better than quantiles of 2.5 %. Real pictures and balls are kept as they are."""
+    """95 % over the sampler's samples: value ± 1.96 standard deviations of the bootstrap, which draws the same captions
+    again for every seed. About the value, since a resample, which repeats samples, is biased as a smaller sample is;
+    and by the deviation, which as few resamples tell better than quantiles of 2.5 %. Real pictures and balls are kept
+    as they are."""
     floor: float | None = None
     """The metric of as many real pictures as the sampler drew."""
     seeds: tuple[float, ...] = ()
@@ -104,6 +106,15 @@ class Figure:
     def excess(self) -> float | None:
         """Over the floor: what is left of a distance when the bias of a finite sample is taken off."""
         return None if self.floor is None else self.value - self.floor
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of one set of samples."""
+
+    values: Tensor
+    """(1 + R,): of the set as it is, then of its resamples, which are alike for all sets of as many."""
+    bounds: tuple[float, float]
 
 
 def check_metrics(names: Collection[str]) -> None:
@@ -119,10 +130,16 @@ def instruments_of(metrics: Collection[str]) -> set[str]:
 def figures(
     metrics: Collection[str], real: FeatureSets, texts: FeatureSets, fake: FeatureSets, replicates: int = 0
 ) -> dict[str, Figure]:
-    """The figures of one set of fakes, with intervals where there are `replicates`.
+    """The figures of one set of fakes, with intervals where there are `replicates`; see `resampled`."""
+    return over_seeds([resampled(metrics, real, texts, fake, replicates)])
 
-    A metric is left out where it has nothing to compare with: real features, or captions'.
-    """
+
+def resampled(
+    metrics: Collection[str], real: FeatureSets, texts: FeatureSets, fake: FeatureSets, replicates: int
+) -> dict[str, Resampled]:
+    """Each metric of one set of fakes, left out where it has nothing to compare with: real features, or captions'."""
+    if not metrics:
+        return {}
     (count,) = {len(features) for features in fake.values()}
     weights = resamples(count, replicates)
     found: dict[str, Tensor] = {}
@@ -134,41 +151,35 @@ def figures(
     near = [name for name in neighbours.NAMES if name in metrics]
     if near and FEATURES in real:
         found |= neighbours.neighbours(real[FEATURES], fake[FEATURES], weights, only=near)
-    return {name: Figure(values[0].item(), _interval(values, *METRICS[name].bounds)) for name, values in found.items()}
+    return {name: Resampled(values, METRICS[name].bounds) for name, values in found.items()}
 
 
-def _interval(values: Tensor, least: float, most: float) -> tuple[float, float] | None:
-    value, replicates = values[0], values[1:]
-    if len(replicates) < 2:
-        return None
-    half = 1.96 * replicates.std()
-    return (value - half).clamp(min=least).item(), (value + half).clamp(max=most).item()
-
-
-def over_seeds(each: list[dict[str, Figure]], floor: Mapping[str, Figure]) -> dict[str, Figure]:
-    """One figure a metric of several seeds' figures, beside the floor's; the first one's interval, about their mean."""
+def over_seeds(each: Sequence[Mapping[str, Resampled]], floor: Mapping[str, Figure] | None = None) -> dict[str, Figure]:
+    """One figure a metric of several seeds, of as many samples each, beside the floor's."""
     found = {}
-    for name, first in each[0].items():
-        values = tuple(one[name].value for one in each)
-        shift = fmean(values) - first.value
-        interval = None if first.interval is None else (first.interval[0] + shift, first.interval[1] + shift)
-        real = floor[name].value if name in floor else None
-        found[name] = Figure(fmean(values), interval, real, values if len(values) > 1 else ())
+    for name in each[0]:
+        several = [one[name] for one in each]
+        values = torch.stack([one.values for one in several])
+        seeds, replicates = tuple(values[:, 0].tolist()), values[:, 1:].mean(dim=0)
+        value, interval = fmean(seeds), None
+        if len(replicates := replicates[replicates.isfinite()]) > 1:
+            half = 1.96 * replicates.std().item()
+            least, most = min(one.bounds[0] for one in several), max(one.bounds[1] for one in several)
+            interval = max(least, value - half), min(most, value + half)
+        real = floor[name].value if floor and name in floor else None
+        found[name] = Figure(value, interval, real, seeds if len(seeds) > 1 else ())
     return found
 
 
-def mean_figures(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict[str, Figure]:
+def means(shown: Mapping[str, Sequence[Tensor]], replicates: int) -> dict[str, Resampled]:
     """Name → mean of its values, in parts, over those that are not NaN; left out where all are."""
     found = {}
     for name, parts in shown.items():
         values = torch.cat([part.reshape(-1) for part in parts]).double()
         if (known := values.isfinite()).any():
             weights = resamples(len(values), replicates)
-            means = weights @ values.where(known, 0) / (weights @ known.double())
-            some = values[known]
-            found[name] = Figure(
-                means[0].item(), _interval(means[means.isfinite()], some.min().item(), some.max().item())
-            )
+            some, mean = values[known], weights @ values.where(known, 0) / (weights @ known.double())
+            found[name] = Resampled(mean, (some.min().item(), some.max().item()))
     return found
 
 

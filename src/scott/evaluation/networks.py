@@ -57,6 +57,8 @@ def instruments(
     paths: Mapping[str, str],
     device: Device,
     folder: Callable[[str], str | Path],
+    *,
+    diversity: bool = False,
 ) -> Instruments:
     """The networks that the metrics read; one that two names stand for is loaded once.
 
@@ -65,11 +67,12 @@ def instruments(
         score: the CLIP of the CLIP score, where `paths` have none and `features` is none.
         paths: name → weights instead of the usual ones.
         folder: what a CLIP's name stands for.
+        diversity: whether it is measured too, which reads the features whatever the metrics read.
     """
     clip_name = None if features in NETWORKS else features
     given: dict[str, str | None] = {"clip": clip_name or score, "inception-clean": paths.get("inception")} | dict(paths)
     made, found = cache(lambda kind, path: load(kind, path, device)), {}
-    for name in sorted(instruments_of(metrics) | {FEATURES}):
+    for name in sorted(instruments_of(metrics) | ({FEATURES} if diversity else set())):
         kind = name if name != FEATURES else "clip" if clip_name else features
         path = clip_name if name == FEATURES and clip_name else given.get(kind)
         path = str(folder(path)) if path else None

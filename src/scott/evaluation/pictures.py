@@ -111,10 +111,12 @@ def write_captions(folder: Path, prompts: Sequence[str]) -> None:
 
 
 def batch_seed(seed: int, batch: int) -> int:
-    """Seed of the `batch`-th batch, in [0, 2³²); neither batches nor runs of near seeds share noise.
+    """Seed of the `batch`-th batch, in [0, 2³²): those of any two batches or runs differ, but for one chance in 2³².
 
-    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between
-    versions.
+    The first word of `numpy.random.SeedSequence([seed, batch])`, whose output numpy keeps stable between versions.
+    Torch reads the same 32 bits of `rng.generator_for(seed, batch)`: where a training has the same seed, its step n
+    draws from the stream of batch n, and most values of one's noise stand in the other's, at another place. The
+    defaults, 1 here and 0 there, share none. Published figures hang on these seeds.
     """
     return int(np.random.SeedSequence([seed, batch]).generate_state(1)[0])
 

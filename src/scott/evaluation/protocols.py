@@ -8,6 +8,10 @@ Pictures are cropped at their centre and resized by Lanczos, real and drawn alik
 pictures, they are those whose names have the smallest SHA-256, in that order: one that anyone can compute and that
 favours nothing. coco2014-30k.txt beside this file has the ids of those of val2014. Another list of names replaces it
 (`chosen`).
+
+The real pictures of coco2014-30k are its captions' own; GigaGAN's evaluator and DMD hold pictures of as many captions
+against the whole of val2014. A Fréchet distance depends on the real pictures: published figures, the paper's too,
+compare only where theirs are the same.
 """
 
 import csv

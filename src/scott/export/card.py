@@ -99,7 +99,7 @@ def card(
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())]
     unit = "the network's σ" if is_flow else "training steps"
     parts = [
-        "# A few-step student",
+        _title(config, info, base),
         _LCM if config.method == "lcm" else _SCOTT,
         "\n".join(table),
         f"Times: for each number of steps, where the network is called, in {unit}. Guidance is written "
@@ -110,6 +110,13 @@ def card(
         *(_measured(placed_results(one, hub=hub)) for one in results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _title(config: DistillConfig, info: StudentInfo, base: str | None) -> str:
+    name = " ".join(Path(_teachers_name(config, base)).name.split())
+    *fewer, most = info.times
+    steps = f"{', '.join(fewer)} or {most} steps" if fewer else f"{most} step{'s'[: int(most) - 1]}"
+    return f"# {name} in {steps}, by {'LCM' if config.method == 'lcm' else 'SCott'}"
 
 
 def _rows(config: DistillConfig, info: StudentInfo) -> dict[str, str]:
@@ -193,13 +200,16 @@ def _as_path(name: str) -> str:
 
 
 def _teacher(config: DistillConfig, info: StudentInfo, base: str | None) -> str:
-    name = base or (config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name)
     weights = f", weights {info.base['sha256'][:12]}" if info.base else ""
     merged = "".join(f", with `{file.name}` merged in at {scale:g}" for file, scale in config.loras)
     vae = f", VAE `{shown(config.vae)}`" if config.vae else ""
     variant = f", variant {config.variant}" if config.variant else ""
     variant += f", read as one of {config.prediction}" if config.prediction else ""
-    return f"`{name}` (`{info.pipeline}`{weights}{variant}){merged}{vae}"
+    return f"`{_teachers_name(config, base)}` (`{info.pipeline}`{weights}{variant}){merged}{vae}"
+
+
+def _teachers_name(config: DistillConfig, base: str | None) -> str:
+    return base or (config.teacher if is_hub_id(config.teacher) else Path(config.teacher).name)
 
 
 def _data(config: DistillConfig) -> str:
@@ -222,7 +232,7 @@ def method_of(config: DistillConfig) -> str:
     critic = game if config.has_critic else "no critic"
     times = f", at the {config.times} times" if config.times != "all" else ""
     reuse = f", each used {config.jump_reuse} times" if config.jump_reuse > 1 else ""
-    walk = f"jump {config.jump} in {config.substeps} sub-steps{times}{reuse}"
+    walk = f"jump {config.jump} in {config.substeps} sub-step{'s'[: config.substeps - 1]}{times}{reuse}"
     weighting = f" weighted by {config.weighting}" if config.weighting != "uniform" else ""
     decay = f"; rates fall over the last {config.decay:.0%} of the steps" if config.decay else ""
     return f"{config.method}: {solver}; {walk}; {config.loss} loss{weighting}; {critic}{decay}"

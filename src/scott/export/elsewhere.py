@@ -4,7 +4,7 @@ called. What is said of them is by their code (`schedules.py`; which LoRA files 
 from collections.abc import Iterable, Mapping, Sequence
 
 from scott.export.info import StudentInfo
-from scott.export.schedules import FLOW_NODES, PROGRAMS, flow_shift, flow_sigmas, furthest, nearest
+from scott.export.schedules import FLOW_NODES, OWN_SHIFTS, PROGRAMS, flow_shift, flow_sigmas, furthest, nearest
 from scott.export.snippet import shown
 from scott.training.config import DistillConfig
 
@@ -65,12 +65,14 @@ def flow_table(pipeline: str, times: Mapping[str, Sequence[float]]) -> str:
 
 def _flow(config: DistillConfig, info: StudentInfo, kind: str) -> str:
     guidance = f", FluxGuidance at {info.guidance:g}" if info.takes_guidance else ""
+    is_own = OWN_SHIFTS.get(info.pipeline) == flow_shift(info.times["2"][1])
+    without = ", or without one, since its shift is ComfyUI's own of this family" if is_own else ""
     return (
         f"In ComfyUI: the teacher{_under(config)}, {_lora(kind)} at strength 1 (`comfy/lora.py` has its names)"
         f"{guidance}, {_size(info)}and SamplerCustom at CFG 1 with the sampler lcm and the σ below in ManualSigmas, "
         "a node of newer versions. KSampler with the sampler lcm, CFG 1 and the scheduler simple stops at those of "
-        "the last column, behind the node that it names. A1111's LCM sampler is one of noise prediction, so that it "
-        "draws no flow."
+        f"the last column, behind the node that it names{without}. A1111's LCM sampler is one of noise "
+        "prediction, so that it draws no flow."
     )
 
 
@@ -85,7 +87,7 @@ def _size(info: StudentInfo) -> str:
 
 
 def _lora(kind: str) -> str:
-    return "this LoRA" if kind in ("lora", "kohya") else "the student's LoRA (`scott export RUN --to lora`)"
+    return "the student's LoRA" + ("" if kind in ("lora", "kohya") else " (`scott export RUN --to lora`)")
 
 
 def _list(values: Iterable[float]) -> str:

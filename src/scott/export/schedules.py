@@ -78,6 +78,9 @@ FLOW_NODES = {"StableDiffusion3Pipeline": "ModelSamplingSD3"} | dict.fromkeys(
     "ModelSamplingAuraFlow",
 )
 """Pipeline of a flow that ComfyUI reads → its node that sets the shift, and feeds the network 1000 σ (SD3) or σ."""
+OWN_SHIFTS = {"FluxPipeline": 3.16}
+"""Pipeline → the shift that ComfyUI gives it without a node, where students may have the same: e^1.15 at every size
+(ModelSamplingFlux), to two decimals."""
 
 
 def schedule_of(pipeline: str) -> DiscreteSchedule:

@@ -15,8 +15,8 @@ class Adversary:
     adversarial_weighting: Literal["same", "uniform", "snr+1"] = "same"
     """Weight of L_adv at a time: as L_CD's, 1 (the paper's), or α²/σ² + 1 over its mean."""
     critic_start: float = 0.0
-    """Fraction of the steps, the first ones, that have no critic and cost what they do without one. Past `warmup_steps`
-    the critic begins at its full rate: `critic_warmup` trains it alone first."""
+    """Fraction of the steps, the first ones, that have no critic and cost what they do without one. Past
+    --warmup-steps the critic begins at its full rate: --critic-warmup trains it alone first."""
     critic_warmup: int = 0
     """Steps from there in which the critic learns and L_adv counts nothing."""
     adversarial_ramp: int = 0

@@ -37,8 +37,8 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     out: Path
     """The run folder. The same command on a folder that holds the run resumes it."""
     method: Literal["scott", "paper", "lcm"] = "scott"
-    """Which settings the recipe starts from: its own, the paper's (`PAPER_SETTINGS`) or LCM's (`LCM_SETTINGS`); a flag
-    that is given still wins."""
+    """Which settings the recipe starts from: its own, the paper's form, or latent consistency distillation; a flag that
+    is given still wins."""
     seed: int = 0
 
     max_steps: int = 40_000
@@ -46,7 +46,7 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     """Of a step, over all processes."""
     learning_rate: float = 8e-6
     warmup_steps: int = 500
-    """The first steps of a run, over which both rates rise from 0: a critic that comes later (`critic_start`) begins at
+    """The first steps of a run, over which both rates rise from 0: a critic that comes later (--critic-start) begins at
     its full rate."""
     decay: float = 0.0
     """Fraction of the steps, the last ones, over which both rates fall to 0."""
@@ -84,7 +84,8 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     students of U-Nets and of FLUX.1-dev take ω; others are trained for a single one."""
     guidance_max: float = 3.0
     guidance: float | None = None
-    """ω that the student is drawn at, in validation and where none is asked for; the middle of the range by default."""
+    """ω that the student is drawn at, in validation and where none is asked for: the recipe's, or else the middle of
+    the range."""
 
     init: str | None = None
     """What the student starts as, not as the teacher: a run, a LoRA file of any program, or a full student's

@@ -23,4 +23,4 @@ class Pace:
     validation_features: str = "mini"
     """The CLIP that measures: `mini`, or a transformers CLIP folder or hub id."""
     best_metric: Literal["none", "fid", "clip_score", "coverage"] = "none"
-    """The metric whose best checkpoint is kept, measured as `validation_samples` says."""
+    """The metric whose best checkpoint is kept, measured as --validation-samples says."""
