@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -261,6 +261,9 @@ def test_a_students_seconds_are_of_one_thread(folder, monkeypatch):
         (UFOGen, {"steps": 1, "batch_size": 0}, "got --batch-size 0; expected 1 or more"),
         (UFOGen, {"steps": 1, "scenes": 0}, "got --scenes 0; expected 1 or more"),
         (UFOGen, {"steps": 1, "validation": -1}, "got --validation -1; expected 0 or more"),
+        (UFOGen, {"steps": 1, "seed": -1}, "got --seed -1; expected 0 or more"),
+        (UFOGen, {"steps": 1, "snr_floor": -1.0}, "got --snr-floor -1; expected 0 or more"),
+        (UFOGen, {"steps": 1, "ema_decay": 2.0}, "got --ema-decay 2; expected at least 0 and less than 1"),
         (UFOGen, {"cpu_minutes": 1.0, "slower": 0.0}, "got --slower 0; expected a finite number above 0"),
     ],
 )
@@ -280,6 +283,16 @@ def test_a_run_that_is_older_than_an_option_goes_on_at_its_default(trained):
     file.write_text(json.dumps(options))
     with pytest.raises(UserError, match="with other slower"):
         replace(whole, slower=2.0).train()
+
+
+@pytest.mark.parametrize(("made", "other"), [("ufogen", InstaFlow), ("instaflow", UFOGen)])
+def test_a_run_of_one_method_is_none_of_the_other(trained, made, other):
+    whole, _ = trained(made)
+    common = {field.name: getattr(whole, field.name) for field in fields(student.Baseline)}
+    before = (whole.out / "options.json").read_bytes()
+    with pytest.raises(UserError, match="is of a run with other"):
+        other(**common).train()
+    assert (whole.out / "options.json").read_bytes() == before
 
 
 # --- UFOGen's game -------------------------------------------------------------------------------------------
@@ -344,10 +357,12 @@ def test_a_reconstruction_with_a_floor_is_one_of_x0_where_noise_prevails(trained
 
 def test_the_table_of_trials_is_of_their_lines():
     page = (HERE / "README.md").read_text()
-    for line in map(json.loads, (HERE / "trials.jsonl").read_text().splitlines()):
+    lines = [json.loads(line) for line in (HERE / "trials.jsonl").read_text().splitlines()]
+    assert len(lines) == page.count("experiments.baselines.ufogen --scenes 65536 --steps 500")
+    for line in lines:
         cells = [f"{by['fid']:.1f}, {by['coverage']:.3f}" for by in line["steps"].values()]
         rate, floor = (line["settings"].get(name, usual) for name, usual in (("learning_rate", 1e-4), ("snr_floor", 0)))
-        assert f"| {rate:g} | {floor:g} | {' | '.join(cells)} |" in page
+        assert f"| {f'{rate:.0e}'.replace('e-0', 'e-')} | {floor:g} | {' | '.join(cells)} |" in page
 
 
 def test_the_reconstruction_is_the_error_of_epsilon(trained):

@@ -7,7 +7,7 @@ from typing import Any
 from scott.errors import UserError
 
 LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "scenes": 1, "validation": 0}
-LEAST |= {"pairs": 0, "pair_steps": 1, "flow_steps": 1}
+LEAST |= {"pairs": 0, "pair_steps": 1, "flow_steps": 1, "seed": 0, "snr_floor": 0}
 POSITIVE = ("cpu_minutes", "slower", "learning_rate")
 """Those that are more than 0, and finite."""
 
@@ -20,5 +20,7 @@ def check_ranges(options: Any) -> None:
             expected = "a finite number above 0"
         elif name in LEAST and value is not None and value < LEAST[name]:
             expected = f"{LEAST[name]} or more"
+        elif name == "ema_decay" and not 0 <= value < 1:
+            expected = "at least 0 and less than 1"
         if expected:
             raise UserError(f"got --{name.replace('_', '-')} {value:g}; expected {expected}")

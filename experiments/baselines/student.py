@@ -103,7 +103,8 @@ class Baseline(ABC):
         if "data" not in there:  # the places of teacher and scenes stand for it
             given |= {name: str(getattr(self, name)) for name in ("teacher", "shard")}
             there["data"] = self.made_of
-        if other := [name for name in given if there.get(name) != given[name]]:
+        names = [name for name in there | given if name not in APART or name in given]  # another method has others
+        if other := [name for name in names if there.get(name) != given.get(name)]:
             raise UserError(f"{self.out} is of a run with other {', '.join(other)}; choose another --out")
         write_atomically(file, json.dumps(given, indent=1))
 

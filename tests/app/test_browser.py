@@ -228,7 +228,7 @@ def test_it_fits_its_window(page, width, tmp_path):
 
 @pytest.mark.skipif("SCOTT_APP_PICTURES" not in os.environ, reason="makes docs/app.png in the folder that it names")
 def test_the_picture_on_the_first_page(browser, runs):
-    """One student alone, as who has just made it sees it."""
+    """Makes docs/app.png, and holds nothing: one student alone, as who has just made it sees it."""
     view = build(Models([str(runs[0])]), planned)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(serve(view, "127.0.0.1", None))

@@ -78,8 +78,8 @@ METRICS = {
     "fd-efficientnet": Metric("efficientnet", **_distance),
     "clip-fid": Metric("clip-b", **_distance),
     "cmmd": Metric("clip-l", cmmd, bounds=_positive),
-    "clip-score": Metric("clip", _mean_cosine, captions=True, higher_is_better=True),
-    "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True),
+    "clip-score": Metric("clip", _mean_cosine, captions=True, higher_is_better=True, bounds=(-1.0, 1.0)),
+    "preference": Metric("pickscore", _mean_preference, captions=True, higher_is_better=True, bounds=(-100.0, 100.0)),
 }
 SHOWN = ("place", "size", "background")
 """What is read off a picture itself, where the data allow it (`references.Reference.reading`)."""
@@ -160,14 +160,15 @@ def over_seeds(each: Sequence[Mapping[str, Resampled]], floor: Mapping[str, Figu
     for name in each[0]:
         several = [one[name] for one in each]
         values = torch.stack([one.values for one in several])
-        seeds, replicates = tuple(values[:, 0].tolist()), values[:, 1:].mean(dim=0)
-        value, interval = fmean(seeds), None
-        if len(replicates := replicates[replicates.isfinite()]) > 1:
-            half = 1.96 * replicates.std().item()
+        by_seed, drawn_again = tuple(values[:, 0].tolist()), values[:, 1:].mean(dim=0)
+        drawn_again = drawn_again[drawn_again.isfinite()]
+        value, interval = fmean(by_seed), None
+        if len(drawn_again) > 1:
+            half = 1.96 * drawn_again.std().item()
             least, most = min(one.bounds[0] for one in several), max(one.bounds[1] for one in several)
             interval = max(least, value - half), min(most, value + half)
         real = floor[name].value if floor and name in floor else None
-        found[name] = Figure(value, interval, real, seeds if len(seeds) > 1 else ())
+        found[name] = Figure(value, interval, real, by_seed if len(by_seed) > 1 else ())
     return found
 
 
