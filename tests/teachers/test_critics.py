@@ -1,11 +1,14 @@
 """The critics of the paper's Table 7: what each trains, what it is given, and where its gradients go."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from scott.teachers import LatentBackbone
 
 
 def bit_equal(one, other):
@@ -103,6 +106,26 @@ def test_compiling_reaches_the_critic(make_backbone, inputs, perturb, monkeypatc
     assert 0 < traced() < traced() == traced()
     for mine, theirs in zip(answers(), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_a_network_has_more_graphs_than_dynamo_makes_by_default(monkeypatch):
+    """On a stand-in, since a trace of a real network takes seconds: a graph a model, where training makes more."""
+
+    class Network(nn.Module):
+        adapter = ""
+
+        def forward(self, x):
+            return x + len(self.adapter)
+
+    network, graphs = Network(), []
+    compiled = functools.partialmethod(nn.Module.compile, backend=lambda g, _: graphs.append(g) or g.forward)
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    LatentBackbone.compile(SimpleNamespace(network=network, copies={}, cut={}))
+    for model in range(12):
+        network.adapter = model * "a"
+        assert network(torch.zeros(1)) == model
+        assert len(graphs) == model + 1
 
 
 def test_a_logit_is_the_heads_product_with_what_the_last_layer_is_fed(make_backbone, inputs, family):

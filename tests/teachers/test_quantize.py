@@ -2,6 +2,7 @@
 
 import sys
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ def held(layer):
     if state := getattr(layer.weight, "quant_state", None):
         yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
     elif state := getattr(layer, "state", None):
-        yield state.SCB  # since its first call
+        yield state.SCB
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -64,9 +65,27 @@ def test_student_and_critic_learn_and_the_teacher_stays(teacher_folders, inputs,
         assert torch.equal(backbone.teacher(x, t, cond), teacher)
 
 
+@pytest.mark.parametrize("called", [False, True], ids=["before-its-first-call", "after-it"])
+def test_int8_layers_multiply_by_what_was_moved(teacher_folders, inputs, called):
+    """A move gives a parameter another tensor, on whichever device."""
+    backbone = load_backbone(teacher_folders["sd3"], quantized="int8")
+    backbone.add_student("lora", rank=4, alpha=4.0)
+    if called:
+        with torch.no_grad():
+            backbone.student(*inputs(backbone))
+    layers = [m for m in backbone.network.modules() if isinstance(m, bnb.nn.Linear8bitLt)]
+    for layer in layers:
+        layer.weight.data = layer.weight.data.clone()
+    backbone.place_network("cpu")
+    assert layers
+    for layer in layers:
+        assert layer.weight.CB is None  # else the first call would take it
+        assert layer.state.CB.data_ptr() == layer.weight.data_ptr()
+
+
 def test_it_is_refused_before_anything_is_read_where_bitsandbytes_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match="--quantize needs bitsandbytes; pip install bitsandbytes"):
+    with pytest.raises(UserError, match=r"--quantize needs bitsandbytes \(.*\); pip install bitsandbytes"):
         load_backbone(tmp_path / "nowhere", quantized="nf4")
 
 

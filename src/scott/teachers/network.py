@@ -22,7 +22,10 @@ from scott.teachers import Cond
 from scott.teachers.critic import Critic
 from scott.teachers.family import Family
 from scott.teachers.lora import Adapters, lora_targets
-from scott.teachers.quantize import quantize
+from scott.teachers.quantize import follow, quantize
+
+GRAPHS = 64
+"""That torch.compile may make of a network."""
 
 
 class LatentBackbone(Family):
@@ -50,6 +53,7 @@ class LatentBackbone(Family):
         for module in (self.network, *self.copies.values(), self.critic_model):
             if module is not None:
                 module.to(device)
+        follow(self.network)
 
     def guided_teacher(self, uncond: Cond, omega: float | Tensor, low_memory: bool = False) -> Denoiser:
         """The teacher under guidance ω, a number or (B,): classifier-free guidance."""
@@ -201,7 +205,12 @@ class LatentBackbone(Family):
         quantize(self.network, self.blocks, kind)
 
     def compile(self) -> None:
-        """torch.compile the forward passes in which all four models run."""
+        """torch.compile the forward passes in which all four models run.
+
+        They share dynamo's limit, which is 8 by default and behind which nothing is compiled: each has a graph of its
+        own, with and without gradients, and another one for batches and sizes that vary.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         for network in (self.network, *self.copies.values(), *self.cut.values()):
             network.compile()
 

@@ -21,6 +21,21 @@ def quantize(network: nn.Module, blocks: Iterable[nn.Module], kind: str) -> None
     setattr(network, FLAGS[kind], True)
 
 
+def follow(network: nn.Module) -> None:
+    """Let int8 layers multiply by what is where their network has been moved to.
+
+    bitsandbytes keeps weights and scales in a state of the layer, which moves when the layer itself is asked to,
+    and stays when its network is.
+    """
+    if not getattr(network, FLAGS["int8"], False):
+        return
+    from bitsandbytes.nn import Linear8bitLt
+
+    for layer in network.modules():
+        if isinstance(layer, Linear8bitLt):
+            layer.state.CB, layer.state.SCB = layer.weight.data, layer.state.SCB.to(layer.weight.device)
+
+
 def saved_bytes(blocks: Iterable[nn.Module], kind: str) -> int:
     """What `quantize` takes off some blocks, which may have adapters already.
 
@@ -54,4 +69,7 @@ def _quantized(linear: nn.Linear, kind: str) -> nn.Module:
         made = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         made.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, quant_type="nf4", module=made)
     made.bias = linear.bias
-    return made.to(weight.device)  # which is when bitsandbytes quantises
+    made.to(weight.device)  # which is when bitsandbytes quantises
+    if kind == "int8":
+        made.init_8bit_state()  # as the first call would; `follow` finds it in one place
+    return made
