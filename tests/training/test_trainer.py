@@ -639,10 +639,26 @@ def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
     with file.open("a") as stream:
         stream.write('{"step": 40, "x"')
     log = MetricsLog(file, 20, "consistency")
+    log.write(20, {"fid": 2.0, "spread": 3.0})
     log.write(30, {"consistency": 0.5})
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"step": 10, "consistency": 10 / 3},
         {"step": 10, "fid": 1.0},
         {"step": 20, "consistency": 20 / 3},
+        {"step": 20, "fid": 2.0, "spread": 3.0},
         {"step": 30, "consistency": 0.5},
     ]
+
+
+def test_a_longer_run_keeps_what_its_last_step_was_measured_as(start, tmp_path, make_backbone):
+    hooks = Hooks(validate=lambda step: {"fid": float(step)}, sample=lambda step: {"student_change": -float(step)})
+    settings = {"sample_every": 2, "validate_every": 3, "checkpoint_every": 2, "adversarial_weight": 0.0}
+    for steps in (5, 7):
+        backbone = make_backbone("lora")
+        start(tmp_path, hooks=hooks, backbone=backbone, data=source(backbone), max_steps=steps, **settings)
+    logged = {
+        r["step"]: (r.get("fid"), r.get("student_change"))
+        for r in read_metrics(tmp_path / "metrics.jsonl")
+        if "consistency" not in r
+    }
+    assert logged == {2: (None, -2), 3: (3, None), 4: (None, -4), 5: (5, -5), 6: (6, -6), 7: (7, -7)}

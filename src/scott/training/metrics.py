@@ -24,17 +24,32 @@ WARNINGS = "warnings.txt"
 
 
 class MetricsLog:
-    """Appends records; on opening, drops what a run that resumes at `start` will write again: the records of later
-    steps, and of those of `start` itself the ones without `term`, which is in each that training wrote."""
+    """Appends records; on opening, drops those of steps after `start`, which a run that resumes there makes again.
+
+    Of `start` itself there may be one without `term`, which is in each that training wrote: what else is written of
+    that step goes into it, since a last step that is the last no more was measured as one.
+    """
 
     def __init__(self, file: Path, start: int = 0, term: str = "step") -> None:
-        self.file = file
-        kept = [r for r in read_metrics(file) if r["step"] < start or (r["step"] == start and term in r)]
-        write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file, self.start, self.term = file, start, term
+        self._rewrite([record for record in read_metrics(file) if record["step"] <= start])
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        with self.file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+        record: dict[str, float] = {"step": step, **values}
+        if step != self.start:
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            return
+        others = list[dict[str, float]]()
+        for other in read_metrics(self.file):
+            if other["step"] == step and self.term not in other:
+                record = other | record
+            else:
+                others.append(other)
+        self._rewrite([*others, record])
+
+    def _rewrite(self, records: Iterable[Mapping[str, float]]) -> None:
+        write_atomically(self.file, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
