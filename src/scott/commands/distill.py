@@ -36,8 +36,12 @@ from scott.training.metrics import WARNINGS
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
 
-_FEW_STEP = re.compile(r"(?:^|[-_. ])(turbo|lightning|schnell|lcm|hyper)(?=$|[-_. ])", re.IGNORECASE)
-"""Published few-step students whose configs are their teachers' own."""
+_FEW_STEP = re.compile(
+    r"(?:^|[-_. ])((?:turbo|lightning|schnell|lcm|hyper)(?=(?:[-_. ]+(?:v?\d+|\d*steps?|fp16|safetensors|ckpt))*$)"
+    r"|lcm(?=[-_. ])|hyper-?sdx?l?(?=$|[-_. ]))",
+    re.IGNORECASE,
+)
+"""How published few-step students are named whose configs are their teachers' own: at the end, but for versions."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) -> tuple[str, DistillConfig]:
@@ -75,7 +79,7 @@ def check_config(backbone: LatentBackbone, config: DistillConfig) -> None:
     named = _FEW_STEP.search(Path(config.teacher).name)
     ours = Path(config.teacher).is_file() and METADATA in metadata_of(Path(config.teacher))
     if backbone.original_inference_steps is not None or named or ours:
-        by = f" by its name ({named[1]}; if it is not, rename it)" if named else ""
+        by = f" by its name ({named[1]}; if it is none, give it as a folder or file of another name)" if named else ""
         raise UserError(f"{config.teacher} is a few-step student already{by}; distil from the teacher it was made from")
     if not backbone.takes_guidance and config.guidance_min != config.guidance_max:
         raise UserError(
@@ -123,8 +127,8 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)
-        for doubt in filter(None, (doubt_of_prediction(backbone), doubt_of_critic(config))):
-            warn(doubt)
+            for doubt in filter(None, (doubt_of_prediction(backbone), doubt_of_critic(config))):
+                warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":
             shard(backbone)
