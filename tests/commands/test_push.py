@@ -71,6 +71,14 @@ def test_an_export_becomes_a_model_with_its_page(run, api, tmp_path, monkeypatch
     assert 'pipe.load_lora_weights("style.x")' in code
 
 
+def test_the_pictures_are_of_the_student_that_is_uploaded_or_an_earlier_one(run, api, tmp_path):
+    info = StudentInfo(**INFO | {"updates": 600})
+    (run / "lora" / STUDENT_INFO).write_text(info.to_json())
+    push(run, run / "lora", "lora", "me/student")
+    assert "at step 200](samples.png)" in (tmp_path / "hub" / "README.md").read_text()
+    assert Image.open(tmp_path / "hub" / "samples.png").getpixel((0, 0)) == (200, 0, 0)
+
+
 def test_base_and_licence_are_those_that_are_said(run, api, tmp_path):
     """Of a teacher that is a folder, whose place on the hub is not known."""
     config = sd15(data="x", out=run, teacher=str(tmp_path / "mine"))

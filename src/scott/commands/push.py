@@ -27,7 +27,8 @@ def check_repository(name: str, flag: str = "--push") -> None:
 def push(
     run: Path, folder: Path, kind: str, repository: str, *, base: str | None = None, licence: str | None = None
 ) -> str:
-    """Upload an export's folder, which gets the newest samples of its run and a page that names the repository; where.
+    """Upload an export's folder, which gets its run's newest samples up to the student's step and a page that names the
+    repository; where.
 
     Raises `UserError` where the hub does not take it; what was exported stays.
     """
@@ -36,9 +37,10 @@ def push(
     said = {"base": base, "licence": licence}
     text = front_matter(config, info, kind, **said)
     text += card(config, info, kind, Path(repository), results_of(folder.parent, info), hub=True, **said)
-    if samples := max((run / "samples").glob("step-*.png"), default=None):
-        shutil.copy(samples, folder / SAMPLES)
-        title = f"The student in 1, 2, 4 and 8 steps and the teacher, at step {int(samples.stem[5:]):,}"
+    drawn = {int(file.stem.removeprefix("step-")): file for file in (run / "samples").glob("step-*.png")}
+    if step := max((step for step in drawn if step <= info.updates), default=None):
+        shutil.copy(drawn[step], folder / SAMPLES)
+        title = f"The student in 1, 2, 4 and 8 steps and the teacher, at step {step:,}"
         text += f"\n## Samples\n\n![{title}]({SAMPLES})\n"
     write_atomically(folder / README, text)
     try:
