@@ -122,6 +122,30 @@ def test_numbers_are_finite(name, value):
         config(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_steps", 1e3, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("lora_rank", None, "a whole number"),
+        ("validate_every", "100", "a whole number"),
+        ("learning_rate", "1e-4", "a number"),
+        ("lora_alpha", "8", "a number"),
+        ("compile", 1, "True or False"),
+        ("critic_betas", [0.0, 0.99], "a tuple"),
+        ("teacher_lora", "style.safetensors", "a tuple"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_it(name, value, expected):
+    with pytest.raises(UserError, match=f"got {name} .*; expected {expected}$"):
+        config(**{name: value})
+
+
+def test_a_whole_number_is_a_number_and_text_a_place(tmp_path):
+    assert config(learning_rate=1, lora_alpha=None).lora_alpha is None
+    assert config(out=str(tmp_path)).out == tmp_path
+
+
 def test_a_lora_student_has_one_omega():
     with pytest.raises(UserError, match=r"from 3\.0 to 15\.0 for a LoRA .* guidance_min = guidance_max") as caught:
         config(train="lora", guidance_max=15.0)

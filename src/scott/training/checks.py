@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from scott.choices import unknown
@@ -35,6 +36,14 @@ RANGES: dict[str, Range] = {
     "guidance_min": (lambda value: value >= 1, "1 or more (1 is no guidance)"),
 }
 """Field → whether a value is in its range, and the range in words; None, where a field takes it, is a default."""
+
+_TYPES: dict[type, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "True or False"),
+    tuple: (tuple, "a tuple"),
+}
+"""Type of a field → what `isinstance` takes for it, and its values in words."""
 
 _FIXED_WEIGHT = "add --adversarial-share 0 for a fixed weight"
 _WITHOUT_EFFECT = {"ddim": ("phi", "order"), "er-sde": ("eta",), "dpmpp-sde": ("phi",)}
@@ -102,17 +111,30 @@ def without_effect(config: "DistillConfig") -> dict[str, Any]:
 
 
 def check_values(config: "DistillConfig") -> None:
-    """Raise `UserError` for a value that is no choice of its field, not finite, or out of range."""
+    """Raise `UserError` for a value that is no choice of its field, of another type, not finite, or out of range."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         choices = get_args(field.type) if get_origin(field.type) is Literal else ()
         if choices and value not in choices:
             raise unknown(field.name, value, choices)
+        if kind := _other_type(field.type, value):
+            raise UserError(f"got {field.name} {value!r:.40}; expected {kind}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"got {field.name} {value}; expected a finite number")
         fits, expected = RANGES.get(field.name, (lambda value: True, ""))
         if value is not None and not fits(value):
             raise UserError(f"got {field.name} {value}; expected {expected}")
+
+
+def _other_type(expected: Any, value: Any) -> str:
+    """What a field of numbers, of True and False, or of a tuple takes, where a value is not of its type."""
+    kinds = get_args(expected) if get_origin(expected) is UnionType else (expected,)
+    if value is None and NoneType in kinds:
+        return ""
+    kind, *others = [get_origin(kind) or kind for kind in kinds if kind is not NoneType]
+    allowed, words = _TYPES.get(kind, (object, ""))
+    fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+    return "" if others or fits else words
 
 
 def check_together(config: "DistillConfig", also: dict[str, Any]) -> None:

@@ -122,8 +122,9 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     """adamw8bit needs bitsandbytes (and a GPU) and keeps a quarter of the optimizer's memory."""
 
     def __post_init__(self) -> None:
-        Reading.__post_init__(self)
+        object.__setattr__(self, "out", Path(self.out))  # a library's caller may have a str
         check_values(self)
+        Reading.__post_init__(self)
         check_together(self, LCM_SETTINGS)
 
     @property
@@ -194,7 +195,7 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
         try:
             values = json.loads(file.read_text())
             lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-            return cls(**(values | lists | {"out": Path(values["out"])}))
+            return cls(**(values | lists))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not the config of a scott run ({error}); choose another folder") from None
 
