@@ -106,7 +106,8 @@ def _check_foreign(backbone: LatentBackbone, file: Path, config: DistillConfig) 
     if strange := [name for name in names if name.startswith("heads.")]:
         raise UserError(f"{file} has {strange[0]}, so it is a critic's; give the LoRA of a student")
     ranks = check_lora(backbone.pipeline, file, text=False)
-    kept = [rank for layer, rank in ranks.items() if layer in {*backbone.student_targets}]
+    adapted = {*backbone.student_targets}
+    kept = [rank for layer, rank in ranks.items() if layer in adapted]
     if not kept:
         raise UserError(f"{file} updates no layer that a student adapts; leave it out, or merge it by --teacher-lora")
     if (highest := max(kept)) > config.lora_rank:
@@ -195,12 +196,12 @@ def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) ->
 
 
 def _foreign(backbone: LatentBackbone, file: Path, scale: float, warn: Warn) -> dict[str, Tensor]:
-    factors, adapted = foreign_factors(backbone, file), backbone.student_targets
-    if outside := sorted(factors.keys() - {*adapted}):
+    factors, adapted = foreign_factors(backbone, file), {*backbone.student_targets}
+    if outside := sorted(factors.keys() - adapted):
         warn(f"{file} has {len(outside)} layers that a student does not adapt, such as {outside[0]}: left out")
     if texts := text_layers(file):
         warn(f"{file} has {len(texts)} layers of text encoders, which a student does not train: left out")
-    kept = {layer: update for layer, update in factors.items() if layer in {*adapted}}
+    kept = {layer: update for layer, update in factors.items() if layer in adapted}
     tensors = {f"{layer}.lora_A.weight": update.a.detach().float() for layer, update in kept.items()}
     return tensors | {f"{k}.lora_B.weight": update.scale / scale * update.b.detach() for k, update in kept.items()}
 

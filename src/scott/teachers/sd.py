@@ -22,6 +22,7 @@ class UNetBackbone(LatentBackbone):
     """SD1.x and SD2.x."""
 
     part = "unet"
+    block_lists = ("down_blocks", "up_blocks")
     output_layer = "conv_out"
     student_layers = lora.ATTENTION + lora.CONVOLUTIONS + lora.FEED_FORWARD
     critic_layers = lora.ATTENTION + lora.CONVOLUTIONS
@@ -29,9 +30,10 @@ class UNetBackbone(LatentBackbone):
     takes_guidance = True
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        middle = [self.network.mid_block] if self.network.mid_block is not None else []  # small SDs have none
-        return [*self.network.down_blocks, *middle, *self.network.up_blocks]
+    def block_names(self) -> list[str]:
+        names, down = super().block_names, len(self.network.down_blocks)
+        middle = ["mid_block"] if self.network.mid_block is not None else []  # small SDs have none
+        return [*names[:down], *middle, *names[down:]]
 
     @property
     def feature_layers(self) -> dict[str, int]:

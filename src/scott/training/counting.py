@@ -52,8 +52,7 @@ class Counts:
 @contextmanager
 def counted(backbone: LatentBackbone) -> Iterator[Counts]:
     """The counts of a step that is made within."""
-    names = [name for name, module in backbone.network.named_modules() if module in {*backbone.blocks}]
-    decoder = [index for index, name in enumerate(names) if f"{name}.".startswith(backbone.decoder_prefixes)]
+    decoder = [k for k, name in enumerate(backbone.block_names) if f"{name}.".startswith(backbone.decoder_prefixes)]
     counts, handles = Counts(decoder[-1]), list[Any]()
 
     def ran(copy: str, block: int | None, size: int, module: nn.Module, given: Any, output: Any) -> None:

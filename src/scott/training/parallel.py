@@ -85,10 +85,8 @@ def shard(backbone: LatentBackbone) -> None:
 
 
 def blocks_of(backbone: LatentBackbone, network: nn.Module) -> list[nn.Module]:
-    """The blocks of the frozen network or of a copy, in the order of their names' definition."""
-    blocks = {*backbone.blocks}
-    names = [name for name, module in backbone.network.named_modules() if module in blocks]
-    return [network.get_submodule(name) for name in names]
+    """The blocks of the frozen network or of a copy, in the order in which they run."""
+    return [network.get_submodule(name) for name in backbone.block_names]
 
 
 def release(backbone: LatentBackbone) -> None:
