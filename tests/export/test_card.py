@@ -368,6 +368,10 @@ def test_several_sources_are_a_list_with_their_shares(make_trained, tmp_path):
     [
         ("---\nlicense: creativeml-openrail-m\ntags:\n- art\n---\n# A model\n", "creativeml-openrail-m"),
         ("---\ntags: x\nlicense: 'mit'\n---", "mit"),
+        ("---\nlicense: mit # as its base\n---\n", "mit"),
+        ("---\nlicense: [mit, other]\n---\n", "see the teacher's page"),
+        ("---\nlicense: mit\ntags: [art\n---\n", "see the teacher's page"),
+        ("---\nmit\n---\n", "see the teacher's page"),
         ("---\ntags: x\n---\nlicense: not here\n", "see the teacher's page"),
         ("# A model\n\n---\nlicense: nor here\n---\n", "see the teacher's page"),
         (None, "see the teacher's page"),
@@ -394,7 +398,8 @@ def test_what_a_student_was_made_for_survives_its_file(make_trained, tmp_path):
     later = json.loads(info.to_json()) | {"of_a_later_version": True}
     (tmp_path / STUDENT_INFO).write_text(json.dumps(later))
     assert StudentInfo.read(tmp_path) == info
-    odd = [json.dumps(later | change).encode() for change in ({"guidance_min": "a"}, {"resolution": -8})]
+    changes = ({"guidance_min": "a"}, {"resolution": -8}, {"pipeline": "NoPipeline"})
+    odd = [json.dumps(later | change).encode() for change in changes]
     for other in (b'{"train": "lora"}', b"[]", b"\xff", b"[" * 100_000, *odd):
         (tmp_path / STUDENT_INFO).write_bytes(other)
         with pytest.raises(UserError, match="export it again"):

@@ -3,11 +3,10 @@
 import copy
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
@@ -27,6 +26,7 @@ from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
+from scott.teachers.sdxl import SDXLBackbone
 
 FAMILIES = {"sd1": "kohya", "sd2": "kohya", "sdxl": "kohya", "pixart": "peft", "sd3": "diffusers"}
 SIDE = 64
@@ -97,9 +97,10 @@ def published(name):
     config = published_configs(name)["unet/config.json"]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    kind = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
-    pipeline = kind.__new__(kind)  # its class is all that is asked
-    return SimpleNamespace(network=unet, pipeline=pipeline), lora_targets(unet, ("",), UNetBackbone.student_layers)
+    kind = SDXLBackbone if name == "sdxl" else UNetBackbone
+    backbone = kind.__new__(kind)  # its class and its network are all that is asked
+    backbone.network = unet
+    return backbone, lora_targets(unet, ("",), UNetBackbone.student_layers)
 
 
 @pytest.mark.parametrize(("name", "count"), [("sd15", 256), ("sd21", 256), ("sdxl", 771)])

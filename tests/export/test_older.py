@@ -12,7 +12,8 @@ from tests.export.conftest import write
 
 from scott.export.onnx import write_onnx
 from scott.export.pipeline import call_options, save_student
-from scott.export.trained import draw_latents, needs_size
+from scott.export.trained import draw_latents
+from scott.teachers.layout import family_class
 
 OLDER = os.environ.get("OLDER", "")
 """Folder with the older packages, which `make older` installs; the rest is this environment's."""
@@ -44,7 +45,7 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
 
     def add(student, kind, info, latents, teacher=None, picture=None):
         folder = tmp_path / student
-        size = dict.fromkeys(("height", "width"), SIDE) if needs_size(info.pipeline) else {}
+        size = dict.fromkeys(("height", "width"), SIDE) if family_class(info.pipeline).own_size else {}
         expected = folder / f"{kind}.safetensors"
         drawn = {"latents": latents} | ({} if picture is None else {"picture": picture})
         save_file({name: value.contiguous() for name, value in drawn.items()}, expected)
@@ -62,7 +63,7 @@ def test_an_older_pair_draws_every_export(make_trained, make_backbone, small_stu
     for student, kinds in KINDS.items():
         family, _, how = student.partition(" ")
         backbone = make_backbone(family=family)
-        if needs_size(type(backbone.pipeline).__name__):
+        if backbone.own_size:
             backbone.resize(SIDE)
         how_made = {"full": {"train": "full"}, "dora": {"variant": "dora"}}.get(how, {})
         trained = make_trained(family, backbone=backbone, **how_made)

@@ -16,7 +16,7 @@ from scott.commands.distill import add_models
 from scott.commands.plan import gpu_hours
 from scott.export.elsewhere import elsewhere
 from scott.export.pipeline import call_options
-from scott.export.trained import Trained, needs_size, network_times
+from scott.export.trained import Trained, network_times
 from scott.recipes import RECIPES
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import budget_of
@@ -75,7 +75,7 @@ def drawing(recipe, config, backbone):
     """How the recipe's LoRA student is drawn: the call of its pipeline, its times, and the card's part on programs."""
     info = Trained(backbone, config, 0, {"sha256": ""}).info  # weights, whose fingerprint it is, there are none
     call = {"num_inference_steps": 2, "guidance_scale": info.guidance_scale} | call_options(info.pipeline)
-    call |= {"height": info.resolution, "width": info.resolution} if needs_size(info.pipeline) else {}
+    call |= {"height": info.resolution, "width": info.resolution} if backbone.own_size else {}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     times = [f"| {steps} | {', '.join(f'{time:g}' for time in stops)} |" for steps, stops in info.times.items()]
     _, *parts = elsewhere(config, info, "lora")

@@ -58,9 +58,10 @@ def picture_size(backbone: LatentBackbone, asked: Drawn) -> tuple[int, int] | No
     if asked.height is None and asked.width is None:
         return None
     size = (asked.height or backbone.resolution, asked.width or backbone.resolution)
-    network, name = backbone.network, type(backbone.pipeline).__name__
+    network = backbone.network
     is_onnx = hasattr(network, "session")
-    if name.startswith("PixArt") or (is_onnx and backbone.part != "unet"):
+    if backbone.fixed_size or (is_onnx and backbone.part != "unet"):
+        name = type(backbone.pipeline).__name__
         raise UserError(f"got --height or --width, and this {name} draws {backbone.resolution} pixels a side alone")
     least = backbone.least_side
     if is_onnx:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +13,11 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError, first_line
-from scott.teachers.family import DEFAULT_SIZE
+from scott.teachers.family import DEFAULT_SIZE, Family
+from scott.teachers.layout import family_class
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-OWN_GUIDANCE: dict[str, Callable[[float], dict[str, Any]]] = {
-    "QwenImagePipeline": lambda omega: {"true_cfg_scale": omega} | ({"negative_prompt": ""} if omega > 1 else {}),
-    "ZImagePipeline": lambda omega: {"guidance_scale": omega - 1},
-}
-"""Pipeline → how it is asked for ω: Qwen-Image has another name for it, and Z-Image takes the s of
-cond + s (cond − uncond)."""
 
 
 @dataclass
@@ -85,25 +78,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
 
 
 def network_of(pipeline: DiffusionPipeline) -> Any:
-    return getattr(pipeline, "unet", None) or pipeline.transformer
-
-
-def guidance_options(pipeline: str, omega: float) -> dict[str, Any]:
-    """How a pipeline class is asked for ω."""
-    return OWN_GUIDANCE.get(pipeline, lambda scale: {"guidance_scale": scale})(omega)
+    """Its U-Net or transformer; None where it has neither."""
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
 def stock_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
     """How a pipeline is asked for ω, and for no other size than the one it is given."""
     binned = "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters
     options = {"use_resolution_binning": False} if binned else {}
-    return options | ({} if omega is None else guidance_options(type(pipeline).__name__, omega))
+    return options | ({} if omega is None else family_class(type(pipeline).__name__).guidance_options(omega))
 
 
 def default_guidance(pipeline: DiffusionPipeline) -> float | None:
     """ω of the pipeline's own call; None where it has another form."""
     scale = inspect.signature(pipeline.__call__).parameters.get("guidance_scale")
-    return scale.default if scale and type(pipeline).__name__ not in OWN_GUIDANCE else None
+    is_usual = family_class(type(pipeline).__name__).guidance_options is Family.guidance_options
+    return scale.default if scale and is_usual else None
 
 
 def takes_omega(pipeline: DiffusionPipeline) -> bool:
@@ -137,8 +127,7 @@ def load_pipeline(
         what = f"{name} with {lora}" if lora else name
         raise UserError(f"{what} does not open as a pipeline: {first_line(error)}") from None
     accepted = inspect.signature(pipeline.__call__).parameters
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    if network is None or "prompt" not in accepted or "num_frames" in accepted:
+    if network_of(pipeline) is None or "prompt" not in accepted or "num_frames" in accepted:
         raise UserError(f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts")
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it draws black what it takes offence at, and is not what is measured

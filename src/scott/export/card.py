@@ -6,10 +6,11 @@ the fingerprint of its weights, an absolute path to an export by its last part.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from huggingface_hub import metadata_load
 
 from scott.errors import UserError
 from scott.evaluation import Results, markdown_table
@@ -93,11 +94,10 @@ def card(
     config = without_paths(config) if hub else config
     if base:  # where all is that a file lacks
         config = replace(config, teacher=base, teacher_config=None)
-    is_flow = info.scheduler == "FlowMatchLCMScheduler"
     rows = {"teacher": _teacher(config, info, base), **terms, **_rows(config, info)}
     cells = {name: value.replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())]
-    unit = "the network's σ" if is_flow else "training steps"
+    unit = "the network's σ" if info.is_flow else "training steps"
     parts = [
         _title(config, info, base),
         _LCM if config.method == "lcm" else _SCOTT,
@@ -132,7 +132,7 @@ def _rows(config: DistillConfig, info: StudentInfo) -> dict[str, str]:
         if info.train == "full"
         else f"{_VARIANTS[info.lora_variant]} of rank {info.lora_rank}, α {info.lora_alpha:g}",
         "guidance ω": _guidance(info),
-        "scheduler": f"`{info.scheduler}`{'' if info.scheduler == 'FlowMatchLCMScheduler' else grid}",
+        "scheduler": f"`{info.scheduler}`{'' if info.is_flow else grid}",
         "times": "; ".join(f"{steps}: {', '.join(f'{t:g}' for t in times)}" for steps, times in info.times.items()),
     }
 
@@ -174,13 +174,12 @@ def front_matter(
 
 def teacher_licence(teacher: str) -> str:
     """What the front matter of a teacher folder's README.md says, or where to look."""
-    folder = Path(embedded.teacher_folder(teacher))
-    file = folder / "README.md"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*(\S.*)$", front.group(1), re.MULTILINE) if front else None
-    if found:
-        return found.group(1).strip().strip("\"'")
+    try:
+        found = (metadata_load(Path(embedded.teacher_folder(teacher)) / "README.md") or {}).get("license")
+    except Exception:  # of files, of YAML, of its content: it says nothing then
+        found = None
+    if found and isinstance(found, str):
+        return found
     return "see the teacher's page" + (f", <https://huggingface.co/{teacher}>" if is_hub_id(teacher) else "")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scott.export.info import StudentInfo
 from scott.export.schedules import FLOW_NODES, OWN_SHIFTS, PROGRAMS, flow_shift, flow_sigmas, furthest, nearest
 from scott.export.snippet import shown
+from scott.teachers.layout import family_class
 from scott.training.config import DistillConfig
 
 TITLE = "## In ComfyUI and A1111"
@@ -15,16 +16,16 @@ EXACT = 2e-3
 
 def elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
     """The parts of a card that say how its student is drawn there; of an ONNX export there are none."""
-    is_flow, is_unet = info.scheduler == "FlowMatchLCMScheduler", info.pipeline.startswith("StableDiffusion")
+    is_unet = family_class(info.pipeline).part == "unet"
     if kind == "onnx":
         return []
-    if is_flow and info.pipeline not in FLOW_NODES:
+    if info.is_flow and info.pipeline not in FLOW_NODES:
         return [TITLE, "Neither has this family in its own code: this student is for diffusers."]
     if info.lora_variant == "dora":
         return [TITLE, "They read DoRA each in its own way: this student is for diffusers."]
-    if info.train == "full" and (is_flow or not is_unet):
+    if info.train == "full" and not is_unet:
         return [TITLE, "Of a whole transformer there is no file in their names: this student is for diffusers."]
-    if is_flow:
+    if info.is_flow:
         return [TITLE, _flow(config, info, kind), flow_table(info.pipeline, info.times)]
     how = f"{_size(info)}sampler LCM, CFG 1, and the scheduler whose times are nearest to the student's:"
     if kind == "checkpoint":
@@ -43,7 +44,7 @@ def elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
 
 def table(pipeline: str, times: Mapping[str, Sequence[float]]) -> str:
     """For each number of steps the times that a student needs, and the nearest that each program has."""
-    programs = list(PROGRAMS) if pipeline.startswith("StableDiffusion") else ["ComfyUI"]
+    programs = list(PROGRAMS) if family_class(pipeline).part == "unet" else ["ComfyUI"]
     rows = [f"| steps | the student's times | {' | '.join(programs)} |", "| --- " * (2 + len(programs)) + "|"]
     for steps, wanted in times.items():
         found = (nearest(program, wanted, pipeline) for program in programs)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from scott.errors import UserError
+from scott.teachers.layout import FAMILIES
 
 STUDENT_INFO = "scott.json"
 METADATA = "scott"
@@ -63,6 +64,11 @@ class StudentInfo:
             raise UserError(f"got {steps} steps; the student was trained for {', '.join(self.times)} (--times needed)")
 
     @property
+    def is_flow(self) -> bool:
+        """Whether its times are σ."""
+        return self.scheduler == "FlowMatchLCMScheduler"
+
+    @property
     def guidance(self) -> float:
         """ω to draw with where none is asked for: its own, or the middle of what it was trained for."""
         return (self.guidance_min + self.guidance_max) / 2 if self.drawn_guidance is None else self.drawn_guidance
@@ -85,6 +91,8 @@ class StudentInfo:
             for name, kind in get_type_hints(cls).items():
                 if not _is(getattr(info, name), kind):
                     raise ValueError(f"{name} {getattr(info, name)!r:.40}")
+            if info.pipeline not in FAMILIES:
+                raise ValueError(f"pipeline {info.pipeline!r:.40}")
             if info.resolution is not None and info.resolution < 1:
                 raise ValueError(f"resolution {info.resolution}")
         except (AttributeError, RecursionError, ValueError, TypeError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from scott.export.ldm import unet_names
 from scott.teachers import LatentBackbone
+from scott.teachers.sdxl import SDXLBackbone
 
 
 def kohya_keys(backbone: LatentBackbone, layers: Sequence[str]) -> dict[str, str]:
@@ -24,14 +25,14 @@ def kohya_keys(backbone: LatentBackbone, layers: Sequence[str]) -> dict[str, str
 
 def _has_sgm_layout(backbone: LatentBackbone) -> bool:
     """Whether the network is laid out as SDXL's: an upsampler comes after attention, which is how readers tell it."""
-    if not _is_sdxl(backbone) or not isinstance(backbone.network.config.layers_per_block, int):
+    if not isinstance(backbone, SDXLBackbone) or not isinstance(backbone.network.config.layers_per_block, int):
         return False
     return all(hasattr(block, "attentions") for block in backbone.network.up_blocks if block.upsamplers)
 
 
 def base_model(backbone: LatentBackbone) -> str:
     """Which of sd-scripts' base models a U-Net is of: sd_v1, sd_v2 or sdxl_base_v1-0."""
-    if _is_sdxl(backbone):
+    if isinstance(backbone, SDXLBackbone):
         return "sdxl_base_v1-0"
     # SD2.x, and no SD1.x, has linear layers before and after its attention
     return "sd_v2" if backbone.network.config.use_linear_projection else "sd_v1"
@@ -67,7 +68,3 @@ def modelspec(backbone: LatentBackbone, title: str, kind: str = "") -> dict[str,
         "modelspec.resolution": f"{backbone.resolution}x{backbone.resolution}",
         "modelspec.prediction_type": "v" if v else "epsilon",
     }
-
-
-def _is_sdxl(backbone: LatentBackbone) -> bool:
-    return type(backbone.pipeline).__name__ == "StableDiffusionXLPipeline"

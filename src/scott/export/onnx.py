@@ -22,8 +22,9 @@ from scott.errors import UserError
 from scott.export.info import StudentInfo
 from scott.export.onnx_runtime import FILE, Call, bind, load_onnx, open_session, run_session, tensors_of
 from scott.export.pipeline import check_latents
-from scott.export.trained import AFTER_SD3, PROMPT, difference, draw_latents, student_grid
+from scott.export.trained import PROMPT, difference, draw_latents, student_grid
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.layout import family_class
 
 TOLERANCE = 1e-3
 """Largest difference of any part's output, and of the 2-step latent, over its standard deviation."""
@@ -33,9 +34,8 @@ SMALL = 1024
 
 
 def require_exportable(pipeline: str) -> None:
-    """Raise `UserError` for a pipeline's class whose parts torch cannot export: language models and networks that
-    branch on values, which it does not follow, and networks that are given places of tokens without a batch."""
-    if pipeline.startswith(AFTER_SD3):
+    """Raise `UserError` for a pipeline's class whose parts torch cannot export (`Family.exports_onnx`)."""
+    if not family_class(pipeline).exports_onnx:
         raise UserError(f"got --to onnx for a {pipeline}, which cannot be exported; use --to diffusers")
 
 

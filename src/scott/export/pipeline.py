@@ -3,12 +3,14 @@
 Weights are written one tensor at a time, merged and rounded on the way, so that nothing is in memory twice.
 """
 
+import inspect
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
-from scott.evaluation.stock import OWN_GUIDANCE, guidance_options, seeded
+from scott.evaluation.stock import seeded
 from scott.export.trained import (
     PROMPT,
     SEED,
@@ -24,10 +26,10 @@ from scott.export.trained import (
     difference,
     draw_latents,
     few_step_scheduler,
-    needs_size,
     student_grid,
 )
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.layout import family_class
 
 _STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32"}
 _PIPELINE_OPTIONS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
@@ -71,7 +73,7 @@ def round_student(backbone: LatentBackbone, dtype: torch.dtype) -> None:
 def read_student(folder: Path, expected: Expected) -> None:
     """Raise `UserError` when the 2-step latent of what is in the folder, by the stock pipeline or by scott, is off."""
     backbone, info = load_backbone(folder), expected.info
-    side = expected.resolution if needs_size(info.pipeline) else None
+    side = expected.resolution if backbone.own_size else None
     if side:
         backbone.resize(side)
     stock = backbone.from_pipeline(stock_latents(backbone.pipeline, info.guidance_scale, side))
@@ -189,9 +191,10 @@ def stock_latents(pipeline: DiffusionPipeline, guidance_scale: float, side: int 
 def call_options(pipeline: str) -> dict[str, Any]:
     """What the call of a stock pipeline class has to say besides so as to draw the prompt and the size it is given; and
     without guidance, where another word than `guidance_scale=1` stands for that."""
-    if pipeline.startswith(("PixArt", "Sana")):
-        return {"use_resolution_binning": False, "clean_caption": False}
-    return {"guidance_scale": None} | guidance_options(pipeline, 1.0) if pipeline in OWN_GUIDANCE else {}
+    accepted = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    options = {name: False for name in ("use_resolution_binning", "clean_caption") if name in accepted}
+    unguided = family_class(pipeline).guidance_options(1.0)
+    return options if unguided == {"guidance_scale": 1.0} else options | {"guidance_scale": None} | unguided
 
 
 def check_latents(what: str, folder: Path, expected: Tensor, got: Tensor, tolerance: float) -> None:

@@ -24,6 +24,7 @@ from scott.export.pipeline import check_latents, stock_latents, write_tensors
 from scott.export.trained import Expected, Trained, few_step_scheduler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.layout import family_class
 
 FILE = "student.safetensors"
 ENCODERS = {
@@ -40,7 +41,7 @@ _COND, _FIRST = "time_embedding.cond_proj.weight", "time_embedding.linear_1"
 
 def require_unet(pipeline: str) -> None:
     """Raise `UserError` unless a pipeline's class is one whose checkpoints are written."""
-    if not pipeline.startswith("StableDiffusion") or pipeline.startswith("StableDiffusion3"):
+    if family_class(pipeline).part != "unet":
         raise UserError(
             f"got --to checkpoint for a {pipeline}; expected SD1.x, SD2.x or SDXL; use --to diffusers, or --to lora "
             "of a LoRA student"

@@ -1,30 +1,29 @@
 """Python that draws with an export: in its card, and beside a picture that was drawn."""
 
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
 
 from scott.diffusion import FlowSchedule
-from scott.evaluation.stock import PipelineSampler, guidance_options, stock_options
+from scott.evaluation.stock import PipelineSampler, stock_options
 from scott.export.info import StudentInfo
 from scott.export.lora import lora_file
 from scott.export.merging import merging, quoted
 from scott.export.pipeline import call_options
 from scott.export.single_file import FILE as CHECKPOINT
-from scott.export.trained import needs_size
 from scott.mini import embedded
 from scott.teacher_source import SINGLE_FILE, TeacherSource
 from scott.teachers import LatentBackbone
-from scott.teachers.layout import FAMILIES, model_index, variants
+from scott.teachers.layout import family_class, model_index, variants
 from scott.teachers.single_file import known_configs, lacking_parts
 from scott.training.config import DistillConfig
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
 EXAMPLE = "a small green apple on a blue background"
-_FUSED = dict.fromkeys(("FluxPipeline", "ChromaPipeline"), 'components=["transformer", "text_encoder"], ')
-"""Pipelines whose `fuse_lora` leaves out, by default, a part that they load LoRAs into."""
 
 
 def shown(path: str | Path) -> str:
@@ -48,7 +47,7 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *
         ]
         return "\n".join(lines)
     # the teacher's own pipeline would draw at its size
-    size = info.resolution if kind != "diffusers" or needs_size(info.pipeline) else None
+    size = info.resolution if kind != "diffusers" or family_class(info.pipeline).own_size else None
     call = _student_call(info, size=size)
     if kind == "diffusers":
         return "\n".join([*_loaded(str(place)), *call])
@@ -73,12 +72,12 @@ def stock_snippet(
 ) -> str:
     """Python that draws one picture with a student's pipeline folder; at ω where the student takes one."""
     scale = guidance if info.takes_guidance and guidance is not None else info.guidance_scale
-    size = info.resolution if needs_size(info.pipeline) else None
+    size = info.resolution if family_class(info.pipeline).own_size else None
     return "\n".join([*_loaded(str(folder)), *_student_call(info, prompt, steps, seed, scale, size)])
 
 
 def pipeline_snippet(
-    pipeline: "DiffusionPipeline", name: str, lora: str, *, prompt: str, steps: int, seed: int, guidance: float | None
+    pipeline: DiffusionPipeline, name: str, lora: str, *, prompt: str, steps: int, seed: int, guidance: float | None
 ) -> str:
     """Python that draws one picture as `PipelineSampler` does, with a pipeline of that name; a LoRA's, if given."""
     scheduler = type(pipeline.scheduler).__name__
@@ -87,8 +86,7 @@ def pipeline_snippet(
         lines += [f"pipe.load_lora_weights({quoted(lora)})"]
         lines += [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)"]
     options = {"num_inference_steps": steps} | stock_options(pipeline, guidance)
-    if needs_size(type(pipeline).__name__):
-        options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance).resolution)
+    options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance).resolution)
     return "\n".join([*lines, *_call(prompt, seed, options)])
 
 
@@ -106,7 +104,7 @@ def teacher_snippet(
             trailing += f", prediction_type={quoted(config.prediction_type)}"
             trailing += f", rescale_betas_zero_snr={config.rescale_betas_zero_snr}"
         made = f"{solver}.from_config(pipe.scheduler.config, {trailing})"
-    elif solver != "FlowMatchEulerDiscreteScheduler" or pipeline == "Flux2KleinPipeline":  # which shifts few steps more
+    elif solver != "FlowMatchEulerDiscreteScheduler" or backbone.shifts_by_steps:
         solver = "FlowMatchEulerDiscreteScheduler"
         made = f"{solver}(shift={backbone.schedule.shift})"
     names, load = _load_teacher(teacher, pipeline, str)
@@ -114,8 +112,8 @@ def teacher_snippet(
     lines += _import_of(teacher.teacher)
     lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
     options: dict[str, Any] = {"num_inference_steps": steps}
-    options |= call_options(pipeline) | guidance_options(pipeline, guidance)
-    options |= dict.fromkeys(("height", "width"), backbone.resolution) if needs_size(pipeline) else {}
+    options |= call_options(pipeline) | backbone.guidance_options(guidance)
+    options |= dict.fromkeys(("height", "width"), backbone.resolution) if backbone.own_size else {}
     if isinstance(backbone.schedule, FlowSchedule) and not backbone.shifts_evenly:
         options["sigmas"] = [1 - k / steps for k in range(steps)]
     return "\n".join([*lines, *_call(prompt, seed, options)])
@@ -159,26 +157,30 @@ def _load_teacher(
     teacher: TeacherSource, pipeline: str, place: Callable[[str | Path], str] = shown
 ) -> tuple[list[str], list[str]]:
     """What to import from diffusers, and the lines that make a `pipe` of a teacher."""
+    part = family_class(pipeline).part
     # parts stored in half precision would stay so, and not go together with the others
     given = f"{_named(teacher.teacher, place)}, torch_dtype=torch.float32"
     if _is_file(teacher):
         names, parts, lines = _parts_of_file(teacher, pipeline, place)
         lines += [f"pipe = {pipeline}.from_single_file({', '.join([given, *parts])})"]
     else:
-        network = _network_of(pipeline)
-        there = (Path(teacher.teacher) / network).is_dir()
-        found = teacher.variant or (variants(teacher, network)[0] if there else None)
+        there = (Path(teacher.teacher) / part).is_dir()
+        found = teacher.variant or (variants(teacher, part)[0] if there else None)
         variant = f", variant={quoted(found)}" if found else ""
         names, lines = ["DiffusionPipeline"], [f"pipe = DiffusionPipeline.from_pretrained({given}{variant})"]
         layout = _named(teacher.teacher, place)
         lines += [f"pipe.vae = {_vae('type(pipe.vae)', teacher.vae, place, layout)}"] if teacher.vae else []
     for file, scale in teacher.loras:
-        lines += merging(file, scale, _network_of(pipeline), _FUSED.get(pipeline, ""), place)
+        lines += merging(file, scale, part, _fused(pipeline), place)
     return names, lines
 
 
-def _network_of(pipeline: str) -> str:
-    return "unet" if FAMILIES[pipeline][0].startswith("UNet") else "transformer"
+def _fused(pipeline: str) -> str:
+    """What `fuse_lora` has to be given where it leaves out, by default, a part that the pipeline loads LoRAs into."""
+    kind = getattr(diffusers, pipeline)
+    parts = kind._lora_loadable_modules
+    default = inspect.signature(kind.fuse_lora).parameters["components"].default
+    return "" if parts == default else f"components={json.dumps(parts)}, "
 
 
 def _parts_of_file(
@@ -199,7 +201,7 @@ def _parts_of_file(
         options = [f"config={layout}", *options, *(f"{name}=parts.{name}" for name in others)]
         if others:
             names += ["DiffusionPipeline"]
-            left = f"{'unet' if 'unet' in index else 'transformer'}=None, torch_dtype=torch.float32"
+            left = f"{family_class(pipeline).part}=None, torch_dtype=torch.float32"
             lines = [f"parts = DiffusionPipeline.from_pretrained({layout}, {left})"]
     return names, options, lines
 
@@ -235,4 +237,4 @@ def _import_of(teacher: str) -> list[str]:
 
 def loads_lora(info: StudentInfo) -> bool:
     """Whether the pipeline has `load_lora_weights`."""
-    return not info.pipeline.startswith("PixArt")
+    return hasattr(getattr(diffusers, info.pipeline), "load_lora_weights")

@@ -53,10 +53,9 @@ class Trained:
     @cached_property
     def info(self) -> StudentInfo:
         config, count = self.config, self.grid.original_inference_steps
-        backbone, name = self.backbone, type(self.backbone.pipeline).__name__
-        is_lora = config.train == "lora"
+        backbone, is_lora = self.backbone, config.train == "lora"
         return StudentInfo(
-            pipeline=name,
+            pipeline=type(backbone.pipeline).__name__,
             scheduler=type(few_step_scheduler(self.backbone, self.grid)).__name__,
             train=config.train,
             updates=self.updates,
@@ -70,7 +69,7 @@ class Trained:
             lora_variant=config.lora_variant,
             only_these_steps=config.times == "needed",
             drawn_guidance=config.drawn_guidance,
-            resolution=backbone.resolution if needs_size(name) else config.resolution,
+            resolution=backbone.resolution if backbone.own_size else config.resolution,
             base=self.teacher_network or network_fingerprint(self.backbone),
         )
 
@@ -143,16 +142,6 @@ class Factors:
     def product(self) -> Tensor:
         """(out, in · kernel)"""
         return self.scale * (self.b.flatten(1) @ self.a.flatten(1))
-
-
-AFTER_SD3 = ("Chroma", "Flux", "QwenImage", "Sana", "ZImage")
-"""How names of pipeline classes begin whose flows came after Stable Diffusion 3. All draw at a size of their own unless
-given one, and have text encoders or networks that torch's ONNX exporter does not follow."""
-
-
-def needs_size(pipeline: str) -> bool:
-    """Whether a stock pipeline class draws at a size of its own unless given one, whatever its network was made for."""
-    return pipeline.startswith(AFTER_SD3)
 
 
 def few_step_scheduler(backbone: LatentBackbone, grid: JumpGrid) -> LCMScheduler | FlowMatchLCMScheduler:

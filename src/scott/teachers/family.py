@@ -2,7 +2,8 @@
 
 A family is a subclass of `LatentBackbone`. Where they are not the usual ones it fills four hooks: latents (`pack`,
 `unpack`, `from_pipeline`, and `LatentNormaliser`), time (`network_time`, `size_shift`), guidance (`teacher_calls`,
-`LatentBackbone.guided_teacher` or `rescale_guided`, `guidance_input`), and text (`teachers.encoders`).
+`LatentBackbone.guided_teacher` or `rescale_guided`, `guidance_input`, `guidance_options`), and text
+(`teachers.encoders`).
 """
 
 import copy
@@ -54,6 +55,15 @@ class Family(Encoders):
     """Whether the pipeline makes tokens of the latents, (B, N, C), before the network and its scheduler see them."""
     shifts_evenly: ClassVar[bool] = False
     """Whether its pipeline hands the scheduler σ = 1, 1 − 1/n, .., to be shifted; others let it space them."""
+    shifts_by_steps: ClassVar[bool] = False
+    """Whether its pipeline makes the shift a function of the number of steps too."""
+    own_size: ClassVar[bool] = False
+    """Whether its pipeline draws at a size of its own unless given one, whatever its network was made for."""
+    fixed_size: ClassVar[bool] = False
+    """Whether its network draws at the size in its config alone."""
+    exports_onnx: ClassVar[bool] = True
+    """Whether torch can export its parts to ONNX. It does not follow language models, networks that branch on values,
+    and networks that are given places of tokens without a batch."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
@@ -94,6 +104,11 @@ class Family(Encoders):
         low, high = config.base_image_seq_len, config.max_image_seq_len
         slope = (config.max_shift - config.base_shift) / (high - low)
         return config.base_shift + slope * (tokens - low)
+
+    @staticmethod
+    def guidance_options(omega: float) -> dict[str, Any]:
+        """How its pipeline's call is asked for ω, in the form uncond + ω (cond − uncond)."""
+        return {"guidance_scale": omega}
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ class FluxLike(LatentBackbone):
     student_layers: ClassVar[tuple[str, ...]] = (*SD3Backbone.student_layers, "proj_mlp")
     token_side, packed = 2, True
     shifts_evenly = True
+    own_size, exports_onnx = True, False
 
     def network_time(self, t: Tensor) -> Tensor:
         """σ_t, which the network itself multiplies by 1000."""

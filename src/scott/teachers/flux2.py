@@ -25,6 +25,7 @@ class Flux2KleinBackbone(FluxLike):
 
     student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "linear_in", "linear_out", "to_qkv_mlp_proj", "attn.to_out")
     token_side = 1
+    shifts_by_steps = True
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)

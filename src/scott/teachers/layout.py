@@ -48,8 +48,16 @@ def family_of(teacher: str | Path, index: dict[str, Any]) -> tuple[type[Diffusio
     if name not in FAMILIES or FAMILIES[name][0] != network:
         known = ", ".join(f"{pipeline} with {kind}" for pipeline, (kind, _, _) in FAMILIES.items())
         raise UserError(f"{teacher} is a {name} with {network}; expected {known}")
-    _, file, backbone = FAMILIES[name]
-    return getattr(diffusers, name), network, getattr(import_module(f"scott.teachers.{file}"), backbone)
+    return getattr(diffusers, name), network, family_class(name)
+
+
+def family_class(pipeline: str) -> type[LatentBackbone]:
+    """What stands for a pipeline's class; for one that is no teacher's, what most of them have in common."""
+    if pipeline not in FAMILIES:
+        return LatentBackbone
+    _, file, backbone = FAMILIES[pipeline]
+    found: type[LatentBackbone] = getattr(import_module(f"scott.teachers.{file}"), backbone)
+    return found
 
 
 def model_index(teacher: str | Path | TeacherSource) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class PixArtBackbone(LatentBackbone):
     """A `PixArtAlphaPipeline` or `PixArtSigmaPipeline`; the learned variance is dropped."""
 
     student_layers = lora.ATTENTION + lora.FEED_FORWARD
+    fixed_size = True
 
     def check_resolution(self, resolution: int) -> None:
         """Refused: positions are computed from the size in the config, so another one there is another network."""

@@ -1,6 +1,7 @@
 """Qwen-Image: a rectified flow over packed latents, under guidance that keeps the length of the conditional output."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -20,6 +21,11 @@ class QwenImageBackbone(FluxLike):
     block_lists = ("transformer_blocks",)
     student_layers = (*lora.ATTENTION, *TEXT_ATTENTION, "net.0.proj", "net.2")
     has_unused_parameters = True  # of the last block's text stream, which ends there
+
+    @staticmethod
+    def guidance_options(omega: float) -> dict[str, Any]:
+        """Under another name than others', and with the negative prompt without which it guides nothing."""
+        return {"true_cfg_scale": omega} | ({"negative_prompt": ""} if omega > 1 else {})
 
     @property
     def latent_channels(self) -> int:

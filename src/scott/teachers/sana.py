@@ -19,6 +19,7 @@ class SanaBackbone(LatentBackbone):
     """A `SanaPipeline`."""
 
     student_layers = (*lora.ATTENTION, "conv_inverted", "conv_point")
+    own_size, exports_onnx = True, False
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         z = self.vae.encode(pixels).latent

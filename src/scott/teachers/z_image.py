@@ -1,6 +1,7 @@
 """Z-Image: a rectified flow whose network takes lists and time that starts at noise, and gives out x0 − ε."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -21,6 +22,12 @@ class ZImageBackbone(LatentBackbone):
     student_layers = (*lora.ATTENTION, "w1", "w2", "w3")
     token_side = 2
     shifts_evenly = True
+    own_size, exports_onnx = True, False
+
+    @staticmethod
+    def guidance_options(omega: float) -> dict[str, Any]:
+        """s = ω − 1."""
+        return {"guidance_scale": omega - 1}
 
     @property
     def width(self) -> int:
