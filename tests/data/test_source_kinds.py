@@ -7,7 +7,6 @@ import http.server
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import threading
@@ -577,7 +576,7 @@ def test_annotations_in_a_published_archive(tmp_path, server):
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, write):
     name = write(tmp_path / "data")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"needs {package}; pip install {package}$"):
+    with pytest.raises(UserError, match=rf"needs {package} \(.*\); pip install {package}$"):
         open_source(str(name))
 
 
@@ -605,14 +604,3 @@ def test_records_have_keys_that_say_where_they_are(tmp_path):
     source = open_source(str(write_tars(tmp_path / "data")))
     keys = [record.key for unit in source.units(2) for record in unit.records() if isinstance(record, Record)]
     assert keys == ["0", "1", "2", "3", "4"]
-
-
-def test_reading_data_loads_no_models(tmp_path):
-    read = (
-        "import sys; from tests.data.making import samples; from scott.data.sources import open_source\n"
-        "for name in sys.argv[1:]: assert len(list(samples(open_source(name)))) == 5\n"
-        "print({'diffusers', 'transformers', 'peft'} & sys.modules.keys())"
-    )
-    names = [str(write_bytes_table(tmp_path / "table")), str(write_folder(tmp_path / "folder"))]
-    command = [sys.executable, "-c", read, *names]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"

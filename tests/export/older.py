@@ -61,6 +61,7 @@ def main(folder):
             ).images
             off = (torch.as_tensor(drawn) - wanted).abs().max() / wanted.std()
             found[f"{export['name']} {kind}"] = off.item()
+    assert "scott" not in sys.modules
     (folder / "off.json").write_text(json.dumps({"versions": versions, "off": found}))
 
 

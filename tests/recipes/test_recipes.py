@@ -153,14 +153,12 @@ def test_processes_share_the_rows_that_one_would_take_in_passes():
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_a_full_student_is_the_whole_network_and_a_unets_takes_omega(recipe, tmp_path):
-    folder = write_configs(PUBLISHED[recipe], tmp_path)
-    _, backbone = equipped(recipe, folder, train="full")
+def test_a_full_student_is_the_whole_network_and_a_unets_takes_omega(recipe, at_real_size):
+    *_, backbone = at_real_size(recipe, PUBLISHED[recipe])
     # ω is embedded in 256 numbers, which join those of the time in the width of the first block
     extra = 256 * backbone.network.config.block_out_channels[0] if backbone.part == "unet" else 0
     assert backbone.takes_guidance == (backbone.part == "unet" or backbone.teacher_calls == 1)
-    assert size(backbone.student_parameters()) == COUNTED[recipe, PUBLISHED[recipe]][0] + extra
-    assert size(backbone.target_parameters()) == size(backbone.student_parameters())
+    assert backbone.full_student().num_parameters() == COUNTED[recipe, PUBLISHED[recipe]][0] + extra
 
 
 def test_the_embedded_teachers_recipe():

@@ -35,19 +35,19 @@ def start(module, *arguments, processes=1, accelerate=None, port=None, launch=()
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
 
-def here(*words):
-    """A command in this process, with as many threads as one that was started has."""
-    threads, code = torch.get_num_threads(), None
+def here(*words, code=0):
+    """A command in this process, with as many threads as one that was started has, which ends with an exit code."""
+    threads, ended = torch.get_num_threads(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scott", *map(str, words)])
         torch.set_num_threads(1)
         try:
             main()
         except SystemExit as stop:
-            code = stop.code
+            ended = stop.code
         finally:
             torch.set_num_threads(threads)
-    assert not code
+    assert ended == code
 
 
 def finish(process):

@@ -10,11 +10,11 @@ import signal
 
 import pytest
 import torch
-from tests.training.launch import finish, free_port, start, stop_after
+from tests.training.launch import finish, free_port, here, start, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, assert_same_up_to_sums, final, metrics
 
 from scott.errors import UserError
-from scott.training.checkpoint import checkpoint_step, latest_checkpoint
+from scott.training.checkpoint import checkpoint_step, checkpoints, latest_checkpoint
 from scott.training.config import DistillConfig
 from scott.training.parallel import rows_of_pass
 
@@ -56,7 +56,8 @@ def stopped(distil, tmp_path_factory):
 def two(words, stopped, teacher_folders, tmp_path_factory):
     """Of two processes: folders of runs by their flags, one of which had been stopped and goes on; and split steps."""
     folder = tmp_path_factory.mktemp("two")
-    flags = {"plain": (), "two passes": ("--gradient-accumulation", "2"), "split": ("--shard", "full")}
+    flags = {"plain": (), "two passes": ("--gradient-accumulation", "2")}
+    flags |= {"split": ("--shard", "full", "--keep-checkpoints", "4")}
     shutil.copytree(stopped[0], folder / "stopped")
     commands = [["scott.cli", *words(folder / name, *more)] for name, more in (flags | {"stopped": ()}).items()]
     return folder, carried_out(teacher_folders, SPLIT, commands, (), processes=2, accelerate="cpu")
@@ -68,17 +69,17 @@ def four(words, one, teacher_folders, tmp_path_factory):
     goes on with one's; and split steps."""
     folder = tmp_path_factory.mktemp("four")
     shutil.copytree(one, folder / "gone on")
-    checkpoints = folder / "gone on" / "checkpoints"
-    shutil.rmtree(latest_checkpoint(checkpoints))
-    assert checkpoint_step(latest_checkpoint(checkpoints)) == SPREAD_STEPS - 1
+    saved = folder / "gone on" / "checkpoints"
+    shutil.rmtree(latest_checkpoint(saved))
+    assert checkpoint_step(latest_checkpoint(saved)) == SPREAD_STEPS - 1
     commands = [
         ["scott.cli", *words(folder / "whole")],
         ["tests.training.rewind", str(folder / "whole"), str(folder / "again")],
         ["scott.cli", *words(folder / "again")],
         ["scott.cli", *words(folder / "gone on", "--shard", "full")],
     ]
-    here = ("--num_machines", 2, "--main_process_ip", "127.0.0.1", "--machine_rank")
-    launches = ((*here, 0), (*here, 1))
+    machine = ("--num_machines", 2, "--main_process_ip", "127.0.0.1", "--machine_rank")
+    launches = ((*machine, 0), (*machine, 1))
     return folder, carried_out(teacher_folders, MACHINES, commands, *launches, processes=4, accelerate="multi_node")
 
 
@@ -91,6 +92,16 @@ def test_the_same_batch_over_two_processes_is_the_same_run(one, two, spread):
 def test_the_same_batch_over_four_processes_is_the_same_run(one, four, spread):
     """Also where they go on, split, from the checkpoint before the last of one process."""
     assert_same_up_to_sums(one, four[0] / spread)
+
+
+def test_a_split_run_goes_on_in_one_process(one, two, words, tmp_path):
+    """From its first checkpoint, with a log that goes further, as one that was killed between steps three and six."""
+    out = shutil.copytree(two[0] / "split", tmp_path / "run")
+    for later in checkpoints(out / "checkpoints")[1:]:
+        shutil.rmtree(later)
+    assert checkpoint_step(latest_checkpoint(out / "checkpoints")) == 3
+    here(*words(out))
+    assert_same_up_to_sums(one, out)
 
 
 def test_four_processes_that_go_on_come_out_bit_for_bit(four):
