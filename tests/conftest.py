@@ -81,6 +81,17 @@ def command_line(monkeypatch, capfd):
     return run
 
 
+@pytest.fixture
+def scott(command_line):
+    """`scott(*arguments)`, the same: (exit code, what it printed on either stream)."""
+
+    def run(*arguments):
+        code, out, err = command_line(*arguments)
+        return code, out + err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def teacher_folders(tmp_path_factory):
     """family → folder of a tiny pipeline of `tests.tiny`, made when it is asked for. Not to be written to."""

@@ -31,17 +31,6 @@ from scott.training.metrics import read_metrics
 SMALL = ["--max-steps", "2", "--batch-size", "2", "--checkpoint-every", "1", "--sample-every", "2", "--log-every", "1"]
 
 
-@pytest.fixture
-def scott(command_line):
-    """Run a command line: (exit code, what it printed on either stream)."""
-
-    def run(*arguments):
-        code, out, err = command_line(*arguments)
-        return code, out + err
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")

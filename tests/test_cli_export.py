@@ -20,17 +20,6 @@ from scott.teachers.sd import UNetBackbone
 PROMPT = "a small red apple"
 
 
-@pytest.fixture
-def scott(command_line):
-    """Run a command line: (exit code, what it printed on either stream)."""
-
-    def run(*arguments):
-        code, out, err = command_line(*arguments)
-        return code, out + err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     pictures = tmp_path_factory.mktemp("pictures")

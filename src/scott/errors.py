@@ -32,8 +32,8 @@ _WAYS_OUT = {
 
 
 def with_way_out(error: Exception) -> str:
-    """What an error says; one of the system's with a file, after its name and before what helps: of two, the one that
-    the other was to be."""
+    """What an error says; one of the system's with a file, after its name and before what helps: of a rename, its
+    target."""
     if isinstance(error, OSError) and error.filename is not None and error.errno in _WAYS_OUT:
         return f"{error.filename2 or error.filename}: {error.strerror}; {_WAYS_OUT[error.errno]}"
     return str(error)
@@ -59,11 +59,12 @@ def one_line(text: str) -> str:
 
 
 def require(module: str, what: str, packages: str = "") -> Any:
-    """A module that may not be installed. Raises `UserError` where it is not; `packages` are what then to install."""
+    """A module that may not be installed. Raises `UserError` where it cannot be imported; `packages` are what then to
+    install."""
     try:
         return import_module(module)
-    except ImportError:
-        raise UserError(f"{what} needs {module}; pip install {packages or module}") from None
+    except (ImportError, RuntimeError) as error:  # torchvision raises the latter where torch is of another build
+        raise UserError(f"{what} needs {module} ({first_line(error)}); pip install {packages or module}") from None
 
 
 class Preempted(Exception):

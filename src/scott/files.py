@@ -58,7 +58,8 @@ class NoRoom(UserError):
 
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """What is written within has room, or `NoRoom` says where there is none: where the system does not, in `folder`."""
+    """Turn a full disk, quota or size limit into `NoRoom`, which names the file's folder, or `folder` where the error
+    names no file."""
     try:
         yield
     except (OSError, SafetensorError) as error:

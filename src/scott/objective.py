@@ -61,7 +61,7 @@ def consistency_loss(
     if prediction.shape != target.shape:
         raise UserError(
             f"got prediction {tuple(prediction.shape)} and target {tuple(target.shape)}; expected one shape. "
-            " Broadcasting them would compare every sample with every other."
+            "Broadcasting them would compare every sample with every other."
         )
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     delta = prediction.to(dtype) - target.detach().to(dtype)

@@ -1,5 +1,6 @@
 """What open_clip does not have, or preprocesses otherwise, is one line."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +34,7 @@ def loaded(monkeypatch):
     """`loaded(make)`: what `--features open_clip:…` gives where open_clip makes its model so."""
 
     def load(make, name="open_clip:ViT-B-32@openai"):
-        monkeypatch.setattr(networks, "_library", lambda module, package: library(make))
+        monkeypatch.setattr(networks, "require", lambda *what: library(make))
         return networks.load(name, None, "cpu")
 
     return load
@@ -57,6 +58,15 @@ def failing(error):
 def test_what_is_not_there_is_said(loaded, error) -> None:
     with pytest.raises(UserError, match=r"open_clip does not give ViT-B-32@openai \(.*list_pretrained"):
         loaded(failing(error))
+
+
+def test_a_library_that_fails_when_imported_says_why(monkeypatch, tmp_path) -> None:
+    """As torchvision does where torch is of another build."""
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist\\nat …')")
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"needs open_clip \(operator .* exist\); pip install open_clip_torch$"):
+        networks.load("open_clip:ViT-B-32@openai", None, "cpu")
 
 
 def test_weights_are_asked_for(loaded) -> None:

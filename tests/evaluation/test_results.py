@@ -104,12 +104,11 @@ def test_the_csv_has_interval_and_range_over_seeds() -> None:
     assert "coverage" not in line  # which no row has
 
 
-def test_a_file_of_before_is_read(tmp_path) -> None:
-    old = {"name": "x", "steps": 1, "network_calls": 1, "seconds_per_image": 0.1, "fid": 2.0, "clip_score": 0.3}
-    rows = [old | {"coverage": 0.9, "samples": 10, "recorded": False, "note": "as it was"}]
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows, "meta": {}}))
-    (row,) = Results.load(tmp_path / "results.json").rows
-    assert (row.remark, row.metrics["fid"]) == ("as it was", Figure(2.0))
+def test_a_file_of_figures_without_intervals_is_read(tmp_path) -> None:
+    row = {"name": "x", "steps": 1, "network_calls": 1, "seconds_per_image": 0.1, "fid": 2.0, "clip_score": 0.3}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "meta": {}}))
+    (read,) = Results.load(tmp_path / "results.json").rows
+    assert read.metrics == {"fid": Figure(2.0), "clip-score": Figure(0.3)}
 
 
 def test_no_ratio_of_figures_with_different_sample_sizes() -> None:

@@ -95,5 +95,5 @@ def test_a_part_that_answers_otherwise_is_refused(small_student, tmp_path, monke
 def test_a_missing_package_is_one_line(monkeypatch):
     require_onnx()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"^ONNX needs onnxruntime; pip install onnx onnxscript onnxruntime$"):
+    with pytest.raises(UserError, match=r"^ONNX needs onnxruntime \(.*\); pip install onnx onnxscript onnxruntime$"):
         require_onnx()

@@ -124,7 +124,7 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path):
     assert load_checkpoint(latest_checkpoint(tmp_path))[0].keys() == {"old"}
 
 
-@pytest.mark.parametrize("harm", ["a flipped byte", "truncated", "empty", "no state", "bad state"])
+@pytest.mark.parametrize("harm", ["a flipped byte", "truncated", "empty", "no state", "bad state", "no hash"])
 def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
     path = save_checkpoint(tmp_path, 5, {"a": {"x": torch.randn(100)}}, {})
     file = path / "a.safetensors"
@@ -138,6 +138,8 @@ def test_a_corrupt_checkpoint_is_an_error_with_the_way_out(tmp_path, harm):
         file.write_bytes(b"")
     elif harm == "no state":
         (path / "state.json").unlink()
+    elif harm == "no hash":
+        (path / "state.json").write_text('{"step": 5}')
     else:
         (path / "state.json").write_text("{")
     why = "a.safetensors is not what was written, by its SHA-256" if harm == "a flipped byte" else ""

@@ -142,6 +142,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_any_scale(start, half, tmp_p
 def test_the_8_bit_optimizer_says_what_it_needs(monkeypatch):
     assert isinstance(optimizer_class("adamw")([nn.Parameter(torch.zeros(1))]), torch.optim.AdamW)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match="adamw8bit needs bitsandbytes; pip install bitsandbytes") as caught:
+    with pytest.raises(UserError, match=r"adamw8bit needs bitsandbytes \(.*\); pip install bitsandbytes") as caught:
         optimizer_class("adamw8bit")
     assert "\n" not in str(caught.value)

@@ -1,6 +1,5 @@
 """`scott app`: the page in the browser, and the runs it is about."""
 
-import importlib.util
 import os
 import socket
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from scott.commands.plan import planned
 from scott.diffusion.tensors import DTYPES
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 from scott.progress import console
 from scott.students import is_run
 
@@ -22,10 +21,9 @@ def app(names: Sequence[str], host: str, port: int | None, precision: str) -> No
     Raises `UserError` when gradio is not installed, a name is neither a run nor a student, or the address is not to be
     had.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("got no gradio, which draws the page; pip install gradio")
     check_address(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    require("gradio", "the page")
     from scott.app.models import Models
     from scott.app.page import build, serve
 

@@ -26,10 +26,8 @@ COLUMNS = 6
 
 def load_lora_student(teacher: str | TeacherSource, lora: str, dtype: torch.dtype, warn: Warn) -> Student:
     """A teacher with the LoRA that a run, or an export's file or folder, holds; warns when it was made for another."""
-    backbone, said = teacher_of(teacher, dtype), list[str]()
-    info = apply_lora(backbone, lora_of(Path(lora)), said.append)
-    for message in said:  # of a LoRA that fits
-        warn(message)
+    backbone = teacher_of(teacher, dtype)
+    info = apply_lora(backbone, lora_of(Path(lora)), warn)
     if info.resolution:
         backbone.resize(info.resolution)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
@@ -88,15 +86,7 @@ def draw(
     scale = sampler.guidance if asked.negative_prompt is None else asked.guidance
     how = {"steps": steps, "guidance_scale": scale, "student": loaded.name} | asked.given
     how |= {"updates": loaded.info.updates} if loaded.info else {}
-    made: dict[Path, dict[str, object]] = {}
-    for index, prompt in enumerate(texts):
-        file = out / f"{_slug(prompt)}-{steps}-steps-seed-{seed + index}.png"
-        made[file] = {"prompt": prompt, "seed": seed + index} | how
-    if grid:
-        made[out / f"grid-{steps}-steps-seed-{seed}.png"] = {"prompts": texts, "seed": seed} | how
-    for file, parameters in made.items():
-        if file.exists() and how_made(file) != parameters:
-            raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
+    made = _files_to_make(out, texts, seed, grid, how)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # of a place where nobody makes folders
@@ -110,6 +100,25 @@ def draw(
     if grid:
         save_picture(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files
+
+
+def _files_to_make(
+    out: Path, texts: Sequence[str], seed: int, grid: bool, how: dict[str, object]
+) -> dict[Path, dict[str, object]]:
+    """File → what its picture is made by, of each text and of the contact sheet, which is the last.
+
+    Raises `UserError` where a file is there that was made otherwise.
+    """
+    end = f"{how['steps']}-steps-seed"
+    made: dict[Path, dict[str, object]] = {}
+    for index, prompt in enumerate(texts):
+        made[out / f"{_slug(prompt)}-{end}-{seed + index}.png"] = {"prompt": prompt, "seed": seed + index} | how
+    if grid:
+        made[out / f"grid-{end}-{seed}.png"] = {"prompts": texts, "seed": seed} | how
+    for file, parameters in made.items():
+        if file.exists() and how_made(file) != parameters:
+            raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")
+    return made
 
 
 def _prompts(prompts: Sequence[str]) -> list[str]:

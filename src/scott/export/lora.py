@@ -121,12 +121,12 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
     Raises `UserError` when there is no such file, or its layers are not this teacher's.
     """
     info, alpha, tensors = read_lora_file(path)
-    warn_of_base(backbone, path, info, warn)
     assert info.lora_rank is not None
     variant = "dora" if info.lora_variant == "dora" else "lora"
     backbone.adapters.add("target", backbone.student_targets, info.lora_rank, alpha, variant)
     backbone.train_mode = "lora"
     load_parameters(backbone.target_parameters(), lora_parameters(backbone, path, variant, tensors), "LoRA")
+    warn_of_base(backbone, path, info, warn)
     return info
 
 

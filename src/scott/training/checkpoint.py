@@ -71,9 +71,9 @@ def load_checkpoint(path: Path) -> tuple[Parts, dict[str, Any]]:
 
 def checkpoint_part(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one part; `UserError` when they cannot be read or are not what was written."""
-    file, hashes = path / f"{name}.safetensors", checkpoint_state(path).get("sha256", {})  # older versions wrote none
+    file = path / f"{name}.safetensors"
     with readable(path):
-        if file.name in hashes and sha256_of(file) != hashes[file.name]:
+        if sha256_of(file) != checkpoint_state(path)["sha256"][file.name]:
             raise ValueError(f"{file.name} is not what was written, by its SHA-256")
         return load_file(file)
 
