@@ -1,9 +1,9 @@
 """A run that is stopped comes out as one that is not, and none spoils another's."""
 
 import multiprocessing
-import os
 import shutil
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import pytest
@@ -30,17 +30,18 @@ def test_a_run_that_is_killed_comes_out_bit_for_bit(one, distil, words, tmp_path
 
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(one, words, tmp_path, monkeypatch, capsys):
-    """Sent to those that read ahead too, between the second step and the third."""
+    """It comes between the second step and the third, from another process, and to those that read ahead too."""
     out, write = tmp_path / "run", MetricsLog.write
 
-    def write_and_signal(log, step, values):
+    def write_and_be_signalled(log, step, values):
         write(log, step, values)
         if step == 2:
-            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
-                os.kill(process.pid, signal.SIGTERM)
+            readers = multiprocessing.active_children()
+            pids = " ".join(str(process.pid) for process in (*readers, multiprocessing.current_process()))
+            subprocess.run(["sh", "-c", f"kill -TERM {pids}"], check=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsLog, "write", write_and_signal)
+        patch.setattr(MetricsLog, "write", write_and_be_signalled)
         here(*words(out, "--checkpoint-every", 1000), code=143)
     said = " ".join(capsys.readouterr().err.split())
     assert "stopped by SIGTERM after step 3, which is saved; the same command goes on from there" in said
