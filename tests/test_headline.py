@@ -342,6 +342,6 @@ def test_the_figure_has_the_excess_of_the_most_samples_by_seed_and_scenes():
     assert [len(drawn.containers) for drawn in (by_calls, of_budgets)] == [3, 6]  # by calls on most scenes alone
     assert [text.get_text() for text in of_budgets.get_legend().get_texts()] == ["on fewer than 8 scenes"]
     assert draw(rows).axes[1].get_legend() is None
-    drawn = [line.get_label() for line in draw(rows).axes[0].get_legend().get_texts()]
+    drawn = [line.get_label() for line in draw(rows).legends[0].get_texts()]
     assert len(drawn) == 4
     assert ratios([row("real", steps=0, fid=1.0), row("teacher", steps=50, fid=1.0), row("ours", fid=2.0)]) == []

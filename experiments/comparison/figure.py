@@ -27,13 +27,13 @@ STUDENTS = {
     ("lcm-settles", "time"): ("LCM of a falling rate, as much time", "C6", "<"),
     ("lcm-settles", "updates"): ("LCM of a falling rate, as many updates", "C7", ">"),
     ("scott-paper", "time"): ("SCott as the paper has it", "C4", "D"),
-    ("scott-clean", "time"): ("the same, its critic told time 0 of all", "C8", "X"),
+    ("scott-clean", "time"): ("the paper's, its critic told time 0 of all", "C8", "X"),
     ("instaflow", "time"): ("InstaFlow", "C2", "v"),
     ("ufogen", "time"): ("UFOGen", "C5", "P"),
 }
 """(method, what its budget is) → name, colour, marker."""
 HIGHEST = 6.0
-"""What stands above is left out: UFOGen's one step."""
+"""What stands above is left out: one step of UFOGen, and of scott-clean."""
 Kind = tuple[str, str, int]
 """Method, what its budget is, scenes."""
 Point = tuple[float, list[float]]
@@ -66,7 +66,7 @@ def draw(rows: list[Row]) -> Figure:
     Hollow and dashed are those of fewer scenes than the most that any has.
     """
     rows = [row for row in rows if row.features == "mini"]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.9), layout="constrained")
     by_calls, by_budget = figure.subplots(1, 2, sharey=True)
     known, most = ratios(rows), max((row.scenes for row in rows), default=0)
     best = dict[tuple[str, str], tuple[int, float]]()
@@ -88,7 +88,7 @@ def draw(rows: list[Row]) -> Figure:
     by_calls.set_ylim(top=HIGHEST)
     by_calls.set_yticks([1, 1.5, 2, 3, 4, 6], ["1", "1.5", "2", "3", "4", "6"])
     by_calls.set_yticks([], minor=True)
-    by_calls.legend(fontsize="small")
+    figure.legend(*by_calls.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     if any(0 < row.scenes < most for row, _ in known):
         label = f"on fewer than {most:,} scenes"
         by_budget.plot([], [], color="0.5", linestyle="--", marker="o", markerfacecolor="w", label=label)
@@ -103,9 +103,11 @@ def _lines(
     budgets: Mapping[tuple[str, str], float] | None = None,
 ) -> None:
     """Means over seeds, and what they range over."""
-    for (method, matched, scenes), found in sorted(drawn.items(), key=lambda one: -one[0][2]):
+    known = [kind for kind in drawn if kind[:2] in STUDENTS]
+    for kind in sorted(known, key=lambda kind: (-kind[2], [*STUDENTS].index(kind[:2]))):
+        (method, matched, scenes), found = kind, drawn[kind]
         shown = [(x, mean(q), q) for x, q in found if mean(q) < HIGHEST]
-        if not shown or (method, matched) not in STUDENTS:
+        if not shown:
             continue
         name, colour, marker = STUDENTS[method, matched]
         below, above = [m - min(q) for _, m, q in shown], [max(q) - m for _, m, q in shown]
