@@ -128,6 +128,17 @@ def test_a_network_has_more_graphs_than_dynamo_makes_by_default(monkeypatch):
         assert len(graphs) == model + 1
 
 
+@pytest.mark.parametrize("critic", ["lora", "heads"])
+def test_no_head_gives_out_a_view(make_backbone, inputs, critic):
+    """Of which FSDP2 warns, whose hooks a change in place of one would lose."""
+    backbone, logits = make_backbone(critic_rank=4, critic=critic), []
+    for head in backbone.heads:
+        head.register_forward_hook(lambda module, given, output: logits.append(output))
+    backbone.critic(*inputs(backbone))
+    assert len(logits) == len(backbone.heads)
+    assert all(output._base is None for output in logits)
+
+
 def test_a_logit_is_the_heads_product_with_what_the_last_layer_is_fed(make_backbone, inputs, family):
     backbone = make_backbone(critic_rank=4, family=family)
     x, t, cond = inputs(backbone)

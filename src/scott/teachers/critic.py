@@ -35,8 +35,8 @@ class LastHead(nn.Linear):
     """The head on the last features, (B, C, H, W) → logits (B, 1, H, W)."""
 
     def forward(self, features: Tensor, cond: "Cond | None" = None) -> Tensor:
-        # its one channel is moved by a copy: FSDP2 warns of a module that gives out a view
-        return super().forward(features.movedim(1, -1)).movedim(-1, 1).contiguous()
+        # a copy, of one channel: FSDP2 warns of wrong gradients where a module gives out a view
+        return super().forward(features.movedim(1, -1)).movedim(-1, 1).clone()
 
 
 class Head(nn.Module):
