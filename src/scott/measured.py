@@ -57,7 +57,7 @@ class Measured:
     scheduler: str | None = None
     """Of a stock pipeline: the class of another scheduler of diffusers."""
     lora: str | None = None
-    """Of a stock pipeline: a LoRA that it loads."""
+    """Of a stock pipeline: a LoRA that it loads, or a run that has one."""
     split: EvaluationSplit = "held-out"
     """Of mini. Choose by validation; report held-out."""
     teacher: str | None = None

@@ -19,7 +19,7 @@ from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import check_run, is_nowhere, is_run, is_weights, load_student, run_teacher, teacher_of
+from scott.students import check_run, is_nowhere, is_run, is_weights, load_student, lora_of, run_teacher, teacher_of
 from scott.teachers.fingerprint import pipeline_version
 from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
@@ -100,7 +100,8 @@ def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
 def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
     if measured.teacher_steps:
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
-    pipeline = load_pipeline(folder, measured.scheduler, measured.lora, dtype, best_device())
+    held = measured.lora and str(lora_of(Path(measured.lora)))
+    pipeline = load_pipeline(folder, measured.scheduler, held, dtype, best_device())
     scheduler = type(pipeline.scheduler).__name__
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"

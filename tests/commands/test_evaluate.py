@@ -391,6 +391,24 @@ def test_a_part_of_a_pipeline_is_no_run(part, what, teacher_folders):
             target_of(str(teacher_folders["sd1"] / part), (1,), Measured(**options), torch.float32)
 
 
+def test_a_run_stands_for_its_lora(teacher_folders, style_lora, tmp_path):
+    """As it does for `scott sample --lora`; one without is told apart from weights that do not open."""
+    run, teacher = tmp_path / "mine", teacher_folders["sd1"]
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="mine is a run without a LoRA file"):
+        target_of(str(teacher), (1,), Measured(lora=str(run)), torch.float32)
+    shutil.copytree(style_lora("sd1").parent, run / "lora")
+    of_run, of_file, plain = (
+        target_of(str(teacher), (1,), Measured(lora=lora), torch.float32).samplers
+        for lora in (str(run), str(style_lora("sd1")), None)
+    )
+    assert [*of_run] == [f"{teacher.name}+mine-ddim-1"]
+    drawn, same, other = (next(iter(one.values()))(["a cat"], 0) for one in (of_run, of_file, plain))
+    assert torch.equal(drawn, same)
+    assert not torch.equal(drawn, other)
+
+
 def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_path, monkeypatch):
     """A LoRA, a scheduler, the data as they were; two commands that differ in one of them do in what is kept too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
