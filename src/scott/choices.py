@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from scott.errors import UserError
 
 
-def unknown(what: str, got: object, choices: Iterable[str]) -> UserError:
+def unknown(what: str, got: object, choices: Iterable[object]) -> UserError:
     """The error to raise when `got` is not among `choices`, e.g. `raise unknown("solver", name, SOLVERS)`."""
     listed = list(choices)
-    nearest = get_close_matches(str(got), listed, n=1, cutoff=0.5)
+    nearest = get_close_matches(str(got), map(str, listed), n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UserError(f"got {what} {got!r}; expected one of {', '.join(map(repr, listed)) or 'none'}.{hint}")

@@ -26,7 +26,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"), _POSITIVE),
     **dict.fromkeys(("validation_samples", "critic_rank", "critic_learning_rate", "critic_head_rate"), _POSITIVE),
     **dict.fromkeys(("warmup_steps", "weight_decay", "loader_workers", "validate_every", "critic_warmup"), _COUNT),
-    **dict.fromkeys(("adversarial_weight", "adversarial_share", "adversarial_ramp", "critic_r1"), _COUNT),
+    **dict.fromkeys(("adversarial_weight", "adversarial_share", "adversarial_ramp", "critic_r1", "eta"), _COUNT),
     "seed": (lambda value: 0 <= value < 2**64, "0 to 2**64 - 1"),
     "decay": (lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
     "critic_start": (lambda value: 0 <= value < 1, "a fraction from 0 to below 1"),
@@ -163,6 +163,10 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
             "critic heads with critic_input paper, by which a frozen encoder tells data by the time alone; "
             "add --critic-input clean"
         )
+    if config.solver == "ddim" and config.eta > 1:
+        yield f"eta {config.eta} with the solver ddim; expected 0 to 1"
+    if config.solver == "dpmpp-sde" and config.order > 2:
+        yield f"order {config.order} with the solver dpmpp-sde; expected 1 or 2"
     if config.adversarial_share and config.adversarial_weight not in (0, Adversary.adversarial_weight):
         yield (
             f"adversarial_weight {config.adversarial_weight} with adversarial_share {config.adversarial_share}, "

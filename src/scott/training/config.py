@@ -59,9 +59,9 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
     solver: Literal["ddim", "er-sde", "dpmpp-sde"] = "er-sde"
     eta: float = 0.2
     """Noise of ddim and dpmpp-sde; 0 is the ODE."""
-    phi: str = "5"
-    """Noise function of er-sde: ode, or 1 to 5."""
-    order: int = 2
+    phi: Literal["ode", "1", "2", "3", "4", "5"] = "5"
+    """Noise function of er-sde."""
+    order: Literal[1, 2, 3] = 2
     """Order of er-sde (1 to 3) and dpmpp-sde (1 or 2)."""
     jump: int = 24
     """t_n − t_m, in training steps."""
