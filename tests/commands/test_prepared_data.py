@@ -75,6 +75,20 @@ def test_a_device_holds_what_encodes_or_the_network(teacher_folders, pictures, t
     assert moved[4:] == trained
 
 
+@pytest.mark.parametrize(("shard", "moved"), [("none", ["gpu"]), ("full", [])])
+def test_what_is_split_is_made_in_main_memory(teacher_folders, pictures, tmp_path, monkeypatch, shard, moved):
+    """A device that has room for its part of the networks need not have it for all, before they are split."""
+    seen = []
+    monkeypatch.setattr(distilling, "best_device", lambda: "gpu")
+    monkeypatch.setattr(LatentBackbone, "place_network", lambda self, device: seen.append(device))
+    given = {"teacher": str(teacher_folders["sd1"]), "data": str(pictures), "out": tmp_path, "precision": "fp32"}
+    config = sd15(**given, train="full", critic="full", shard=shard)
+    backbone = load_backbone(config.teacher)
+    distilling.data_and_models(backbone, config, {}, tmp_path / "cache", quiet, print)
+    assert set(backbone.copies) == {"student", "target", "critic"}
+    assert seen == moved
+
+
 def test_a_source_that_changed_is_prepared_anew(backbone, pictures, tmp_path):
     open_data([str(pictures)], backbone, tmp_path / "cache", 0, quiet)
     (pictures / "0.png").unlink()

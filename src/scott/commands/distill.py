@@ -153,7 +153,8 @@ def data_and_models(
     how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
     data = open_data(config.sources, backbone, cache, config.seed, report, **how)
     backbone.place_encoders("cpu")  # a device holds them or the network, never both
-    backbone.place_network(best_device())
+    if config.shard == "none":  # or `shard` sends parts there: a device need not have room for the whole
+        backbone.place_network(best_device())
     add_models(backbone, config)
     start_as(backbone, config, lora)
     return data

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from scott.device import best_device
 from scott.errors import UserError
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
@@ -70,11 +71,12 @@ def rows_of_pass(config: DistillConfig, process: int, processes: int) -> list[sl
 def shard(backbone: LatentBackbone) -> None:
     """Split the frozen network, the copies and the critic's heads over the processes, with all adapters in them.
 
-    A block is gathered while it computes. What lies outside the blocks is gathered once a step, until `release`: its
+    They may lie in main memory: a block at a time goes to the device, and its part stays there. A block is gathered
+    while it computes. What lies outside the blocks is gathered once a step, until `release`: its
     hooks are on the network's output, which the critic's graph does not reach. Over several machines that run as many
     processes each, every machine holds all of it (HSDP).
     """
-    mesh = _mesh(backbone.device.type)
+    mesh = _mesh(best_device().type)
     for network in (backbone.network, *backbone.copies.values()):
         for block in blocks_of(backbone, network):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
