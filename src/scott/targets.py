@@ -12,9 +12,9 @@ from scott.device import best_device, processes
 from scott.errors import UserError
 from scott.evaluation import Sampler
 from scott.evaluation.pictures import GUIDANCE, STEPS
-from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, load_pipeline
+from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, folder_of, load_pipeline
 from scott.evaluation.stored import StoredPictures
-from scott.export.info import STUDENT_INFO
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
@@ -106,6 +106,8 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
+    if held and (info := StudentInfo.read(folder_of(held))):  # a student's, which has its ω in it
+        own = info.guidance_scale
     guidance = own if measured.guidance is None else drawn_guidance(pipeline, measured.guidance)
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None).resolution, scheduler=scheduler)

@@ -1,6 +1,7 @@
 """Stock pipelines as they are loaded to be measured."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -89,8 +90,27 @@ def test_a_pipeline_without_prompts_is_refused(tmp_path) -> None:
 
 
 def test_a_lora_that_is_not_there_is_said(teacher_folders) -> None:
-    with pytest.raises(UserError, match=r"there is no file style\.safetensors"):
+    with pytest.raises(UserError, match=r"no LoRA file at style\.safetensors"):
         load_pipeline(str(teacher_folders["sd1"]), None, "style.safetensors", torch.float32, CPU)
+
+
+@pytest.mark.parametrize(("family", "other"), [("sd1", "sd3"), ("sd1", "sdxl"), ("sd3", "flux")])
+def test_a_lora_of_another_kind_of_pipeline_is_refused(teacher_folders, style_lora, family, other) -> None:
+    """Of some, diffusers takes nothing, and says so to its log alone."""
+    with pytest.raises(UserError, match="is a LoRA of another kind of teacher"):
+        load_pipeline(str(teacher_folders[family]), None, str(style_lora(other)), torch.float32, CPU)
+
+
+def test_what_a_scheduler_cannot_do_is_said(teacher_folders) -> None:
+    def opened(scheduler: str) -> Any:
+        return load_pipeline(str(teacher_folders["sd1"]), scheduler, None, torch.float32, CPU)
+
+    with pytest.raises(UserError, match="StableDiffusionPipeline does not draw in 60 steps by LCMScheduler: "):
+        PipelineSampler(opened("LCMScheduler"), 60, 1.0)(["a cat"], 0)
+    with pytest.raises(UserError, match="does not draw in 1 steps by RePaintScheduler: "):
+        PipelineSampler(opened("RePaintScheduler"), 1, 1.0)(["a cat"], 0)
+    with pytest.raises(UserError, match=r"VQDiffusionScheduler of .* cannot be made: "):
+        opened("VQDiffusionScheduler")
 
 
 def test_a_scheduler_of_another_kind_is_refused(teacher_folders) -> None:

@@ -14,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from tests.export.conftest import write
 from tests.teachers.published import published as published_configs
 
+from scott.app.models import Models
 from scott.errors import UserError
 from scott.export import lora
+from scott.export.info import STUDENT_INFO
 from scott.export.kohya import kohya_keys
 from scott.export.ldm import unet_names
 from scott.export.lora import apply_lora, lora_file, lora_form, save_lora
 from scott.export.pipeline import call_options
 from scott.export.trained import difference, draw_latents, few_step_scheduler
+from scott.measured import Measured
 from scott.samplers import StudentSampler
+from scott.targets import target_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.teachers.lora import Adapters, lora_targets
@@ -266,6 +270,31 @@ def test_a_transformer_has_no_kohya_form(make_trained):
     for family in ("pixart", "sd3"):
         with pytest.raises(UserError, match="use --to lora"):
             lora_form(make_trained(family).backbone, "lora", "kohya")
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
+def test_scott_evaluate_and_scott_app_draw_it_at_its_own_times(make_trained, teacher_folders, tmp_path, family):
+    """By the scheduler beside it, and at its own ω; a scheduler of its class that is named is made of that one."""
+    trained, folder = make_trained(family), tmp_path / "lora"
+    folder.mkdir()
+    form = save_lora(trained, folder, "lora")
+    (folder / STUDENT_INFO).write_text(trained.info.to_json())
+    (tmp_path / "config.json").write_text(trained.config.to_json())
+    own = plain(few_step_scheduler(trained.backbone, trained.grid))
+    for place in (tmp_path, folder, folder / lora_file("lora", form)):
+        for scheduler in (None, trained.info.scheduler):
+            given = Measured(lora=str(place), scheduler=scheduler)
+            (sampler,) = target_of(str(teacher_folders[family]), (2,), given, torch.float32).samplers.values()
+            assert plain(sampler.pipeline.scheduler) == own
+            assert sampler.guidance == trained.info.guidance_scale
+        stock = Models([]).student(f"{teacher_folders[family]}+{place}")
+        assert plain(stock.pipeline.scheduler) == own
+        assert stock.is_few_step
+
+
+def plain(scheduler):
+    """Its class and its settings, without where they are from."""
+    return type(scheduler), {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "chroma"])

@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from scott.device import best_device
-from scott.evaluation.stock import PipelineSampler, load_pipeline, takes_omega
+from scott.evaluation.stock import PipelineSampler, load_pipeline, scheduler_beside, takes_omega
 from scott.export.card import FOLDERS, README
 from scott.export.info import STUDENT_INFO, StudentInfo
-from scott.students import Student, is_run, load_student, run_teacher, teacher_of
+from scott.students import Student, is_run, load_student, lora_of, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import model_index
@@ -75,10 +75,13 @@ class Models:
             return teacher_of(what, self.dtype, resolution=size)
         folder = Path(what)
         pipeline, lora = _pipeline_and_lora(what)
+        lora = lora and str(lora_of(Path(lora)))
         if (folder / STUDENT_INFO).is_file() or (folder.exists() and not (folder / "model_index.json").is_file()):
             return load_student(what, dtype=self.dtype)
-        flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
-        scheduler = ("FlowMatchLCMScheduler" if flows else "LCMScheduler") if lora else None
+        scheduler = None
+        if lora and not scheduler_beside(lora):
+            flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
+            scheduler = "FlowMatchLCMScheduler" if flows else "LCMScheduler"
         return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
 
 

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from scott.errors import UserError, first_line
+from scott.files import read_object
 from scott.teachers.family import DEFAULT_SIZE, Family
 from scott.teachers.layout import family_class
+from scott.teachers.load import complaining_of
+from scott.teachers.lora_files import held_layers, load_lora, lora_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+OF_SCHEDULERS = (ValueError, TypeError, AttributeError, LookupError)
+"""What those of diffusers raise that a pipeline cannot use, or that cannot make so many steps."""
 
 
 @dataclass
@@ -50,6 +56,10 @@ class PipelineSampler:
                     width=self.resolution,
                     **stock_options(self.pipeline, self.guidance),
                 ).images
+        except OF_SCHEDULERS as error:
+            scheduler = type(self.pipeline.scheduler).__name__
+            what = f"{type(self.pipeline).__name__} does not draw in {self.steps} steps by {scheduler}"
+            raise UserError(f"{what}: {first_line(error)}") from None
         finally:
             hook.remove()
         self.network_calls = round(rows / len(prompts))
@@ -110,33 +120,33 @@ def drawn_guidance(pipeline: DiffusionPipeline, omega: float) -> float:
 def load_pipeline(
     name: str, scheduler: str | None, lora: str | None, dtype: torch.dtype, device: torch.device
 ) -> DiffusionPipeline:
-    """A folder or hub id, with another scheduler of diffusers' and a LoRA.
+    """A folder or hub id, with a LoRA and the scheduler that lies beside it, and with another one of diffusers'.
 
-    Raises `UserError` where one of them is not there, or the scheduler, made of the pipeline's config, is for networks
-    of another kind.
+    Raises `UserError` where one of them is not there, the LoRA is of another kind of pipeline, or the scheduler, made
+    of the config of the one before, is for networks of another kind.
     """
     import diffusers
 
-    if lora is not None and lora.endswith(".safetensors") and not Path(lora).is_file():
-        raise UserError(f"there is no file {lora}; give --lora a file, or the hub id of a LoRA")
+    file = None if lora is None or _is_on_hub(lora) else lora_path(Path(lora))
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype)
-        if lora is not None:
-            pipeline.load_lora_weights(lora)
     except (OSError, ValueError, AttributeError) as error:
-        what = f"{name} with {lora}" if lora else name
-        raise UserError(f"{what} does not open as a pipeline: {first_line(error)}") from None
+        raise UserError(f"{name} does not open as a pipeline: {first_line(error)}") from None
     accepted = inspect.signature(pipeline.__call__).parameters
     if network_of(pipeline) is None or "prompt" not in accepted or "num_frames" in accepted:
         raise UserError(f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts")
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it draws black what it takes offence at, and is not what is measured
+    if lora is not None:
+        _put(pipeline, lora, file)
     if scheduler is not None:
         made: Any = getattr(diffusers, scheduler, None)
         is_one = isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)
         if not is_one:
             raise UserError(f"diffusers has no scheduler {scheduler}; expected one such as DPMSolverMultistepScheduler")
-        own, pipeline.scheduler = pipeline.scheduler, made.from_config(pipeline.scheduler.config)
+        own: Any = pipeline.scheduler
+        with complaining_of(f"{scheduler} of {name}", "made"):
+            pipeline.scheduler = made.from_config(own.config)
         if _is_of_flows(own) != _is_of_flows(pipeline.scheduler):
             kinds = "flow", "diffusion"
             kind, other = kinds if _is_of_flows(own) else kinds[::-1]
@@ -148,6 +158,45 @@ def load_pipeline(
         vae.enable_slicing()  # which decodes one picture at a time: 64 of 1024 px would hold 200 GB
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def folder_of(lora: str) -> Path:
+    """That a LoRA file lies in, or that is named itself."""
+    return Path(lora) if Path(lora).is_dir() else Path(lora).parent
+
+
+def scheduler_beside(lora: str) -> Path | None:
+    """The folder of the scheduler that an export has beside its LoRA; None of a LoRA without."""
+    folder = folder_of(lora)
+    found = folder / "scheduler"
+    is_there = (found / "scheduler_config.json").is_file() and not (folder / "model_index.json").is_file()
+    return found if is_there else None
+
+
+def _is_on_hub(lora: str) -> bool:
+    return not Path(lora).exists() and not lora.endswith(".safetensors")
+
+
+def _put(pipeline: Any, lora: str, file: Path | None) -> None:
+    """A LoRA on a pipeline, of a file or of the hub, with the scheduler beside it.
+
+    Raises `UserError` as `load_lora`, and where diffusers takes nothing of what is on the hub.
+    """
+    import diffusers
+
+    if file is not None:
+        load_lora(pipeline, file)
+    else:
+        with complaining_of(lora):
+            pipeline.load_lora_weights(lora)
+        if not held_layers(pipeline):
+            raise UserError(
+                f"{lora} is a LoRA of another kind of pipeline; nothing of it goes into {type(pipeline).__name__}"
+            )
+    if beside := scheduler_beside(lora):
+        with complaining_of(beside):
+            kind = read_object(beside / "scheduler_config.json")["_class_name"]
+            pipeline.scheduler = getattr(diffusers, kind).from_pretrained(beside)
 
 
 def _is_of_flows(scheduler: Any) -> bool:

@@ -10,7 +10,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from scott.diffusion import FlowSchedule
-from scott.evaluation.stock import PipelineSampler, stock_options
+from scott.evaluation.stock import PipelineSampler, scheduler_beside, stock_options
 from scott.export.info import StudentInfo
 from scott.export.lora import lora_file
 from scott.export.merging import merging, quoted
@@ -84,7 +84,9 @@ def pipeline_snippet(
     lines = _loaded(name, *([scheduler] if lora else []))
     if lora:
         lines += [f"pipe.load_lora_weights({quoted(lora)})"]
-        lines += [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)"]
+        beside = scheduler_beside(lora)
+        made = f"from_pretrained({quoted(str(beside))})" if beside else "from_config(pipe.scheduler.config)"
+        lines += [f"pipe.scheduler = {scheduler}.{made}"]
     options = {"num_inference_steps": steps} | stock_options(pipeline, guidance)
     options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance).resolution)
     return "\n".join([*lines, *_call(prompt, seed, options)])

@@ -134,7 +134,7 @@ def load_lora(pipeline: DiffusionPipeline, file: Path, *, text: bool = True) -> 
         raise UserError(f"{file} {_OF_ANOTHER} ({str(error).split(':')[-1].strip():.120})") from None
     finally:
         log.disabled = False
-    held = _held(pipeline)
+    held = held_layers(pipeline)
     mine = held.pop(part, set())
     _check_all(file, "the network", len(ranks), len(mine & ranks.keys()))
     if text:
@@ -147,14 +147,14 @@ def merge_lora(pipeline: DiffusionPipeline, file: Path, scale: float) -> None:
     Raises `UserError` as `load_lora`.
     """
     load_lora(pipeline, file)
-    parts = [*_held(pipeline)]
+    parts = [*held_layers(pipeline)]
     if not parts:
         raise UserError(f"{file} {_OF_ANOTHER} (it names no layer of this one)")
     pipeline.fuse_lora(components=parts, lora_scale=scale)  # by default FLUX's leaves text encoders out
     pipeline.unload_lora_weights()
 
 
-def _held(pipeline: DiffusionPipeline) -> dict[str, set[str]]:
+def held_layers(pipeline: DiffusionPipeline) -> dict[str, set[str]]:
     """Part of a pipeline → its layers that hold a LoRA, of parts that have any."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     held = {
