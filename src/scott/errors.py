@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class NotFinite(UserError):
+    """What a model draws has values that are no finite numbers."""
+
+
 LONGEST = 2000
 """Characters of a message; one that repeats what was given may be of any length."""
 

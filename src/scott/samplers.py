@@ -13,7 +13,7 @@ from torch import Tensor
 from scott.diffusion import ConsistencyFunction, Denoiser, FlowSchedule, JumpGrid, normal_like
 from scott.errors import UserError
 from scott.measured import TeacherSolver
-from scott.sampling import sample
+from scott.sampling import check_finite, sample
 from scott.solvers import make
 from scott.teachers import Cond, LatentBackbone
 
@@ -31,8 +31,8 @@ class _Sampler(ABC):
     backbone: LatentBackbone
 
     def __call__(self, prompts: Sequence[str], seed: int) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1]."""
-        return self.backbone.decode(self.latents(prompts, seed))
+        """Pixels (B, 3, H, W) in [0, 1]. Raises `NotFinite`."""
+        return check_finite(self.backbone.decode(self.latents(prompts, seed)))
 
     @abstractmethod
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:

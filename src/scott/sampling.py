@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scott.diffusion import Denoiser, JumpGrid, NoiseSchedule, normal_like, time_like
-from scott.errors import UserError
+from scott.errors import NotFinite, UserError
 
 
 @torch.no_grad()
@@ -55,3 +55,13 @@ def sample(
         x_t = schedule.add_noise(x0, draw(x0, generator), t)
         x0 = student(x_t, time_like(t, x_t), cond)
     return x0
+
+
+def check_finite(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) themselves; `NotFinite` where a value is not: as a file it would be black."""
+    if not pictures.isfinite().all():
+        raise NotFinite(
+            "got pictures that are not finite; if the model draws in fp16, give --precision bf16 or fp32, or else its "
+            "weights are broken"
+        )
+    return pictures

@@ -1,12 +1,13 @@
 """What a run draws and measures on its way."""
 
 import pytest
+import torch
 from PIL import Image
 
 from scott.commands.prepare import open_data
 from scott.commands.validation import Validation
 from scott.diffusion import JumpGrid
-from scott.errors import UserError
+from scott.errors import NotFinite, UserError
 from scott.evaluation import batch_seed, frechet_distance
 from scott.mini import embedded
 from scott.recipes.configs import sd15
@@ -118,6 +119,17 @@ def test_figures_are_those_of_the_samples_drawn_again(validation, perturb):
     drawn = StudentSampler(backbone, backbone.target, checked.grid, 2, 3.0)(captions, batch_seed(0, 0))
     fake = features.images((255 * drawn).round() / 255)
     assert figures["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
+
+
+def test_pictures_that_are_not_finite_are_said_and_do_not_end_a_run(validation):
+    """Nor are they a file that is black."""
+    checked, backbone, warnings = validation()
+    for parameter in backbone.target_parameters().values():
+        parameter.data.fill_(torch.inf)
+    with pytest.raises(NotFinite, match="give --precision bf16 or fp32"):
+        StudentSampler(backbone, backbone.target, checked.grid, 1, 3.0)(["a cat"], 0)
+    assert checked.measure() == {}
+    assert "validation has no figures: got pictures that are not finite" in warnings[-1]
 
 
 def test_a_full_student_is_measured_at_the_guidance_it_is_drawn_at(validation, monkeypatch):

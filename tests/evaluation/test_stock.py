@@ -101,6 +101,13 @@ def test_a_lora_of_another_kind_of_pipeline_is_refused(teacher_folders, style_lo
         load_pipeline(str(teacher_folders[family]), None, str(style_lora(other)), torch.float32, CPU)
 
 
+def test_pictures_that_are_not_finite_are_no_pictures(teacher_folders) -> None:
+    pipeline: Any = load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
+    pipeline.unet.conv_out.bias.data.fill_(torch.inf)
+    with pytest.raises(UserError, match="got pictures that are not finite; if the model draws in fp16"):
+        PipelineSampler(pipeline, 1, 1.0)(["a cat"], 0)
+
+
 def test_what_a_scheduler_cannot_do_is_said(teacher_folders) -> None:
     def opened(scheduler: str) -> Any:
         return load_pipeline(str(teacher_folders["sd1"]), scheduler, None, torch.float32, CPU)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from scott.diffusion import JumpGrid
-from scott.errors import UserError
+from scott.errors import NotFinite, UserError
 from scott.evaluation import Features, Reference, evaluate, image_grid
 from scott.evaluation.neighbours import NEAREST
 from scott.evaluation.networks import clip
@@ -79,11 +79,16 @@ class Validation:
         return image_grid(list(rows.values()), list(rows), self.prompts), {"student_change": change}
 
     def measure(self) -> dict[str, float]:
-        """FID, CLIP score and coverage of `validation_samples` pictures in two steps."""
+        """FID, CLIP score and coverage of `validation_samples` pictures in two steps; nothing, and a warning, of
+        pictures that are not finite."""
         real, captions = self._real
         sampler = self._student(MEASURED_STEPS)
         reference = Reference(captions, dict.fromkeys(("features", "clip"), self._features), {"features": real})
-        row = evaluate(sampler, reference, name="student", batch_size=BATCH, seeds=(self.config.seed,))
+        try:
+            row = evaluate(sampler, reference, name="student", batch_size=BATCH, seeds=(self.config.seed,))
+        except NotFinite as error:
+            self.warn(f"validation has no figures: {error}")
+            return {}
         values = {"fid": row.fid, "clip_score": row.clip_score, "coverage": row.coverage}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scott.errors import UserError, first_line
 from scott.files import read_object
+from scott.sampling import check_finite
 from scott.teachers.family import DEFAULT_SIZE, Family
 from scott.teachers.layout import family_class
 from scott.teachers.load import complaining_of
@@ -63,7 +64,7 @@ class PipelineSampler:
         finally:
             hook.remove()
         self.network_calls = round(rows / len(prompts))
-        return images.float()
+        return check_finite(images.float())
 
     @property
     def network(self) -> Any:

@@ -208,10 +208,10 @@ class _Run:
         config, last, record = self.config, done == self.config.max_steps, dict[str, float]()
         if done % config.sample_every == 0 or last:
             record |= self.hooks.sample(done)
-        if validates := bool(config.validate_every) and (done % config.validate_every == 0 or last):
+        if config.validate_every and (done % config.validate_every == 0 or last):
             record |= self.hooks.validate(done)
         self.write(done, record)
-        if validates and config.best_metric != "none":
+        if config.best_metric in record:
             self.save(done, Best(done, config.best_metric, record[config.best_metric]))
         self.timer.skip()
 
