@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from tests.tiny.stable import tiny_sd
 
 from scott.errors import UserError
@@ -80,6 +81,14 @@ def test_a_teacher_preconditioned_as_in_edm_is_refused(edited):
     folder = edited("model_index.json", {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]})
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"sigma_max": 80.0, "sigma_data": 0.5}))
     refused(folder, "got the scheduler EDMDPMSolverMultistepScheduler: .* is not supported", named=False)
+
+
+def test_a_vae_for_previews_is_refused(teacher_folders, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(teacher_folders["sd1"])
+    blocks = {"encoder_block_out_channels": (8,), "decoder_block_out_channels": (8,)}
+    pipeline.vae = AutoencoderTiny(**blocks, num_encoder_blocks=(1,), num_decoder_blocks=(1,))
+    pipeline.save_pretrained(tmp_path)
+    refused(tmp_path, "the VAE is an AutoencoderTiny, for previews", named=False)
 
 
 def test_noise_prediction_without_signal_at_the_last_time_is_refused(edited):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, ModelMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchLCMScheduler, ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,6 +67,11 @@ class Family(Encoders):
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
+        if isinstance(self.vae, AutoencoderTiny):
+            raise UserError(
+                "the VAE is an AutoencoderTiny, for previews, which has no spread; expected the one that the teacher "
+                "was trained with"
+            )
         self.network: ModelMixin = getattr(pipeline, self.part)
         channels, own = self.network.config.in_channels, self.latent_channels * self.normaliser.patch**2
         if channels != (has := own * (self.token_side**2 if self.packed else 1)):
