@@ -112,6 +112,7 @@ def test_the_best_checkpoint_is_exported_when_asked_for(make_run):
     run, _ = make_run()
     with pytest.raises(UserError, match="no best checkpoint yet; train with --validate-every"):
         export(run, "diffusers", best=True)
+    assert not (run / "best").exists()
     Best(1, "fid", 1.0).write(run / "checkpoints")
     assert load_run(run, best=True).updates == 1
     export(run, "diffusers")

@@ -72,6 +72,7 @@ def export(
         (require_unet if kind == "checkpoint" else require_exportable)(pipeline)
     if kind == "onnx":
         require_onnx()
+    _checkpoint(run, best)  # is there, before a folder is made for what comes of it
     folder, dtype = where / FOLDERS[kind], DTYPES[precision]
     load = partial(load_run, run, best=best, place=place, teacher=teacher)
     with replacing_folder(folder) as new:
@@ -133,6 +134,15 @@ def _finished(config: DistillConfig) -> tuple[str, ...]:
     return ("diffusers", "lora") if config.train == "lora" else ("diffusers",)
 
 
+def _checkpoint(run: Path, best: bool) -> Path:
+    """The newest of a run, or its best. Raises `UserError` where there is none."""
+    found = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
+    if found is None:
+        way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
+        raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
+    return found
+
+
 def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher: Identity | None = None) -> Trained:
     """The student of a run's newest checkpoint, or of its best, in fp32 on the CPU.
 
@@ -142,10 +152,7 @@ def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher
     file, and change in memory when that is rewritten.
     """
     config = _config(run, place)
-    newest = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
-    if newest is None:
-        way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
-        raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
+    newest = _checkpoint(run, best)
     with _found(config, run):
         backbone = load_backbone(embedded.teacher_source(config))
     now = identity(backbone) if teacher else {}
