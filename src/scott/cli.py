@@ -10,7 +10,6 @@ import signal
 import sys
 from contextlib import redirect_stderr
 from io import StringIO, TextIOWrapper
-from itertools import pairwise
 from typing import Annotated, Any, NoReturn, Union
 
 import tyro
@@ -26,13 +25,21 @@ from scott.commands.options import described, lists_of
 from scott.errors import Preempted, UserError, first_line, is_out_of_memory, one_line, with_way_out
 from scott.training.config import DistillConfig
 
+DESCRIPTION = """Distil a text-to-image diffusion model into a student that draws in few steps.
+`scott --version` prints the version."""
+
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments name, as one of `COMMANDS`. Raises `UserError` for what is wrong with them."""
-    if (command := COMMANDS.get(arguments[0] if arguments else "")) not in (None, Distill):
-        described(command)
-    lists = set[str]() if command is None else lists_of(DistillConfig if command is Distill else command)
-    choices: Any = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+    kind: Any = COMMANDS.get(name := arguments[0] if arguments else "")
+    prog, lists = "scott", set[str]()
+    if kind is None:  # for what there is
+        kind = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+    else:  # alone, or what tyro says of a mistake would be of every command's options
+        if kind is not Distill:
+            described(kind)
+        prog, lists = f"scott {name}", lists_of(DistillConfig if kind is Distill else kind)
+        arguments = arguments[1:]
     manners = (
         conf.OmitArgPrefixes,
         conf.OmitSubcommandPrefixes,
@@ -43,12 +50,11 @@ def parse(arguments: list[str]) -> Any:
     try:
         with redirect_stderr(said):
             return tyro.cli(
-                choices,
-                prog="scott",
+                kind,
+                prog=prog,
                 args=_joined(arguments, lists),
                 config=manners,
-                description="Distil a text-to-image diffusion model into a student that draws in few steps.\n"
-                "`scott --version` prints the version.",
+                description=DESCRIPTION if prog == "scott" else None,
             )
     except SystemExit as stop:
         if stop.code == 2:
@@ -83,12 +89,13 @@ _NUMBERS = {"INT": "whole number", "FLOAT": "number"}
 def _sentence(box: str) -> str:
     """What tyro's box says of a command line, without options' help: names of those that may have been meant, or that
     are missing."""
-    rows = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    sections, said = re.split(r" ?─{4,} ?", " ".join(filter(None, rows))), []
-    for section, following in pairwise([*sections, ""]):
+    parts = re.split(r"^│ ─{4,} │$", box, flags=re.MULTILINE)
+    rows = [[line for line in part.splitlines() if line.startswith("│")] for part in parts]
+    sections, said = [" ".join(filter(None, (line.strip("│ ") for line in part))) for part in rows], []
+    for section, following, lines in zip(sections, [*sections[1:], ""], rows, strict=True):
         if section.startswith(("Perhaps", "Arguments similar")):
-            options = dict.fromkeys(re.findall(r"--(?!help)[a-z][\w-]*", section))
-            said.append("perhaps " + ", ".join(list(options)[:3]))
+            named = (re.match(r"│ {5}(--[a-z][\w-]*)", line) for line in lines)  # deeper in are options' helps
+            said.append("perhaps " + ", ".join([*dict.fromkeys(match[1] for match in named if match)][:3]))
         elif section.startswith("Missing from"):
             command, _, lacking = section.partition(":")
             names = (option.split()[0] for option in lacking.split("(required)") if option.strip().startswith("--"))
@@ -96,7 +103,7 @@ def _sentence(box: str) -> str:
         elif section.startswith("For full helptext, run"):
             said.append("see" + section.removeprefix("For full helptext, run").removeprefix(":"))
         elif not section.startswith(("Argument helptext", "For full helptext, see")):  # which is no command's own page
-            section = re.sub(r"^Error parsing \S*__\S*: ", "", section)  # names of our own classes' fields
+            section = re.sub(r"^Error parsing (?!--)\S+: ", "", section)  # names of our own classes' fields
             section = re.split(" (?:Got errors:|Arguments are applied)", section)[0].strip().rstrip(".")
             said.append(_no_number(section, following) or section)
     return "; ".join(said)
