@@ -25,7 +25,7 @@ FEWER, MORE = (25, 50) if "SCOTT_APP_PICTURES" in os.environ else (3, 5)
 def runs(tmp_path_factory):
     """Runs of one student in the working directory: a finished one that SCOTT_APP_RUN names or that is made here, its
     copy with a warning, and one whose files are broken."""
-    first, second, broken = Path("runs/scott"), Path("runs/other"), Path("runs/older")
+    first, second, broken = Path("runs/demo"), Path("runs/other"), Path("runs/older")
     ready = os.environ.get("SCOTT_APP_RUN")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("app"))
