@@ -82,7 +82,7 @@ _LORA = {"train": "lora", "lora_rank": RANK, "critic_rank": RANK, "data": "none"
 _LORA |= {"precision": "fp32", "gradient_checkpointing": False}
 MODELS = {
     "mini": Model(load_teacher, configs.mini(method="paper", **_LORA), 8),
-    "sd50m": Model(sd50m, configs.sd15(**_LORA | {"batch_size": 4}), 2),
+    "sd50m": Model(sd50m, configs.sd15(method="paper", **_LORA | {"batch_size": 4}), 2),
 }
 
 

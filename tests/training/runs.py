@@ -73,6 +73,7 @@ def assert_same_up_to_sums(one, other):
     (parts, state), (their_parts, their_state) = final(one), final(other)
     spread, their_spread = (torch.tensor(s.pop("spread")) for s in (state, their_state))
     assert torch.allclose(spread, their_spread, rtol=1e-3, atol=1e-4)
+    assert their_state.pop("balance") == pytest.approx(state.pop("balance"), rel=1e-3)  # of the gradients' norms
     assert state == their_state
     for part, tensors in parts.items():
         assert tensors.keys() == their_parts[part].keys()
