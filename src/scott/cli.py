@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> Any:
     kind: Any = COMMANDS.get(name := arguments[0] if arguments else "")
     prog, lists = "scott", set[str]()
     if kind is None:  # for what there is
-        kind = Union[tuple(Annotated[kind, conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+        kind = Union[tuple(Annotated[one, conf.subcommand(called)] for called, one in COMMANDS.items())]  # noqa: UP007
     else:  # alone, or what tyro says of a mistake would be of every command's options
         if kind is not Distill:
             described(kind)

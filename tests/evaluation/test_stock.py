@@ -101,6 +101,12 @@ def test_a_lora_of_another_kind_of_pipeline_is_refused(teacher_folders, style_lo
         load_pipeline(str(teacher_folders[family]), None, str(style_lora(other)), torch.float32, CPU)
 
 
+def test_a_lora_of_the_hub_of_which_nothing_is_taken_is_refused(teacher_folders, monkeypatch) -> None:
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", lambda self, name: None)
+    with pytest.raises(UserError, match="someone/style is a LoRA of another kind of pipeline; nothing of it goes into"):
+        load_pipeline(str(teacher_folders["sd1"]), None, "someone/style", torch.float32, CPU)
+
+
 def test_pictures_that_are_not_finite_are_no_pictures(teacher_folders) -> None:
     pipeline: Any = load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
     pipeline.unet.conv_out.bias.data.fill_(torch.inf)
@@ -114,7 +120,7 @@ def test_what_a_scheduler_cannot_do_is_said(teacher_folders) -> None:
 
     with pytest.raises(UserError, match="StableDiffusionPipeline does not draw in 60 steps by LCMScheduler: "):
         PipelineSampler(opened("LCMScheduler"), 60, 1.0)(["a cat"], 0)
-    with pytest.raises(UserError, match="does not draw in 1 steps by RePaintScheduler: "):
+    with pytest.raises(UserError, match="does not draw in 1 step by RePaintScheduler: "):
         PipelineSampler(opened("RePaintScheduler"), 1, 1.0)(["a cat"], 0)
     with pytest.raises(UserError, match=r"VQDiffusionScheduler of .* cannot be made: "):
         opened("VQDiffusionScheduler")

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from scott.export.kohya import kohya_keys
 from scott.export.ldm import unet_names
 from scott.export.lora import apply_lora, lora_file, lora_form, save_lora
 from scott.export.pipeline import call_options
+from scott.export.snippet import pipeline_snippet
 from scott.export.trained import difference, draw_latents, few_step_scheduler
 from scott.measured import Measured
 from scott.samplers import StudentSampler
@@ -273,8 +275,12 @@ def test_a_transformer_has_no_kohya_form(make_trained):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
-def test_scott_evaluate_and_scott_app_draw_it_at_its_own_times(make_trained, teacher_folders, tmp_path, family):
-    """By the scheduler beside it, and at its own ω; a scheduler of its class that is named is made of that one."""
+def test_scott_evaluate_and_scott_app_draw_it_at_its_own_times(
+    make_trained, teacher_folders, tmp_path, monkeypatch, family
+):
+    """By the scheduler beside it, and at its own ω, as do the lines of diffusers that the page shows; a scheduler of
+    its class that is named is made of that one."""
+    monkeypatch.chdir(tmp_path)
     trained, folder = make_trained(family), tmp_path / "lora"
     folder.mkdir()
     form = save_lora(trained, folder, "lora")
@@ -290,6 +296,9 @@ def test_scott_evaluate_and_scott_app_draw_it_at_its_own_times(make_trained, tea
         stock = Models([]).student(f"{teacher_folders[family]}+{place}")
         assert plain(stock.pipeline.scheduler) == own
         assert stock.is_few_step
+        lines: dict[str, Any] = {}
+        exec(pipeline_snippet(stock.pipeline, stock.name, stock.lora, prompt="a", steps=2, seed=3, guidance=1.0), lines)
+        assert plain(lines["pipe"].scheduler) == own
 
 
 def plain(scheduler):

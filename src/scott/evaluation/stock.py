@@ -59,7 +59,8 @@ class PipelineSampler:
                 ).images
         except OF_SCHEDULERS as error:
             scheduler = type(self.pipeline.scheduler).__name__
-            what = f"{type(self.pipeline).__name__} does not draw in {self.steps} steps by {scheduler}"
+            steps = f"{self.steps} step{'s'[: self.steps - 1]}"
+            what = f"{type(self.pipeline).__name__} does not draw in {steps} by {scheduler}"
             raise UserError(f"{what}: {first_line(error)}") from None
         finally:
             hook.remove()
