@@ -1,6 +1,6 @@
 """LCM (its rate one that stays, or one that falls as ours does), InstaFlow, UFOGen, SCott as the paper has it and with
-a critic told one time of all that learns at the paper's ratio of rates, and ours on the embedded teacher, at equal time
-and at equal updates.
+a critic told one time of all that learns at the paper's ratio of rates (and that held to a share of gradients), and
+ours on the embedded teacher, at equal time and at equal updates.
 
 A student's rows go into results.jsonl as it ends; a run that was stopped goes on, by the same command.
 """
@@ -43,6 +43,9 @@ METHODS: dict[str, Callable[..., DistillConfig]] = {
     "lcm-settles": partial(mini, method="lcm", decay=mini().decay),
     "scott-paper": partial(mini, method="paper"),
     "scott-clean": partial(mini, method="paper", critic_input="clean", critic_learning_rate=2.5e-4),
+    "scott-share": partial(
+        mini, method="paper", critic_input="clean", critic_learning_rate=2.5e-4, adversarial_share=0.6
+    ),
 }
 BASELINES: dict[str, type[Baseline]] = {"instaflow": InstaFlow, "ufogen": UFOGen}
 TEACHER_STEPS = (50, 25)

@@ -28,6 +28,7 @@ STUDENTS = {
     ("lcm-settles", "updates"): ("LCM of a falling rate, as many updates", "C7", ">"),
     ("scott-paper", "time"): ("SCott as the paper has it", "C4", "D"),
     ("scott-clean", "time"): ("the paper's, its critic told time 0 of all", "C8", "X"),
+    ("scott-share", "time"): ("the same, held to a share of gradients", "C9", "d"),
     ("instaflow", "time"): ("InstaFlow", "C2", "v"),
     ("ufogen", "time"): ("UFOGen", "C5", "P"),
 }

@@ -20,9 +20,9 @@ class Row:
 
     method: str
     """ours, lcm, lcm-settles (whose rate falls as ours does), scott-paper, scott-clean (whose critic is told time 0
-    of data and samples alike, and learns at 2.5 times its student's rate instead of ten), instaflow, ufogen, or another
-    student; teacher;
-    or real: pictures of the captions, which is the floor."""
+    of data and samples alike, and learns at 2.5 times its student's rate instead of ten), scott-share (the same, held
+    to a share of gradients instead of λ_adv), instaflow, ufogen, or another student; teacher; or real: pictures of the
+    captions, which is the floor."""
     matched: Matched
     """What its budget is: CPU time; as many updates as ours made in it; or nothing, of what is not trained."""
     budget: float
