@@ -129,6 +129,49 @@ def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_fini
     assert other.means == balance.means
 
 
+def test_gradients_that_stand_for_several_steps_count_as_many_times():
+    """The mean is the one that as many steps of these norms would have left."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    once, thrice = (Balance([parameter], ratio=0.3) for _ in range(2))
+    for balance, steps in ((once, (1, 3)), (thrice, (1, 1, 1, 1))):
+        for index, number in enumerate(steps):
+            parameter.grad = torch.tensor([1.0 if index == 0 else 3.0])
+            with balance.apart():
+                parameter.grad = torch.tensor([2.0 if index == 0 else 5.0])
+            balance.combine(1.0, 1.0, number)
+    assert once.means == pytest.approx(thrice.means)
+    assert once.weight == pytest.approx(0.3 * once.means[0] / once.means[1])
+
+
+@pytest.mark.parametrize("critic_start", [0.0, 0.3])
+def test_norms_are_measured_now_and_then_once_the_critic_has_settled(critic_start):
+    config = make_config(adversarial_share=0.6, adversarial_share_every=10, critic_start=critic_start, max_steps=200)
+    settled = config.first_with_critic + 100
+    measured = [step for step in range(200) if config.measures_share(step)]
+    assert measured == [*range(settled), *range(settled + 9, 200, 10)]
+    assert config.measures_seldom
+    for changes in ({"max_steps": 100}, DRAWN | {"critic_input": "clean"}, {"adversarial_share_every": 1}):
+        each = dataclasses.replace(config, **changes)
+        assert not each.measures_seldom
+        assert all(map(each.measures_share, range(each.max_steps))), changes
+
+
+def test_between_two_measurements_the_weight_stands_and_a_step_makes_one_pass(start, tmp_path, monkeypatch):
+    """And a run that is stopped there goes on bit for bit."""
+    monkeypatch.setattr("scott.training.config.SETTLING", 2)
+    settings = NOISED | {"adversarial_share": 0.6, "adversarial_share_every": 3, "keep_checkpoints": 8}
+    start(tmp_path / "whole", max_steps=8, checkpoint_every=1, **settings)
+    for stop in (4, 8):
+        start(tmp_path / "twice", max_steps=stop, checkpoint_every=1, **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "twice")
+    records = metrics(tmp_path / "whole")
+    weights = [record["adversarial_weight"] for record in records]
+    assert weights[0] == 0, "a head that stands at zero"
+    assert 0 < weights[1] != weights[2] == weights[3] == weights[4] != weights[5] == weights[6] == weights[7]
+    for name in ("consistency_norm", "adversarial_norm", "adversarial_ratio"):
+        assert [step for step, record in enumerate(records) if name in record] == [0, 1, 2, 5]
+
+
 def test_a_head_that_starts_at_zero_does_not_count_in_the_mean():
     """Its first norm is 0, and of the second one a tenth would be left."""
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -382,8 +382,14 @@ def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make_bones):
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [("sd1", {}), ("sd3", {"train": "full"}), ("sdxl", LCM_SETTINGS)],
-    ids=["sd1", "sd3-full", "sdxl-lcm"],
+    [
+        ("sd1", {}),
+        ("sd3", {"train": "full"}),
+        ("sdxl", LCM_SETTINGS),
+        ("sd1", {"adversarial_share": 0.3}),
+        ("sd1", {"adversarial_share": 0.3, "critic_fakes": "drawn"}),
+    ],
+    ids=["sd1", "sd3-full", "sdxl-lcm", "share", "share-drawn"],
 )
 def test_operations_are_those_of_a_real_step(make, family, settings):
     """By torch's own counter and its formulas of a GPU's fused attention for the CPU's, which has none."""
@@ -424,6 +430,25 @@ def test_steps_before_the_critics_start_are_those_of_a_run_without_one(make_bone
     late, always, never = planned(critic_start=0.6), planned(), planned(adversarial_weight=0.0)
     assert late.flops == always.flops > never.flops
     assert late.run_flops == 5 * never.flops + 3 * always.flops
+
+
+def test_norms_that_are_measured_now_and_then_cost_as_often(make_bones):
+    """The student's second pass is in the steps that measure, and neither in the calls of a step nor in its flops."""
+
+    def planned(**settings):
+        config, bones = make_bones("sd1", max_steps=250, **settings)
+        return budget_of(bones, config, processes=2)
+
+    fixed, each = planned(), planned(adversarial_share=0.3)
+    seldom = planned(adversarial_share=0.3, adversarial_share_every=10)
+    assert each.flops > seldom.flops == fixed.flops
+    assert (seldom.calls, seldom.exchanged) == (fixed.calls, fixed.exchanged) != (each.calls, each.exchanged)
+    assert each.run_flops == 250 * each.flops
+    assert seldom.run_flops == (100 + 15) * each.flops + 135 * fixed.flops
+    assert seldom.training == each.training, "what a step that measures holds"
+    early = planned(adversarial_share=0.3, adversarial_share_every=10, critic_start=0.2)
+    alone = planned(adversarial_weight=0.0)
+    assert early.run_flops == 50 * alone.flops + (100 + 10) * each.flops + 90 * fixed.flops
 
 
 def test_torchs_own_trackers_do_not_take_this_step():

@@ -88,7 +88,7 @@ def test_a_misspelt_name_or_a_bad_value_on_disk_is_an_error(tmp_path):
 
 POSITIVE = (
     "max_steps batch_size learning_rate critic_learning_rate clip_norm jump substeps critic_rank lora_rank log_every "
-    "sample_every checkpoint_every keep_checkpoints jump_reuse jump_store"
+    "sample_every checkpoint_every keep_checkpoints jump_reuse jump_store adversarial_share_every"
 )
 OUT_OF_RANGE = [
     *((name, value) for name in POSITIVE.split() for value in (0, -1)),
@@ -287,6 +287,7 @@ def test_a_weight_that_a_share_would_replace_is_refused():
         ({"adversarial_weight": 0.4}, "add --adversarial-share 0", {"adversarial_share": 0.0}),
         ({"method": "paper", "critic": "heads"}, "add --critic-input clean", {"critic_input": "clean"}),
         ({"method": "lcm", "adversarial_share": 0.5}, "take a --method that has a critic", {"method": "scott"}),
+        ({"adversarial_share_every": 5}, "name another critic_fakes", {"critic_fakes": "noised"}),
     ],
     ids=str,
 )
@@ -294,6 +295,13 @@ def test_what_a_message_says_to_add_is_taken(given, said, added):
     with pytest.raises(UserError, match=said):
         check_given(mini(**given), given)
     check_given(mini(**given | added), given | added)
+
+
+def test_a_share_that_is_measured_seldom_is_one_of_a_share():
+    given = {"method": "paper", "adversarial_share_every": 5}
+    said = r"got adversarial_share_every 5, which adversarial_share 0\.0 does not have; leave it out, or name another"
+    with pytest.raises(UserError, match=said):
+        check_given(mini(**given), given)
 
 
 @pytest.mark.parametrize("other", [{"adversarial_share": 0.5}, {"critic_r1": 0.1}], ids=str)

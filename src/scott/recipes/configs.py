@@ -214,6 +214,7 @@ def _from_table(recipe: str, changes: dict[str, Any]) -> DistillConfig:
         "precision": row.precision,
         "critic_input": "clean",
         "adversarial_share": 0.6,
+        "adversarial_share_every": 10,
         "gradient_accumulation": passes_of(recipe, batch),
         "gradient_checkpointing": True,
         "validation_features": "openai/clip-vit-base-patch32",

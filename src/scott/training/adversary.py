@@ -12,6 +12,9 @@ class Adversary:
     """λ_adv; 0 trains no critic."""
     adversarial_share: float = 0.0
     """Instead of a fixed λ_adv, the one at which the gradient of L_adv has this share of the norm of L_CD's."""
+    adversarial_share_every: int = 1
+    """After the first 100 steps with the critic: both norms are measured in each so-manieth step alone. Of fakes that
+    are f of noised data that costs a forward and a backward pass of the student; drawn ones are always measured."""
     adversarial_weighting: Literal["same", "uniform", "snr+1"] = "same"
     """Weight of L_adv at a time: as L_CD's, 1 (the paper's), or α²/σ² + 1 over its mean."""
     critic_start: float = 0.0

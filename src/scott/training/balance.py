@@ -41,7 +41,13 @@ class Balance:
         finally:
             self._exchange()
 
-    def combine(self, scale: float, factor: float) -> dict[str, Tensor]:
+    @property
+    def weight(self) -> float:
+        """λ; 0 before both norms are known."""
+        consistency, adversarial = self.means or (0.0, 0.0)
+        return self.ratio * consistency / adversarial if adversarial else 0.0
+
+    def combine(self, scale: float, factor: float, steps: int = 1) -> dict[str, Tensor]:
         """grad ← ∂L_CD/∂θ + factor λ ∂L_adv/∂θ, as both come; the norms, what L_adv was multiplied with, and how much
         of L_CD's norm it then has.
 
@@ -50,15 +56,16 @@ class Balance:
         Args:
             scale: what both losses were multiplied with, which the norms leave out.
             factor: of λ, while L_adv is let in.
+            steps: for how many these gradients stand; the means' decay is of one.
         """
         mine = [p.grad for p in self.parameters if p.grad is not None]
         theirs = [grad for grad in self._other if grad is not None]
         norms = [whole(get_total_norm(grads)).item() / scale for grads in (mine, theirs)]
         if all(map(math.isfinite, norms)):
             before = [mean or norm for mean, norm in zip(self.means or norms, norms, strict=True)]
-            self.means = [self.DECAY * mean + (1 - self.DECAY) * norm for mean, norm in zip(before, norms, strict=True)]
-        consistency, adversarial = self.means or (0.0, 0.0)
-        weight = factor * self.ratio * consistency / adversarial if adversarial else 0.0
+            decay = self.DECAY**steps
+            self.means = [decay * mean + (1 - decay) * norm for mean, norm in zip(before, norms, strict=True)]
+        weight = factor * self.weight
         torch._foreach_add_(mine, theirs, alpha=weight)
         self._other = [None] * len(self.parameters)
         values = {"consistency_norm": norms[0], "adversarial_norm": norms[1], "adversarial_weight": weight}

@@ -42,7 +42,8 @@ class Budget:
     critic: int
     calls: tuple[Calls, ...]
     flops: int
-    """Of a step that walks its jumps and has the critic, over all processes."""
+    """Of a step that walks its jumps and has the critic, over all processes; where not each measures gradients for
+    `adversarial_share`, of one that does not."""
     run_flops: int
     """Of all steps: with `--jump-reuse` not each walks new jumps, and before `--critic-start` none has a critic."""
     sample_bytes: int
@@ -97,7 +98,10 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     steps, spread = config.max_steps, config.gradient_accumulation * processes
     walks = len({jump for jump, _ in islice(jumps_of_steps(config), steps)})
     early = config.first_with_critic if config.has_critic else 0
+    measured = sum(map(config.measures_share, range(early, steps))) if config.has_critic else 0
     alone = step_cost(backbone, replace(a_pass, adversarial_weight=0.0), uncond)[0] if early else cost
+    plain = cost.flops - cost.measuring_flops
+    of_critic = plain * (steps - early) + cost.measuring_flops * measured
     resident = _resident(backbone, config, parts)
     if config.jump_reuse > 1:
         kept = min(jumps_kept(config), walks) * a_pass.batch_size * config.gradient_accumulation
@@ -112,8 +116,8 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         student=_count(student),
         critic=_count(critic),
         calls=counts.calls(config.gradient_accumulation),
-        flops=cost.flops * spread,
-        run_flops=(cost.flops * (steps - early) + alone.flops * early - cost.walk_flops * (steps - walks)) * spread,
+        flops=(plain if config.measures_seldom else cost.flops) * spread,
+        run_flops=(of_critic + alone.flops * early - cost.walk_flops * (steps - walks)) * spread,
         sample_bytes=sum(2 * math.prod(shape) for shape in shapes),
         exchanged=_exchanged(backbone, config, counts) if processes > 1 else 0,
         training=resident

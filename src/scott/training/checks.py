@@ -23,6 +23,7 @@ _COUNT: Range = lambda value: 0 <= value < MOST, "0 or more, below 2**31"
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("max_steps", "batch_size", "learning_rate", "clip_norm", "gradient_accumulation"), _POSITIVE),
     **dict.fromkeys(("jump", "substeps", "jump_reuse", "jump_store", "lora_rank", "lora_alpha"), _POSITIVE),
+    "adversarial_share_every": _POSITIVE,
     **dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "keep_checkpoints"), _POSITIVE),
     **dict.fromkeys(("validation_samples", "critic_rank", "critic_learning_rate", "critic_head_rate"), _POSITIVE),
     **dict.fromkeys(("warmup_steps", "weight_decay", "loader_workers", "validate_every", "critic_warmup"), _COUNT),
@@ -61,7 +62,7 @@ def check_given(config: "DistillConfig", given: Iterable[str]) -> None:
                 f"got {name} {getattr(config, name)} and {by} {getattr(config, by)} for critic heads, of which all is "
                 "heads; give one of them"
             )
-        if by == "adversarial_share":
+        if name == "adversarial_weight" and by == "adversarial_share":
             instead = _FIXED_WEIGHT
         elif by == "adversarial_weight":  # 0, which has no critic
             instead = f"leave {by} out" if by in given else "take a --method that has a critic"
@@ -81,8 +82,7 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
         return
     if config.critic in ("heads", "full"):
         yield "critic_rank", "critic"
-    if config.critic_fakes == "noised":
-        yield "drawn_fraction", "critic_fakes"
+    yield "drawn_fraction" if config.critic_fakes == "noised" else "adversarial_share_every", "critic_fakes"
     if config.critic == "heads" and config.critic_head_rate is not None:
         yield "critic_learning_rate", "critic_head_rate"
 
@@ -97,6 +97,8 @@ def _idle(config: "DistillConfig") -> Iterator[tuple[str, str]]:
         yield from (("validation_samples", "validate_every"), ("validation_features", "validate_every"))
     if config.adversarial_share and config.adversarial_weight:
         yield "adversarial_weight", "adversarial_share"
+    if config.has_critic and not config.adversarial_share:
+        yield "adversarial_share_every", "adversarial_share"
     if config.has_critic:
         return
     by = "critic" if config.critic == "none" else "adversarial_weight"

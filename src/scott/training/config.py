@@ -159,6 +159,20 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
         made = step + 1 - self.first_with_critic - self.critic_warmup
         return min(1.0, max(0.0, made / max(1, self.adversarial_ramp)))
 
+    def share_interval(self, step: int) -> int:
+        """At step n = 0, 1, ...: steps from one to the next that measures the gradients of L_CD and L_adv apart."""
+        settled = step - self.first_with_critic >= SETTLING and not self.draws_fakes
+        return self.adversarial_share_every if settled else 1
+
+    def measures_share(self, step: int) -> bool:
+        """Whether step n = 0, 1, ..., which has the critic, is one of these."""
+        return self.adversarial_share > 0 and (step + 1) % self.share_interval(step) == 0
+
+    @property
+    def measures_seldom(self) -> bool:
+        """Whether there are steps that have the critic and measure nothing, where others do."""
+        return self.has_critic and self.adversarial_share > 0 and self.share_interval(self.max_steps - 1) > 1
+
     @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
@@ -235,6 +249,8 @@ LCM_SETTINGS: dict[str, Any] = {
 """Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
 step a jump, and no critic."""
 
+SETTLING = 100
+"""Steps that the critic is given until λ_adv, where it is set by gradients, may stand still for some."""
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
 PROMPTS = 8

@@ -36,6 +36,8 @@ class Counts:
     backward: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     gathered: int = 0
     reduced: int = 0
+    paused: bool = False
+    """Nothing is counted meanwhile."""
 
     def calls(self, passes: int = 1) -> tuple[Calls, ...]:
         """By model; in two rows where its encoder and its decoder differ. Backward passes are counted where they
@@ -60,6 +62,8 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
         key = None if block is None else (copy or backbone.adapters.active or "teacher", block, len(tensors[0]))
 
         def add(counter: Counter[Any], *gradient: Any) -> None:
+            if counts.paused:
+                return
             counts.gathered += size
             counter.update([key] if key else [])
 
@@ -75,7 +79,7 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
         handles.append(head.register_forward_hook(partial(ran, "critic", None, parameter_bytes(head))))
 
     def arrived(parameter: Tensor) -> None:
-        counts.reduced += parameter.nbytes
+        counts.reduced += 0 if counts.paused else parameter.nbytes
 
     for parameter in (*backbone.student_parameters().values(), *backbone.critic_parameters().values()):
         handles.append(parameter.register_post_accumulate_grad_hook(arrived))

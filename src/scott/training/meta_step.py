@@ -29,11 +29,13 @@ from scott.training.step import Distillation, Engine
 
 @dataclass(frozen=True)
 class StepCost:
-    """Operations, of the teacher's walk and in all, and bytes at the highest: of the walk, of one whose two calls come
-    one after the other (`low_memory`), and of all that follows."""
+    """Operations: in all, of the teacher's walk, and of the passes that the student makes to have the gradient of L_adv
+    by itself. Bytes at the highest: of the walk, of one whose two calls come one after the other (`low_memory`), and of
+    all that follows."""
 
     flops: int
     walk_flops: int
+    measuring_flops: int
     walk: int
     walk_apart: int
     update: int
@@ -53,14 +55,15 @@ def step_cost(
 ) -> tuple[StepCost, Counts]:
     """Of one step, its batch and its gradients included, on a skeleton that has its student and critic.
 
-    `uncond` is the backbone's `unconditional()`. Times of drawn fakes are spread as their draws are on average.
+    `uncond` is the backbone's `unconditional()`. Times of drawn fakes are spread as their draws are on average. With
+    `adversarial_share` the step is one that measures both gradients; where not each does, the counts are of the others.
     `gradients_stay`: those of an earlier pass are there from its beginning on, or DDP's buckets, in which they lie.
     """
     shape = torch.Size((config.batch_size, *backbone.latent_shape))
     grid = config.make_grid(backbone.schedule)
     drawn = Draws.make(shape, grid, config, torch.Generator())
     latents = partial(torch.empty, shape, device="meta")
-    solver, engine = cast(Solver, _Calls()), Engine(apart=nullcontext if config.adversarial_share else None)
+    solver = cast(Solver, _Calls())
     stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
     drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
     trained = [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
@@ -78,11 +81,14 @@ def step_cost(
         with counted(backbone) as counts:
             x_m = made.walk(batch, draws)
             walk, walk_flops = cost.take_peak(), cost.flops
+            measuring = _Measuring(cost, counts, pause=config.measures_seldom)
+            apart = nullcontext if config.draws_fakes else measuring.apart
+            engine = Engine(apart=apart, mark=measuring.mark) if config.adversarial_share else Engine()
             made.step(batch, draws, engine, x_m)
         walk_apart = walk if config.low_memory else walk_apart
         for parameter in trained:
             parameter.grad = None
-    return StepCost(cost.flops, walk_flops, walk, walk_apart, cost.peak), counts
+    return StepCost(cost.flops, walk_flops, measuring.flops, walk, walk_apart, cost.peak), counts
 
 
 @torch.no_grad()
@@ -119,6 +125,33 @@ class _Calls:
         for _ in noises:
             x0 = denoiser(x, times[0], cond)
         return x0
+
+
+class _Measuring:
+    """The operations that a step makes to have the gradient of L_adv by itself: of `Engine.apart` all but the critic's,
+    which are from the mark "student" to the mark "critic". They may be left out of the counts of calls."""
+
+    def __init__(self, cost: "Cost", counts: Counts, *, pause: bool) -> None:
+        self.cost, self.counts, self.pause = cost, counts, pause
+        self.flops, self._inside = 0, False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        self._inside = True
+        self._begin()
+        yield
+        self._end()
+        self._inside = False
+
+    def mark(self, part: str) -> None:
+        if self._inside:
+            self._end() if part == "student" else self._begin()
+
+    def _begin(self) -> None:
+        self.flops, self.counts.paused = self.flops - self.cost.flops, self.pause
+
+    def _end(self) -> None:
+        self.flops, self.counts.paused = self.flops + self.cost.flops, False
 
 
 class Cost(TorchDispatchMode):

@@ -59,11 +59,13 @@ class Optimization:
     def engine(self, step: int, mark: Callable[[str], None] = lambda part: None) -> Engine:
         """How each pass of step n = 0, 1, ... is made with these models."""
         config, balance = self.config, self.balance
+        measured = balance and config.measures_share(step)
+        weight = balance.weight if balance else config.adversarial_weight
         return Engine(
             **self.calls,
             has_critic=step >= config.first_with_critic,
-            adversarial_weight=1.0 if balance else config.adversarial_weight * config.adversarial_factor(step),
-            apart=balance.apart if balance else None,
+            adversarial_weight=1.0 if measured else weight * config.adversarial_factor(step),
+            apart=balance.apart if balance and measured else None,
             scale=lambda loss: self.scaler.scale(loss) / config.gradient_accumulation,
             mark=mark,
         )
@@ -78,7 +80,11 @@ class Optimization:
         before = {} if step >= self.config.first_with_critic else {"critic"}
         optimizers = {name: optimizer for name, optimizer in self.optimizers.items() if name not in before}
         if self.balance and not before:
-            norms |= self.balance.combine(self.scaler.get_scale(), self.config.adversarial_factor(step))
+            factor = self.config.adversarial_factor(step)
+            if self.config.measures_share(step):
+                norms |= self.balance.combine(self.scaler.get_scale(), factor, self.config.share_interval(step))
+            else:
+                norms["adversarial_weight"] = torch.tensor(factor * self.balance.weight)
         for name, optimizer in optimizers.items():
             self.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(self.models[name].parameters(), self.config.clip_norm)

@@ -101,7 +101,8 @@ class Distillation:
         """Add the gradients of both losses to the parameters' `grad`; the step's terms, 0-d tensors but for `moments`.
 
         `x_m` is what `walk` made of these draws, if it was called. `moments` is what `Spread` takes;
-        `adversarial_ratio`, where both gradients are of one forward pass, is ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
+        `adversarial_ratio`, of a fixed λ_adv whose gradient is of the same forward pass as that of L_CD, is
+        ‖λ_adv ∂L_adv/∂f_θ‖ / ‖∂L_CD/∂f_θ‖.
         """
         backbone, config, grid = self.backbone, self.config, self.grid
         schedule, t_n, cond = backbone.schedule, draws.t_n, batch.cond | {"guidance": draws.omega}
@@ -118,7 +119,9 @@ class Distillation:
         elif not config.draws_fakes and not engine.apart:
             towards_data, played = self._play(engine, shown)
             f_n.backward(towards_target + towards_data)
-            terms |= played | {"adversarial_ratio": towards_data.norm() / towards_target.norm().clamp(min=TINY)}
+            terms |= played
+            if not config.adversarial_share:  # whose ratio is one over θ
+                terms["adversarial_ratio"] = towards_data.norm() / towards_target.norm().clamp(min=TINY)
         else:
             f_n.backward(towards_target)
             with engine.apart() if engine.apart else nullcontext():
