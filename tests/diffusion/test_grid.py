@@ -80,6 +80,15 @@ def test_a_flow_has_no_needed_times():
         JumpGrid(FlowSchedule(3.0), few_steps=(2,))
 
 
+@pytest.mark.parametrize(("jump", "substeps", "reached", "instead"), [(24, 1, 984, 25), (24, 2, 996, 20)])
+def test_a_flows_grid_reaches_the_time_that_its_sampling_begins_at(jump, substeps, reached, instead):
+    """A student is asked at t = 1 first: one that was never trained there is asked for what it has not learnt."""
+    with pytest.raises(UserError, match=rf"end at {reached} of 1000 .* Use jump={instead}\."):
+        JumpGrid(FlowSchedule(3.0), jump, substeps)
+    assert JumpGrid(FlowSchedule(3.0), instead, substeps).times[-1] == 1
+    assert JumpGrid(SD, jump, substeps).times[-1] == reached - 1, "where sampling of the grid begins"
+
+
 def test_flow_grid_ends_exactly():
     times = JumpGrid(FlowSchedule()).times
     assert times[0].item() == 0

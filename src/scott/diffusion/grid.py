@@ -31,7 +31,7 @@ class JumpGrid:
     Raises:
         UserError: a flow with `few_steps`, whose sampling stops at times of its own; the sub-steps do not divide the
             jump, the jump exceeds the schedule, or no whole `original_inference_steps` spaces its times by
-            jump / substeps.
+            jump / substeps; a flow whose grid ends below t = 1, where its sampling begins.
     """
 
     def __init__(
@@ -53,10 +53,17 @@ class JumpGrid:
         self.substeps = substeps
         self.spacing = jump // substeps
         self.original_inference_steps = steps // self.spacing
-        if steps // self.original_inference_steps != self.spacing:
+        reached = self.original_inference_steps * self.spacing
+        falls_short = isinstance(schedule, FlowSchedule) and reached != steps
+        if steps // self.original_inference_steps != self.spacing or falls_short:
             # a divisor of the steps reaches t_max as well
             spacings = [spacing for spacing in range(1, steps // substeps + 1) if steps % spacing == 0]
             nearest = min(spacings, key=lambda spacing: abs(spacing - self.spacing))
+            if falls_short:
+                raise UserError(
+                    f"got jump {jump} in {substeps} sub-steps of {self.spacing}, which end at {reached} of {steps} "
+                    f"training steps; a flow is sampled from the last one on. Use jump={nearest * substeps}."
+                )
             raise UserError(
                 f"got jump {jump} in {substeps} sub-steps of {self.spacing}, a spacing that no "
                 f"original_inference_steps gives on {steps} training steps. Use jump={nearest * substeps}."
