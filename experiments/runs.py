@@ -57,9 +57,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+SINCE = {"adversarial_share_every": 1}
+"""Settings that came after rows had been recorded, as they were until then."""
+
+
 def digest(config: DistillConfig) -> str:
-    """Of what decides the weights: results under one name of which it differs are of different recipes."""
-    settings = config.decisive() | {"limit": config.limit}
+    """Of what decides the weights: results under one name of which it differs are of different recipes.
+
+    What is in `SINCE` and stands there as it was before does not count, so that rows of that time keep theirs.
+    """
+    decisive = config.decisive() | {"limit": config.limit}
+    settings = {name: value for name, value in decisive.items() if (name, value) not in SINCE.items()}
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -3,12 +3,17 @@
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
 from experiments import results
+from experiments.comparison import __main__ as comparison
+from experiments.comparison.rows import read_rows
 from experiments.nothing_lost.__main__ import kill
+from experiments.runs import digest
+from experiments.trial import __main__ as trial
 
 
 def test_rows_of_two_commands_are_both_kept_in_a_new_folder(tmp_path, monkeypatch):
@@ -52,6 +57,23 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch, capsys, command,
 
 def started(code):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_recorded_rows_are_of_the_recipes_as_they_are():
+    """Else their commands would call them another recipe's, or train them again."""
+    rows = [row for row in read_rows(comparison.HERE / "results.jsonl") if row.config]
+    assert len({row.run for row in rows}) > 10
+    for row in rows:
+        compared = comparison.Comparison(scenes=row.scenes)
+        config = compared.config(row.method, f"{row.method}-{row.matched}-{row.budget:g}", row.updates, row.seed)
+        assert digest(config) == row.config, row.run
+    lines = [line for line in results.read_lines(trial.HERE / "results.jsonl") if "config" in line]
+    assert len(lines) > 20
+    for line in lines:
+        made = trial.Trial(line["name"], method=line["method"], updates=line["updates"], seed=line["seed"])
+        made.source = line["from"] and Path(line["from"])
+        made.given = lambda given=line["set"]: {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        assert digest(made.config()) == line["config"], line["name"]
 
 
 def test_a_kill_is_of_what_ran():
