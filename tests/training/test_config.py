@@ -10,7 +10,7 @@ import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes import mini
+from scott.recipes import mini, sd15
 from scott.solvers import NOISE_SCALES, SOLVERS, make
 from scott.training.checks import check_given
 from scott.training.config import LCM_SETTINGS, PAPER_SETTINGS, DistillConfig
@@ -332,6 +332,13 @@ def test_what_is_without_effect_makes_no_other_run():
     assert heads.differences(dataclasses.replace(heads, critic_learning_rate=1e-2)) == []
     assert config().differences(config(critic_rank=8)) == ["critic_rank: 64 → 8"]
     assert config(eta=0.0).differences(config(solver="ddim", order=2, eta=0.0)) == ["solver: er-sde → ddim"]
+
+
+@pytest.mark.parametrize("given", [{"adversarial_share": 0.0}, {"method": "lcm"}, {"critic_fakes": "drawn"}], ids=str)
+def test_how_often_a_share_is_measured_makes_no_other_run_where_none_is(given):
+    run = sd15(data="d", **given)
+    assert run.differences(dataclasses.replace(run, adversarial_share_every=1)) == []
+    assert sd15(data="d").differences(sd15(data="d", adversarial_share_every=1)) == ["adversarial_share_every: 10 → 1"]
 
 
 def test_quantised_weights_are_not_split():

@@ -77,8 +77,8 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
         backward = f", and {calls.backward} backward" if calls.backward else ""
         table.add_row(calls.model, f"{calls.forward}", f"on {calls.samples} samples{backward}")
     if config.measures_seldom:
-        every = config.adversarial_share_every
-        table.add_row("student", "+1", f"and 1 backward in one step of {every}, which measures gradients")
+        every, more = config.adversarial_share_every, config.gradient_accumulation
+        table.add_row("student", f"+{more}", f"and {more} backward in one step of {every}, which measures gradients")
     reuse = f", {config.jump_reuse} a walk" if config.jump_reuse > 1 else ""
     table.add_row("TFLOP a step", _tera(budget.flops), f"over all processes{', with its walk' * bool(reuse)}")
     table.add_row("TFLOP in all", _tera(budget.run_flops), f"{config.max_steps:,} steps{reuse}")

@@ -78,11 +78,18 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
     """Each field that is without effect, and the field by whose value it is."""
     for name in _WITHOUT_EFFECT[config.solver]:
         yield name, "solver"
+    if config.draws_fakes:
+        yield "adversarial_share_every", "critic_fakes"
+    elif not config.adversarial_share:
+        yield "adversarial_share_every", "adversarial_share"
+    elif not config.has_critic:
+        yield "adversarial_share_every", _no_critic(config)
     if not config.has_critic:
         return
     if config.critic in ("heads", "full"):
         yield "critic_rank", "critic"
-    yield "drawn_fraction" if config.critic_fakes == "noised" else "adversarial_share_every", "critic_fakes"
+    if config.critic_fakes == "noised":
+        yield "drawn_fraction", "critic_fakes"
     if config.critic == "heads" and config.critic_head_rate is not None:
         yield "critic_learning_rate", "critic_head_rate"
 
@@ -97,13 +104,16 @@ def _idle(config: "DistillConfig") -> Iterator[tuple[str, str]]:
         yield from (("validation_samples", "validate_every"), ("validation_features", "validate_every"))
     if config.adversarial_share and config.adversarial_weight:
         yield "adversarial_weight", "adversarial_share"
-    if config.has_critic and not config.adversarial_share:
-        yield "adversarial_share_every", "adversarial_share"
     if config.has_critic:
         return
-    by = "critic" if config.critic == "none" else "adversarial_weight"
+    by = _no_critic(config)
     says_none = {by} | {name for name in ("adversarial_weight", "adversarial_share") if not getattr(config, name)}
     yield from ((field.name, by) for field in dataclasses.fields(Adversary) if field.name not in says_none)
+
+
+def _no_critic(config: "DistillConfig") -> str:
+    """The field that says so, of a run without one."""
+    return "critic" if config.critic == "none" else "adversarial_weight"
 
 
 def without_effect(config: "DistillConfig") -> dict[str, Any]:
