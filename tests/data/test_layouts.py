@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 from tests.data.making import add, noise, samples, saved, write_tar
 
+from scott.data import sources
 from scott.data.captions import read_captions
 from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import open_source
@@ -494,6 +495,41 @@ def test_a_pattern_keeps_to_the_split_unless_it_names_one(tmp_path):
     assert read(open_source(f"{tmp_path}/*.parquet"))[1] == {"other-split": 1}
     assert open_source(f"{tmp_path}/test-*.parquet").files == [f"{tmp_path}/test-0.parquet"]
     assert open_source(f"{tmp_path}/test-0.parquet").files == [f"{tmp_path}/test-0.parquet"]
+
+
+def test_files_that_nothing_says_are_of_a_split_are_not_taken_for_it(tmp_path):
+    """Training pictures would be measured as held-out ones."""
+    write_table(tmp_path / "train-0.parquet")
+    with pytest.raises(UserError, match="has the splits train, and not 'validation'"):
+        open_source(f"{tmp_path}/*.parquet", split="validation")
+    for name in ("train-0.parquet", "train-{0..1}.parquet", "a.tar", "a.csv"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match="is read whole, whatever its split; got validation; leave out --split"):
+            open_source(f"{tmp_path}/{name}", split="validation")
+    write_table(tmp_path / "val-0.parquet")
+    assert open_source(f"{tmp_path}/*.parquet", split="validation").files == [f"{tmp_path}/val-0.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("table", "content"),
+    [
+        ("meta_lat.json", json.dumps({"a": {"caption": "a cat"}, "b": {"caption": "a dog"}})),
+        ("metadata.csv", "file_name,text\na.png,a cat\nb.png,a dog\n"),
+    ],
+    ids=["keys without endings", "names in other case and below"],
+)
+def test_a_table_that_is_named_finds_the_pictures_that_its_folder_does(tmp_path, table, content):
+    tree(tmp_path, {"A.PNG": PICTURE, "sub/b.png": PICTURE, table: content})
+    kept, left_out = read(open_source(f"{tmp_path}/{table}"))
+    assert ([*kept.values()], left_out) == (["a cat", "a dog"], {})
+    assert kept == read(open_source(str(tmp_path)))[0]
+
+
+def test_pictures_that_are_where_a_named_table_says_are_not_looked_for(tmp_path, monkeypatch):
+    """Its folder may be a large one."""
+    monkeypatch.setattr(sources, "survey", None)
+    tree(tmp_path, {"a.png": PICTURE, "t.csv": f"file_name,text\na.png,a cat\n{tmp_path}/a.png,a cat\n"})
+    assert len(read(open_source(f"{tmp_path}/t.csv"))[0]) == 2
 
 
 def test_pictures_of_another_split(tmp_path):

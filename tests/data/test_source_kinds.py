@@ -285,6 +285,8 @@ NOTHING = {
     "nowhere": ("/nowhere/data", "no data at /nowhere/data; expected `mini`, a folder"),
     "no file of a pattern": ("/nowhere/*.tar", "no data at /nowhere"),
     "an unknown dataset": ("nobody/nothing", r"the dataset nobody/nothing \(train\) cannot be had"),
+    "a folder mistyped": ("./pcitures", r"no data at \./pcitures; expected"),
+    "a folder beside mistyped": ("../pcitures", r"no data at \.\./pcitures; expected"),
     "an unknown protocol": ("abc://x.tar", "Protocol not known|cannot be read"),
 }
 
@@ -293,6 +295,13 @@ NOTHING = {
 def test_nothing_there_is_said(name, said):
     with pytest.raises(UserError, match=said):
         list(open_source(name).units(2)[0].records())
+
+
+def test_without_datasets_a_name_that_is_not_here_is_said_to_be_none(monkeypatch):
+    """Who mistyped a folder installs nothing for it."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="there is no pcitures here, and pcitures, a Hugging Face dataset, needs"):
+        open_source("pcitures")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub.repocard import metadata_load
@@ -28,7 +29,7 @@ KINDS = (
     "of paths and captions, or a dataset's name"
 )
 USUAL = Columns()
-_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB = re.compile(r"(?!\.\.?(/|$))[\w.-]+(/[\w.-]+)?")
 _REGULARISATION = {"reg", "reg_images", "regularization", "regularisation", "class_images"}
 """Folders of pictures that keep a class as it is, for kohya's sd-scripts and DreamBooth, beside those to be learnt."""
 _CAPTIONS = re.compile(r"(.*/)?captions_[^/]*\.json", re.DOTALL)
@@ -63,13 +64,10 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     if is_table(Path(place)):
         if "://" in name:
             raise UserError(f"{name} is a table of text behind a URL, which is not read; download it")
-        return MetadataFolder(path.parent, [path.name], columns, of_user=True)
+        _read_whole(name, split)
+        return MetadataFolder(path.parent, [path.name], columns, search=partial(_pictures, path.parent))
     if ending.endswith(".json"):
-        if split != "train":
-            raise UserError(
-                f"{name} is read whole, whatever its split; got {split}; leave out --split (scott evaluate: "
-                "--data-split)"
-            )
+        _read_whole(name, split)
         return Coco([name], columns)
     if ending.endswith(".arrow") and is_file:
         return HubDataset(name, split, columns)
@@ -78,6 +76,18 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     if not path.exists() and _HUB.fullmatch(name):
         return HubDataset(name, split, columns)
     raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
+
+
+def _read_whole(name: str, split: str) -> None:
+    """Raise `UserError` for a split of files that are named themselves: nothing says which they are of."""
+    if split != "train":
+        raise UserError(
+            f"{name} is read whole, whatever its split; got {split}; leave out --split (scott evaluate: --data-split)"
+        )
+
+
+def _pictures(folder: Path) -> list[str]:
+    return [name for name in survey(folder).files if _is_picture(folder, name)]
 
 
 def _place(name: str) -> str:
@@ -111,11 +121,13 @@ def _files(pattern: str, split: str) -> tuple[list[str], list[Rejected]]:
     if "*" in pattern and "://" not in pattern:
         root = Path(os.path.commonpath([Path(name).parent for name in files]))
         inner = {Path(name).relative_to(root).as_posix(): name for name in files}
-        if len({split_of(name) for name in inner}) > 1:
+        if split != "train" or len({split_of(name) for name in inner}) > 1:
             kept, others = of_split(list(inner), split, pattern)
             files, left_out = [inner[name] for name in kept], left_out + others
             inner = {name: inner[name] for name in kept}
         left_out += gaps(list(inner))
+    else:
+        _read_whole(pattern, split)
     return files, left_out
 
 

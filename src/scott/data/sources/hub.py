@@ -52,7 +52,8 @@ class HubDataset:
 
 
 def _load(name: str, split: str) -> Any:
-    datasets = require("datasets", f"{name}, a Hugging Face dataset,")
+    absent = "" if Path(name).exists() else f"there is no {name} here, and "
+    datasets = require("datasets", f"{absent}{name}, a Hugging Face dataset,")
     datasets.disable_progress_bars()
     try:
         if Path(name).is_file():
@@ -61,7 +62,6 @@ def _load(name: str, split: str) -> Any:
             return datasets.load_dataset(name, split=split)
         data = datasets.load_from_disk(name)
     except Exception as error:  # of the hub, of files, of the data set's own: there is no common one
-        absent = "" if Path(name).exists() else f"there is no {name} here, and "
         raise UserError(f"{absent}the dataset {name} ({split}) cannot be had: {first_line(error)}") from None
     single = not isinstance(data, datasets.DatasetDict)
     if single and (split == "train" or data.split is None or split == data.split):

@@ -2,15 +2,16 @@
 
 import ast
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, units_of_rows
-from scott.data.sources.files import digest_of, read_local, read_picture, spellings
+from scott.data.sources.files import digest_of, places_of, read_local, read_picture, spellings
 from scott.data.sources.rows import OF_TEXT, Row, read_table
 from scott.data.sources.survey import folded
 from scott.data.sources.tables import IMAGES, caption_columns, caption_names, captions_of, image_column, picture_in
@@ -34,7 +35,8 @@ class MetadataFolder:
         root: a folder.
         files: paths in it.
         pictures: those in it; one that no row names is counted.
-        of_user: the user named the file: its paths may be absolute.
+        search: gives those of a file that the user named: its paths may be absolute, and pictures that are not where
+            they say are looked for. None that no row names is counted.
 
     Raises `UserError` when a file cannot be read, has no rows, or lacks a column.
     """
@@ -48,17 +50,10 @@ class MetadataFolder:
         wanted: Columns,
         left_out: Sequence[Rejected] = (),
         pictures: Sequence[str] = (),
-        of_user: bool = False,
+        search: Callable[[], Sequence[str]] | None = None,
     ) -> None:
-        self.root, self.files, self.wanted, self.of_user = root, files, wanted, of_user
+        self.root, self.files, self.wanted, self.pictures, self.search = root, files, wanted, pictures, search
         self.columns: list[str] = []
-        self._names: dict[tuple[str, str], str | None] = {}
-        for picture in pictures:
-            name = folded(picture)
-            file = name.rpartition("/")[2]
-            ways = (picture, name, name.rpartition(".")[0], file, file.rpartition(".")[0])
-            for key in zip(_WAYS, ways, strict=True):
-                self._names[key] = None if key in self._names else picture
         self._read_from: dict[str, None] = {}
         self.records = [record for name in files for record in self._read(name)]
         self.left_out = [*left_out, *(Rejected(n, "not-in-metadata") for n in pictures if n not in self._read_from)]
@@ -102,11 +97,26 @@ class MetadataFolder:
             return Record(key, lambda: picture, captions, columns, len(picture), names)
         if isinstance(picture, str):
             columns[image] = picture
-        read = partial(read_local, self.root / place) if place else partial(read_picture, picture, folder, self.of_user)
+        of_user = self.search is not None
+        read = partial(read_local, self.root / place) if place else partial(read_picture, picture, folder, of_user)
         return Record(key, read, captions, columns, repeated=(*names, image))
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, str], str | None]:
+        """What a row may call a picture, by `_WAYS` → the picture; None of what several may be called."""
+        names: dict[tuple[str, str], str | None] = {}
+        for picture in self.search() if self.search else self.pictures:
+            name = folded(picture)
+            file = name.rpartition("/")[2]
+            ways = (picture, name, name.rpartition(".")[0], file, file.rpartition(".")[0])
+            for key in zip(_WAYS, ways, strict=True):
+                names[key] = None if key in names else picture
+        return names
 
     def _place(self, name: str, folder: Path) -> str | None:
         """The picture of those seen that a row means."""
+        if self.search and all(map(os.path.exists, places_of([name], folder, True))):
+            return None  # where it says, or at a URL
         inside = PurePosixPath(folder.relative_to(self.root))
         for spelling in spellings(name, folder) if self._names else ():
             path = str(inside / spelling)
