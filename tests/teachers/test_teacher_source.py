@@ -18,11 +18,13 @@ from tests.tiny.parts import tiny_clip_config, tiny_vae
 from transformers import CLIPTextModelWithProjection
 
 from scott.errors import UserError
+from scott.export.info import StudentInfo
 from scott.export.ldm import UNET, VAE, vae_names
 from scott.export.single_file import FILE, original_tensors, save_checkpoint
+from scott.export.snippet import snippet, teacher_snippet
 from scott.export.trained import Trained
 from scott.mini.embedded import TEACHER, teacher_source
-from scott.recipes import mini
+from scott.recipes import mini, sd15
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint
@@ -353,6 +355,30 @@ def test_a_file_says_how_it_predicts_beside_given_configs_too(file_of, teacher_f
     assert loads(source(file, teacher_config=folder, prediction="epsilon")).prediction == "epsilon"
 
 
+def test_a_teachers_lines_say_how_its_file_predicts(file_of, teacher_folders, tmp_path):
+    """diffusers reads no `v_pred` and no `ztsnr`, and draws noise with what is laid out as its configs are."""
+    file = tmp_path / "file.safetensors"
+    save_file(load_file(file_of("sdxl")) | {"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, file)
+    given = source(file, teacher_config=teacher_folders["sdxl"])
+    lines = teacher_snippet(given, load_backbone(given), prompt="a cat", steps=2, seed=0, guidance=4.0)
+    assert 'prediction_type="v_prediction", rescale_betas_zero_snr=True)' in lines
+    exec(lines.split("image = pipe(")[0], made := {})
+    scheduler = made["pipe"].scheduler.config
+    assert (scheduler.prediction_type, scheduler.rescale_betas_zero_snr) == ("v_prediction", True)
+
+
+@pytest.mark.parametrize(("prediction", "sized"), [("epsilon", True), (None, False)])
+def test_a_student_of_sd2s_base_edition_is_asked_for_512_pixels(tmp_path, prediction, sized):
+    """diffusers takes each file of SD2 for one of 768."""
+    key = {"model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": torch.ones(1, 1024)}
+    save_file(key, tmp_path / "file.safetensors")
+    config = sd15(teacher=str(tmp_path / "file.safetensors"), prediction=prediction, data="none")
+    kind, times = ("StableDiffusionPipeline", "LCMScheduler"), {"1": [999.0]}
+    info = StudentInfo(*kind, "lora", 1, 3.0, 3.0, False, 125, times, lora_rank=64, lora_alpha=64.0)
+    lines = snippet(config, info, "checkpoint", tmp_path)
+    assert ("height=512" in lines and "width=512" in lines) == sized
+
+
 def test_configs_of_a_flow_take_no_prediction(tmp_path):
     """So that it is refused, where the scheduler's config is changed."""
     save_file(of_published("sd35-medium"), tmp_path / "file.safetensors")
@@ -464,6 +490,15 @@ def test_one_text_encoder_is_not_taken_for_the_other(file_of, teacher_folders, t
         lacking_parts(source(file), index)
     assert lacking_parts(source(file, teacher_config=folder), index) == ["text_encoder"]
     assert fingerprints(load_backbone(source(file, teacher_config=folder))) == fingerprints(load_backbone(folder))
+
+
+def test_an_old_merge_is_told_how_its_text_encoder_is_named(tmp_path):
+    """A way out by --teacher-config would be refused next."""
+    names = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(320, 4, 1, 1)}
+    names |= {"cond_stage_model.transformer.embeddings.position_embedding.weight": torch.ones(77, 768)}
+    save_file(names, tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match=r"names that are not read, such as cond_stage_model\.transformer\.embeddings"):
+        known_configs(tmp_path / "file.safetensors")
 
 
 def test_a_checkpoint_without_a_vae_needs_one(file_of, teacher_folders, tmp_path):

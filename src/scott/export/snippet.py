@@ -48,6 +48,7 @@ def snippet(config: DistillConfig, info: StudentInfo, kind: str, folder: Path, *
         return "\n".join(lines)
     # the teacher's own pipeline would draw at its size
     size = info.resolution if kind != "diffusers" or family_class(info.pipeline).own_size else None
+    size = size or (None if kind == "diffusers" else _size_of_file(config))
     call = _student_call(info, size=size)
     if kind == "diffusers":
         return "\n".join([*_loaded(str(place)), *call])
@@ -101,10 +102,10 @@ def teacher_snippet(
     if not isinstance(backbone.schedule, FlowSchedule):
         solver = "DDIMScheduler"
         trailing = 'timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False'
-        if teacher.prediction:
+        if teacher.prediction or teacher.file:  # diffusers does not read what a file says of itself
             config = scheduler.config
             trailing += f", prediction_type={quoted(config.prediction_type)}"
-            trailing += f", rescale_betas_zero_snr={config.rescale_betas_zero_snr}"
+            trailing += f", rescale_betas_zero_snr={config.get('rescale_betas_zero_snr', False)}"
         made = f"{solver}.from_config(pipe.scheduler.config, {trailing})"
     elif solver != "FlowMatchEulerDiscreteScheduler" or backbone.shifts_by_steps:
         solver = "FlowMatchEulerDiscreteScheduler"
@@ -115,7 +116,8 @@ def teacher_snippet(
     lines += ["", *load, *([f"pipe.scheduler = {made}"] if made else [])]
     options: dict[str, Any] = {"num_inference_steps": steps}
     options |= call_options(pipeline) | backbone.guidance_options(guidance)
-    options |= dict.fromkeys(("height", "width"), backbone.resolution) if backbone.own_size else {}
+    size = backbone.resolution if backbone.own_size else _size_of_file(teacher)
+    options |= dict.fromkeys(("height", "width"), size) if size else {}
     if isinstance(backbone.schedule, FlowSchedule) and not backbone.shifts_evenly:
         options["sigmas"] = [1 - k / steps for k in range(steps)]
     return "\n".join([*lines, *_call(prompt, seed, options)])
@@ -212,6 +214,17 @@ def _published_as(teacher: TeacherSource) -> str:
     """The hub id, in Python, of the pipeline that a file is laid out as; nothing where it is not there any more."""
     file = Path(teacher.teacher)
     return quoted(known_configs(file, teacher.prediction)["source"].split()[1]) if file.is_file() else ""
+
+
+def _size_of_file(teacher: TeacherSource) -> int | None:
+    """What a pipeline has to be asked for of a file of SD2's base edition, in pixels: diffusers takes each of SD2 for
+    one of 768. None of others, and where the file is not there any more."""
+    file = Path(teacher.teacher)
+    if not _is_file(teacher) or teacher.teacher_config or not file.is_file():
+        return None
+    configs = known_configs(file, teacher.prediction)
+    is_base = configs["name"] == "sd21" and configs["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"
+    return 8 * int(configs["unet/config.json"]["sample_size"]) if is_base else None
 
 
 def _vae(kind: str, vae: str, place: Callable[[str | Path], str], layout: str) -> str:

@@ -51,6 +51,7 @@ def known_configs(file: Path, prediction: str | None = None) -> dict[str, Any]:
     tensors = read_tensors(file)
     name = kind_of(tensors)
     if name is None:
+        _check_names(file, "text_encoder", tensors)
         raise UserError(
             f"{file} is none of {', '.join(KINDS.values())}, whose configs are known; give --teacher-config a "
             "diffusers folder or hub id of its kind"
@@ -119,11 +120,7 @@ def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
         else:
             continue
         if not found:
-            if own := next((name for name in tensors if name.startswith(_OTHERWISE.get(part, ()))), None):
-                raise UserError(
-                    f"{source.file} has a {part} under names that are not read, such as {own}; write it again with "
-                    "`.transformer.text_model.` for `.transformer.`"
-                )
+            _check_names(source.file, part, tensors)
             lacking.append(part)
             if source.teacher_config is None and (part != "vae" or source.vae is None):
                 also = ", or --vae" if part == "vae" else ""
@@ -131,6 +128,17 @@ def lacking_parts(source: TeacherSource, index: Mapping[str, Any]) -> list[str]:
                     f"{source.file} has no {part}; give --teacher-config a diffusers folder or hub id that has it{also}"
                 )
     return lacking
+
+
+def _check_names(file: Path, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` where a file has a part under names that no reader takes."""
+    others = _OTHERWISE.get(part, ())
+    own = (name for name in tensors if name.startswith(others) and ".transformer.text_model." not in name)
+    if name := next(own, None):
+        raise UserError(
+            f"{file} has a {part} under names that are not read, such as {name}; write it again with "
+            "`.transformer.text_model.` for `.transformer.`"
+        )
 
 
 def metadata_of(file: Path) -> dict[str, str]:
