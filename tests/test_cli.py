@@ -15,7 +15,7 @@ from tests.training.launch import here
 from torch import OutOfMemoryError
 
 from scott.arguments import COMMANDS, Prepare
-from scott.cli import parse
+from scott.cli import _what_holds_less, parse
 from scott.commands.measuring import Evaluate
 from scott.commands.options import lists_of
 from scott.errors import UserError, one_line
@@ -336,6 +336,29 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert not list(tmp_path.iterdir()), "nothing may be written"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("distill", "sd15", "--data", "/nowhere/pictures"),
+        ("distill", "sd15", "--data", "/nowhere/*.tar"),
+        ("prepare", "./nowhere", "--teacher", "some/teacher", "--out", "out"),
+        ("evaluate", "some/student", "--data", "/nowhere/pictures"),
+        ("evaluate", "some/student", "--data", ".", "--floor-data", "./nowhere"),
+    ],
+    ids=" ".join,
+)
+def test_data_that_are_not_there_are_known_before_a_network_is_read(line, command_line, monkeypatch, tmp_path):
+    """Of FLUX that would be tens of gigabytes."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("scott.commands.distill.load_backbone", "scott.teachers.load_backbone"):
+        monkeypatch.setattr(place, None)
+    monkeypatch.setattr("scott.commands.evaluate.target_of", None)
+    code, _, said = command_line(*line)
+    assert code == 2
+    assert "no data at" in said
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_prompt_too_long_is_refused_before_anything_is_written(run_folder, tmp_path, scott):
     code, said = scott("sample", run_folder, "--prompts", "apple " * 40, "--out", tmp_path / "out")
     assert code == 2
@@ -462,11 +485,11 @@ FULL = {
     "disk, says safetensors": (SafetensorError("No space left on device"), "No space left on device"),
     "GPU": (
         OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."),
-        "2 GiB; --dry-run says what a run",
+        "2 GiB; close what else holds memory",
     ),
     "memory": (
         RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes."),
-        "9 bytes; --dry-run says what a run",
+        "9 bytes; close what else holds memory",
     ),
 }
 
@@ -481,6 +504,22 @@ def test_what_is_full_is_one_message(error, message, monkeypatch, tmp_path, scot
     assert code == 2
     assert message in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("distill", "--dry-run says what a run holds: lower --batch-size"),
+        ("sample", "try --precision bf16"),
+        ("evaluate", "lower --batch-size, or try --precision bf16"),
+        ("prepare", "or --low-memory"),
+    ],
+)
+def test_what_is_said_to_hold_less_are_options_of_the_command(command, said, command_line, monkeypatch):
+    assert said in _what_holds_less([command])
+    _, options, _ = command_line(command, *(["mini"] if command == "distill" else []), "--help")
+    for option in re.findall(r"--[a-z-]+", _what_holds_less([command])):
+        assert option in options, option
 
 
 def test_a_fault_of_ours_is_no_message(monkeypatch, tmp_path, scott):

@@ -76,6 +76,7 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
+        from scott.data.sources import check_there
         from scott.device import processes, use_own_device
         from scott.diffusion.tensors import DTYPES
         from scott.mini.embedded import teacher_source
@@ -92,6 +93,7 @@ class Prepare:
         if self.teacher is None or self.out is None:
             missing = [f"no --{name}" for name in ("teacher", "out") if getattr(self, name) is None]
             raise UserError(f"got {' and '.join(missing)}; expected both, or --check to read the source without them")
+        check_there(name)
         from scott.teachers import load_backbone  # which takes seconds; what reads the source alone needs no networks
 
         use_own_device()

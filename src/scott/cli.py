@@ -142,11 +142,26 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _stop(f"[bold red]error[/] {escape(first_line(error))}; --dry-run says what a run holds: lower --batch-size", 2)
+        _stop(f"[bold red]error[/] {escape(first_line(error))}; {_what_holds_less(sys.argv[1:2])}", 2)
     except Preempted as stop:
         _stop(f"{stop}; the same command goes on from there", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         _stop("stopped; a run goes on from its last checkpoint by the same command", 130)
+
+
+def _what_holds_less(command: list[str]) -> str:
+    """What a command that ran out of memory may be given."""
+    match command:
+        case ["distill"]:
+            return "--dry-run says what a run holds: lower --batch-size"
+        case ["sample"]:
+            return "try --precision bf16, or smaller pictures"
+        case ["evaluate"]:
+            return "lower --batch-size, or try --precision bf16"
+        case ["prepare"]:
+            return "lower --batch-size, or try --precision bf16 or --low-memory"
+        case _:
+            return "close what else holds memory"
 
 
 def _stop(message: str, code: int) -> NoReturn:

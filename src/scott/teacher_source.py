@@ -1,5 +1,6 @@
 """What a teacher is made of: a pipeline's folder, hub id or single file, and what takes the place of parts of it."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -7,8 +8,20 @@ from typing import Literal
 from scott.errors import UserError
 from scott.files import read_object
 
+_FEW_STEP = re.compile(
+    r"(?:^|[-_. ])((?:turbo|lightning|schnell|lcm|hyper)(?=(?:[-_. ]+(?:v?\d+|\d*steps?|lora|fp16|safetensors|ckpt))*$)"
+    r"|lcm(?=[-_. ])|hyper-?sdx?l?(?=$|[-_. ]))",
+    re.IGNORECASE,
+)
+"""How published few-step students are named whose configs are their teachers' own: at the end, but for versions."""
 SINGLE_FILE = (".safetensors", ".ckpt")
 """Endings of a file that holds a whole pipeline."""
+
+
+def few_step_word(name: str) -> str | None:
+    """What in a name says that it is of a few-step student, or of a LoRA that makes one: of its last part."""
+    found = _FEW_STEP.search(Path(name).name)
+    return found[1] if found else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,10 @@ from scott.app.draw_view import _draw
 from scott.app.drawing import Column, Drawer, Order, _omega
 from scott.app.figures import problem
 from scott.app.models import Models, Stock, _pipeline_and_lora, teacher_source
+from scott.app.plan_view import plan_view
 from scott.app.watch_view import _summary, validation_grids
 from scott.commands.app import found_runs
+from scott.commands.plan import planned
 from scott.errors import UserError
 from scott.evaluation.stock import PipelineSampler, load_pipeline
 from scott.export.snippet import pipeline_snippet, teacher_snippet
@@ -120,18 +123,24 @@ def drawn_by_its_code(picture, folder, monkeypatch):
 def test_few_step_pipelines_made_elsewhere_are_drawn_and_others_in_a_teachers_steps(
     few_step, teacher_folders, style_lora, tmp_path, monkeypatch
 ):
-    """A LoRA file beside a pipeline too; each as its own lines draw it in stock diffusers."""
+    """A LoRA file beside a pipeline too, by its name; each as its own lines draw it in stock diffusers."""
     lora, flow = (f"{teacher_folders[family]}+{style_lora(family)}" for family in ("sd1", "sd3"))
-    names = [few_step, lora, flow, str(teacher_folders["sd1"]), str(teacher_folders["sana"])]
+    loras = [tmp_path / f"{family}-lcm-lora.safetensors" for family in ("sd1", "sd3")]
+    for family, file in zip(("sd1", "sd3"), loras, strict=True):
+        shutil.copy(style_lora(family), file)
+    lcm, flow_lcm = (f"{teacher_folders[family]}+{file}" for family, file in zip(("sd1", "sd3"), loras, strict=True))
+    names = [few_step, lcm, flow_lcm, lora, flow, str(teacher_folders["sd1"]), str(teacher_folders["sana"])]
     pictures = list(Drawer(Models(names)).draw(Order(1.0, "a cat", [3], names, [2], [3]), "reader"))
     assert [(picture.who, picture.steps, picture.calls) for picture in pictures] == [
         (few_step, 2, 2),
-        (lora, 2, 2),
-        (flow, 2, 2),
-        (names[3], 3, 6),
-        (names[4], 3, 6),
+        (lcm, 2, 2),
+        (flow_lcm, 2, 2),
+        (lora, 3, 6),
+        (flow, 3, 6),
+        (names[5], 3, 6),
+        (names[6], 3, 6),
     ]
-    assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0] * 5
+    assert [drawn_by_its_code(picture, tmp_path, monkeypatch) for picture in pictures] == [0] * 7
 
 
 class Called(Exception):
@@ -274,3 +283,10 @@ def test_without_gradio_the_extra_is_named(command_line, monkeypatch):
     code, _, said = command_line("app")
     assert code == 2
     assert "pip install gradio" in said
+
+
+def test_a_plan_of_no_number_of_cards_is_one_of_one(teacher_folders):
+    with gr.Blocks() as page:
+        plan_view(planned)
+    (shown,) = {block.fn for block in page.fns.values()}
+    assert "Each card holds" in shown("sd15", str(teacher_folders["sd1"]), "lora", 0, None, "RTX 4090", 30)

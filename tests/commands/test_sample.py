@@ -1,12 +1,18 @@
 """What `scott sample` makes of its arguments before a network is loaded."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import pytest
+import torch
 
 from scott.arguments import Sample
 from scott.commands import sample
-from scott.commands.sample import _prompts
+from scott.commands.drawn import Drawn
+from scott.commands.sample import _prompts, draw
 from scott.errors import UserError
-from scott.teacher_source import TeacherParts
+from scott.teacher_source import TeacherParts, TeacherSource
 
 
 def test_each_prompts_file_is_read_in_its_place(tmp_path):
@@ -19,6 +25,36 @@ def test_each_prompts_file_is_read_in_its_place(tmp_path):
     first.write_text("\n")
     with pytest.raises(UserError, match="got no prompts"):
         _prompts([str(first)])
+
+
+OTHERWISE = {
+    "another strength": {"teacher": TeacherSource(teacher="t", teacher_lora=("style.safetensors:1.0",))},
+    "another VAE": {"teacher": TeacherSource(teacher="t", teacher_lora=("style.safetensors:0.5",), vae="other")},
+    "another precision": {"precision": "bf16"},
+    "another engine": {"engine": "onnx"},
+    "another picture to start from": {"asked": Drawn(image=Path("other.png"))},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERWISE.values(), ids=OTHERWISE.keys())
+def test_a_picture_that_was_made_otherwise_is_not_replaced(changes, tmp_path, monkeypatch):
+    """Of one prompt and seed: what is compared has the same name."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("first.png", b"1"), ("other.png", b"2")):
+        Path(name).write_bytes(content)
+    student = SimpleNamespace(name="t with a.safetensors", backbone=Mock(), info=None)
+    monkeypatch.setattr(sample, "find_student", lambda *_: student)
+    sampler = Mock(guidance=1.0, return_value=torch.zeros(1, 3, 8, 8))
+    monkeypatch.setattr(sample, "drawing", lambda student, asked: sampler)
+    first = {"teacher": TeacherSource(teacher="t", teacher_lora=("style.safetensors:0.5",)), "out": tmp_path / "out"}
+    first |= {"asked": Drawn(image=Path("first.png"))}
+    (file,) = draw(["a cat"], **first)
+    assert draw(["a cat"], **first) == [file], "made alike"
+    with pytest.raises(UserError, match="was made otherwise; choose another --out, nothing was changed"):
+        draw(["a cat"], **first | changes)
+    Path("first.png").write_bytes(b"3")
+    with pytest.raises(UserError, match="was made otherwise"):
+        draw(["a cat"], **first)
 
 
 PARTS = {

@@ -12,11 +12,12 @@ from huggingface_hub import ModelCard
 from scott.device import best_device
 from scott.evaluation.stock import PipelineSampler, load_pipeline, scheduler_beside, takes_omega
 from scott.export.card import FOLDERS, README
-from scott.export.info import STUDENT_INFO, StudentInfo
+from scott.export.info import METADATA, STUDENT_INFO, StudentInfo
 from scott.students import Student, is_run, load_student, lora_of, run_teacher, teacher_of
-from scott.teacher_source import TeacherSource
+from scott.teacher_source import TeacherSource, few_step_word
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import model_index
+from scott.teachers.single_file import metadata_of
 
 KEPT = 4
 """Networks that stay in memory, students and teachers together."""
@@ -79,7 +80,7 @@ class Models:
         if (folder / STUDENT_INFO).is_file() or (folder.exists() and not (folder / "model_index.json").is_file()):
             return load_student(what, dtype=self.dtype)
         scheduler = None
-        if lora and not scheduler_beside(lora):
+        if lora and not scheduler_beside(lora) and _makes_few_step(lora):
             flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
             scheduler = "FlowMatchLCMScheduler" if flows else "LCMScheduler"
         return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
@@ -92,6 +93,13 @@ def _pipeline_and_lora(name: str) -> tuple[str, str]:
         return name, ""
     cut = next((index for index in reversed(cuts) if Path(name[:index]).exists()), cuts[0])
     return name[:cut], name[cut + 1 :]
+
+
+def _makes_few_step(lora: str) -> bool:
+    """Whether a LoRA is a student's, as scott saves it or by its name; others go with the pipeline's own scheduler."""
+    file = Path(lora)
+    ours = file.is_file() and METADATA in metadata_of(file)
+    return ours or few_step_word(lora) is not None
 
 
 def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:

@@ -50,12 +50,15 @@ def plan_view(planned: Planner) -> None:
     button = gr.Button("Plan", variant="primary")
     budget = gr.HTML(elem_id="budget")
 
-    def show(recipe: str, teacher: str, train: str, batch: float, count: float, card: str, reached: float) -> str:
+    def show(
+        recipe: str, teacher: str, train: str, batch: float, count: float | None, card: str, reached: float
+    ) -> str:
         given: dict[str, Any] = {} if train == OWN else {"train": train}
         given |= {"teacher": teacher.strip()} if teacher.strip() else {}
         given |= {"batch_size": int(batch)} if batch else {}
         try:
-            return _page(*planned(recipe, given, int(count)), int(count), CARDS[card], reached / 100)
+            cards = int(count or 1)
+            return _page(*planned(recipe, given, cards), cards, CARDS[card], reached / 100)
         except Exception as error:
             return problem(error)
 

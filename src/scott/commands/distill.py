@@ -1,6 +1,5 @@
 """A config, carried out: load teacher and data, distil, save the student and compare it with what was saved."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
 from scott.data.preparation import Report
+from scott.data.sources import check_there
 from scott.device import best_device
 from scott.errors import UserError, printable
 from scott.export.card import with_paths
@@ -22,7 +22,7 @@ from scott.export.info import METADATA
 from scott.mini import embedded
 from scott.recipes.configs import RECIPES, passes_of
 from scott.recipes.families import FAMILIES, recipes_of
-from scott.teacher_source import TeacherSource
+from scott.teacher_source import TeacherSource, few_step_word
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
@@ -33,15 +33,9 @@ from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
 from scott.training.loader import Data
 from scott.training.metrics import WARNINGS
+from scott.training.optimization import optimizer_class
 from scott.training.parallel import shard
 from scott.training.trainer import Hooks, distill
-
-_FEW_STEP = re.compile(
-    r"(?:^|[-_. ])((?:turbo|lightning|schnell|lcm|hyper)(?=(?:[-_. ]+(?:v?\d+|\d*steps?|fp16|safetensors|ckpt))*$)"
-    r"|lcm(?=[-_. ])|hyper-?sdx?l?(?=$|[-_. ]))",
-    re.IGNORECASE,
-)
-"""How published few-step students are named whose configs are their teachers' own: at the end, but for versions."""
 
 
 def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) -> tuple[str, DistillConfig]:
@@ -76,10 +70,10 @@ def config_of(recipe: str | None, given: Mapping[str, Any], processes: int = 1) 
 
 def check_config(backbone: LatentBackbone, config: DistillConfig) -> None:
     """Raise `UserError` where a config does not suit its teacher."""
-    named = _FEW_STEP.search(Path(config.teacher).name)
+    named = few_step_word(config.teacher)
     ours = Path(config.teacher).is_file() and METADATA in metadata_of(Path(config.teacher))
     if backbone.original_inference_steps is not None or named or ours:
-        by = f" by its name ({named[1]}; if it is none, give it as a folder or file of another name)" if named else ""
+        by = f" by its name ({named}; if it is none, give it as a folder or file of another name)" if named else ""
         raise UserError(f"{config.teacher} is a few-step student already{by}; distil from the teacher it was made from")
     if not backbone.takes_guidance and config.guidance_min != config.guidance_max:
         raise UserError(
@@ -114,6 +108,9 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     accelerator = start_processes(config)
     first = accelerator.is_main_process
     report, warn = (report, warn) if first else (lambda *_: None, lambda message: None)
+    for name in config.sources:  # before a teacher is downloaded and read
+        check_there(name)
+    optimizer_class(config.optimizer)
     backbone = load_backbone(embedded.teacher_source(config), config.dtype, config.quantize)
     check_config(backbone, config)
     backbone.in_turn = config.low_memory

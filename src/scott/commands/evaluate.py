@@ -12,6 +12,7 @@ from typing import Any
 
 from scott import __version__
 from scott.data.preparation import Report
+from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
@@ -48,6 +49,9 @@ def evaluate_target(
     protocol = protocol_of(measured)
     protocol.check(measured)
     _check_drawn(steps, measured)
+    for data in (measured.data if protocol is KNOWN["custom"] else None, measured.floor_data):
+        if data is not None:  # before a student and its teacher are read
+            check_there(data)
     run = Path(name) if is_run(Path(name)) else None
     file = out or (run or Path()) / _file_name(measured.data, protocol)
     Results.check_path(file)

@@ -1,5 +1,6 @@
 """`scott sample`: pictures of prompts, by a student that was saved."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from hashlib import sha256
@@ -86,6 +87,7 @@ def draw(
     scale = sampler.guidance if asked.negative_prompt is None else asked.guidance
     how = {"steps": steps, "guidance_scale": scale, "student": loaded.name} | asked.given
     how |= {"updates": loaded.info.updates} if loaded.info else {}
+    how |= _otherwise(teacher, engine, precision, asked)
     made = _files_to_make(out, texts, seed, grid, how)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,16 @@ def draw(
     if grid:
         save_picture(_contact_sheet(pictures, texts), files[-1], made[files[-1]])
     return files
+
+
+def _otherwise(teacher: str | TeacherSource | None, engine: Engine, precision: str, asked: Drawn) -> dict[str, object]:
+    """What else a picture depends on, where it is not as usual: parts of the teacher, and how it is computed."""
+    parts = dataclasses.asdict(TeacherSource.of(teacher)) if teacher is not None else {}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in parts.items()}
+    found = {name: value for name, value in found.items() if value and name != "teacher"}
+    found |= {"engine": engine} if engine != "torch" else {}
+    found |= {"precision": precision} if precision != "fp32" else {}
+    return found | ({"image_sha256": sha256(asked.image.read_bytes()).hexdigest()} if asked.image else {})
 
 
 def _files_to_make(

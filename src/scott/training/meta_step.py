@@ -82,8 +82,8 @@ def step_cost(
             x_m = made.walk(batch, draws)
             walk, walk_flops = cost.take_peak(), cost.flops
             measuring = _Measuring(cost, counts, pause=config.measures_seldom)
-            apart = nullcontext if config.draws_fakes else measuring.apart
-            engine = Engine(apart=apart, mark=measuring.mark) if config.adversarial_share else Engine()
+            by_itself = nullcontext if config.draws_fakes else measuring.apart
+            engine = Engine(apart=by_itself, mark=measuring.mark) if config.adversarial_share else Engine()
             made.step(batch, draws, engine, x_m)
         walk_apart = walk if config.low_memory else walk_apart
         for parameter in trained:

@@ -78,6 +78,18 @@ def open_source(name: str, columns: Columns = USUAL, split: str = "train") -> So
     raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
 
 
+def check_there(name: str) -> None:
+    """Raise `UserError` where `open_source` would find nothing of that name; nothing is opened, or asked of the hub."""
+    name = name.removeprefix("file://")
+    path = Path(name)
+    try:
+        is_there = path.exists() or "://" in name or any(Path(found).is_file() for found in expanded(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no data at {name[:200]}: {first_line(error)}") from None
+    if not is_there and not _HUB.fullmatch(name):
+        raise UserError(f"no data at {name}; expected `mini`, {KINDS}")
+
+
 def _read_whole(name: str, split: str) -> None:
     """Raise `UserError` for a split of files that are named themselves: nothing says which they are of."""
     if split != "train":
