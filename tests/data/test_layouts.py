@@ -17,6 +17,7 @@ from tests.data.making import add, noise, samples, saved, write_tar
 
 from scott.data import sources
 from scott.data.captions import read_captions
+from scott.data.filters import Where
 from scott.data.records import Columns, Record, Rejected, Skip
 from scott.data.sources import open_source
 from scott.data.sources.patterns import braces
@@ -347,6 +348,24 @@ def test_a_named_column_is_that_of_the_json_beside(tmp_path):
 def test_columns_of_texts_are_refused(tmp_path, columns):
     with pytest.raises(UserError, match=r"and no columns; got (short|image)"):
         open_source(str(tree(tmp_path, CAPTIONED)), columns)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_column_that_the_first_record_lacks_is_there(tmp_path, packed):
+    """A score is written where it is known."""
+    files = {"a.json": json.dumps({"caption": "a cat"}), "b.json": json.dumps({"caption": "a dog", "score": 7})}
+    files |= {"a.png": PICTURE, "b.png": PICTURE}
+    if packed:
+        with tarfile.open(tmp_path / "data.tar", "w") as archive:
+            for name, content in sorted(files.items()):
+                add(archive, name, content if isinstance(content, bytes) else content.encode())
+    else:
+        tree(tmp_path / "data.tar", files)
+    source = open_source(str(tmp_path / "data.tar"))
+    assert list(source.columns) == ["caption", "score"]
+    records = [record for unit in source.units(3) for record in unit.records()]
+    wanted = Where("score > 5", source.columns)
+    assert [wanted(record.columns) for record in records] == [False, True]
 
 
 def test_a_table_behind_a_url_is_refused_with_the_reason():

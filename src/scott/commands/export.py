@@ -63,7 +63,7 @@ def export(
     """
     if kind not in FOLDERS:
         raise unknown("export", kind, FOLDERS)
-    config, where = _config(run, place), run / BEST if best else run
+    config, where = run_config(run, place), run / BEST if best else run
     if kind in ("lora", "kohya"):
         require_lora(config)
     if kind in ("checkpoint", "onnx"):
@@ -151,7 +151,7 @@ def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher
     holds another than the run's, or than the one whose identity is given: fp32 weights on a CPU are mapped from their
     file, and change in memory when that is rewritten.
     """
-    config = _config(run, place)
+    config = run_config(run, place)
     newest = _checkpoint(run, best)
     with _found(config, run):
         backbone = load_backbone(embedded.teacher_source(config))
@@ -193,7 +193,8 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
 
 
-def _config(run: Path, place: str | None) -> DistillConfig:
+def run_config(run: Path, place: str | None) -> DistillConfig:
+    """A run's, with the place that its teacher has now, if it has moved since. Raises `UserError` where there is no run."""
     if not (run / "config.json").is_file():
         what = f"{run} has no config.json" if run.is_dir() else f"no run at {run}"
         raise UserError(f"{what}; expected the run folder of a `scott distill`")

@@ -7,11 +7,11 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
+from scott.commands.export import run_config
 from scott.errors import UserError, first_line
 from scott.export.card import CARD, README, card, front_matter, results_of
 from scott.export.info import StudentInfo
 from scott.files import write_atomically
-from scott.training.config import DistillConfig
 
 SAMPLES = "samples.png"
 
@@ -25,14 +25,21 @@ def check_repository(name: str, flag: str = "--push") -> None:
 
 
 def push(
-    run: Path, folder: Path, kind: str, repository: str, *, base: str | None = None, licence: str | None = None
+    run: Path,
+    folder: Path,
+    kind: str,
+    repository: str,
+    *,
+    place: str | None = None,
+    base: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """Upload an export's folder, which gets its run's newest samples up to the student's step and a page that names the
-    repository; where.
+    repository; where. `place` is the teacher's now, if it has moved since.
 
     Raises `UserError` where the hub does not take it; what was exported stays.
     """
-    config, info = DistillConfig.load(run / "config.json"), StudentInfo.read(folder)
+    config, info = run_config(run, place), StudentInfo.read(folder)
     assert info is not None
     said = {"base": base, "licence": licence}
     text = front_matter(config, info, kind, **said)

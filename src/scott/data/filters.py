@@ -66,7 +66,8 @@ class Where:
                 )
 
     def __call__(self, columns: Mapping[str, Any]) -> bool:
-        """Whether a record is wanted. One that lacks a value, or has one of another kind, is not."""
+        """Whether a record is wanted. What it lacks is None, of which size, sums and content cannot be asked; where they
+        are, it is not, and so of values of another kind."""
         try:
             return bool(_value(self._tree, columns))
         except (TypeError, ValueError, ArithmeticError, RecursionError):

@@ -17,6 +17,8 @@ MAX_PICTURE_BYTES = 64 << 20
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that git-lfs has not fetched."""
 MAX_TEXT_BYTES = 1 << 20
+ASKED = 1000
+"""Records, of which each has columns of its own, that are read to know which there are."""
 
 
 class Skip(Exception):

@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 
 from scott.data.captions import read_columns
-from scott.data.records import MAX_TEXT_BYTES, Columns, Record, Rejected, Skip, Unit, attempt, slices, with_left_out
+from scott.data.records import (
+    ASKED,
+    MAX_TEXT_BYTES,
+    Columns,
+    Record,
+    Rejected,
+    Skip,
+    Unit,
+    attempt,
+    slices,
+    with_left_out,
+)
 from scott.data.sources.files import digest_of, read_local
 from scott.data.sources.survey import Survey, endings_of, folded
 from scott.data.sources.tables import caption_names, captions_of
@@ -83,14 +95,12 @@ class Folder:
 
     @cached_property
     def columns(self) -> Sequence[str]:
-        """Those of the first .json that holds a caption."""
-        for name in self.texts.values():
-            if name.lower().endswith(".json"):
-                try:
-                    return list(read_columns(read_local(self.folder / name, MAX_TEXT_BYTES)))
-                except Skip:
-                    continue
-        return ()
+        """Those of the first `ASKED` .json that hold captions: any may lack some."""
+        found: dict[str, None] = {}
+        for name in islice((name for name in self.texts.values() if name.lower().endswith(".json")), ASKED):
+            with suppress(Skip):
+                found |= dict.fromkeys(read_columns(read_local(self.folder / name, MAX_TEXT_BYTES)))
+        return list(found)
 
     @cached_property
     def version(self) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 from scott.data.captions import read_columns
-from scott.data.records import Columns, Record, Rejected, Skip, Unit, attempt, with_left_out
+from scott.data.records import ASKED, Columns, Record, Rejected, Skip, Unit, attempt, with_left_out
 from scott.data.sources.files import digest_of, kind_of, opened
 from scott.data.sources.tables import IMAGES, caption_names, captions_of, usual_column
 from scott.data.sources.tar import TEXTS, Parts, grouped, is_picture
@@ -28,8 +29,9 @@ class WebDataset:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Those of the first record, which is read for them."""
-        return next((list(record.columns) for record in self._records(self.tars[0]) if isinstance(record, Record)), [])
+        """Those of the first `ASKED` records of the first tar, which are read for them: any may lack some."""
+        records = (record for record in self._records(self.tars[0]) if isinstance(record, Record))
+        return list(dict.fromkeys(column for record in islice(records, ASKED) for column in record.columns))
 
     @cached_property
     def version(self) -> str:
