@@ -262,6 +262,7 @@ BAD = {
     "missing data": (["distill", "mini", "--data", "/nowhere/data"], "/nowhere/data"),
     "data of no name": (["distill", "mini", "--data", ""], "expected the name of a source"),
     "a port that is none": (["app", "RUN", "--port", "99999"], "expected one from 1 to 65535"),
+    "a host that is none": (["app", "RUN", "--host", "a..b"], "got --host a..b, which cannot be served at"),
     "a host of others": (["app", "RUN", "--host", "203.0.113.1"], "got --host 203.0.113.1, which cannot be served at"),
     "results into no folder": (["evaluate", "RUN", "--out", "nowhere/results.json"], "folder does not exist"),
     "results over another file": (

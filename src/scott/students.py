@@ -24,6 +24,7 @@ from scott.progress import warn
 from scott.samplers import StudentSampler
 from scott.teacher_source import TeacherSource
 from scott.teachers import LatentBackbone, load_backbone
+from scott.teachers.layout import model_index, read_json
 from scott.teachers.lora_files import header
 from scott.training.config import DistillConfig
 
@@ -63,6 +64,18 @@ def check_run(folder: Path) -> None:
             f"{folder} is no run: its config.json is of {what}; name a run, or a pipeline's folder with its "
             "model_index.json"
         )
+
+
+def run_of(place: Path) -> Path | None:
+    """The run that a folder is, or stands in; None where there is none, whatever else has a `config.json`."""
+
+    def has_teacher(folder: Path) -> bool:
+        try:
+            return is_run(folder) and "teacher" in read_object(folder / "config.json")
+        except UserError:
+            return False
+
+    return next(filter(has_teacher, (place, place.parent)), None)
 
 
 def lora_of(place: Path) -> Path:
@@ -134,7 +147,7 @@ def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch
     backbone = load_onnx(folder) if is_onnx else load_backbone(str(folder), dtype).to(best_device())
     if backbone.original_inference_steps is None:
         raise UserError(f"{name} has no LCMScheduler, so it is no few-step student; distil it first")
-    info = StudentInfo.read(folder) if folder.exists() else _info_on_hub(name)
+    info = info_of(str(folder))
     if info and info.resolution and not is_onnx:
         backbone.resize(info.resolution)  # which not every network's config says
     grid = student_grid(backbone.schedule, backbone.original_inference_steps)
@@ -149,6 +162,25 @@ def _check_pipeline(name: str, folder: Path) -> None:
         raise UserError(f"no student at {name}; expected a run folder, an export's folder, or a hub id (owner/name)")
 
 
+def is_student(pipeline: Path) -> bool:
+    """Whether a folder or hub id has what scott says of its students; few steps alone make none of a pipeline.
+
+    Raises `UserError` where there is neither.
+    """
+    if pipeline.exists():
+        return (pipeline / STUDENT_INFO).is_file()
+    if is_nowhere(pipeline):
+        raise UserError(
+            f"nothing at {pipeline}; expected a run folder, a pipeline's folder or hub id (owner/name), or pictures "
+            "with prompts"
+        )
+    model_index(pipeline)
+    try:
+        return bool(read_json(pipeline, STUDENT_INFO))
+    except UserError:
+        return False
+
+
 def is_nowhere(place: Path) -> bool:
     """Whether there is nothing, and nothing of this name can be on the hub."""
     return not place.exists() and (place.is_absolute() or len(place.parts) != 2)
@@ -160,7 +192,10 @@ def is_weights(place: Path) -> bool:
     return place.suffix == ".safetensors" or files
 
 
-def _info_on_hub(name: str) -> StudentInfo | None:
+def info_of(name: str) -> StudentInfo | None:
+    """What a student's pipeline folder, or hub id, says it was made for; None of one that was made elsewhere."""
+    if Path(name).exists():
+        return StudentInfo.read(Path(name))
     try:
         file = Path(hf_hub_download(name, STUDENT_INFO))
     except RemoteEntryNotFoundError:  # no student of scott's

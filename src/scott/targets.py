@@ -14,14 +14,25 @@ from scott.evaluation import Sampler
 from scott.evaluation.pictures import GUIDANCE, STEPS
 from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, folder_of, load_pipeline
 from scott.evaluation.stored import StoredPictures
-from scott.export.info import STUDENT_INFO, StudentInfo
+from scott.export.info import StudentInfo
 from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
-from scott.students import check_run, is_nowhere, is_run, is_weights, load_student, lora_of, run_teacher, teacher_of
+from scott.students import (
+    check_run,
+    info_of,
+    is_run,
+    is_student,
+    is_weights,
+    load_student,
+    lora_of,
+    run_of,
+    run_teacher,
+    teacher_of,
+)
+from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import pipeline_version
-from scott.teachers.layout import model_index, read_json
 from scott.training.config import DistillConfig
 
 OF_DRAWING = (
@@ -50,7 +61,7 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     folder = Path(embedded.teacher_folder(name))
     pipeline = (folder / "model_index.json").is_file() or not folder.exists()
     stock = measured.scheduler is not None or measured.lora is not None
-    if pipeline and (stock or not _is_student(folder)):
+    if pipeline and (stock or not is_student(folder)):
         return _stock_target(name, str(folder), steps, measured, dtype)
     if run := is_run(folder):
         check_run(folder)
@@ -64,27 +75,9 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
     samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
-    teachers, methods = _teacher_rows(name, measured, dtype, scale), dict.fromkeys(samplers, _method(folder))
+    size = student.info.resolution if student.info else None
+    teachers, methods = _teacher_rows(name, measured, dtype, scale, size), dict.fromkeys(samplers, _method(folder))
     return Target(teachers | samplers, student.backbone.resolution, methods=methods)
-
-
-def _is_student(pipeline: Path) -> bool:
-    """Whether a folder or hub id has what scott says of its students; few steps alone make none of a pipeline.
-
-    Raises `UserError` where there is neither.
-    """
-    if pipeline.exists():
-        return (pipeline / STUDENT_INFO).is_file()
-    if is_nowhere(pipeline):
-        raise UserError(
-            f"nothing at {pipeline}; expected a run folder, a pipeline's folder or hub id (owner/name), or pictures "
-            "with prompts"
-        )
-    model_index(pipeline)
-    try:
-        return bool(read_json(pipeline, STUDENT_INFO))
-    except UserError:
-        return False
 
 
 def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
@@ -106,30 +99,38 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
-    if held and (info := StudentInfo.read(folder_of(held))):  # a student's, which has its ω in it
+    info = StudentInfo.read(folder_of(held)) if held else None
+    if not info and is_student(Path(folder)):
+        info = info_of(folder)
+    if info:  # what a student has in it: its ω, and its size
         own = info.guidance_scale
+    side = info.resolution if info else None
     guidance = own if measured.guidance is None else drawn_guidance(pipeline, measured.guidance)
-    samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance) for n in steps}
-    return Target(samplers, PipelineSampler(pipeline, 1, None).resolution, scheduler=scheduler)
+    samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance, side) for n in steps}
+    return Target(samplers, PipelineSampler(pipeline, 1, None, side).resolution, scheduler=scheduler)
 
 
 def _method(folder: Path) -> str:
     """`--method` of a run, or of the run that an export stands in; empty where there is none."""
-    run = next((place for place in (folder, folder.parent) if is_run(place)), None)
+    run = run_of(folder)
     return DistillConfig.load(run / "config.json").method if run else ""
 
 
-def _teacher_rows(name: str, measured: Measured, dtype: torch.dtype, guidance: float) -> dict[str, Sampler]:
-    """Of the student's teacher, in the steps and by the solvers asked for. Raises `UserError` where it is not known."""
+def _teacher_rows(
+    name: str, measured: Measured, dtype: torch.dtype, guidance: float, size: int | None
+) -> dict[str, Sampler]:
+    """Of the student's teacher, in the steps and by the solvers asked for, at the student's size; with a run's parts,
+    wherever it is now. Raises `UserError` where it is not known."""
     if not measured.teacher_steps:
         return {}
-    if measured.teacher is not None:
-        backbone = teacher_of(measured.teacher, dtype)
-    elif is_run(Path(name)):
-        source, resolution = run_teacher(Path(name))
-        backbone = teacher_of(source, dtype, resolution=resolution)
+    if is_run(Path(name)):
+        source, size = run_teacher(Path(name))
+        source = replace(source, teacher=measured.teacher or source.teacher)
+    elif measured.teacher is not None:
+        source = TeacherSource.of(measured.teacher)
     else:
         raise UserError(f"{name} is no run that would name its teacher; give --teacher beside --teacher-steps")
+    backbone = teacher_of(source, dtype, resolution=size)
     return {
         f"teacher-{solver}-{n}": TeacherSampler(backbone, n, guidance, truncate=True, solver=solver)
         for solver in measured.teacher_solvers

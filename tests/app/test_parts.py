@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
 from safetensors import SafetensorError
 
-from scott.app.draw_view import _draw
+from scott.app.draw_view import _draw, _remember
 from scott.app.drawing import Column, Drawer, Order, _omega
 from scott.app.figures import problem
 from scott.app.models import Models, Stock, _pipeline_and_lora, teacher_source
@@ -88,6 +88,22 @@ def test_an_order_that_draws_nothing_or_was_given_up_leaves_the_page_as_it_is(dr
     assert list(draws(2.0)) == [gr.skip()], "it was drawn already"
     assert len(list(drawer.draw(replace(ORDER, time=3.0), "reader"))) == 2
     assert list(older) == [gr.skip()], "given up"
+
+
+@pytest.mark.parametrize("teacher_steps", [[], [25]])
+def test_what_is_chosen_and_cannot_draw_is_said(monkeypatch, teacher_steps):
+    """A pipeline of many steps, and steps of students alone: the pictures of an older prompt would stay."""
+    drawer, values = Drawer(Models([])), (1.0, "a fox", 3, 1, ["many-step"], [1, 2, 4], teacher_steps, True, 0.0)
+    monkeypatch.setattr(
+        Drawer, "columns", lambda self, order: iter([Column("p", "pipeline", Sampler(n)) for n in order.teacher_steps])
+    )
+    first, *_ = _draw(drawer, SimpleNamespace(session_hash="reader"), *values)
+    assert ("nothing is chosen that could draw" in first) == (not teacher_steps)
+
+
+def test_what_could_not_be_drawn_is_not_remembered():
+    assert _remember(["1: a"], "x", None)[0] == _remember(["1: a"], " ", 5)[0] == ["1: a"]
+    assert _remember(["1: a"], "x", 5)[0] == ["5: x", "1: a"]
 
 
 @pytest.mark.parametrize("change", [{"prompt": " "}, {"seeds": [-1]}, {"seeds": range(2**32 - 1, 2**32 + 1)}])

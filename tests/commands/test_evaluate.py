@@ -21,6 +21,7 @@ from scott.evaluation.pictures import save_picture
 from scott.evaluation.references import source_reference
 from scott.evaluation.results import FLOOR
 from scott.evaluation.stored import StoredPictures
+from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.trained import student_grid
 from scott.measured import Measured
 from scott.mini import embedded, scenes
@@ -60,7 +61,7 @@ def untrained(monkeypatch):
     grid = student_grid(backbone.schedule, 25)
     student = Student("s", backbone, backbone.teacher, grid, None)
     monkeypatch.setattr(module, "load_student", lambda name, dtype: student)
-    monkeypatch.setattr(module, "_is_student", lambda name: True)
+    monkeypatch.setattr(module, "is_student", lambda name: True)
     return student
 
 
@@ -505,6 +506,58 @@ def test_a_runs_teacher_is_all_that_it_was_made_of(teacher_folders, style_lora, 
     (tmp_path / "config.json").write_text(sd15(**given, data="d", resolution=128, out=tmp_path).to_json())
     expected = load_backbone(TeacherSource(**given))
     measured, models = Measured(data="d", teacher_steps=(4,)), Models([str(tmp_path)])
-    (sampler,) = module._teacher_rows(str(tmp_path), measured, torch.float32, 3.0).values()
+    (sampler,) = module._teacher_rows(str(tmp_path), measured, torch.float32, 3.0, None).values()
     for backbone in (sampler.backbone, models.teacher(*teacher_source(str(tmp_path)))):
         assert (backbone.version, backbone.resolution) == (expected.version, 128)
+
+
+def test_a_teacher_that_is_named_has_the_students_size_and_a_runs_parts(teacher_folders, style_lora, tmp_path):
+    """Else what stands beside the student is another teacher."""
+    measured = Measured(data="d", teacher=str(teacher_folders["sd1"]), teacher_steps=(4,))
+    (sampler,) = module._teacher_rows("elsewhere/student", measured, torch.float32, 3.0, 128).values()
+    assert sampler.backbone.resolution == 128
+    given = {"teacher": str(tmp_path / "moved since"), "teacher_lora": (f"{style_lora('sd1')}:0.5",)}
+    (tmp_path / "config.json").write_text(sd15(**given, data="d", resolution=128, out=tmp_path).to_json())
+    (sampler,) = module._teacher_rows(str(tmp_path), measured, torch.float32, 3.0, 128).values()
+    expected = load_backbone(TeacherSource(**given | {"teacher": measured.teacher}))
+    assert (sampler.backbone.version, sampler.backbone.resolution) == (expected.version, 128)
+
+
+MADE_FOR = StudentInfo(
+    *("StableDiffusionPipeline", "LCMScheduler", "lora", 1, 3.0, 3.0, False, 125, {"1": [999.0]}),
+    lora_rank=2,
+    lora_alpha=2.0,
+    resolution=128,
+)
+
+
+@pytest.mark.parametrize("holds", ["the pipeline", "its LoRA"])
+def test_a_student_in_a_stock_pipeline_is_drawn_as_it_says(teacher_folders, style_lora, tmp_path, holds):
+    """Its ω is built in, and 7.5 on top of it burns; of another size it is one that it was not trained for."""
+    student = shutil.copytree(teacher_folders["sd1"], tmp_path / "student")
+    (tmp_path / "lora").mkdir()
+    lora = shutil.copy(style_lora("sd1"), tmp_path / "lora")
+    ((student if holds == "the pipeline" else tmp_path / "lora") / STUDENT_INFO).write_text(MADE_FOR.to_json())
+    for given in ({"scheduler": "LCMScheduler"}, {"scheduler": "LCMScheduler", "lora": str(lora)}):
+        if holds == "its LoRA" and "lora" not in given:
+            continue
+        target = target_of(str(student), (2,), Measured(data="d", **given), torch.float32)
+        (sampler,) = target.samplers.values()
+        assert (sampler.guidance, sampler.resolution, target.size) == (1.0, 128, 128)
+        stock = Models([])._kept(f"{student}+{lora}").sampler(2)
+        assert (stock.guidance, stock.resolution) == (1.0, 128)
+
+
+def test_what_else_has_a_config_beside_a_student_is_no_run(tmp_path):
+    (tmp_path / "student").mkdir()
+    for content in ('{"theme": "dark"}', "no JSON"):
+        (tmp_path / "config.json").write_text(content)
+        assert module._method(tmp_path / "student") == ""
+        assert teacher_source(str(tmp_path / "student")) is None
+    (tmp_path / "config.json").write_text(sd15(data="d", method="paper", out=tmp_path).to_json())
+    assert module._method(tmp_path / "student") == "paper"
+
+
+def test_a_place_that_takes_no_results_is_known_before_figures_are_taken():
+    with pytest.raises(UserError, match=r"nothing can be written into /proc .*; name another place"):
+        Results.check_path(Path("/proc/results.json"))

@@ -57,6 +57,13 @@ def test_a_picture_that_was_made_otherwise_is_not_replaced(changes, tmp_path, mo
         draw(["a cat"], **first)
 
 
+def test_a_contact_sheet_is_no_picture_of_a_prompt(tmp_path):
+    files = sample._files_to_make(tmp_path, ["grid", "x"], 0, True, {"steps": 2})
+    assert [file.name for file in files] == [
+        f"{name}-2-steps-seed-{i}.png" for name, i in (("grid", 0), ("x", 1), ("grid_", 0))
+    ]
+
+
 PARTS = {
     "teacher-config": {"teacher_config": "configs"},
     "teacher-lora": {"teacher_lora": ("nope.safetensors",)},

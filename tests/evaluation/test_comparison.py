@@ -11,7 +11,7 @@ import pytest
 from scott.commands.compare import compare, update
 from scott.errors import UserError
 from scott.evaluation import Figure, Results, Row
-from scott.evaluation.comparison import combined, comparison
+from scott.evaluation.comparison import combined, comparison, drawn
 from scott.evaluation.gaps import gaps
 
 FLOOR = Row("real-vs-real", 0, 0, None, 10.0, None, 0.969, 5000)
@@ -302,3 +302,28 @@ def test_a_table_that_drifted_is_found_and_made_again(tmp_path) -> None:
         with pytest.raises(UserError, match=said) as refused:
             update([page], check=True)
         assert "--steps are numbers" not in str(refused.value)
+
+
+def test_a_page_keeps_its_ends_of_lines_and_names_files_with_spaces(tmp_path) -> None:
+    (tmp_path / "my runs").mkdir()
+    Results([TEACHER, SCOTT]).save(tmp_path / "my runs" / "a.json")
+    page = tmp_path / "page.md"
+    page.write_bytes(b'before\r\n<!-- scott compare "my runs/a.json" -->\r\nold\r\n<!-- end -->\r\nafter\r\n')
+    assert update([page], check=False) == [page]
+    content = page.read_bytes()
+    assert b"scott-2" in content
+    assert content.count(b"\n") == content.count(b"\r\n") > 5
+    assert update([page], check=True) == []
+    page.write_text('<!-- scott compare "a.json -->\n<!-- end -->\n')
+    with pytest.raises(UserError, match="No closing quotation"):
+        update([page], check=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are(tmp_path) -> None:
+    """Of folders, that people name: no formula, and in the legend."""
+    rows = [replace(SCOTT, name=r"a$\frac$-2"), replace(SCOTT, name="_old-2"), replace(LCM, seconds_per_image=None)]
+    drawing = drawn(Results(rows)).decode()
+    assert r"a$\frac$" in drawing
+    assert "_old" in drawing
+    assert drawn(Results([replace(LCM, seconds_per_image=None)]))

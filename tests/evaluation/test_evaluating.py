@@ -386,6 +386,16 @@ def test_spread_is_the_mean_distance_of_a_captions_pictures() -> None:
         values = torch.linspace(0, 1, len(prompts)).view(-1, 1, 1, 1)
         return values.expand(-1, 3, 4, 4)
 
+    sizes = set()
+
+    class Seeing(MeanColour):
+        def images(self, images: Tensor) -> Tensor:
+            sizes.add(images.shape[-2:])
+            return super().images(images)
+
+    measured = Reference(["red", "blue"], {"features": Seeing()}, {}, size=4)
+    Diversity(measured, 3, seed=1).of(lambda prompts, seed: torch.zeros(len(prompts), 3, 8, 8))
+    assert sizes == {(4, 4)}, "the size that is measured, whatever is drawn"
     measured = Reference(["red", "blue"], {"features": MeanColour()}, {}, redrawn=two)
     figure = Diversity(measured, 3, seed=1).of(two)["diversity"]
     assert figure.value == figure.floor == pytest.approx(3**0.5 * (0.5 + 0.5 + 1) / 3, rel=1e-6)

@@ -56,9 +56,11 @@ def test_a_non_finite_figure_is_never_kept(tmp_path, value: float) -> None:
         '{"rows": [], "meta": []}',
         '{"rows": [{"name": null, "steps": 2, "network_calls": 2, "seconds_per_image": 1}], "meta": {}}',
         '{"rows": [{"name": "x", "steps": 2, "network_calls": 2, "seconds_per_image": 1, "seeds": 3}], "meta": {}}',
+        '{"rows": [{"name": "x", "steps": 2, "network_calls": 2, "seconds_per_image": 1, "guidance": ""}], "meta": {}}',
+        '{"rows": [], "meta": {"networks": "x"}}',
         "[" * 10**5,
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)

@@ -126,6 +126,20 @@ def test_what_a_scheduler_cannot_do_is_said(teacher_folders) -> None:
         opened("VQDiffusionScheduler")
 
 
+def test_a_pipeline_without_a_vae_is_refused(teacher_folders, monkeypatch) -> None:
+    """As Kandinsky's and IF's are, of which nothing says how large their pictures are."""
+    load = StableDiffusionPipeline.from_pretrained
+
+    def without(*given: Any, **options: Any) -> Any:
+        pipeline = load(*given, **options)
+        del pipeline.vae_scale_factor
+        return pipeline
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", without)
+    with pytest.raises(UserError, match="expected a pipeline that draws pictures of prompts by a VAE"):
+        load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
+
+
 def test_a_scheduler_of_another_kind_is_refused(teacher_folders) -> None:
     def opened(family: str, scheduler: str) -> None:
         load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU)

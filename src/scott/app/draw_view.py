@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from scott.app.drawing import SEEDS, Drawer, Order, Picture
-from scott.app.figures import figures, message, problem, varieties
+from scott.app.figures import figures, problem, varieties
 from scott.app.models import Models, omega_range
 from scott.export.snippet import EXAMPLE
 
@@ -94,8 +94,6 @@ def _draw(
             yield layout(pictures)
     except Exception as error:
         yield layout(pictures) + problem(error)
-    if not steps and not teacher_steps:
-        yield message("Nothing is chosen that could draw: choose steps, of the students or of their teachers.")
     yield gr.skip()
 
 
@@ -103,8 +101,10 @@ def _next_seed(seed: float, locked: bool) -> int:
     return int(seed or 0) if locked else random.randrange(SEEDS)
 
 
-def _remember(drawn: list[str], prompt: str, seed: float) -> tuple[list[str], Any]:
-    """The newest first, each once."""
+def _remember(drawn: list[str], prompt: str, seed: float | None) -> tuple[list[str], Any]:
+    """The newest first, each once; nothing of what could not be drawn."""
+    if seed is None or not prompt.strip():
+        return drawn, gr.skip()
     entry = f"{int(seed)}: {prompt}"
     drawn = [entry, *(other for other in drawn if other != entry)][:HISTORY]
     return drawn, gr.Radio(choices=drawn, value=entry, visible=True)

@@ -113,7 +113,7 @@ class Drawer:
             student = self.models.student(name)
             code: Callable[..., str] | None
             if isinstance(student, Stock):
-                code = partial(pipeline_snippet, student.pipeline, student.name, student.lora)
+                code = partial(pipeline_snippet, student.pipeline, student.name, student.lora, student.size)
                 for steps in order.student_steps if student.is_few_step else order.teacher_steps:
                     yield Column(name, "pipeline", student.sampler(steps), code)
                 continue
@@ -133,13 +133,13 @@ class Drawer:
         """A picture of each seed and column, as each is done, until the same reader orders something newer.
 
         While typing (`live`) pictures of slow samplers are left out, and what was ordered already is not drawn anew.
-        Raises `UserError` as `columns` does.
+        Raises `UserError` as `columns` does, and where nothing is chosen that could draw.
         """
         newest = self.newest.get(reader)
         if newest and (newest.time > order.time or (live and newest.is_like(order))):
             return
         self.newest[reader] = order
-        limit = LIVE_SECONDS / len(order.seeds) if live else math.inf
+        limit, draws = LIVE_SECONDS / len(order.seeds) if live else math.inf, False
         for seed in order.seeds:
             columns = self.columns(order)
             while True:
@@ -147,10 +147,13 @@ class Drawer:
                     column = next(columns, None) if self.newest[reader] is order else None
                     if column is None:
                         break
+                    draws = True
                     picture = self._picture(column, order.prompt, seed, limit)
                     del column  # which would keep its network
                 if self.newest[reader] is order:
                     yield picture
+        if not draws and self.newest[reader] is order:
+            raise UserError("nothing is chosen that could draw; choose steps, of the students or of their teachers")
 
     def _picture(self, column: Column, prompt: str, seed: int, limit: float) -> Picture:
         sampler = column.sampler

@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from scott.device import best_device
-from scott.evaluation.stock import PipelineSampler, load_pipeline, scheduler_beside, takes_omega
+from scott.evaluation.stock import PipelineSampler, folder_of, load_pipeline, scheduler_beside, takes_omega
 from scott.export.card import FOLDERS, README
-from scott.export.info import METADATA, STUDENT_INFO, StudentInfo
-from scott.students import Student, is_run, load_student, lora_of, run_teacher, teacher_of
+from scott.export.info import METADATA, StudentInfo
+from scott.students import Student, info_of, is_run, is_student, load_student, lora_of, run_of, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource, few_step_word
 from scott.teachers import LatentBackbone
 from scott.teachers.layout import model_index
@@ -30,6 +30,8 @@ class Stock:
     name: str
     lora: str
     pipeline: Any
+    info: StudentInfo | None = None
+    """Of a student of scott's, in the pipeline or in the LoRA."""
 
     @property
     def scheduler(self) -> str:
@@ -39,8 +41,16 @@ class Stock:
     def is_few_step(self) -> bool:
         return "LCM" in self.scheduler
 
+    @property
+    def size(self) -> int | None:
+        """A student's, in pixels, where it is not its teacher's."""
+        return self.info.resolution if self.info else None
+
     def sampler(self, steps: int) -> PipelineSampler:
-        """At its own default guidance; at none (1) where a few-step network has it built in and no input for it."""
+        """At its own default guidance; at none (1) where a few-step network has it built in and no input for it; as a
+        student says that it is drawn."""
+        if self.info:
+            return PipelineSampler(self.pipeline, steps, self.info.guidance_scale, self.size)
         built_in = self.is_few_step and not takes_omega(self.pipeline)
         return PipelineSampler(self.pipeline, steps, 1.0 if built_in else None)
 
@@ -77,13 +87,16 @@ class Models:
         folder = Path(what)
         pipeline, lora = _pipeline_and_lora(what)
         lora = lora and str(lora_of(Path(lora)))
-        if (folder / STUDENT_INFO).is_file() or (folder.exists() and not (folder / "model_index.json").is_file()):
+        is_pipeline = (folder / "model_index.json").is_file() or not folder.exists()
+        if not lora and (not is_pipeline or is_student(folder)):
             return load_student(what, dtype=self.dtype)
         scheduler = None
         if lora and not scheduler_beside(lora) and _makes_few_step(lora):
             flows = str(model_index(pipeline).get("scheduler", [None, ""])[1]).startswith("FlowMatch")
             scheduler = "FlowMatchLCMScheduler" if flows else "LCMScheduler"
-        return Stock(pipeline, lora, load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device()))
+        made = load_pipeline(pipeline, scheduler, lora or None, self.dtype, best_device())
+        info = StudentInfo.read(folder_of(lora)) if lora else None
+        return Stock(pipeline, lora, made, info or (info_of(pipeline) if lora and is_student(Path(pipeline)) else None))
 
 
 def _pipeline_and_lora(name: str) -> tuple[str, str]:
@@ -105,12 +118,14 @@ def _makes_few_step(lora: str) -> bool:
 def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:
     """What `Models.teacher` takes for a run's student, or an export's: by the run it lies in, or the hub id that its
     model card names."""
-    for run in (Path(student), Path(student).parent):
-        if is_run(run):
-            return run_teacher(run)
+    if run := run_of(Path(student)):
+        return run_teacher(run)
     card = Path(student) / README
     base = ModelCard.load(card).data.get("base_model") if card.is_file() else None
-    return (TeacherSource(teacher=base), None) if isinstance(base, str) else None
+    if not isinstance(base, str):
+        return None
+    info = StudentInfo.read(Path(student))
+    return TeacherSource(teacher=base), info.resolution if info else None
 
 
 def student_folder(name: str) -> Path:

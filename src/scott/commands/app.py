@@ -43,7 +43,7 @@ def check_address(host: str, port: int | None) -> None:
         family, *_ = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.create_server((host, port or 0), family=family):
             pass
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what can be no name
         named = f"--host {host}" + (f" --port {port}" if port else "")
         raise UserError(f"got {named}, which cannot be served at ({first_line(error)}); name others") from None
 

@@ -33,7 +33,7 @@ def compare(
 
 def update(pages: Sequence[Path], *, check: bool) -> list[Path]:
     """Write the tables of Markdown files again; the files that were others. Raises `UserError` for them if `check`."""
-    changed = {page: text for page in pages if (text := updated(page)) != page.read_text(encoding="utf-8")}
+    changed = {page: text for page in pages if (text := updated(page)) != page.read_bytes().decode()}
     if check and changed:
         names = " ".join(map(str, changed))
         raise UserError(f"the tables of {names} are not those of their results; run scott compare --update {names}")

@@ -194,7 +194,7 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
 
 
 def run_config(run: Path, place: str | None) -> DistillConfig:
-    """A run's, with the place that its teacher has now, if it has moved since. Raises `UserError` where there is no run."""
+    """A run's, with the place that its teacher has now, if it has moved. Raises `UserError` where there is none."""
     if not (run / "config.json").is_file():
         what = f"{run} has no config.json" if run.is_dir() else f"no run at {run}"
         raise UserError(f"{what}; expected the run folder of a `scott distill`")

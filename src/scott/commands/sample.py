@@ -125,8 +125,9 @@ def _files_to_make(
     made: dict[Path, dict[str, object]] = {}
     for index, prompt in enumerate(texts):
         made[out / f"{_slug(prompt)}-{end}-{seed + index}.png"] = {"prompt": prompt, "seed": seed + index} | how
-    if grid:
-        made[out / f"grid-{end}-{seed}.png"] = {"prompts": texts, "seed": seed} | how
+    if grid:  # beside that of a prompt "grid", whose name has no underscore
+        sheet = next(file for name in ("grid", "grid_") if (file := out / f"{name}-{end}-{seed}.png") not in made)
+        made[sheet] = {"prompts": texts, "seed": seed} | how
     for file, parameters in made.items():
         if file.exists() and how_made(file) != parameters:
             raise UserError(f"{file} was made otherwise; choose another --out, nothing was changed")

@@ -66,8 +66,8 @@ class Where:
                 )
 
     def __call__(self, columns: Mapping[str, Any]) -> bool:
-        """Whether a record is wanted. What it lacks is None, of which size, sums and content cannot be asked; where they
-        are, it is not, and so of values of another kind."""
+        """Whether a record is wanted. What it lacks is None; where size, sums or content are asked of that, or of a
+        value of another kind, it is not."""
         try:
             return bool(_value(self._tree, columns))
         except (TypeError, ValueError, ArithmeticError, RecursionError):

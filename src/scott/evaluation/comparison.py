@@ -11,6 +11,7 @@ is the table of those files, paths from the file's own folder; `--rival`, `--ste
 
 import dataclasses
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -140,9 +141,12 @@ def drawn(results: Results) -> bytes:
             points = [(_value(row, x), _value(row, y)) for row in rows]
             known = sorted((a, b) for a, b in points if a is not None and b is not None)
             if known:
-                axes.plot(*zip(*known, strict=True), marker="o", label=family)
+                # as it is: matplotlib reads formulas between $, and shows no label that begins with _
+                label = family.replace("$", r"\$")
+                axes.plot(*zip(*known, strict=True), marker="o", label=f"\u200b{label}" if label[0] == "_" else label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", frameon=False)
+        if axes.lines:
+            axes.legend(fontsize="small", frameon=False)
     return as_svg(figure)
 
 
@@ -152,16 +156,20 @@ def updated(file: Path) -> str:
     Raises `UserError` where it names none, or one with options that there are not.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        whole_text = file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error}); save it as that") from None
+    text, end = whole_text.replace("\r\n", "\n"), "\r\n" if "\r\n" in whole_text else "\n"
     begun = _BEGIN.findall(text) or ["<!-- scott compare RESULTS -->"]
     whole = [block[1].strip() for block in _BLOCK.finditer(text)]
     if open_ended := Counter(begun) - Counter(whole):
         raise UserError(f"{file} has no line {next(iter(open_ended))} with an <!-- end --> after it")
 
     def again(block: re.Match[str]) -> str:
-        names, *options = (words.split() for words in block[2].split(" --"))
+        try:
+            names, *options = (shlex.split(words) for words in block[2].split(" --"))
+        except ValueError as error:
+            raise UserError(f"{file}: {block[1].strip()}: {error}") from None
         given = {option: values for option, *values in filter(None, options)}
         results = combined([file.parent / name for name in names])
         try:
@@ -174,7 +182,7 @@ def updated(file: Path) -> str:
             raise UserError(f"{file} has --{next(iter(given))}; expected --rival, --steps or --metrics")
         return f"{block[1]}{text}{block[3]}"
 
-    return _BLOCK.sub(again, text)
+    return _BLOCK.sub(again, text).replace("\n", end)
 
 
 def _families(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -163,7 +163,7 @@ class Diversity:
             seeds = [batch_seed(self.seed, index + SPREAD_CAPTIONS * batch) for batch in range(len(sizes))]
             drawn = [generate([prompt] * size, seed) for size, seed in zip(sizes, seeds, strict=True)]
             images = torch.cat(drawn).float()
-            distances.append(torch.pdist(instrument.images(images).double()).mean())
+            distances.append(torch.pdist(instrument.images(self.reference.sized(images)).double()).mean())
             for name, values in (read(images, [prompt] * self.count) if read else {}).items():
                 shown[name].append(values.nanmean())
         return over_seeds([means({"diversity": distances, **shown}, replicates)])

@@ -87,10 +87,13 @@ class Reference:
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Instrument → features of pictures, at the size that is measured."""
-        if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            fitted = [cropped(to_pil(image), [(self.size, self.size)]) for image in images]
-            images = torch.stack(fitted).float() / 255
-        return features_of(self.instruments, images)
+        return features_of(self.instruments, self.sized(images))
+
+    def sized(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) at the size that is measured, by Lanczos where it is another than theirs."""
+        if self.size is None or images.shape[-2:] == (self.size, self.size):
+            return images
+        return torch.stack([cropped(to_pil(image), [(self.size, self.size)]) for image in images]).float() / 255
 
 
 def source_reference(

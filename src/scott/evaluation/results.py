@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from scott.errors import UserError, first_line
@@ -84,6 +85,8 @@ class Row:
         for name, kind in KINDS.items():
             if not isinstance(value := known.get(name, kind()), kind):
                 raise TypeError(f"{name} {value!r} is no {kind.__name__}")
+        if not isinstance(guidance := known.get("guidance"), int | float | None):
+            raise TypeError(f"guidance {guidance!r} is no number")
         metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
         return cls(**_tuples(known), metrics=metrics)
 
@@ -169,6 +172,13 @@ class Results:
             raise UserError(f"got {path} for the results, whose folder does not exist; make it, or choose another")
         if path.exists():
             cls.load(path)
+        try:
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"nothing can be written into {path.parent} ({first_line(error)}); name another place"
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
@@ -182,6 +192,8 @@ class Results:
             raise UserError(f"there is no {path}; name a file that `scott evaluate` wrote")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(networks := content["meta"].get("networks") or {}, dict):
+                raise TypeError(f"networks {networks!r} are no names and versions")
             return cls(rows=[Row.of(row) for row in content["rows"]], meta=dict(**content["meta"]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(

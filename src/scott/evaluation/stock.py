@@ -35,6 +35,8 @@ class PipelineSampler:
     steps: int
     guidance: float | None
     """ω, in the form uncond + ω (cond − uncond), or as the network takes it; None leaves the pipeline's default."""
+    side: int | None = None
+    """Of the pictures, in pixels; what the network's config says it is for, if left out."""
     network_calls: int = field(default=0, init=False)
 
     @torch.no_grad()
@@ -73,8 +75,10 @@ class PipelineSampler:
 
     @property
     def resolution(self) -> int:
-        """Pixels a side: what the network's config says it is for, else those of `DEFAULT_SIZE` places, as pipelines
-        have it."""
+        """Pixels a side: `side`, what the network's config says it is for, or else those of `DEFAULT_SIZE` places, as
+        pipelines have it."""
+        if self.side:
+            return self.side
         size = self.network.config.get("sample_size") or DEFAULT_SIZE
         return (size if isinstance(size, int) else size[0]) * self.pipeline.vae_scale_factor
 
@@ -135,8 +139,11 @@ def load_pipeline(
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{name} does not open as a pipeline: {first_line(error)}") from None
     accepted = inspect.signature(pipeline.__call__).parameters
-    if network_of(pipeline) is None or "prompt" not in accepted or "num_frames" in accepted:
-        raise UserError(f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts")
+    draws = network_of(pipeline) is not None and hasattr(pipeline, "vae_scale_factor")
+    if not draws or "prompt" not in accepted or "num_frames" in accepted:
+        raise UserError(
+            f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts by a VAE"
+        )
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it draws black what it takes offence at, and is not what is measured
     if lora is not None:

@@ -78,9 +78,18 @@ def stock_snippet(
 
 
 def pipeline_snippet(
-    pipeline: DiffusionPipeline, name: str, lora: str, *, prompt: str, steps: int, seed: int, guidance: float | None
+    pipeline: DiffusionPipeline,
+    name: str,
+    lora: str,
+    size: int | None = None,
+    *,
+    prompt: str,
+    steps: int,
+    seed: int,
+    guidance: float | None,
 ) -> str:
-    """Python that draws one picture as `PipelineSampler` does, with a pipeline of that name; a LoRA's, if given."""
+    """Python that draws one picture as `PipelineSampler` does, with a pipeline of that name; a LoRA's, and of another
+    size than the pipeline's own, if given."""
     scheduler = type(pipeline.scheduler).__name__
     lines = _loaded(name, *([scheduler] if lora else []))
     if lora:
@@ -89,7 +98,7 @@ def pipeline_snippet(
         made = f"from_pretrained({quoted(str(beside))})" if beside else "from_config(pipe.scheduler.config)"
         lines += [f"pipe.scheduler = {scheduler}.{made}"]
     options = {"num_inference_steps": steps} | stock_options(pipeline, guidance)
-    options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance).resolution)
+    options |= dict.fromkeys(("height", "width"), PipelineSampler(pipeline, steps, guidance, size).resolution)
     return "\n".join([*lines, *_call(prompt, seed, options)])
 
 
