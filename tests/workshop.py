@@ -57,7 +57,8 @@ def furnish(teacher_folders, style_lora):
         _link_teacher(recipe, Path(make(data="x").teacher), teacher_folders)
     pipeline = DiffusionPipeline.from_pretrained(teacher_folders["sd1"])
     pipeline.save_pretrained("my-folder", variant="fp16")
-    _link(style_lora("sd1"), "style.safetensors")
+    for name in ("style.safetensors", "lcm-lora.safetensors"):
+        _link(style_lora("sd1"), name)
     _link(embedded.CLIP, "openai/clip-vit-large-patch14")
     _pictures()
     shards = f"prepare ./pictures --teacher {SD} --out data/laion"

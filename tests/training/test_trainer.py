@@ -150,7 +150,8 @@ def test_the_student_moves_the_target_follows_and_the_teacher_stays(start, make_
 @pytest.mark.parametrize("train", TRAIN)
 def test_three_steps_and_a_two_step_sample_of_every_family(start, make_backbone, tmp_path, family, train):
     """A critic that is trained whole beside the full student; the base stays as it was, bit for bit."""
-    done, backbone = start(tmp_path, train, family=family, critic=train, max_steps=3, solver="dpmpp-sde", order=1)
+    settings = {"critic": train, "max_steps": 3, "solver": "dpmpp-sde", "order": 1, "jump": 20}
+    done, backbone = start(tmp_path, train, family=family, **settings)
     assert done == 3
     records = metrics(tmp_path)
     assert [record["step"] for record in records] == [1, 2, 3]
@@ -578,7 +579,7 @@ def test_heads_are_standardised_once_over_the_whole_batch_at_the_guidance_that_i
         standardise(critic, batches)
 
     monkeypatch.setattr(Critic, "standardise", recorded)
-    settings = {"critic": "heads", "critic_input": "clean", "batch_size": 4, "gradient_accumulation": 2}
+    settings = {"critic": "heads", "critic_input": "clean", "batch_size": 4, "gradient_accumulation": 2, "jump": 20}
     omega = {"guidance_min": 2.0, "guidance_max": 8.0, "guidance": 3.5}
     for steps in (1, 2):  # the second goes on
         start(tmp_path, "full", family="flux", max_steps=steps, **settings, **omega)
