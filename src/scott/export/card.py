@@ -19,7 +19,8 @@ from scott.export.elsewhere import elsewhere
 from scott.export.info import StudentInfo
 from scott.export.pipeline import call_options
 from scott.export.places import HUB_ID, is_hub_id, placed, placed_results, without_paths
-from scott.export.snippet import loads_lora, shown, snippet
+from scott.export.snippet import loads_lora, snippet
+from scott.export.teacher_lines import shown
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.progress import warn

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scott.export.info import StudentInfo
 from scott.export.schedules import FLOW_NODES, OWN_SHIFTS, PROGRAMS, flow_shift, flow_sigmas, furthest, nearest
-from scott.export.snippet import shown
+from scott.export.teacher_lines import shown
 from scott.teachers.layout import family_class
 from scott.training.config import DistillConfig
 
