@@ -158,7 +158,7 @@ def test_norms_are_measured_now_and_then_once_the_critic_has_settled(critic_star
 
 def test_between_two_measurements_the_weight_stands_and_a_step_makes_one_pass(start, tmp_path, monkeypatch):
     """And a run that is stopped there goes on bit for bit."""
-    monkeypatch.setattr("scott.training.config.SETTLING", 2)
+    monkeypatch.setattr("scott.training.step_schedule.SETTLING", 2)
     settings = NOISED | {"adversarial_share": 0.6, "adversarial_share_every": 3, "keep_checkpoints": 8}
     start(tmp_path / "whole", max_steps=8, checkpoint_every=1, **settings)
     for stop in (4, 8):

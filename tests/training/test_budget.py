@@ -24,7 +24,8 @@ from scott.training.budget import BLOCK, SMALL, budget_of, optimizer_bytes
 from scott.training.config import LCM_SETTINGS, PROMPTS, DistillConfig
 from scott.training.counting import storage_bytes
 from scott.training.draws import Draws
-from scott.training.meta_step import Cost, drawing_peak, encoding_peak, step_cost
+from scott.training.meta_device import Cost
+from scott.training.meta_step import drawing_peak, encoding_peak, step_cost
 from scott.training.step import Distillation, Engine
 from scott.training.trainer import Hooks, distill
 
@@ -452,7 +453,7 @@ def test_norms_that_are_measured_now_and_then_cost_as_often(make_bones):
 
 
 def test_torchs_own_trackers_do_not_take_this_step():
-    """Why `meta_step` has one: where either passes, it can go."""
+    """Why `meta_device` has one: where either passes, it can go."""
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(RuntimeError, match="hook on a tensor that doesn't require gradient"), MemTracker():
         frozen(torch.ones(1, 2))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from scott.teacher_source import TeacherSource
 from scott.training.adversary import Adversary
 from scott.training.checks import check_grid, check_together, check_values, without_effect
 from scott.training.pace import Pace
+from scott.training.step_schedule import StepSchedule
 
 if TYPE_CHECKING:  # torch is imported where it is needed, since the command line reads this file to show its help
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed, since the command lin
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Reading, Pace, Adversary, TeacherSource):
+class DistillConfig(Reading, Pace, StepSchedule, TeacherSource):
     """The defaults are the paper's where it speaks (SCott, AAAI 2025); a recipe replaces what its teacher needs.
 
     Raises `UserError` when a value is out of range or contradicts another.
@@ -142,37 +142,6 @@ class DistillConfig(Reading, Pace, Adversary, TeacherSource):
         """α of LoRA."""
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
-    def rate_factor(self, step: int) -> float:
-        """Of both learning rates at step n = 0, ..., N − 1: min(1, (n + 1) / warm-up, (N − n) / (decay · N))."""
-        rise = (step + 1) / max(1, self.warmup_steps)
-        fall = (self.max_steps - step) / max(1.0, self.decay * self.max_steps)
-        return min(1.0, rise, fall)
-
-    @property
-    def first_with_critic(self) -> int:
-        """The step n = 0, 1, ... that is the first to have the critic, where there is one."""
-        return math.ceil(round(self.critic_start * self.max_steps, 6))  # .55 of 100 is 55.00000000000001 in float64
-
-    def adversarial_factor(self, step: int) -> float:
-        """Of λ_adv at step n = 0, 1, ..., c of them with the critic: 0 in its warm-up, then (c − warm-up) / ramp, at
-        most 1."""
-        made = step + 1 - self.first_with_critic - self.critic_warmup
-        return min(1.0, max(0.0, made / max(1, self.adversarial_ramp)))
-
-    def share_interval(self, step: int) -> int:
-        """At step n = 0, 1, ...: steps from one to the next that measures the gradients of L_CD and L_adv apart."""
-        settled = step - self.first_with_critic >= SETTLING and not self.draws_fakes
-        return self.adversarial_share_every if settled else 1
-
-    def measures_share(self, step: int) -> bool:
-        """Whether step n = 0, 1, ..., which has the critic, is one of these."""
-        return self.adversarial_share > 0 and (step + 1) % self.share_interval(step) == 0
-
-    @property
-    def measures_seldom(self) -> bool:
-        """Whether there are steps that have the critic and measure nothing, where others do."""
-        return self.has_critic and self.adversarial_share > 0 and self.share_interval(self.max_steps - 1) > 1
-
     @property
     def dtype(self) -> "torch.dtype":
         """Of the frozen network."""
@@ -249,8 +218,6 @@ LCM_SETTINGS: dict[str, Any] = {
 """Latent consistency distillation (Luo et al. 2023, k = 20) as a point of the same space: an ODE teacher that makes one
 step a jump, and no critic."""
 
-SETTLING = 100
-"""Steps that the critic is given until λ_adv, where it is set by gradients, may stand still for some."""
 FEW_STEPS = (1, 2, 4, 8)
 """What students are drawn in."""
 PROMPTS = 8
