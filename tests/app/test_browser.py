@@ -7,6 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from tests.app.conftest import FEWER, MORE, WARNING
 
 from scott.app import drawing
+from scott.app.drawing import Drawer
 from scott.app.models import Models
 from scott.app.page import build, serve
 from scott.commands.plan import planned
@@ -108,6 +110,26 @@ def test_a_locked_seed_stays_and_history_brings_an_older_one_back(page, runs):
         page.locator('[download$="seed-0.png"]')
     ).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], first)
+
+
+def test_history_has_what_was_asked_for_and_not_what_is_typed_meanwhile(page, monkeypatch):
+    prompt, picture, begun, released = page.get_by_label("Prompt").first, Drawer._picture, Event(), Event()
+
+    def held(*given):
+        begun.set()
+        assert released.wait(60)
+        return picture(*given)
+
+    page.get_by_label("Lock the seed").check()
+    prompt.fill("a large green apple")
+    page.get_by_alt_text(f"a large green apple, drawn by teacher mini in {MORE} steps").wait_for()
+    monkeypatch.setattr(Drawer, "_picture", held)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    assert begun.wait(60)
+    prompt.fill(PROMPT)
+    released.set()
+    page.get_by_role("radio", name=f"{seed_of(page)}: a large green apple", exact=True).wait_for()
+    page.get_by_alt_text(f"{PROMPT}, drawn by teacher mini in {MORE} steps").wait_for()
 
 
 def test_runs_stand_side_by_side_and_take_another_omega(page, runs):

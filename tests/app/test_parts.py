@@ -102,8 +102,9 @@ def test_what_is_chosen_and_cannot_draw_is_said(monkeypatch, teacher_steps):
 
 
 def test_what_could_not_be_drawn_is_not_remembered():
-    assert _remember(["1: a"], "x", None)[0] == _remember(["1: a"], " ", 5)[0] == ["1: a"]
-    assert _remember(["1: a"], "x", 5)[0] == ["5: x", "1: a"]
+    for asked in ((" ", 5), ("x", -5), ("x", 2**32)):
+        assert _remember(["1: a"], asked)[0] == ["1: a"]
+    assert _remember(["1: a"], ("x", 5))[0] == ["5: x", "1: a"]
 
 
 @pytest.mark.parametrize("change", [{"prompt": " "}, {"seeds": [-1]}, {"seeds": range(2**32 - 1, 2**32 + 1)}])

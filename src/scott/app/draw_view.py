@@ -42,7 +42,7 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
             gr.Markdown(NO_STUDENT, visible=not models.students)
             pictures = gr.HTML(elem_id="pictures")
             history = gr.Radio([], label="History", visible=False)
-    drawn = gr.State([])
+    drawn, asked = gr.State([]), gr.State(("", 0))
     controls = [prompt, seed, count, students, steps, teacher_steps, own, omega]
 
     def draw(request: gr.Request, *values: Any) -> Iterator[Any]:
@@ -53,8 +53,8 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
 
     inputs = [gr.Number(visible=False), *controls]
     shown: dict[str, Any] = {"inputs": inputs, "outputs": pictures, "show_progress": "hidden", **AT_ONCE}
-    chosen = gr.on([button.click, prompt.submit], _next_seed, [seed, lock], seed, show_progress="hidden")
-    chosen.then(draw, **shown).then(_remember, [drawn, prompt, seed], [drawn, history], show_progress="hidden")
+    chosen = gr.on([button.click, prompt.submit], _ask, [prompt, seed, lock], [seed, asked], show_progress="hidden")
+    chosen.then(draw, **shown).then(_remember, [drawn, asked], [drawn, history], show_progress="hidden")
     changes = [control.change for control in controls]
     gr.on(changes, draw_while_typing, trigger_mode="multiple", **shown)
     history.input(_recall, history, [prompt, seed, lock], show_progress="hidden").then(draw, **shown)
@@ -97,15 +97,18 @@ def _draw(
     yield gr.skip()
 
 
-def _next_seed(seed: float, locked: bool) -> int:
-    return int(seed or 0) if locked else random.randrange(SEEDS)
+def _ask(prompt: str, seed: float | None, locked: bool) -> tuple[int, tuple[str, int]]:
+    """The seed of a drawing; and its prompt with it, which may have changed on the page when it is done."""
+    seed = int(seed or 0) if locked else random.randrange(SEEDS)
+    return seed, (prompt, seed)
 
 
-def _remember(drawn: list[str], prompt: str, seed: float | None) -> tuple[list[str], Any]:
+def _remember(drawn: list[str], asked: tuple[str, int]) -> tuple[list[str], Any]:
     """The newest first, each once; nothing of what could not be drawn."""
-    if seed is None or not prompt.strip():
+    prompt, seed = asked
+    if not prompt.strip() or not 0 <= seed < SEEDS:
         return drawn, gr.skip()
-    entry = f"{int(seed)}: {prompt}"
+    entry = f"{seed}: {prompt}"
     drawn = [entry, *(other for other in drawn if other != entry)][:HISTORY]
     return drawn, gr.Radio(choices=drawn, value=entry, visible=True)
 
