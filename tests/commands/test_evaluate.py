@@ -1,5 +1,6 @@
 """`scott evaluate` on any captioned pictures: what is read of them, and the rows that come of it."""
 
+import errno
 import json
 import os
 import re
@@ -162,6 +163,17 @@ def test_rows_are_not_lost(untrained, folder, tmp_path, monkeypatch):
     assert file.read_text() == content
     evaluate_target("s", (1, 2, 4), Measured(**few), out=None, report=ignore)
     assert [row.name for row in Results.load(file).rows] == ["student-1", "student-2", "student-4"]
+
+
+def test_figures_that_find_no_room_at_last_are_shown(untrained, folder, tmp_path, monkeypatch, capsys):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Results, "save", full)
+    few = Measured(data=str(folder), features=str(embedded.CLIP), samples=10, guidance=2.5, bootstrap=0)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate_target("s", (1,), few, out=tmp_path / "r.json", report=ignore)
+    assert "student-1" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_counted(folder, features):

@@ -16,7 +16,7 @@ from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
-from scott.evaluation import Instruments, Reference, Results
+from scott.evaluation import Instruments, Reference, Results, table
 from scott.evaluation.evaluating import evaluate_all, evaluate_stored
 from scott.evaluation.measures import METRICS
 from scott.evaluation.networks import instruments
@@ -28,6 +28,7 @@ from scott.export.info import StudentInfo
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.protocol import MINI
+from scott.progress import console
 from scott.students import is_run
 from scott.targets import Target, made_by, target_of
 from scott.training.config import DistillConfig
@@ -77,7 +78,11 @@ def evaluate_target(
         progress = partial(tick, stored.name)
         rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
     results = Results(rows, meta)
-    results.save(file)
+    try:
+        results.save(file)
+    except OSError:  # what took hours is said at least
+        console.print(table(results))
+        raise
     if names := stored.names if stored else reference.names:
         write_list(file.with_suffix(".prompts.csv"), names, reference.prompts)
     if run is not None and file.resolve().parent == run.resolve():  # where the cards find it
