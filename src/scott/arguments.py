@@ -179,7 +179,7 @@ class Export:
         updates = json.loads((folder / "scott.json").read_text(encoding="utf-8"))["updates"]
         console.print(f"export {folder} of step {updates:,}   card {folder / 'card.md'}", markup=False, soft_wrap=True)
         if self.push:
-            said = {"place": self.teacher, "base": self.base_model, "licence": self.license}
+            said = {"base": self.base_model, "licence": self.license}
             pushed = push(self.run_folder, folder, self.to, self.push, **said)
             console.print(f"pushed {pushed}", markup=False, soft_wrap=True)
 

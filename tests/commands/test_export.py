@@ -21,6 +21,7 @@ from scott.commands.sample import find_student, load_student
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
 from scott.export import pipeline
+from scott.export.card import write_cards
 from scott.export.onnx import SMALL
 from scott.export.trained import difference, draw_latents
 from scott.measured import Measured
@@ -174,7 +175,8 @@ def test_a_teacher_that_changed_under_the_run_is_found_out(make_run, teacher_fol
 @pytest.mark.parametrize("kind", ["lora", "checkpoint"])
 def test_a_teacher_that_was_moved_is_named_and_another_refused(make_run, teacher_folders, tmp_path, kind, precision):
     run, _ = make_run("lora")
-    here, other = teacher_folders["sd1"], tmp_path / "other"
+    here, other = tmp_path / "here", tmp_path / "other"
+    shutil.copytree(teacher_folders["sd1"], here)
     config = replace(DistillConfig.load(run / "config.json"), teacher=str(tmp_path / "gone"), precision=precision)
     (run / "config.json").write_text(config.to_json())
     state = run / "checkpoints" / "step-00000002" / "state.json"
@@ -188,7 +190,14 @@ def test_a_teacher_that_was_moved_is_named_and_another_refused(make_run, teacher
     with pytest.raises(UserError, match=r"other is not the teacher that .*run distilled"):
         export(run, kind, place=str(other))
     if precision == "bf16":  # reads back and compares, which takes its time
-        assert (export(run, kind, place=str(here)) / "card.md").is_file()
+        (here / "README.md").write_text("---\nlicense: openrail\n---\n")
+        folder = export(run, kind, place=str(here))
+        moved = DistillConfig.load(run / "config.json")
+        assert moved == replace(config, teacher=str(here))
+        write_cards(run, moved)  # as what measures the run does
+        page = (folder / "README.md").read_text()
+        assert "gone" not in page
+        assert 'license: "openrail"' in page
     else:
         assert load_run(run, place=str(here)).updates == 2
 

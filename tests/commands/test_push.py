@@ -105,20 +105,6 @@ def test_base_and_licence_are_those_that_are_said(run, api, tmp_path):
         replace(exported, push="me/student", base_model="here").run()
 
 
-def test_the_page_is_of_the_place_that_the_teacher_has_now(run, api, tmp_path, monkeypatch):
-    """Whose licence is in its own page."""
-    config = sd15(data="x", out=run, teacher=str(tmp_path / "before"))
-    (run / "config.json").write_text(config.to_json())
-    (moved := tmp_path / "moved").mkdir()
-    (moved / "README.md").write_text("---\nlicense: openrail\n---\n")
-    monkeypatch.setattr("scott.commands.export.export", lambda *_, **__: run / "lora")
-    Export(run, "lora", teacher=str(moved), push="me/student").run()
-    page = (tmp_path / "hub" / "README.md").read_text()
-    assert yaml.safe_load(page.split("---\n", 2)[1])["license"] == "openrail"
-    assert 'from_pretrained("moved"' in page
-    assert "before" not in page
-
-
 @pytest.mark.parametrize(
     ("kind", "line"),
     [

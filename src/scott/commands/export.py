@@ -25,6 +25,7 @@ from scott.export.onnx_runtime import require_onnx
 from scott.export.pipeline import read_student, round_student, save_student
 from scott.export.single_file import read_checkpoint, require_unet, save_checkpoint
 from scott.export.trained import Expected, Trained, replacing_folder
+from scott.files import write_atomically
 from scott.mini import embedded
 from scott.teachers import LatentBackbone, load_backbone
 from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_version
@@ -56,7 +57,7 @@ def export(
 ) -> Path:
     """Export the student of a run's newest checkpoint as a kind of `FOLDERS`, or that of its best below `best`; where.
 
-    `place` is where the run's teacher is now, if not where it was.
+    `place` is where the run's teacher is now, if not where it was; the run has it there from then on.
 
     Raises `UserError` when there is no such run or checkpoint, its student has no such form, or what is read back
     differs; an older export of the kind then stays.
@@ -83,6 +84,8 @@ def export(
             (new / STUDENT_INFO).write_text(info.to_json(), encoding="utf-8")
         else:
             _write_and_read(load, kind, new, dtype)
+    if place:
+        write_atomically(run / "config.json", config.to_json())
     write_cards(where, config)
     return folder
 
@@ -193,7 +196,7 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
 
 
-def run_config(run: Path, place: str | None) -> DistillConfig:
+def run_config(run: Path, place: str | None = None) -> DistillConfig:
     """A run's, with the place that its teacher has now, if it has moved. Raises `UserError` where there is none."""
     if not (run / "config.json").is_file():
         what = f"{run} has no config.json" if run.is_dir() else f"no run at {run}"

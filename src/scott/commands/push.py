@@ -30,16 +30,15 @@ def push(
     kind: str,
     repository: str,
     *,
-    place: str | None = None,
     base: str | None = None,
     licence: str | None = None,
 ) -> str:
     """Upload an export's folder, which gets its run's newest samples up to the student's step and a page that names the
-    repository; where. `place` is the teacher's now, if it has moved since.
+    repository; where.
 
     Raises `UserError` where the hub does not take it; what was exported stays.
     """
-    config, info = run_config(run, place), StudentInfo.read(folder)
+    config, info = run_config(run), StudentInfo.read(folder)
     assert info is not None
     said = {"base": base, "licence": licence}
     text = front_matter(config, info, kind, **said)
