@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -53,6 +54,26 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
 def test_a_variant_of_the_step_has_a_run_of_its_own():
     trials = [Trial("a"), Trial("a", energy=True), Trial("a", phases=2), Trial("a", phases=4)]
     assert [trial.config().out.name for trial in trials] == ["a-0", "a-0-energy", "a-0-2-phases", "a-0-4-phases"]
+
+
+def test_a_shared_trial_goes_on_from_the_plain_run_that_has_made_its_first_updates(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "MINI_SCENES", 32)
+    settings = ("batch_size=4", "warmup_steps=0", "jump_store=8", "limit=16")
+
+    def trial(name, *more, **options):
+        fixed = {"samples": 12, "folder": tmp_path, "runs": tmp_path / "runs"}
+        return Trial(name, (*settings, *more), **fixed | options)
+
+    assert exit_code(trial("lcm", method="lcm", updates=3).run) == 0
+    for name in ("lcm-0-2-phases", "lcm-0-energy"):
+        shutil.copytree(tmp_path / "runs" / "lcm-0", tmp_path / "runs" / name)
+    ours = trial("ours", shared=True, updates=5)
+    assert ours.alike() == [tmp_path / "runs" / "lcm-0"]
+    assert trial("fewer", "limit=12").alike() == []
+    assert exit_code(ours.run) == 0
+    lcm, on = (json.loads((tmp_path / "runs" / name / "cpu_seconds.json").read_text()) for name in ("lcm-0", "ours-0"))
+    assert lcm["3"] == on["3"] < on["5"], "the critic comes at .6"
+    assert exit_code(trial("ours", shared=True, phases=2).run) == 2
 
 
 def test_what_a_folder_refuses_is_one_line(tmp_path, capsys):

@@ -5,6 +5,7 @@ Mini-CLIP, with `--other` FID and coverage by another network too, and the criti
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from statistics import mean
 from typing import Annotated, Any, Literal
 
 import tyro
+from experiments.beginning import begin
 from experiments.measuring import cell, measured, reference_by
 from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import QUIET, Report, Training, digest, exit_code, parsed
@@ -45,6 +47,9 @@ class Trial:
     """Of the schedule, within which the student is consistent; of more than 1 it draws in as many steps, by DDIM."""
     energy: bool = False
     """Give the student noise of its own, and learn by an energy score."""
+    shared: bool = False
+    """Go on from the run in --runs that has made most of the same first updates, to the same bits: what trials have in
+    common is computed once, and counted in each."""
     seed: int = 0
     table: bool = False
     """Write the table of all lines into README.md, and run nothing."""
@@ -62,6 +67,8 @@ class Trial:
             raise UserError(f"got {self.phases} phases and {self.updates} updates; expected 1 or more of each")
         if self.phases > 1 and self.energy:
             raise UserError("got phases and an energy score; give one of them")
+        if self.shared and (self.phases > 1 or self.energy):
+            raise UserError("got --shared of a variant, whose first updates are its own; leave it out")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
             if there["name"] == self.name and there["seed"] == self.seed:
@@ -94,6 +101,8 @@ class Trial:
         # before it trains, so that what cannot be measured is not trained
         references = [reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name]
         training = Training(self.config(), self.runs / "data", self.phases, self.energy)
+        if self.shared:
+            begin(training, self.alike(), report)
         seconds = training.train(report)
         figures, *others = [measured(training.samplers(), reference, report) for reference in references]
         for other in others:
@@ -101,6 +110,11 @@ class Trial:
                 figures[steps] |= {f"{metric}_{self.other}": by[metric] for metric in ("fid", "coverage")}
         loss = critic_loss(read_metrics(training.config.out / "metrics.jsonl"))
         return {"cpu_seconds": round(seconds, 1), "critic_loss": loss, "steps": figures}
+
+    def alike(self) -> list[Path]:
+        """Runs on as many scenes that are no variants of the step, which end in more than a seed."""
+        files = [file for file in sorted(self.runs.glob("*/config.json")) if re.search(r"-\d+$", file.parent.name)]
+        return [file.parent for file in files if DistillConfig.load(file).limit == self.config().limit]
 
     def config(self) -> DistillConfig:
         variant = "-energy" * self.energy + f"-{self.phases}-phases" * (self.phases > 1)  # which no config has
