@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from scott.teachers import LatentBackbone
 
@@ -126,6 +127,36 @@ def test_a_network_has_more_graphs_than_dynamo_makes_by_default(monkeypatch):
         network.adapter = model * "a"
         assert network(torch.zeros(1)) == model
         assert len(graphs) == model + 1
+
+
+@functorch_config.patch(donated_buffer=True)
+def test_a_compiled_network_of_two_sizes_of_batch_goes_back_twice(monkeypatch):
+    """As the critic's does: the guided teacher runs the network on twice the batch. On a stand-in that, as convolutions
+    do, keeps the size of its batch for the backward pass."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            y = torch.tanh(self.first(x))
+            return self.second(y * len(y)) * y
+
+    network, x = Network(), torch.randn(2, 6, requires_grad=True)
+
+    def gradients():
+        with torch.no_grad():
+            network(torch.randn(4, 6))
+        loss = network(x).mean()
+        (towards_data,) = torch.autograd.grad(loss, x, retain_graph=True)
+        return towards_data, *torch.autograd.grad(loss, tuple(network.parameters()))
+
+    expected = gradients()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    LatentBackbone.compile(SimpleNamespace(network=network, copies={}, cut={}))
+    for mine, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("critic", ["lora", "heads"])

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from scott.choices import unknown
 from scott.diffusion import Denoiser, to_x0
@@ -208,8 +209,10 @@ class LatentBackbone(Family):
         """torch.compile the forward passes in which all four models run.
 
         They share dynamo's limit, which is 8 by default and behind which nothing is compiled: each has a graph of its
-        own, with and without gradients, and another one for batches and sizes that vary.
+        own, with and without gradients, and another one for batches and sizes that vary. Their backward passes may be
+        made twice, as both losses go back through what the critic made of the fakes: buffers are not donated to them.
         """
+        functorch_config.donated_buffer = False
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         for network in (self.network, *self.copies.values(), *self.cut.values()):
             network.compile()
