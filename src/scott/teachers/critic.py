@@ -73,8 +73,7 @@ class Critic(nn.Module):
         self._no_text: Cond = backbone.unconditional() if kind in ("unconditional", "heads") else {}
         self._features: list[Tensor] | None = None  # what is read, while the critic runs
         # hooks that are there from the start are a part of what torch.compile traces
-        with torch.device(backbone.device):
-            self.heads = nn.ModuleList(self._inside() if kind == "heads" else [self._last(rank)])
+        self.heads = nn.ModuleList(self._inside() if kind == "heads" else [self._last(rank)]).to(backbone.device)
 
     def _last(self, rank: int) -> LastHead:
         backbone, last = self.backbone, self.backbone.output_layer
@@ -88,7 +87,8 @@ class Critic(nn.Module):
             backbone.adapters.add("critic", targets, rank, float(rank))
         layer: Any = network.get_submodule(last)
         layer.register_forward_pre_hook(self._keep)
-        head = LastHead(layer.in_channels if hasattr(layer, "in_channels") else layer.in_features, 1)
+        with self._drawn():
+            head = LastHead(layer.in_channels if hasattr(layer, "in_channels") else layer.in_features, 1)
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
         return head
@@ -97,7 +97,13 @@ class Critic(nn.Module):
         self.backbone.cut["critic"] = self.backbone.cut_network()
         for name, channels in self.backbone.feature_layers.items():
             self.backbone.network.get_submodule(name).register_forward_hook(self._keep)
-            yield Head(channels, self._no_text["text"].shape[-1])
+            with self._drawn():
+                head = Head(channels, self._no_text["text"].shape[-1])
+            yield head
+
+    def _drawn(self) -> torch.device:
+        """Within it heads are made: on the CPU, so that they start alike on all devices."""
+        return torch.device("meta" if self.backbone.device.type == "meta" else "cpu")
 
     def forward(self, x0: Tensor, t: Tensor, cond: "Cond") -> Tensor:
         """Logits (B, P) of x0 (B, C, H, W), given times t (B,), at the positions of the finest layer read, in fp32.

@@ -66,8 +66,10 @@ class Adapters:
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             inject_adapter_in_model(config, self.network, name, low_cpu_mem_usage=meta)
         self.adopt()
-        for target in sorted(targets):  # as peft does: uniform in ± 1 / √(fan in)
-            nn.init.kaiming_uniform_(self.layers[target].lora_A[name].weight, a=5**0.5)
+        for target in sorted(targets):  # as peft does: uniform in ± 1 / √(fan in); on the CPU, alike for all devices
+            weight = self.layers[target].lora_A[name].weight
+            drawn = torch.empty(weight.shape, device="meta" if meta else "cpu")
+            weight.data.copy_(nn.init.kaiming_uniform_(drawn, a=5**0.5))
 
     def adopt(self) -> None:
         """Take over all peft layers of the network, as after diffusers' `load_lora_adapter`, which turns its own on."""
