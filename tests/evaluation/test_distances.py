@@ -1,5 +1,7 @@
 """Fréchet distance and discrepancies against closed forms, and against independent implementations."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from scott.evaluation import frechet_distance
 from scott.evaluation.distances import cmmd, frechet_distances, kid, spread
-from scott.evaluation.matrices import resamples
+from scott.evaluation.matrices import once, resamples
 
 
 def with_moments(mean: list[float], cov: Tensor, seed: int = 0) -> Tensor:
@@ -108,15 +110,29 @@ def test_refuses(fake: Tensor, message: str) -> None:
         frechet_distance(torch.ones(5, 3), fake)
 
 
-def test_a_resample_is_the_distance_of_its_samples() -> None:
-    real, fake = sample(60, 5), sample(40, 5, seed=1) + 0.3
-    weights = resamples(40, 3)
-    chosen = [torch.arange(40).repeat_interleave(row.long()) for row in weights]
-    expected = [frechet_distance(real, fake[rows]) for rows in chosen]
-    assert frechet_distances(real, fake, weights).tolist() == pytest.approx(expected, rel=1e-6)
-    for metric in (kid, cmmd):
-        expected = [metric(real, fake[rows]).item() for rows in chosen]
-        assert metric(real, fake, weights).tolist() == pytest.approx(expected, rel=1e-9), metric.__name__
+def moved(metric: Callable[..., Tensor], real: Tensor, fake: Tensor) -> list[float]:
+    """By what each of the first five samples moves a distance to first order."""
+    found = metric(real, fake, torch.cat([once(len(fake)), len(fake) * torch.eye(len(fake), dtype=torch.float64)[:5]]))
+    assert found[0] == metric(real, fake)
+    return (found[1:] - found[0]).tolist()
+
+
+@pytest.mark.parametrize("metric", [frechet_distances, cmmd])
+@pytest.mark.parametrize("width", [5, 60])
+def test_a_resample_moves_a_distance_as_a_sample_more_does(metric: Callable[..., Tensor], width: int) -> None:
+    """Of 40 samples, also where they do not fill the covariance: each of them a hundred times, and one once more."""
+    real, fake = sample(80, width), sample(40, width, seed=1) + 0.3
+    many = fake.repeat(100, 1)
+    more = [(metric(real, torch.cat([many, one])) - metric(real, many)).item() * len(many) for one in fake[:5].split(1)]
+    assert moved(metric, real, fake) == pytest.approx(more, abs=0.1 * max(map(abs, more)))
+
+
+def test_a_resample_moves_kid_as_a_sample_less_does() -> None:
+    """Of which none is compared with itself, as of one more it would be."""
+    real, fake = sample(80, 5), sample(40, 5, seed=1) + 0.3
+    others = [torch.cat([fake[:i], fake[i + 1 :]]) for i in range(5)]
+    less = [(kid(real, fake) - kid(real, other)).item() * 39 for other in others]
+    assert moved(kid, real, fake) == pytest.approx(less, abs=0.05 * max(map(abs, less)))
 
 
 def test_spread_is_the_ratio_of_widths_wherever_the_samples_lie() -> None:

@@ -9,7 +9,13 @@ their spreads.
     MMD² = E k(x, x') + E k(y, y') − 2 E k(x, y);  unbiased leaves each sample's k with itself out.
 
 The Fréchet distance is biased upwards by a term that falls as 1/N: compare figures of the same N. `weights` (R, M) say
-how often each fake counts (`matrices.resamples`); a row of them sums to M and gives one of the R values.
+how often each fake counts (`matrices.resamples`); the first row, of ones, gives the distance, and each other one
+
+    T + Σ_i w_i ψ_i / M,    ψ_i = ∂T / ∂w_i at ones, up to a constant and terms of 1/M
+
+the distance to first order in its weights (the infinitesimal jackknife: Efron 1982, ch. 6). Of the resample itself it
+scatters by too much: samples that are repeated make a covariance of N samples and D features nearly singular, by twice
+too much where N is 2 D and by three times where N ≤ D, and are neighbours of themselves to a kernel.
 """
 
 from collections.abc import Callable
@@ -22,6 +28,8 @@ from scott.evaluation.matrices import Matrix, feature_pair, once
 
 CHUNK = 1024
 """Rows of a kernel's matrix that are held at a time."""
+SINGULAR = 1e-10
+"""Eigenvalues below so much of the largest are round-off."""
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,28 +43,35 @@ def frechet_distance(real: Matrix, fake: Matrix) -> float:
 
 
 def frechet_distances(real: Matrix, fake: Matrix, weights: Tensor | None = None) -> Tensor:
-    """`frechet_distance` for each row of weights, (R,).
+    """`frechet_distance`, and what it is to first order for each further row of weights, (R,).
 
     With C_i = R_iᵀ R_i, Tr (C_1 C_2)^½ is the nuclear norm of R_1 R_2ᵀ, which stays accurate, and small, where N ≤ D
-    makes a covariance singular. Of a resample it is the sum of √λ over the eigenvalues of R_1 C_2 R_1ᵀ: faster, and
-    exact to about 1e-7 of Tr C.
+    makes a covariance singular. Its derivative by C_2 is ½ R_1ᵀ A^(−½) R_1 with A = R_1 C_2 R_1ᵀ, on whose range
+    A^(−½) is taken; so of a sample that lies d off the mean μ_2
+
+        ψ = 2 d·(μ_2 − μ_1) + |d|² − |A^(−¼) R_1 d|²
     """
     x, y = (matrix.cpu() for matrix in feature_pair(("real", real), ("fake", fake), at_least=2))
     weights = once(len(y)) if weights is None else weights
-    mean, root = x.mean(dim=0), _factor(x - x.mean(dim=0))
-    values = []
-    for index, row in enumerate(weights):
-        centre = row @ y / len(y)
-        scaled = (y - centre) * row.sqrt()[:, None]
-        if index == 0:
-            cross = torch.linalg.svdvals(root @ _factor(scaled).T).sum()
-        else:
-            across = root @ scaled.T / (len(y) - 1) ** 0.5
-            cross = torch.linalg.eigvalsh(across @ across.T).clamp(min=0).sqrt().sum()
-        trace = root.square().sum() + scaled.square().sum() / (len(y) - 1)
-        squared = (mean - centre).square().sum() + trace - 2 * cross
-        values.append(max(0.0, squared.item()))  # a squared distance, up to round-off
-    return torch.tensor(values, dtype=torch.float64)
+    apart, root, off = y.mean(dim=0) - x.mean(dim=0), _factor(x - x.mean(dim=0)), y - y.mean(dim=0)
+    factor = _factor(off)
+    squared = apart.square().sum() + root.square().sum() + factor.square().sum()
+    squared -= 2 * torch.linalg.svdvals(root @ factor.T).sum()
+    value = squared.clamp(min=0)  # a squared distance, up to round-off
+    if len(weights) == 1:
+        return value.view(1)
+    across = root @ off.T / (len(y) - 1) ** 0.5
+    eigenvalues, vectors = torch.linalg.eigh(across @ across.T)
+    there = eigenvalues > SINGULAR * eigenvalues[-1]
+    shares = (vectors[:, there].T @ across).square() / eigenvalues[there, None].sqrt()
+    influence = 2 * off @ apart + off.square().sum(dim=1) - (len(y) - 1) * shares.sum(dim=0)
+    return _to_first_order(value, influence, weights)
+
+
+def _to_first_order(value: Tensor, influence: Tensor, weights: Tensor) -> Tensor:
+    """The value for the first row of weights, and moved by the influences (M,) as each further row counts them."""
+    moved = weights[1:] @ (influence - influence.mean()) / len(influence)
+    return torch.cat([value.view(1), value + moved])
 
 
 def kid(real: Matrix, fake: Matrix, weights: Tensor | None = None) -> Tensor:
@@ -84,25 +99,25 @@ def spread(real: Matrix, fake: Matrix, weights: Tensor | None = None) -> Tensor:
 
 
 def _mmd(real: Matrix, fake: Matrix, weights: Tensor | None, kernel: Kernel, *, unbiased: bool) -> Tensor:
-    """MMD² (R,). Raises `ValueError` on fewer than two samples, different D, or non-finite features."""
+    """MMD² (R,), with ψ_i = 2 (E k(y_i, y') − E k(y_i, x)). Raises `ValueError` on fewer than two samples, different D,
+    or non-finite features."""
     x, y = (matrix.cpu() for matrix in feature_pair(("real", real), ("fake", fake), at_least=2))
-    ones, weights = once(len(x)), once(len(y)) if weights is None else weights
 
-    def within(points: Tensor, counts: Tensor) -> Tensor:
-        total, n = _pairs(kernel, points, points, counts, counts), len(points)
+    def within(points: Tensor) -> Tensor:
+        """Mean of k over each point's others, (N,)."""
         if not unbiased:
-            return total / n**2
-        self_pairs = counts @ torch.cat([kernel(p, p).diagonal() for p in points.split(CHUNK)])
-        return (total - self_pairs) / (n * (n - 1))
+            return _mean_kernel(kernel, points, points)
+        own = torch.cat([kernel(some, some).diagonal() for some in points.split(CHUNK)])
+        return (len(points) * _mean_kernel(kernel, points, points) - own) / (len(points) - 1)
 
-    across = _pairs(kernel, x, y, ones.expand(len(weights), -1), weights) / (len(x) * len(y))
-    return within(x, ones) + within(y, weights) - 2 * across
+    near, across = within(y), _mean_kernel(kernel, y, x)
+    value = within(x).mean() + near.mean() - 2 * across.mean()
+    return _to_first_order(value, 2 * (near - across), once(len(y)) if weights is None else weights)
 
 
-def _pairs(kernel: Kernel, x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Tensor) -> Tensor:
-    """Σ_ij w_i v_j k(x_i, y_j) for each row of the weights, (R,)."""
-    pieces = zip(x.split(CHUNK), weights_x.split(CHUNK, dim=1), strict=True)
-    return torch.stack([((kernel(rows, y) @ weights_y.T) * w.T).sum(dim=0) for rows, w in pieces]).sum(dim=0)
+def _mean_kernel(kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
+    """Mean of k(x_i, y_j) over j, (N,)."""
+    return torch.cat([kernel(rows, y).mean(dim=1) for rows in x.split(CHUNK)])
 
 
 def _factor(centred: Tensor) -> Tensor:
