@@ -202,16 +202,24 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 4 <= missed <= 22
 
 
-@pytest.mark.parametrize("name", ["fid", "coverage"])
-def test_an_interval_holds_the_mean_over_a_samplers_samples(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "width"), [("fid", 4), ("fid", 100), ("fid", 250), ("kid", 100), ("coverage", 4), ("recall", 16)]
+)
+def test_an_interval_holds_the_mean_over_a_samplers_samples_and_is_no_wider(name: str, width: int) -> None:
+    """Also of a distance of features that 200 samples hardly fill, or do not."""
+
     def normal(seed: int) -> Tensor:
-        return torch.randn(200, 4, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(200, width, generator=torch.Generator().manual_seed(seed))
 
     real = {"features": normal(1000)}
-    found = [figures([name], real, {}, {"features": 0.9 * normal(seed)}, 60)[name] for seed in range(60)]
-    mean = sum(figure.value for figure in found) / 60
+    found = [figures([name], real, {}, {"features": 0.9 * normal(seed) + 0.1}, 60)[name] for seed in range(60)]
+    values = torch.tensor([figure.value for figure in found], dtype=torch.float64)
+    mean = values.mean().item()
     assert sum(figure.interval[0] <= mean <= figure.interval[1] for figure in found) >= 50
-    assert all(figure.interval[0] >= 0 and (name == "fid" or figure.interval[1] <= 1) for figure in found)
+    halves = torch.tensor([figure.interval[1] - figure.interval[0] for figure in found]) / 2
+    assert 0.75 < (halves.mean() / (1.96 * values.std())).item() < 1.5
+    bounded = name in ("coverage", "recall")
+    assert all(f.interval[0] >= 0 and f.interval[1] <= 1 for f in found if bounded)
 
 
 def test_the_interval_of_several_seeds_is_that_of_their_mean() -> None:

@@ -8,7 +8,7 @@ from prdc import compute_prdc
 from torch import Tensor
 
 from scott.evaluation import coverage
-from scott.evaluation.matrices import resamples
+from scott.evaluation.matrices import halves, resamples
 from scott.evaluation.neighbours import NAMES, neighbours
 
 
@@ -152,6 +152,8 @@ def test_a_resample_keeps_the_balls_and_counts_its_samples() -> None:
     for index, row in enumerate(weights[1:], 1):
         there = fake[row > 0]
         assert found["coverage"][index] == coverage(real, there)
+        half = neighbours(real, fake[halves(50, 4)[index]], only=["recall"])
+        assert found["recall"][index] == half["recall"].item()
         repeated = fake.repeat_interleave(row.long(), dim=0)
         assert found["precision"][index] == pytest.approx(
             neighbours(real, repeated, only=["precision"])["precision"].item()

@@ -44,3 +44,13 @@ def resamples(count: int, replicates: int) -> Tensor:
     """
     counts = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=replicates)
     return torch.cat([once(count), torch.from_numpy(counts).double()])
+
+
+def halves(count: int, replicates: int) -> Tensor:
+    """Which samples each half has, (1 + `replicates`, `count`): all, then half of them without replacement.
+
+    A figure of N samples scatters as its halves do: one of n drawn out of N has the variance σ² / n (1 − n / N). No
+    sample is there twice, which a figure of the distances among them would notice.
+    """
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(count), (replicates, 1)), axis=1)
+    return torch.cat([torch.ones(1, count, dtype=torch.bool), torch.from_numpy(order < count // 2)])

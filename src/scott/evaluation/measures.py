@@ -94,9 +94,9 @@ class Figure:
     """Mean over seeds."""
     interval: tuple[float, float] | None = None
     """95 % over the sampler's samples: value ± 1.96 standard deviations of the bootstrap, which draws the same captions
-    again for every seed. About the value, since a resample, which repeats samples, is biased as a smaller sample is;
-    and by the deviation, which as few resamples tell better than quantiles of 2.5 %. Real pictures and balls are kept
-    as they are."""
+    again for every seed; of distances to first order, and of recall over halves of the samples. About the value, since
+    a resample, which repeats samples, is biased as a smaller sample is; and by the deviation, which as few resamples
+    tell better than quantiles of 2.5 %. Real pictures and their balls are kept as they are."""
     floor: float | None = None
     """The metric of as many real pictures as the sampler drew."""
     seeds: tuple[float, ...] = ()

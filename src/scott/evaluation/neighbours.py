@@ -15,11 +15,13 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from scott.evaluation.matrices import Matrix, feature_pair, once
+from scott.evaluation.matrices import Matrix, feature_pair, halves, once
 
 NEAREST, BALL = 5, 3
 """k of coverage and density, and of precision and recall."""
 NAMES = ("precision", "recall", "density", "coverage")
+NEAR = 40
+"""Neighbours of which three are in a half, but for one in 10^9 halves."""
 TIE, EQUAL = 1e-9, 1e-12
 """Relative, of squared distances in float64: within `TIE` two are the same, and below `EQUAL` of both lengths two
 points are. What a copy of a real point counts for turns on ties."""
@@ -44,7 +46,9 @@ def neighbours(
 ) -> dict[str, Tensor]:
     """Each metric of `only`, (R,), for R rows of weights of the fakes (`matrices.resamples`); Euclidean, in float64.
 
-    A resample keeps the balls of the sample. `chunk_size` real points are compared at a time, which bounds memory.
+    A resample keeps the balls, which are real points'. Recall's are the fakes' own, and scatter with them: its further
+    values are of halves of the fakes (`matrices.halves`), with balls within each; NaN where those are of three or
+    fewer. `chunk_size` real points are compared at a time, which bounds memory.
     Raises `ValueError` unless k < N and 3 < N, M where it counts, and on different D or non-finite features.
     """
     x, y = feature_pair(("real", real), ("fake", fake))
@@ -53,7 +57,7 @@ def neighbours(
     x, y = x - centre, y - centre  # so that the product in `_squared` cancels little
     of_real = [*([k] if {"coverage", "density"} & set(only) else []), *([BALL] if "precision" in only else [])]
     balls = _radii("real", x, of_real, chunk_size)
-    theirs = _radii("fake", y, [BALL] if "recall" in only else [], chunk_size)
+    theirs = _balls_of_halves(y, len(counts) - 1, chunk_size) if "recall" in only else y[:0]
     covered, recalled = (torch.zeros(len(counts), device=x.device, dtype=x.dtype) for _ in range(2))
     holding, inside = torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0], dtype=torch.bool)
     for start in range(0, len(x), chunk_size):
@@ -65,8 +69,10 @@ def neighbours(
             holding += closer.sum(dim=0)
         if "precision" in only:
             inside |= (squared <= balls[BALL][rows, None] * (1 + TIE)).any(dim=0)
-        if "recall" in only:
-            recalled += ((squared <= theirs[BALL] * (1 + TIE)).to(x) @ counts.T > 0).sum(dim=0)
+        for index, reach in enumerate(theirs):
+            recalled[index] += (squared <= reach * (1 + TIE)).any(dim=1).sum()
+    if "recall" in only:
+        recalled[theirs.isnan().any(dim=1)] = torch.nan
     found = {
         "precision": counts @ inside.to(x) / len(y),
         "recall": recalled / len(x),
@@ -76,16 +82,42 @@ def neighbours(
     return {name: found[name].cpu() for name in only}
 
 
+def _balls_of_halves(y: Tensor, replicates: int, chunk_size: int) -> Tensor:
+    """Squared radii (1 + R, M) of the balls of all fakes and of those of each half, −1 where a fake is not in it.
+
+    A half has about every other of a point's neighbours: of more than `NEAR` none is needed.
+    """
+    _check_k(BALL, "fake", len(y))
+    parts = [_nearest(y, start, min(NEAR, len(y) - 1), chunk_size) for start in range(0, len(y), chunk_size)]
+    squared, order = (torch.cat(part) for part in zip(*parts, strict=True))
+    reach = []
+    for half in halves(len(y), replicates).to(y.device):
+        place = (half[order].cumsum(dim=1) < BALL).sum(dim=1, keepdim=True)  # of the third that is in the half
+        found = squared.gather(1, place.clamp(max=squared.shape[1] - 1)).squeeze(1)
+        reach.append(torch.where(half, found, -1.0) if half.sum() > BALL else torch.full_like(found, torch.nan))
+    return torch.stack(reach)
+
+
+def _check_k(k: int, name: str, n: int) -> None:
+    if not 1 <= k < n:
+        raise ValueError(f"got k = {k} with {n} {name} points, expected 1 ≤ k < {n}")
+
+
+def _nearest(points: Tensor, start: int, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Of `chunk_size` points from `start` on: squared distances (n, k) to their nearest others, ascending, and which
+    these are."""
+    squared = _squared(points[start : start + chunk_size], points)
+    squared.diagonal(start).fill_(torch.inf)
+    found = squared.topk(k, largest=False)
+    return found.values, found.indices
+
+
 def _radii(name: str, points: Tensor, ks: Collection[int], chunk_size: int) -> dict[int, Tensor]:
     """k → squared distance of each point to its k-th nearest other point, (N,)."""
-    n = len(points)
-    if wrong := [k for k in ks if not 1 <= k < n]:
-        raise ValueError(f"got k = {wrong[0]} with {n} {name} points, expected 1 ≤ k < {n}")
-    parts = []
-    for start in range(0, n if ks else 0, chunk_size):
-        squared = _squared(points[start : start + chunk_size], points)
-        squared.diagonal(start).fill_(torch.inf)
-        parts.append(squared.topk(max(ks), largest=False).values)
+    for k in ks:
+        _check_k(k, name, len(points))
+    starts = range(0, len(points) if ks else 0, chunk_size)
+    parts = [_nearest(points, start, max(ks), chunk_size)[0] for start in starts]
     return {k: torch.cat(parts)[:, k - 1] for k in ks}
 
 
