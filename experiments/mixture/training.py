@@ -99,8 +99,8 @@ class Training:
         return hinge_generator(self.opponent(fakes), self.strength)
 
     def matching(self, real: Tensor, fakes: Tensor) -> Tensor:
-        """λ times DMD's loss, after an update of the fakes' denoiser μ by its own: at a random time and x_t of a fake,
-        ∂L/∂fake = (μ(x_t) − x̂0(x_t)) / mean |fake − x̂0(x_t)|."""
+        """λ times DMD's loss: ∂L/∂fake = (μ(x_t) − x̂0(x_t)) / mean |fake − x̂0(x_t)| at a random time and x_t of a fake.
+        μ, the fakes' denoiser, is as it was before its own update, on the same x_t."""
         t = self.grid.sample_any(len(fakes), self.generator)
         fixed = fakes.detach()
         x_t = SD.add_noise(fixed, self.normal(fixed), t)
