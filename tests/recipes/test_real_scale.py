@@ -19,7 +19,8 @@ TINY = {"sd15": "sd1", "sdxl": "sdxl", "pixart": "pixart", "sd3": "sd3"}
 NEWER = {recipe: recipe for recipe in RECIPES.keys() - {*TINY, "mini", "realistic-vision"}} | {"sd35-medium": "sd35"}
 SIDE = 64
 """Pixels of the newer families' tiny teachers, which draw many by default."""
-BATCH = 16
+BATCH, ROWS = 16, 6
+"""Samples of the embedded teacher, and of a tiny one at each time."""
 WORDS = 144
 """Tokens of a prompt. Tiny teachers take up to 512, beside 16 to 64 of a picture; Qwen's first 133 are its own."""
 SHIFTS = {"flux": math.exp(1.15), "flux2-klein": math.exp(2.02), "qwen-image": math.exp(0.69), "chroma": 1.0}
@@ -41,7 +42,7 @@ def teacher(teacher_folders):
     return make
 
 
-def draws(backbone, config, batch=BATCH):
+def draws(backbone, config, batch):
     generator = torch.Generator().manual_seed(0)
     shape = (batch, *backbone.latent_shape)
     return [torch.randn(shape, generator=generator) for _ in range(2 + config.substeps)]
@@ -75,48 +76,49 @@ def test_the_target_depends_on_x_n_at_every_time(recipe, teacher):
 
 
 @pytest.fixture(scope="module")
-def loss_at_the_highest_time(teacher):
-    """`loss(recipe, teacher's, dtype, shift=its own, place=-1)`: L_CD of the untrained student at t_max, or at another
-    place of the grid."""
+def losses_of(teacher):
+    """`loss(recipe, teacher's, dtype, shift=its own, places=[-1], rows=ROWS)`: L_CD of the untrained student at t_max,
+    or at other places of the grid, of so many samples each."""
 
-    def loss(recipe, of, dtype, shift=None, place=-1):
+    def loss(recipe, of, dtype, shift=None, places=(-1,), rows=ROWS):
         config, backbone = RECIPES[recipe](data="d"), teacher(of, dtype)
         if shift is not None:
             backbone.schedule = replace(backbone.schedule, shift=shift)
-        t_n = config.make_grid(backbone.schedule).times[place].expand(BATCH)
-        x0, noise, *walk = draws(backbone, config)
+        t_n = config.make_grid(backbone.schedule).times[[*places]].repeat_interleave(rows)
+        x0, noise, *walk = draws(backbone, config, len(t_n))
         x_n = backbone.schedule.add_noise(0.8 * x0, noise, t_n)
         x_m, t_m, cond = walked(backbone, config, x_n, t_n, walk, words=None)
         f = ConsistencyFunction(backbone.teacher, backbone.schedule)
         with torch.no_grad():
-            return consistency_loss(f(x_n, t_n, cond), f(x_m, t_m, cond)).item()
+            pairs = zip(f(x_n, t_n, cond).split(rows), f(x_m, t_m, cond).split(rows), strict=True)
+            return [consistency_loss(*pair).item() for pair in pairs]
 
     return loss
 
 
 @pytest.mark.parametrize("recipe", [*TINY, *sorted(NEWER)])
-def test_the_loss_at_the_highest_time_survives_the_recipes_precision(recipe, loss_at_the_highest_time):
+def test_the_loss_at_the_highest_time_survives_the_recipes_precision(recipe, losses_of):
     """Within 10 % of fp32's."""
     precision = RECIPES[recipe](data="d").dtype
-    half, whole = (loss_at_the_highest_time(recipe, recipe, dtype) for dtype in (precision, torch.float32))
+    half, whole = (losses_of(recipe, recipe, dtype) for dtype in (precision, torch.float32))
     assert half == pytest.approx(whole, rel=0.1)
 
 
-@pytest.mark.parametrize("place", [-2, -3, -4, -6, -12])
 @pytest.mark.parametrize(("recipe", "shift"), SHIFTS.items(), ids=str)
-def test_bf16_tells_times_apart_where_the_schedule_is_shifted(recipe, shift, place, loss_at_the_highest_time):
+def test_bf16_tells_times_apart_where_the_schedule_is_shifted(recipe, shift, losses_of):
     """A jump there may be shorter than what numbers of bf16 are apart."""
-    half, whole = (loss_at_the_highest_time(recipe, recipe, t, shift, place) for t in (torch.bfloat16, torch.float32))
+    how = {"shift": shift, "places": (-2, -3, -4, -6, -12)}
+    half, whole = (losses_of(recipe, recipe, dtype, **how) for dtype in (torch.bfloat16, torch.float32))
     assert half == pytest.approx(whole, rel=0.2)
 
 
-def test_bf16_spoils_the_loss_at_the_highest_time_and_fp16_does_not(loss_at_the_highest_time):
+def test_bf16_spoils_the_loss_at_the_highest_time_and_fp16_does_not(losses_of):
     """SD1.5's settings on the embedded teacher, whose weights are trained."""
     whole, half, bf16 = (
-        loss_at_the_highest_time("sd15", "mini", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        losses_of("sd15", "mini", dtype, rows=BATCH) for dtype in (torch.float32, torch.float16, torch.bfloat16)
     )
     assert half == pytest.approx(whole, rel=0.01)
-    assert bf16 > 1.1 * whole
+    assert bf16 > [1.1 * whole[0]]
 
 
 ONE_LEVEL = {
@@ -167,7 +169,7 @@ def fall(backbone, config):
     backbone.add_student(config.train, rank=RANK, alpha=float(RANK))
     optimization, times = Optimization(backbone, config), config.make_grid(backbone.schedule).times
     t_n = times[[len(times) // 10, len(times) // 2]]
-    x0, noise, *walk = (drawn[:2] for drawn in draws(backbone, config))
+    x0, noise, *walk = (drawn[:2] for drawn in draws(backbone, config, BATCH))
     x_n = backbone.schedule.add_noise(0.8 * x0, noise, t_n)
     x_m, t_m, cond = walked(backbone, config, x_n, t_n, walk)
     student, target = (ConsistencyFunction(f, backbone.schedule) for f in (backbone.student, backbone.target))
