@@ -5,6 +5,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -120,7 +121,10 @@ def test_one_alpha_beside_several_ranks_is_left_to_diffusers(teacher_folders, ma
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [("sd1", {}), ("sd1", {"factors": ("lora.down", "lora.up")}), ("sd1", {"prefix": False}), ("sd3", {})],
+    [
+        *[("sd1", {}), ("sd1", {"factors": ("lora.down", "lora.up")}), ("sd1", {"prefix": False}), ("sd3", {})],
+        *[(family, {"factors": ("lora_down", "lora_up")}) for family in ("flux", "chroma")],
+    ],
     ids=str,
 )
 def test_an_alpha_beside_diffusers_names_counts(teacher_folders, make_backbone, updates, tmp_path, family, form):
@@ -186,6 +190,65 @@ def test_other_kinds_in_kohyas_names_are_refused(teacher_folders, make_backbone,
     with pytest.raises(UserError, match=said) as raised:
         check_start(make_backbone(), config)
     assert "--teacher-lora" not in str(raised.value)
+
+
+@pytest.mark.parametrize("end", ["diff_b", "diff", "set_weight"])
+def test_biases_and_norms_that_diffusers_would_drop_are_refused(teacher_folders, make_backbone, tmp_path, end):
+    """But where they change nothing, as in many files."""
+    layer, name = "transformer_blocks.0.attn.to_out.0", "lora_unet_double_blocks_0_img_attn_proj"
+    plain = make_backbone(family="flux").network
+    (out, width), file = plain.get_submodule(layer).weight.shape, tmp_path / "style.safetensors"
+    a, b = torch.randn(2, width), torch.randn(out, 2)
+    factors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(2.0)}
+    save_file(factors | {f"{name}.{end}": torch.ones(out)}, file)
+    with pytest.raises(UserError, match=f"has {name}.{end}, a bias or a norm, which is not read; give a LoRA without"):
+        load_backbone(source(teacher_folders, "flux", file))
+    save_file(factors | ({f"{name}.diff_b": torch.zeros(out)} if end == "diff_b" else {}), file)
+    merged = load_backbone(source(teacher_folders, "flux", file)).network
+    torch.testing.assert_close(merged.get_submodule(layer).weight, plain.get_submodule(layer).weight + b @ a)
+
+
+def test_layers_in_the_names_of_two_programs_are_refused(teacher_folders, updates, tmp_path):
+    layers = updates("flux", "transformer", ("to_q",))
+    tensors = dotted("transformer", layers, ("lora_down", "lora_up"))
+    tensors |= {
+        f"lora_unet_double_blocks_0_img_attn_proj.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")
+    }
+    save_file(tensors, tmp_path / "style.safetensors")
+    for loads in (load_backbone, skeleton):
+        with pytest.raises(UserError, match=r"names layers as transformer\.… and as lora_unet_…, of which diffusers"):
+            loads(source(teacher_folders, "flux", tmp_path / "style.safetensors"))
+
+
+def test_a_name_of_the_adapter_in_the_tensors_names_is_passed_over(teacher_folders, make_backbone, updates, tmp_path):
+    made = updates("qwen-image", "transformer", ("to_q",))
+    tensors = {}
+    for layer, (a, b, _) in made.items():
+        tensors |= {f"{layer}.lora_A.default.weight": a, f"{layer}.lora_B.default.weight": b}
+    save_file(tensors, tmp_path / "style.safetensors")
+    merged = load_backbone(source(teacher_folders, "qwen-image", tmp_path / "style.safetensors"))
+    made = {layer: (a, b, float(len(a))) for layer, (a, b, _) in made.items()}
+    check_merged(merged.pipeline, make_backbone(family="qwen-image").pipeline, {"transformer": made}, 1)
+
+
+def test_biases_beside_pefts_factors_are_merged_and_no_start(teacher_folders, make_backbone, tmp_path):
+    layer = "transformer_blocks.0.attn.to_out.0"
+    plain = make_backbone(family="flux").network
+    adapted = get_peft_model(
+        make_backbone(family="flux").network, LoraConfig(r=2, lora_alpha=2, target_modules=[layer], lora_bias=True)
+    )
+    factors = {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+    with torch.no_grad():
+        for parameter in factors.values():
+            parameter.normal_()
+    adapted.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    merged = load_backbone(source(teacher_folders, "flux", file)).network.get_submodule(layer)
+    (bias,) = (value for name, value in factors.items() if name.endswith("bias"))
+    torch.testing.assert_close(merged.bias, plain.get_submodule(layer).bias + bias)
+    config = mini(train="lora", teacher=str(teacher_folders["flux"]), init=str(file), lora_rank=4)
+    with pytest.raises(UserError, match="has biases beside B, which a student has not; merge it by --teacher-lora"):
+        check_start(make_backbone(family="flux"), replace(config, out=tmp_path / "new"))
 
 
 def test_a_start_leaves_the_text_encoders_part_out_and_says_so(make_backbone, of_flux, teacher_folders, tmp_path):

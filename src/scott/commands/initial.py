@@ -103,6 +103,8 @@ def _check_foreign(backbone: LatentBackbone, file: Path, config: DistillConfig) 
     names, _ = header(file)
     if any("lora_magnitude_vector" in name for name in names):  # kohya's DoRA is read nowhere
         raise UserError(f"{file} is a DoRA of another program; give a LoRA, or merge it by --teacher-lora")
+    if any(name.endswith("lora_B.bias") for name in names):
+        raise UserError(f"{file} has biases beside B, which a student has not; merge it by --teacher-lora")
     if strange := [name for name in names if name.startswith("heads.")]:
         raise UserError(f"{file} has {strange[0]}, so it is a critic's; give the LoRA of a student")
     ranks = check_lora(backbone.pipeline, file, text=False)

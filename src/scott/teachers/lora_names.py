@@ -17,10 +17,14 @@ from scott.files import read_object
 
 PEFT = "base_model.model."
 PEFT_CONFIG = "adapter_config.json"
-_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules")
+_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules", "lora_bias")
 _PIPELINES = ("unet.", "transformer.", "text_encoder", "diffusion_model.", "model.", "lora_")
 _ORIGINAL = (f"{PEFT}double_blocks.", f"{PEFT}single_blocks.")
 """peft's names of FLUX's own code, which diffusers brings to its pipelines'."""
+_PROGRAMS = ("transformer.", "lora_unet_", "diffusion_model.")
+"""Of a network in the names of several programs, of which diffusers would read one."""
+_WHOLE = (".diff", ".diff_b", ".w_norm", ".b_norm", ".set_weight")
+"""Ends of tensors that are added to a bias or a norm, or put in its place: ComfyUI's, of which diffusers reads few."""
 _OTHERS = {".lokr_": "LoKr", ".hada_": "LoHa", ".lora_mid.": "LoCon of three factors", ".dora_scale": "DoRA of kohya's"}
 
 
@@ -31,16 +35,20 @@ def form_of(file: Path) -> str:
     if first.startswith(PEFT):
         original = any(name.startswith(_ORIGINAL) for name in names)
         return "pipeline" if original and not file.with_name(PEFT_CONFIG).is_file() else "peft"
-    return "network" if ".lora_A." in first and not first.startswith(_PIPELINES) else "pipeline"
+    of_network = ".lora_A." in first and ".default." not in first  # the name of an adapter, which converters leave out
+    return "network" if of_network and not first.startswith(_PIPELINES) else "pipeline"
 
 
 def alpha_names(file: Path, part: str) -> tuple[str, str] | None:
     """What A and B are called in a file of whose layers' α diffusers would miss some: that of a U-Net in kohya's names
-    where they differ (in attention it does not find them), and any beside other names. None elsewhere."""
+    where they differ (in attention it does not find them), of a transformer's `lora_down` in diffusers' (FLUX's
+    converter drops it), and any beside other names. None elsewhere."""
     names, _ = header(file)
     alphas = [name for name in names if name.endswith(".alpha")]
     if alphas and any(name.endswith(".lora_A.weight") for name in names):
         return "lora_A", "lora_B"
+    if alphas and any(name.startswith("transformer.") and name.endswith(".lora_down.weight") for name in names):
+        return "lora_down", "lora_up"
     if not alphas or part != "unet":  # converters of transformers fold them
         return None
     if any(name.endswith(".lora.down.weight") for name in names):
@@ -79,6 +87,18 @@ def _names(file: Path) -> list[str]:
             raise UserError(f"{file} is a {kind}, which is not read; give a LoRA, or a teacher that it is merged into")
     if not names:
         raise UserError(f"{file} has no tensors; expected a LoRA file")
+    several = [start for start in _PROGRAMS if any(name.startswith(start) for name in names)]
+    if len(several) > 1:
+        raise UserError(
+            f"{file} names layers as {several[0]}… and as {several[1]}…, of which diffusers reads some; give a LoRA of "
+            "one program, or a teacher that it is merged into"
+        )
+    with safe_open(file, "pt") as opened:  # those that change nothing stand in many files
+        if whole := next((name for name in names if name.endswith(_WHOLE) and opened.get_tensor(name).any()), None):
+            raise UserError(
+                f"{file} has {whole}, a bias or a norm, which is not read; give a LoRA without, or a teacher that it "
+                "is merged into"
+            )
     return names
 
 
