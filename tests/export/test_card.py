@@ -232,6 +232,16 @@ def test_no_node_is_needed_where_comfyuis_own_shift_is_the_students(make_trained
     assert ("behind the node that it names, or without one" in how) == own
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_a_student_of_v_is_for_comfyui_alone(make_trained, family):
+    config, info = (trained := make_trained(family)).config, trained.info
+    for one, kind in ((info, "lora"), (info, "kohya"), (replace(info, train="full"), "checkpoint")):
+        _, how, table = elsewhere(config, one, kind)
+        assert ("behind ModelSamplingDiscrete at v_prediction" in how) == (family == "sd2")
+        assert ("it draws no student of v" in how) == (family == "sd2")
+        assert ("A1111" in table) == (family == "sd1")
+
+
 def test_what_no_program_draws_is_said_to_be_for_diffusers(make_trained):
     config, info = (trained := make_trained("pixart")).config, trained.info
     _, how, table = elsewhere(config, info, "lora")

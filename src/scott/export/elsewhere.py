@@ -37,14 +37,20 @@ def elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
         )
     else:
         how = f"The teacher's checkpoint{_under(config)}, {_lora(kind)} at strength 1, {how}"
+    is_of_noise = info.prediction != "v_prediction"
     if not is_unet:
         how = f"A1111 does not read this family. In ComfyUI: {how[0].lower()}{how[1:]}"
-    return [TITLE, how, table(info.pipeline, info.times)]
+    elif not is_of_noise:  # of a checkpoint, ComfyUI tells SDXL's by a mark and SD2's by its weights, and no SD1's
+        how = (
+            "A1111's LCM sampler is one of noise prediction, so that it draws no student of v. In ComfyUI, behind "
+            "ModelSamplingDiscrete at v_prediction (with zsnr on, if the teacher's schedule ends without signal): "
+            f"{how[0].lower()}{how[1:]}"
+        )
+    return [TITLE, how, table(info.pipeline, info.times, list(PROGRAMS) if is_unet and is_of_noise else ["ComfyUI"])]
 
 
-def table(pipeline: str, times: Mapping[str, Sequence[float]]) -> str:
+def table(pipeline: str, times: Mapping[str, Sequence[float]], programs: Sequence[str]) -> str:
     """For each number of steps the times that a student needs, and the nearest that each program has."""
-    programs = list(PROGRAMS) if family_class(pipeline).part == "unet" else ["ComfyUI"]
     rows = [f"| steps | the student's times | {' | '.join(programs)} |", "| --- " * (2 + len(programs)) + "|"]
     for steps, wanted in times.items():
         found = (nearest(program, wanted, pipeline) for program in programs)

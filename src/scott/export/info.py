@@ -55,6 +55,8 @@ class StudentInfo:
     """ω of its recipe."""
     resolution: int | None = None
     """Side of the pictures it was trained for, in pixels, where that is not its teacher's or the pipeline has none."""
+    prediction: str | None = None
+    """What the network predicts, by diffusers' name."""
     base: dict[str, str] | None = None
     """`network_fingerprint` of the teacher."""
 

@@ -70,6 +70,7 @@ class Trained:
             only_these_steps=config.times == "needed",
             drawn_guidance=config.drawn_guidance,
             resolution=backbone.resolution if backbone.own_size else config.resolution,
+            prediction=backbone.schedule.prediction_type,
             base=self.teacher_network or network_fingerprint(self.backbone),
         )
 
