@@ -15,6 +15,14 @@ from safetensors import SafetensorError
 
 from scott.errors import UserError, printable
 
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\"`]*)\?[^\s'\"`]*")
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have lost their user, with a password, and of the web's their query, which may be a key."""
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
 
 def read_object(file: Path, way_out: str = "copy or download it again") -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` where it cannot be read or holds something else."""

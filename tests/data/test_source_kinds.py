@@ -10,9 +10,11 @@ import os
 import sys
 import tarfile
 import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import suppress
 
 import datasets
 import pyarrow
@@ -552,12 +554,31 @@ def test_a_slow_server_is_given_up(monkeypatch):
         read_picture("http://x/a.png", None)
 
 
-def test_a_picture_that_trickles_in_is_given_up(tmp_path, server, monkeypatch):
-    (tmp_path / "a.png").write_bytes(bytes(3 << 20))
-    monkeypatch.setattr(files, "TIMEOUT", 0.0)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: io.BytesIO(bytes(100)))
-    with pytest.raises(Skip, match="timeout"):
-        read_picture(f"{server}/a.png", None)
+def test_a_picture_that_trickles_in_is_given_up(monkeypatch):
+    """A byte at a time, each well within what a byte may take: the server has sent a few when its time is over."""
+    sent = []
+
+    class Trickling(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            with suppress(OSError):  # nobody listens any more
+                for _ in range(1000):
+                    self.wfile.write(b"x")
+                    sent.append(1)
+                    time.sleep(0.05)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Skip, match="timeout"):
+            read_picture(f"http://127.0.0.1:{server.server_port}/a.png", None)
+        assert 0 < len(sent) < 500
+        server.shutdown()
 
 
 def test_coco_pictures_are_fetched_where_there_is_no_folder(tmp_path, server):

@@ -8,6 +8,7 @@ import pytest
 
 from scott.evaluation import Figure, Results, Row
 from scott.export.card import card
+from scott.files import without_secrets
 
 META = {
     "target": "{}/runs/mine",
@@ -38,6 +39,25 @@ def test_no_card_has_a_path_of_this_machine(make_trained, tmp_path, hub):
         "Features: open_clip local-dir:clip: shorter side to 224.",
     ):
         assert said in text
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_no_card_has_what_opens_a_place(make_trained, tmp_path, hub):
+    """Nor the user's name; of buckets `?` is a pattern."""
+    trained = make_trained("sd1", "full")
+    data = ("https://bob:hunter2@host/{000..009}.tar?X-Amz-Signature=KEY", "s3://bucket/0?.tar", "pictures/0?.png")
+    meta = {"data": "zip://a.json::https://host/x.zip?token=KEY&more=1", "target": "student"}
+    config = replace(trained.config, data=data)
+    text = card(config, trained.info, "diffusers", tmp_path / "student", [Results([], meta)], hub=hub)
+    assert not any(secret in text for secret in ("bob", "hunter2", "KEY", "more=1"))
+    for said in (
+        "https://host/{000..009}.tar`",
+        "`s3://bucket/0?.tar`",
+        "0?.png`",
+        "data zip://a.json::https://host/x.zip",
+    ):
+        assert said in text
+    assert without_secrets("got https://u:p@h/a?k=1 and b?") == "got https://h/a and b?"
 
 
 def test_a_hubs_card_has_no_relative_path_and_keeps_what_is_on_the_hub(make_trained, tmp_path, monkeypatch):

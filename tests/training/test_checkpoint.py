@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, and are whole or absent."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -162,6 +164,17 @@ def test_the_newest_are_kept(tmp_path):
     assert names(tmp_path) == ["step-00000020", "step-00000100"]
     prune_checkpoints(tmp_path, keep=5)
     assert names(tmp_path) == ["step-00000020", "step-00000100"]
+
+
+def test_an_old_one_that_is_a_link_elsewhere_goes_and_stays_there(tmp_path):
+    runs, disk = tmp_path / "checkpoints", tmp_path / "disk"
+    for step in (3, 20):
+        save_checkpoint(runs, step, {"a": {"x": torch.ones(1)}}, {})
+    shutil.move(runs / "step-00000003", disk)
+    (runs / "step-00000003").symlink_to(disk, target_is_directory=True)
+    prune_checkpoints(runs, keep=1)
+    assert names(runs) == ["step-00000020"]
+    assert (disk / "state.json").is_file()
 
 
 def test_what_is_not_a_checkpoint_is_passed_over(tmp_path):

@@ -20,6 +20,7 @@ from scott.data.manifest import Manifest, assemble, begin, claim, is_intact
 from scott.data.records import Source, Unit
 from scott.data.settings import Settings
 from scott.data.writing import Encoders, write_shard
+from scott.files import without_secrets
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 
@@ -45,7 +46,7 @@ def full_settings(
         Where(settings.where, source.columns)
     resolution = settings.resolution or encoders.resolution
     encoders.check_resolution(resolution)
-    made_from = {"name": name, "kind": source.kind, "version": source.version}
+    made_from = {"name": without_secrets(name), "kind": source.kind, "version": source.version}
     given = replace(settings, resolution=resolution).as_json()
     return json.loads(json.dumps({"source": made_from, "teacher": teacher} | given))
 

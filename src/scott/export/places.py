@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scott.evaluation import Results
+from scott.files import without_secrets
 from scott.teacher_source import SINGLE_FILE
 from scott.training.config import DistillConfig
 
@@ -25,8 +26,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def placed(name: str) -> str:
-    """A text as a card has it: an absolute path, which it is or holds, by its last part."""
-    name = name.replace("file://", "")
+    """A text as a card has it: an absolute path, which it is or holds, by its last part; a URL without what may be a
+    password or a key."""
+    name = without_secrets(name.replace("file://", ""))
     return Path(name).name if Path(name).is_absolute() else _FOLDERS.sub("", name)
 
 

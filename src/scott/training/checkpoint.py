@@ -116,7 +116,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
     best = Best.read(folder)
     for old in checkpoints(folder)[:-keep]:
         if best is None or checkpoint_step(old) != best.step:
-            shutil.rmtree(old)
+            old.unlink() if old.is_symlink() else shutil.rmtree(old)  # as of one that was moved to another disk
 
 
 @dataclass(frozen=True)

@@ -123,13 +123,13 @@ def cause(error: Exception) -> str:
 
 
 def _fetch(url: str) -> bytes:
-    deadline = time.monotonic() + TIMEOUT
-    parts: list[bytes] = []
+    deadline, content = time.monotonic() + TIMEOUT, bytearray()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "scott"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            while sum(map(len, parts)) <= MAX_PICTURE_BYTES and (part := answer.read(1 << 20)):
-                parts.append(part)
+            # `read` would wait for as many bytes, however slowly they come
+            while len(content) <= MAX_PICTURE_BYTES and (part := answer.read1(1 << 20)):
+                content += part
                 if time.monotonic() > deadline:
                     raise TimeoutError
     except urllib.error.HTTPError as error:
@@ -139,7 +139,7 @@ def _fetch(url: str) -> bytes:
     except Exception as error:  # of sockets, TLS, names, the protocol: urllib has no common one
         reason = "timeout" if isinstance(getattr(error, "reason", None), TimeoutError) else "unreachable"
         raise Skip(reason, f"{url}: {first_line(error)}") from None
-    return b"".join(parts)
+    return bytes(content)
 
 
 @contextmanager
