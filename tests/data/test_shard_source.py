@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scott.data import mixture
 from scott.data.batch import Batch
 from scott.data.manifest import Manifest, ShardEntry
 from scott.data.shard_source import ShardSource
@@ -116,6 +117,15 @@ def test_few_shards_are_open_at_once(tmp_path):
     for step in range(24):
         source.batch(step, 3)
     assert len(source._open) <= 4
+
+
+def test_sources_of_a_mixture_share_what_one_may_hold_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "OPEN", 6)
+    sources = [ShardSource(write(tmp_path / name, [2] * 12), 0, 2) for name in "abc"]
+    mixed = mixture.Mixture(sources, [1, 1, 1], 0)
+    for step in range(60):
+        mixed.batch(step, 3)
+    assert all(1 <= len(source._open) <= 2 for source in sources)
 
 
 def test_workers_of_a_data_loader_give_the_same(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scott.data.batch import Batch
 from scott.data.order import Turns
-from scott.data.shard_source import ShardSource
+from scott.data.shard_source import OPEN, ShardSource
 from scott.errors import UserError
 from scott.rng import SOURCE
 
@@ -30,6 +30,8 @@ class Mixture:
         whole = lcm(*(weight.denominator for weight in exact))
         self.sources, self.weights = sources, [int(weight * whole) for weight in exact]
         self._turns = Turns(self.weights, seed, SOURCE)
+        for source in sources:  # they share what one may hold
+            source.most_open = min(source.most_open, max(1, OPEN // len(sources)))
         first, *others = (source.manifest.tensors for source in sources)
         for other, source in zip(others, sources[1:], strict=True):
             if other.keys() != first.keys() or any(_fixed(name, other) != _fixed(name, first) for name in first):

@@ -18,7 +18,8 @@ from scott.data.order import Order, Turns
 from scott.data.shards import Shard
 from scott.rng import BUCKET, CAPTION, generator_for
 
-_OPEN = 512
+OPEN = 512
+"""Shards that are held open at most, each of which takes a file descriptor; processes have 1024 by default."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ShardSource:
             places = [(number, first) for number, first, _ in visits]
             self._buckets.append(_Bucket(self.manifest.tensors | shapes, places, order))
         # of each shape a block is being read, and a batch may end it and begin the next
-        self._most_open = min(2 * shuffle_shards * len(self._buckets), max(_OPEN, 2 * shuffle_shards))
+        self.most_open = min(2 * shuffle_shards * len(self._buckets), max(OPEN, 2 * shuffle_shards))
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._checked: set[int] = set()
         self._turns = Turns([bucket.order.total for bucket in self._buckets], seed, BUCKET)
@@ -165,7 +166,7 @@ class ShardSource:
                 raise shard.corrupt(f"it holds {len(shard)} samples and the manifest says {entry.samples}")
             self._open[number] = shard
             self._checked.add(number)
-            if len(self._open) > self._most_open:
+            while len(self._open) > self.most_open:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
