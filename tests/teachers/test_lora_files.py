@@ -201,7 +201,7 @@ def test_biases_and_norms_that_diffusers_would_drop_are_refused(teacher_folders,
     a, b = torch.randn(2, width), torch.randn(out, 2)
     factors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(2.0)}
     save_file(factors | {f"{name}.{end}": torch.ones(out)}, file)
-    with pytest.raises(UserError, match=f"has {name}.{end}, a bias or a norm, which is not read; give a LoRA without"):
+    with pytest.raises(UserError, match=f"has {name}.{end}, which is no product of factors and is not read; give"):
         load_backbone(source(teacher_folders, "flux", file))
     save_file(factors | ({f"{name}.diff_b": torch.zeros(out)} if end == "diff_b" else {}), file)
     merged = load_backbone(source(teacher_folders, "flux", file)).network

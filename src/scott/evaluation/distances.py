@@ -14,8 +14,8 @@ how often each fake counts (`matrices.resamples`); the first row, of ones, gives
     T + Σ_i w_i ψ_i / M,    ψ_i = ∂T / ∂w_i at ones, up to a constant and terms of 1/M
 
 the distance to first order in its weights (the infinitesimal jackknife: Efron 1982, ch. 6). Of the resample itself it
-scatters by too much: samples that are repeated make a covariance of N samples and D features nearly singular, by twice
-too much where N is 2 D and by three times where N ≤ D, and are neighbours of themselves to a kernel.
+scatters by too much: samples that are repeated are neighbours of themselves to a kernel, and make a covariance of N
+samples and D features nearly singular, which is two to four times too much where N is of the order of D.
 """
 
 from collections.abc import Callable

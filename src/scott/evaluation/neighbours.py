@@ -21,7 +21,7 @@ NEAREST, BALL = 5, 3
 """k of coverage and density, and of precision and recall."""
 NAMES = ("precision", "recall", "density", "coverage")
 NEAR = 40
-"""Neighbours of which three are in a half, but for one in 10^9 halves."""
+"""Neighbours of which three are in a half, but for one point in 10^9."""
 TIE, EQUAL = 1e-9, 1e-12
 """Relative, of squared distances in float64: within `TIE` two are the same, and below `EQUAL` of both lengths two
 points are. What a copy of a real point counts for turns on ties."""

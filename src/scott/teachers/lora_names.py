@@ -24,7 +24,8 @@ _ORIGINAL = (f"{PEFT}double_blocks.", f"{PEFT}single_blocks.")
 _PROGRAMS = ("transformer.", "lora_unet_", "diffusion_model.")
 """Of a network in the names of several programs, of which diffusers would read one."""
 _WHOLE = (".diff", ".diff_b", ".w_norm", ".b_norm", ".set_weight")
-"""Ends of tensors that are added to a bias or a norm, or put in its place: ComfyUI's, of which diffusers reads few."""
+"""Ends of tensors that are added as they are, most of them to biases and norms, or put in their place: ComfyUI's, of
+which diffusers reads few."""
 _OTHERS = {".lokr_": "LoKr", ".hada_": "LoHa", ".lora_mid.": "LoCon of three factors", ".dora_scale": "DoRA of kohya's"}
 
 
@@ -96,8 +97,8 @@ def _names(file: Path) -> list[str]:
     with safe_open(file, "pt") as opened:  # those that change nothing stand in many files
         if whole := next((name for name in names if name.endswith(_WHOLE) and opened.get_tensor(name).any()), None):
             raise UserError(
-                f"{file} has {whole}, a bias or a norm, which is not read; give a LoRA without, or a teacher that it "
-                "is merged into"
+                f"{file} has {whole}, which is no product of factors and is not read; give a LoRA without, or a "
+                "teacher that it is merged into"
             )
     return names
 
