@@ -127,6 +127,19 @@ def test_a_resample_moves_a_distance_as_a_sample_more_does(metric: Callable[...,
     assert moved(metric, real, fake) == pytest.approx(more, abs=0.1 * max(map(abs, more)))
 
 
+@pytest.mark.parametrize("width", [100, 250])
+def test_why_a_resample_itself_is_not_taken(width: int) -> None:
+    """Of 200 samples, which hardly fill the covariance or do not, its distance scatters two to four times as much as
+    that of samples does; the one to first order as much."""
+    real, rows = sample(200, width, seed=999), resamples(200, 30)
+    sets = [0.9 * sample(200, width, seed) + 0.1 for seed in range(30)]
+    truth = torch.tensor([frechet_distance(real, one) for one in sets]).std()
+    chosen = [torch.arange(200).repeat_interleave(row.long()) for row in rows[1:]]
+    itself = torch.tensor([frechet_distance(real, sets[0][some]) for some in chosen]).std()
+    assert 2 < itself / truth < 5
+    assert 0.7 < frechet_distances(real, sets[0], rows)[1:].std() / truth < 1.5
+
+
 def test_a_resample_moves_kid_as_a_sample_less_does() -> None:
     """Of which none is compared with itself, as of one more it would be."""
     real, fake = sample(80, 5), sample(40, 5, seed=1) + 0.3

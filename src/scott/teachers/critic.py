@@ -87,7 +87,7 @@ class Critic(nn.Module):
             backbone.adapters.add("critic", targets, rank, float(rank))
         layer: Any = network.get_submodule(last)
         layer.register_forward_pre_hook(self._keep)
-        with self._drawn():
+        with self._initial_device():
             head = LastHead(layer.in_channels if hasattr(layer, "in_channels") else layer.in_features, 1)
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
@@ -97,11 +97,11 @@ class Critic(nn.Module):
         self.backbone.cut["critic"] = self.backbone.cut_network()
         for name, channels in self.backbone.feature_layers.items():
             self.backbone.network.get_submodule(name).register_forward_hook(self._keep)
-            with self._drawn():
+            with self._initial_device():
                 head = Head(channels, self._no_text["text"].shape[-1])
             yield head
 
-    def _drawn(self) -> torch.device:
+    def _initial_device(self) -> torch.device:
         """Within it heads are made: on the CPU, so that they start alike on all devices."""
         return torch.device("meta" if self.backbone.device.type == "meta" else "cpu")
 
