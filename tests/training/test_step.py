@@ -298,6 +298,16 @@ def test_the_draws_of_some_samples_are_theirs_alone():
             assert torch.equal(tensor, torch.cat(split)), field.name
 
 
+def test_of_draws_on_a_device_their_times_stay_where_schedules_read_them():
+    config = make_config(critic="heads", critic_fakes="drawn", critic_input="clean", critic_r1=1.0)
+    grid = config.make_grid(DiscreteSchedule.stable_diffusion())
+    draws = Draws.make(torch.Size((6, 1, 2, 2)), grid, config, torch.Generator().manual_seed(0)).to("meta")
+    here = {name for name, value in vars(draws).items() if torch.is_tensor(value) and not value.is_meta}
+    assert here == {"t_n", "omega", "critic_t", "drawn", "drawn_t"}
+    noises = [draws.latent, draws.noise, *draws.walk, *draws.critic_noise, *draws.drawn_noise, *draws.r1_noise]
+    assert all(noise.is_meta for noise in noises)
+
+
 def test_each_part_of_a_step_is_marked_as_it_ends(make_backbone, perturb):
     marks = []
     Step(make_backbone, perturb, make_config()).run(mark=marks.append)

@@ -69,8 +69,10 @@ class Draws:
             r1_noise=tuple(normal(generator) for _ in range(r1)),
         )
 
-    def to(self, device: torch.device) -> "Draws":
-        return self.map(lambda value: value.to(device))
+    def to(self, device: torch.device | str) -> "Draws":
+        """The draws with their noises on a device. What is (B,) stays where schedules read its values, on the CPU:
+        fetched from a GPU, each would be waited for until all that was launched before it is done."""
+        return self.map(lambda value: value.to(device) if value.ndim > 1 else value)
 
     def __getitem__(self, rows: slice | Tensor) -> "Draws":
         """The draws of some samples of the batch."""

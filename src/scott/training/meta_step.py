@@ -63,8 +63,7 @@ def step_cost(
     with Cost() as cost, gpu_kernels():
         for parameter in trained if gradients_stay else ():
             parameter.grad = torch.empty_like(parameter)
-        # times and ω stay on the CPU: the schedule reads their values
-        draws = drawn.map(lambda value: torch.empty_like(value, device="meta") if value.ndim > 1 else value)
+        draws = drawn.to("meta")
         batch = Batch(latents(), latents(), _blank(uncond, config.batch_size))
         made = Distillation(backbone, config, solver, grid, uncond)
         if not config.low_memory:  # two sub-steps hold as much as any number
