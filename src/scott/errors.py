@@ -27,11 +27,13 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+OPEN_MORE = "allow more open files: ulimit -n 65536"
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in the way: name another place, or move it"),
     errno.EISDIR: "name a file, or another place for one",
     errno.ENOENT: "name one that is there, in a folder that is",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or change who may use it"),
+    errno.EMFILE: OPEN_MORE,
 }
 
 

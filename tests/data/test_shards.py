@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import tarfile
 
 import pytest
@@ -164,3 +165,15 @@ def test_a_size_beyond_the_file_and_an_endless_header_are_refused(whole, tmp_pat
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.tar cannot be read"):
         Shard(tmp_path / "x.tar")
+
+
+def test_where_files_run_out_the_limit_is_named(tmp_path):
+    write(tmp_path / "x.tar")
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with pytest.raises(UserError, match=r"x\.tar cannot be read .*; allow more open files: ulimit -n"):
+            opened.extend(Shard(tmp_path / "x.tar") for _ in range(65))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -5,6 +5,7 @@ captions, in fp16; `<key>.json` holds the captions, the picture's size and what 
 give the same bytes. Beside `<name>.tar` stands `<name>.json`, written last: a tar without it is not finished.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from scott.errors import UserError
+from scott.errors import OPEN_MORE, UserError
 from scott.files import replacing, write_atomically
 
 _BLOCK = 512
@@ -81,7 +82,9 @@ class Shard:
             with file.open("rb") as opened:
                 self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read ({error}); prepare the data again") from None
+            many = isinstance(error, OSError) and error.errno == errno.EMFILE
+            mend = OPEN_MORE if many else "prepare the data again"
+            raise UserError(f"{file} cannot be read ({error}); {mend}") from None
         if sha256 is not None and (got := hashlib.sha256(self._map).hexdigest()) != sha256:
             raise self.corrupt(f"its SHA-256 is {got[:12]}… and was {sha256[:12]}… when it was written")
         members = list(self._members())
