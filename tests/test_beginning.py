@@ -90,6 +90,10 @@ def test_a_comparison_makes_what_is_common_once(tmp_path, monkeypatch):
     begun, ours, short, long = (json.loads((compared.trainings / n / "cpu_seconds.json").read_text()) for n in names)
     assert begun["3"] == ours["3"] == short["3"], "three of the four are before the critic"
     assert short["4"] == long["4"] < long["5"]
+    for there in (compared.file, compared.trainings / names[0] / "config.json"):
+        there.unlink()  # what is trained is measured anew, as by another network
+    compared.run(silent)
+    assert not (compared.trainings / names[0] / "config.json").exists(), "a beginning that nobody needs"
 
 
 def test_a_run_on_other_data_is_refused(tmp_path, monkeypatch):

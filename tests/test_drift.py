@@ -30,15 +30,15 @@ def expected(part):
     match part:
         case "trials":
             return TRIAL, tried(read_lines(TRIAL / "results.jsonl"))
-        case "guidance":
-            return GUIDANCE, guided(read_lines(GUIDANCE / "results.jsonl"))
+        case "guidance" | "times":
+            return GUIDANCE, dict(guided(read_lines(GUIDANCE / "results.jsonl")))[part]
         case "comparison":
             rows = read_rows(COMPARISON / "results.jsonl")
             return COMPARISON, compared(rows) if rows else ""
     return MIXTURE, TABLES[part](json.loads((MIXTURE / "results" / f"{part}.json").read_text()))
 
 
-@pytest.mark.parametrize("part", ["trials", "guidance", "comparison", *TABLES])
+@pytest.mark.parametrize("part", ["trials", "guidance", "times", "comparison", *TABLES])
 def test_tables_of_experiments(part):
     folder, table = expected(part)
     text = (folder / "README.md").read_text()

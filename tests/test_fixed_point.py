@@ -97,6 +97,13 @@ def test_a_history_counts_within_a_jump_alone():
     assert error(2, COARSE) < 0.5 * error(1, COARSE)
 
 
+def test_a_walk_ends_where_the_exact_function_is_given():
+    """The jump just above has one sub-step to it, in which no order has a history."""
+    points = [FixedPoint(THREE_MODES, make("dpmpp-sde", SD, eta=0.0, order=k), COARSE, anchor=5) for k in (1, 2)]
+    first, second = (point._interpolate(6, torch.linspace(-2, 2, 9, dtype=torch.float64)) for point in points)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+
+
 def test_an_energy_score_keeps_what_l2_loses_of_the_spread():
     """Its law has L2's f as its mean (the tower property), and its samples the data's spread."""
     solver, thresholds = make("er-sde", SD, phi="5", order=1), torch.linspace(-4, 4, 161, dtype=torch.float64)

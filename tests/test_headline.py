@@ -193,6 +193,7 @@ class FakeBaseline:
 
     def __init__(self, out, cpu_minutes, slower, seed, scenes):
         assert (scenes, slower) == (8, 1.0)
+        assert isinstance(cpu_minutes, float), "written as a command line's is, by which a run is known"
         self.minutes = cpu_minutes
 
     def train(self):
@@ -214,7 +215,7 @@ def test_a_comparison_goes_on_and_trains_for_equal_time_and_updates(tmp_path, mo
     (tmp_path / "README.md").write_text("<!-- comparison -->\n<!-- end of comparison -->\n")
 
     def compare(samples=10):
-        options = {"budgets": (1.0,), "seeds": (0, 1), "methods": ("ours", "lcm"), "baselines": ("ufogen",)}
+        options = {"budgets": (1,), "seeds": (0, 1), "methods": ("ours", "lcm"), "baselines": ("ufogen",)}
         options |= {"samples": samples, "scenes": 8, "folder": tmp_path, "runs": tmp_path / "runs"}
         comparison.Comparison(**options).run(lambda *tick: None)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from experiments.energy import energy_score
-from experiments.mixture import exact
+from experiments.mixture import exact, tables
 from experiments.mixture.__main__ import Run
 from experiments.mixture.methods import METHODS, Trial, trials
 from experiments.mixture.networks import Networks
@@ -119,3 +119,13 @@ def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         Run(("gaussian",), folder=tmp_path).run()
     assert not any((tmp_path / "results").iterdir())
+
+
+def test_fixed_points_of_another_number_of_samples_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("<!-- jumps -->\n<!-- end of jumps -->\n")
+    monkeypatch.setattr(exact, "jumps", lambda seeds, samples: iter([{"jump": 24, "h": 3, "spacing": 8}]))
+    monkeypatch.setattr(tables, "TABLES", {"jumps": lambda made: ""})
+    Run(("jumps",), folder=tmp_path, samples=100).run()
+    Run(("jumps",), folder=tmp_path, samples=100).run()
+    with pytest.raises(UserError, match="is of 10 seeds, 100 samples; ask for as many"):
+        Run(("jumps",), folder=tmp_path).run()

@@ -121,10 +121,10 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     settings = ("batch_size=4", "warmup_steps=0", "learning_rate=1e-3", "adversarial_weight=0", "ema_decay=0")
     assert exit_code(Trial("moved", settings, updates=2, samples=12, folder=tmp_path, runs=runs).run) == 0
     folder.mkdir()
-    (folder / "README.md").write_text("<!-- guidance -->\n<!-- end of guidance -->\n")
+    (folder / "README.md").write_text("".join(f"<!-- {t} -->\n<!-- end of {t} -->\n" for t in ("guidance", "times")))
 
-    def measured(*omegas, run="moved-0"):
-        return exit_code(Guidance((runs / run,), omegas, samples=12, data=runs / "data", folder=folder).run)
+    def measured(*omegas, run="moved-0", times=()):
+        return exit_code(Guidance((runs / run,), omegas, times, 12, runs / "data", folder).run)
 
     assert measured(2.0) == 0
     assert measured(2.0, 1.0) == 0
@@ -133,8 +133,24 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     assert [line["omega"] for line in lines] == [2.0, 1.0]
     assert lines[0]["steps"]["2"] == pytest.approx(trial["steps"]["2"], rel=1e-3), "the recipe's own ω"
     assert lines[1]["steps"]["2"]["fid"] != pytest.approx(lines[0]["steps"]["2"]["fid"], rel=1e-3)
-    assert measured(2.0, run="none-0") == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert measured(times=("999,499", "999,599")) == measured(times=("999,499",)) == 0
+    own, other = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))[2:]
+    assert own["steps"] == {"2": pytest.approx(lines[0]["steps"]["2"])}, "the times that sampling in two steps has"
+    assert other["steps"]["2"]["fid"] != pytest.approx(own["steps"]["2"]["fid"], rel=1e-3)
+    capsys.readouterr()
+    for times, said in (("999,500", "got time 500; expected times of 99, "), ("499,999", "times that descend")):
+        assert measured(times=(times,)) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    shutil.copytree(runs / "moved-0", tmp_path / "other" / "moved-0")
+    config = tmp_path / "other" / "moved-0" / "config.json"
+    config.write_text(config.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.002'))
+    assert measured(2.0, run=tmp_path / "other" / "moved-0") == 0
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 5, "of a folder of the same name"
+    for run, said in (("none-0", "no run folder"), ("moved-0-2-phases", "draws otherwise")):
+        if run != "none-0":
+            shutil.copytree(runs / "moved-0", runs / run)
+        assert measured(2.0, run=run) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
     (runs / "moved-0" / "cpu_seconds.json").unlink()  # a run of `scott distill` has none
     assert measured(1.5) == 0
     assert exit_code(Trial("moved", settings, updates=2, samples=12, folder=tmp_path / "new", runs=runs).run) == 2

@@ -197,7 +197,8 @@ class Comparison:
             return
         run: Training | Baseline
         if blank.method in BASELINES:
-            how: dict[str, Any] = {"cpu_minutes": blank.budget, "slower": self.slower}
+            # as a command line gives it: a run knows its options by how they are written
+            how: dict[str, Any] = {"cpu_minutes": float(blank.budget), "slower": self.slower}
             how |= {"seed": blank.seed, "scenes": self.scenes}
             run = BASELINES[blank.method](out=self.trainings / name, **how)
             minutes = run.train() / 60
@@ -215,10 +216,11 @@ class Comparison:
         append_lines(self.file, *rows)
 
     def train_beginning(self, budget: float, seed: int, report: Report) -> None:
-        """LCM's updates before ours has its critic, unless ours is trained."""
+        """LCM's updates before ours has its critic, unless ours is measured or has begun."""
         ours = self.blank("ours", "time", budget, seed)
-        if "ours" in self.methods and not self.there(ours):
-            name = f"{ours.method}-{ours.matched}-{budget:g}-{seed}"
+        name = f"{ours.method}-{ours.matched}-{budget:g}-{seed}"
+        has_begun = (self.trainings / name / "config.json").is_file()
+        if "ours" in self.methods and not self.there(ours) and not has_begun:
             updates = self.updates(ours, self.trainings / name, report)
             common = common_updates(*(self.config(method, name, updates, seed) for method in ("ours", "lcm")))
             self.trained("lcm", f"beginning-{budget:g}-{seed}", common, seed, report)

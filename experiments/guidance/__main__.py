@@ -1,9 +1,11 @@
-"""At which ω students draw best: `python -m experiments.guidance --help`; what came out is in README.md.
+"""At which ω, and at which times, students draw best: `python -m experiments.guidance --help`; what came out is in
+README.md.
 
-FID, coverage and spread on the validation split, one line of results.jsonl for each run and ω.
+FID, coverage and spread on the validation split, one line of results.jsonl for each run and ω, or run and times.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,23 +13,29 @@ from typing import Annotated, Any
 import tyro
 from experiments.measuring import cell, measured
 from experiments.results import append_lines, insert, read_lines, table
-from experiments.runs import Report, Training, exit_code
+from experiments.runs import Report, Training, digest, exit_code
 
 from scott.errors import UserError
 from scott.mini.protocol import mini_reference
+from scott.samplers import StudentSampler
 from scott.students import is_run
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
+VARIANTS = ("-energy", "-phases")
+"""How folders of trials end whose students draw in another way."""
 
 
 @dataclass
 class Guidance:
-    """Measure what has no line yet; then write the table into README.md."""
+    """Measure what has no line yet; then write the tables into README.md."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Finished runs of full students of the embedded teacher, as experiments.trial makes them."""
     omegas: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)
+    """In 1, 2 and 4 steps."""
+    times: tuple[str, ...] = ()
+    """To draw at, a step each, at the ω that the run draws at: 999,599."""
     samples: int = 2000
     data: Path = Path("runs/trials/data")
     """Prepared shards of the runs."""
@@ -35,45 +43,81 @@ class Guidance:
 
     def run(self, report: Report) -> None:
         self.show()  # before anything is made, so that a folder that cannot show it is known
+        stops = [_times(text) for text in self.times]
         reference = mini_reference(self.samples, "validation")
         for run in self.runs:
             if not is_run(run):
                 raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
+            if run.name.endswith(VARIANTS):
+                raise UserError(f"got {run}, a variant's, whose student draws otherwise; expected a plain run")
             config = replace(DistillConfig.load(run / "config.json"), out=run)
-            what = {"run": run.name, "method": config.method, "updates": config.max_steps, "samples": self.samples}
-            there = {line["omega"] for line in read_lines(self.file) if what.items() <= line.items()}
-            training, omegas = Training(config, self.data), [omega for omega in self.omegas if omega not in there]
-            if omegas:
+            what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
+            what |= {"samples": self.samples}
+            # lines of before there was a digest are of the runs of their names
+            there = [line for line in read_lines(self.file) if what.items() <= (what | line).items()]
+            asked = [{"omega": omega} for omega in self.omegas] + [{"times": times} for times in stops]
+            if lacking := [one for one in asked if not any(one.items() <= line.items() for line in there)]:
+                training = Training(config, self.data)
                 training.finished(report)  # nothing is left of it: this loads the student
-            for omega in omegas:
-                figures = measured(training.samplers(omega), reference, report)
-                append_lines(self.file, what | {"omega": omega, "steps": figures})
+                for one in lacking:
+                    figures = measured(samplers(training, **one), reference, report)
+                    append_lines(self.file, what | one | {"steps": figures})
         self.show()
 
     def show(self) -> None:
-        """Write the table of the lines that there are."""
-        insert(self.folder / "README.md", "guidance", markdown(read_lines(self.file)))
+        """Write the tables of the lines that there are."""
+        for name, text in markdown(read_lines(self.file)):
+            insert(self.folder / "README.md", name, text)
 
     @property
     def file(self) -> Path:
         return self.folder / "results.jsonl"
 
 
-def markdown(lines: list[dict[str, Any]]) -> str:
-    header = ["run", "method", "updates", "ω", "1 step: FID, coverage, spread", "2 steps", "4 steps"]
-    return table(
-        header,
+def samplers(
+    training: Training, omega: float | None = None, times: list[float] | None = None
+) -> dict[int, StudentSampler]:
+    """By steps: at ω; or at these times, one a step. Raises `UserError` for times it was not trained at."""
+    made = training.samplers(omega)
+    if times is None:
+        return made
+    sampler, steps = next(iter(made.values())), len(times)
+    trained = sampler.grid.trained_times.tolist()
+    if unknown := [f"{time:g}" for time in times if time not in trained]:
+        raise UserError(f"got time {unknown[0]}; expected times of {', '.join(f'{time:g}' for time in trained)}")
+    return {steps: replace(sampler, steps=steps, stops=tuple(times))}
+
+
+def _times(text: str) -> list[float]:
+    """Raises `UserError` for what are no times that descend."""
+    try:
+        times = [float(time) for time in text.split(",")]
+    except ValueError:
+        times = []
+    if not times or times != sorted({*times}, reverse=True):
+        raise UserError(f"got --times {text}; expected times that descend, as in 999,599")
+    return times
+
+
+def markdown(lines: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Name and text of each table."""
+    header = ["run", "method", "updates"]
+    by_omega = [
+        [*(line[name] for name in header), f"{line['omega']:g}", *(cell(line["steps"][n]) for n in "124")]
+        for line in lines
+        if "omega" in line
+    ]
+    yield "guidance", table([*header, "ω", "1 step: FID, coverage, spread", "2 steps", "4 steps"], by_omega)
+    by_times = [
         [
-            [
-                line["run"],
-                line["method"],
-                line["updates"],
-                f"{line['omega']:g}",
-                *(cell(line["steps"][n]) for n in "124"),
-            ]
-            for line in lines
-        ],
-    )
+            *(line[name] for name in header),
+            ", ".join(f"{time:g}" for time in line["times"]),
+            *map(cell, line["steps"].values()),
+        ]
+        for line in lines
+        if "times" in line
+    ]
+    yield "times", table([*header, "times", "FID, coverage, spread"], by_times)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from scott.files import write_atomically
 
 HERE = Path(__file__).parent
 Part = Literal["gaussian", "jumps", "orders", "fixed-points", "2-d", "64-d"]
+SAMPLED = ("jumps", "fixed-points")
+SAMPLES = 50_000
+"""Of a fixed point, where a part's file does not say."""
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Run:
 
     parts: tuple[Part, ...] = ()
     seeds: int = 10
-    samples: int = 50_000
+    samples: int = SAMPLES
     """Of a fixed point, a divisor of 100,000."""
     methods: tuple[str, ...] = tuple(METHODS)
     """That are trained, in 2-d and 64-d."""
@@ -66,14 +69,17 @@ class Run:
     def _check(self, part: str, made: dict[str, Any]) -> None:
         """That a part's rows are of what is asked for."""
         lengths = {row["quarters"][-1]["updates"] for row in made["rows"] if "quarters" in row}
-        if made["seeds"] != self.seeds or lengths - {self.updates}:
-            of = ", ".join([f"{made['seeds']} seeds", *(f"{length} updates" for length in sorted(lengths))])
+        samples = {made.get("samples", SAMPLES)} if part in SAMPLED else set[int]()
+        if made["seeds"] != self.seeds or lengths - {self.updates} or samples - {self.samples}:
+            counts = [f"{length} updates" for length in sorted(lengths)] + [f"{count} samples" for count in samples]
+            of = ", ".join([f"{made['seeds']} seeds", *counts])
             raise UserError(f"{self._file(part)} is of {of}; ask for as many, or move it away")
 
     def _made(self, part: str) -> dict[str, Any]:
         """What a part has: the rows that a stopped command had made stay."""
         file = self._file(part)
-        return json.loads(file.read_text()) if file.is_file() else {"cpu_seconds": 0.0, "seeds": self.seeds, "rows": []}
+        new = {"cpu_seconds": 0.0, "seeds": self.seeds, "samples": self.samples, "rows": list[dict[str, Any]]()}
+        return json.loads(file.read_text()) if file.is_file() else new
 
     def _file(self, part: str) -> Path:
         return self.folder / "results" / f"{part}.json"

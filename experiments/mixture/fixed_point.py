@@ -44,7 +44,7 @@ class FixedPoint:
     ) -> None:
         self.data, self.solver, self.grid, self.thresholds = data, solver, grid, thresholds
         self.schedule, self.denoiser = solver.schedule, data.denoiser(solver.schedule)
-        self.depth = grid.substeps if solver.memory else 1
+        self.depth, self.anchor = grid.substeps if solver.memory else 1, anchor
         count = STATES[self.depth if solver.stochastic else 0] if thresholds is None else 801
         self.states = [self._states(index, count) for index in range(len(grid.times))]
         self.values: list[Tensor] = []
@@ -73,8 +73,8 @@ class FixedPoint:
         return exact[:, None] if self.thresholds is None else (exact[:, None] <= self.thresholds).double()
 
     def _backup(self, index: int) -> Tensor:
-        """(STATES, J): the mean over the noises of up to `depth` sub-steps."""
-        depth = min(index, self.depth)
+        """(STATES, J): the mean over the noises of up to `depth` sub-steps, none of which goes below the anchor."""
+        depth = min(index - self.anchor, self.depth)
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES[depth] if self.solver.stochastic else 1)
         noise, weight = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
         x, history = self.states[index][:, None], None

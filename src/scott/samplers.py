@@ -68,7 +68,7 @@ class TeacherSampler(_Sampler):
 
 @dataclass(frozen=True)
 class StudentSampler(_Sampler):
-    """A student under consistency multistep sampling, at its training grid's times."""
+    """A student under consistency multistep sampling, by default at its training grid's times."""
 
     network: Denoiser
     """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
@@ -77,6 +77,8 @@ class StudentSampler(_Sampler):
     guidance: float
     truncate: bool = False
     """As a teacher's."""
+    stops: tuple[float, ...] = ()
+    """Times to draw at, descending, one a step, where they are not the grid's for as many steps."""
     size: tuple[int, int] | None = None
     """Height and width in pixels, where they are not the backbone's."""
     image: Tensor | None = None
@@ -90,7 +92,7 @@ class StudentSampler(_Sampler):
         """Of the steps that are made."""
         made = self.steps * self.strength
         count = math.ceil(made) if isinstance(self.backbone.schedule, FlowSchedule) else int(made)
-        return self.grid.inference_times(self.steps)[self.steps - count :]
+        return [*(self.stops or self.grid.inference_times(self.steps))][self.steps - count :]
 
     @property
     def network_calls(self) -> int:
