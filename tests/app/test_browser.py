@@ -1,6 +1,7 @@
 """The page as its reader meets it, in a real browser: what is typed, ticked and clicked, and what comes of it."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -19,6 +20,7 @@ from scott.app.drawing import Drawer
 from scott.app.models import Models
 from scott.app.page import build, serve
 from scott.commands.plan import planned
+from scott.export.info import StudentInfo
 from scott.recipes.configs import mini
 
 OMEGA = mini().drawn_guidance
@@ -138,12 +140,34 @@ def test_runs_stand_side_by_side_and_take_another_omega(page, runs):
     shown(page, "teacher mini", FEWER).wait_for()
     assert np.array_equal(drawn(page, runs[0], 2)[0], drawn(page, runs[1], 2)[0]), "one student under two names"
     page.get_by_label("Each student's own ω").uncheck()
+    assert float(page.get_by_label("number input for Guidance ω").input_value()) == OMEGA
     page.get_by_label("number input for Guidance ω").fill("2.5")
     shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for()
     page.get_by_label("Each student's own ω").check()
     shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for(state="detached")
     page.get_by_label(str(runs[1])).first.uncheck()
     shown(page, runs[1], 4).wait_for(state="detached")
+
+
+def test_a_student_of_fewer_omegas_is_drawn_at_the_nearest_of_its_own(page, runs):
+    info = StudentInfo.read(runs[1] / "student")
+    page.get_by_label("Each student's own ω").uncheck()
+    page.get_by_label("number input for Guidance ω").fill("3")
+    shown(page, runs[0], 4).get_by_text("ω 3").wait_for()
+    page.get_by_label(str(runs[0])).first.uncheck()
+    (runs[1] / "student" / "scott.json").write_text(dataclasses.replace(info, guidance_max=2.5).to_json())
+    page.get_by_label(str(runs[1])).first.check()
+    shown(page, runs[1], 4).get_by_text("ω 2.5").wait_for()
+    page.wait_for_function("document.querySelector('[aria-label=\"number input for Guidance ω\"]').value == 2.5")
+    page.get_by_label("Prompt").first.fill("a large green apple")
+    page.get_by_alt_text(f"a large green apple, drawn by {runs[1]} in 4 steps").wait_for()
+    assert page.locator(".toast-body").count() == 0
+    (runs[1] / "student" / "scott.json").write_text(info.to_json())
+    page.get_by_label("Each student's own ω").check()
+    page.get_by_label(str(runs[1])).first.uncheck()
+    page.get_by_label(str(runs[0])).first.check()
+    page.get_by_label("Prompt").first.fill(PROMPT)
+    shown(page, runs[0], 4).wait_for()
 
 
 def test_what_cannot_be_done_is_a_sentence(page):

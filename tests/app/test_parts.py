@@ -1,6 +1,7 @@
 """What stands behind the page, without a browser: which runs it finds, what it draws first, and what it gives up."""
 
 import functools
+import json
 import os
 import shutil
 import sys
@@ -17,8 +18,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from scott.app.draw_view import _draw, _remember
-from scott.app.drawing import Column, Drawer, Order, _omega
-from scott.app.figures import problem
+from scott.app.drawing import Column, Drawer, Order, Picture, _omega, _teacher_name
+from scott.app.figures import problem, varieties
 from scott.app.models import Models, Stock, _pipeline_and_lora, teacher_source
 from scott.app.plan_view import plan_view
 from scott.app.watch_view import _summary, validation_grids
@@ -62,8 +63,21 @@ def test_a_newer_order_has_the_older_one_given_up(drawer):
     newer = drawer.draw(replace(ORDER, time=2.0), "reader")
     assert next(newer).steps == 1
     assert list(older) == []
-    assert list(drawer.draw(ORDER, "reader")) == [], "it was asked for earlier and arrived later"
+    early = replace(ORDER, prompt="a fish")
+    assert list(drawer.draw(early, "reader")) == [], "it was asked for earlier and arrived later"
     assert [picture.steps for picture in newer] == [2]
+
+
+def test_draw_is_not_given_up_for_the_typing_that_its_new_seed_is(drawer):
+    """Which may arrive before it, and leaves what is slow undrawn."""
+    drawer.seconds["teacher", 2] = 60.0
+    assert [bool(picture.image) for picture in drawer.draw(replace(ORDER, time=2.0), "reader", live=True)] == [
+        True,
+        False,
+    ]
+    assert all(picture.image for picture in drawer.draw(ORDER, "reader"))
+    between = replace(ORDER, time=1.5, prompt="a fish")
+    assert list(drawer.draw(between, "reader", live=True)) == []
 
 
 def test_while_typing_nothing_is_drawn_twice_and_nothing_slow(drawer):
@@ -107,9 +121,11 @@ def test_what_could_not_be_drawn_is_not_remembered():
     assert _remember(["1: a"], ("x", 5))[0] == ["5: x", "1: a"]
 
 
-@pytest.mark.parametrize("change", [{"prompt": " "}, {"seeds": [-1]}, {"seeds": range(2**32 - 1, 2**32 + 1)}])
+@pytest.mark.parametrize(
+    "change", [{"prompt": " "}, {"prompt": "\ud800"}, {"seeds": [-1]}, {"seeds": range(2**32 - 1, 2**32 + 1)}]
+)
 def test_what_cannot_be_drawn_is_refused(change):
-    with pytest.raises(UserError, match=r"got no prompt|expected 0 to"):
+    with pytest.raises(UserError, match=r"got no prompt|not UTF-8|expected 0 to"):
         replace(ORDER, **change)
 
 
@@ -224,11 +240,57 @@ def test_a_teachers_lines_draw_its_picture(family, teacher_folders, tmp_path, mo
 
 def test_only_the_newest_networks_stay(monkeypatch):
     loaded = []
-    monkeypatch.setattr(Models, "_load", lambda self, name: loaded.append(name) or name)
+    monkeypatch.setattr(Models, "_load", lambda self, name, made: loaded.append(name) or name)
     models = Models(["a", "b", "c"], kept=2)
     for name in ("a", "b", "a", "c", "a", "b"):
         models.student(name)
     assert loaded == ["a", "b", "c", "b"]
+
+
+def made_run(folder, **info):
+    """A run with what says that it has a student."""
+    (folder / "student").mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(mini(out=folder).to_json())
+    (folder / "student" / "scott.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+def test_a_student_is_loaded_again_once_its_run_was_trained_on(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Models, "_load", lambda self, name, made: loaded.append(made))
+    models = Models([name := made_run(tmp_path / "run", updates=1)])
+    models.student(name)
+    models.student(name)
+    made_run(tmp_path / "run", updates=2)
+    os.utime(tmp_path / "run" / "student" / "scott.json", ns=(0, 0))
+    models.student(name)
+    assert len(loaded) == 2
+
+
+def test_runs_that_come_and_go_while_the_page_is_open(tmp_path):
+    """Where none was named, those that are found; of a name that is gone the hub is not asked."""
+    found, named = Models(lambda: found_runs(tmp_path)), Models([str(tmp_path / "run"), "owner/student"])
+    assert (found.students, named.students) == ([], [str(tmp_path / "run"), "owner/student"])
+    name = made_run(tmp_path / "run")
+    assert (found.students, named.students) == ([name], [name, "owner/student"])
+    shutil.rmtree(tmp_path / "run")
+    assert (found.students, named.students) == ([], ["owner/student"])
+    with pytest.raises(UserError, match="is there no more"):
+        named.student(name)
+
+
+def test_seeds_of_teachers_at_other_omegas_or_sizes_are_apart():
+    picture = Picture("teacher mini", "teacher", 2, 2.0, 4, 0.1, "a cat", 0, Image.new("RGB", (2, 2)))
+    text = varieties([replace(picture, omega=omega, seed=seed) for seed in (0, 1) for omega in (2.0, 3.0)])
+    assert text.count("<h2>teacher mini, 2 steps, ω 2: 0.20 s for 2</h2>") == 1
+    assert text.count("<h2>teacher mini, 2 steps, ω 3: 0.20 s for 2</h2>") == 1
+    plain = TeacherSource(teacher="mini")
+    others = [(plain, 32), (replace(plain, teacher_lora=("a/ink.safetensors",)), None)]
+    assert [_teacher_name(*other) for other in [(plain, None), *others]] == [
+        "teacher mini",
+        "teacher mini at 32 pixels",
+        "teacher mini + ink",
+    ]
 
 
 def test_an_exports_teacher_is_its_runs_or_the_one_its_card_names(tmp_path):
@@ -241,6 +303,8 @@ def test_an_exports_teacher_is_its_runs_or_the_one_its_card_names(tmp_path):
         assert teacher_source(str(name)) == (TeacherSource(teacher="mini", teacher_lora=("style.safetensors",)), None)
     assert teacher_source(str(elsewhere)) == (TeacherSource(teacher="someone/a-teacher"), None)
     assert teacher_source("someone/a-student") is None
+    (elsewhere / "README.md").write_text("---\nbase_model: [\n---\n")
+    assert teacher_source(str(elsewhere)) is None, "of a page that is not to be read"
 
 
 def test_each_student_has_its_own_omega_unless_one_is_chosen():
@@ -286,6 +350,14 @@ def test_runs_are_found_the_newest_first_and_read_before_their_first_step(tmp_pa
     assert all(text in said for text in ("<td>0</td>", "of 7", "unknown"))
     assert "<svg" not in said
     assert validation_grids(tmp_path / "new") == []
+    (tmp_path / "new" / "samples").mkdir()
+    (tmp_path / "new" / "samples" / "step-best.png").touch()
+    (tmp_path / "new" / "warnings.txt").write_bytes(b"\xff odd\n")
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 9, "seconds_per_step": 5.0}\n')
+    assert validation_grids(tmp_path / "new") == []
+    said = _summary(tmp_path / "new")
+    assert "0:00:00" in said, "of a run that is made shorter"
+    assert "odd" in said
 
 
 def test_a_name_that_is_nothing_is_one_message(command_line):

@@ -37,9 +37,10 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
             steps = gr.CheckboxGroup([1, 2, 4, 8], value=[1, 2, 4], label="Steps of the students")
             teacher_steps = gr.CheckboxGroup(TEACHER_STEPS, value=TEACHER_STEPS, label="Steps of their teachers")
             own = gr.Checkbox(True, label="Each student's own ω", visible=False)
-            omega = gr.Slider(label="Guidance ω", info="For students that take it, and their teachers", visible=False)
+            info = "For students that take it, and their teachers"
+            omega = gr.Slider(**_bounds(models), step=0.1, label="Guidance ω", info=info, visible=False)
         with gr.Column(scale=3):
-            gr.Markdown(NO_STUDENT, visible=not models.students)
+            none = gr.Markdown(NO_STUDENT, visible=not models.students)
             pictures = gr.HTML(elem_id="pictures")
             history = gr.Radio([], label="History", visible=False)
     drawn, asked = gr.State([]), gr.State(("", 0))
@@ -58,10 +59,15 @@ def draw_view(models: Models, drawer: Drawer, page: gr.Blocks) -> None:
     changes = [control.change for control in controls]
     gr.on(changes, draw_while_typing, trigger_mode="multiple", **shown)
     history.input(_recall, history, [prompt, seed, lock], show_progress="hidden").then(draw, **shown)
-    guidance: dict[str, Any] = {"inputs": [students, own], "outputs": [own, omega], "show_progress": "hidden"}
+    guidance: dict[str, Any] = {"inputs": [students, own, omega], "outputs": [own, omega], "show_progress": "hidden"}
     gr.on([students.change, own.change], _omega_controls, **guidance)
-    page.load(_omega_controls, **guidance).then(draw, **shown)
-    page.load(lambda: gr.CheckboxGroup(choices=models.students), None, students, show_progress="hidden")
+
+    def there() -> tuple[Any, Any, Any]:
+        found = models.students
+        return gr.Markdown(visible=not found), gr.CheckboxGroup(choices=found), gr.Slider(**_bounds(models))
+
+    loaded = page.load(there, None, [none, students, omega], show_progress="hidden")
+    loaded.then(_omega_controls, **guidance).then(draw, **shown)
 
 
 def _draw(
@@ -119,9 +125,16 @@ def _recall(entry: str) -> tuple[str, int, bool]:
     return prompt, int(seed), True
 
 
-def _omega_controls(students: list[str], own: bool) -> tuple[Any, Any]:
-    """Whether there is an ω to choose for the students that are chosen; it stays where its reader put it."""
-    low, high = omega_range(students) or (0.0, 0.0)
-    takes = low < high
-    slider = gr.Slider(minimum=low, maximum=high, step=0.1, visible=True) if takes else gr.Slider(visible=False)
-    return gr.Checkbox(visible=takes), slider if takes and not own else gr.Slider(visible=False)
+def _bounds(models: Models) -> dict[str, float]:
+    """Of ω, for all students there are, as gradio takes no event of a slider that stands beyond its bounds; and where
+    it begins."""
+    return dict(zip(("minimum", "maximum", "value"), omega_range(models.students) or (0.0, 0.0, 0.0), strict=True))
+
+
+def _omega_controls(students: list[str], own: bool, omega: float) -> tuple[Any, Any]:
+    """Whether there is an ω to choose for the students that are chosen; it stays where its reader put it, if one of
+    them takes that."""
+    low, high, _ = omega_range(students) or (0.0, 0.0, 0.0)
+    if low == high or own:
+        return gr.Checkbox(visible=low < high), gr.Slider(visible=False)
+    return gr.Checkbox(visible=True), gr.Slider(value=min(max(omega, low), high), visible=True)

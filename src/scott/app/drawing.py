@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from scott.app.models import Models, Stock, student_folder, teacher_source
-from scott.errors import UserError
+from scott.errors import UserError, printable
 from scott.evaluation import Sampler, timed, to_pil
 from scott.export.snippet import pipeline_snippet, stock_snippet, teacher_snippet
 from scott.mini import embedded
@@ -37,6 +37,7 @@ class Column:
 
     @property
     def key(self) -> tuple[str, int]:
+        """By which it is known how long it takes."""
         return self.who, self.sampler.steps
 
 
@@ -84,6 +85,8 @@ class Order:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise UserError("got no prompt; type what to draw")
+        if self.prompt != printable(self.prompt):
+            raise UserError(f"got the prompt {self.prompt!a}, which is not UTF-8; expected UTF-8 text")
         if not 0 <= self.seeds[0] <= self.seeds[-1] < SEEDS:
             raise UserError(f"got seed {self.seeds[0]}; expected 0 to {SEEDS - len(self.seeds)}")
 
@@ -127,7 +130,7 @@ class Drawer:
             for steps in order.teacher_steps:
                 backbone = self.models.teacher(source, size)
                 sampler, code = TeacherSampler(backbone, steps, omega), partial(teacher_snippet, source, backbone)
-                yield Column(f"teacher {source.teacher}", "teacher", sampler, code)
+                yield Column(_teacher_name(source, size), "teacher", sampler, code)
 
     def draw(self, order: Order, reader: str, *, live: bool = False) -> Iterator[Picture]:
         """A picture of each seed and column, as each is done, until the same reader orders something newer.
@@ -135,9 +138,11 @@ class Drawer:
         While typing (`live`) pictures of slow samplers are left out, and what was ordered already is not drawn anew.
         Raises `UserError` as `columns` does, and where nothing is chosen that could draw.
         """
-        newest = self.newest.get(reader)
-        if newest and (newest.time > order.time or (live and newest.is_like(order))):
-            return
+        if newest := self.newest.get(reader):
+            # Draw takes a new seed, which a live order of the same may be ahead with
+            if live if newest.is_like(order) else newest.time > order.time:
+                return
+            order = replace(order, time=max(order.time, newest.time))
         self.newest[reader] = order
         limit, draws = LIVE_SECONDS / len(order.seeds) if live else math.inf, False
         for seed in order.seeds:
@@ -171,6 +176,12 @@ class Drawer:
             image=None if images is None else to_pil(images[0]),
             code=column.code(**how) if column.code else None,
         )
+
+
+def _teacher_name(source: TeacherSource, size: int | None) -> str:
+    """With what makes it another than the teacher alone."""
+    parts = [source.teacher, *(file.stem for file, _ in source.loras), *([Path(source.vae).stem] if source.vae else [])]
+    return f"teacher {' + '.join(parts)}" + (f" at {size} pixels" if size else "")
 
 
 def _omega(student: Student, wanted: float | None) -> float:

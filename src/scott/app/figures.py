@@ -57,12 +57,16 @@ def figures(pictures: Sequence[Picture]) -> str:
 def varieties(pictures: Sequence[Picture]) -> str:
     """All seeds of each student and teacher, in a grid under its name and its number of steps."""
     drawn = [picture for picture in pictures if picture.image is not None]
-    ordered = sorted(drawn, key=lambda picture: (picture.kind == "teacher", picture.who, picture.steps, picture.seed))
+
+    def sampler(picture: Picture) -> tuple[bool, str, int, float]:
+        return picture.kind == "teacher", picture.who, picture.steps, picture.omega or 0.0
+
+    ordered = sorted(drawn, key=lambda picture: (*sampler(picture), picture.seed))
     grids = [_drawn(pictures)]
-    for (who, steps), group in groupby(ordered, key=lambda picture: (picture.who, picture.steps)):
+    for (_, who, steps, omega), group in groupby(ordered, key=sampler):
         cells = list(group)
         seconds = sum(picture.seconds for picture in cells)
-        title = f"{escape(who)}, {_steps(steps)}"
+        title = f"{escape(who)}, {_steps(steps)}" + (f", ω {omega:g}" if omega else "")
         inner = "".join(f"<figure>{_image(cell)}<figcaption>seed {cell.seed}</figcaption></figure>" for cell in cells)
         grids.append(
             f'<section aria-label="{title}"><h2>{title}: {seconds:.2f} s for {len(cells)}</h2>'

@@ -1,18 +1,18 @@
 """The students, other pipelines and teachers of the page: loaded when first drawn with, and the newest few kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 
 from scott.device import best_device
+from scott.errors import UserError
 from scott.evaluation.stock import PipelineSampler, folder_of, load_pipeline, scheduler_beside, takes_omega
-from scott.export.card import FOLDERS, README
-from scott.export.info import METADATA, StudentInfo
+from scott.export.card import FOLDERS, read_front_matter
+from scott.export.info import METADATA, STUDENT_INFO, StudentInfo
 from scott.students import Student, info_of, is_run, is_student, load_student, lora_of, run_of, run_teacher, teacher_of
 from scott.teacher_source import TeacherSource, few_step_word
 from scott.teachers import LatentBackbone
@@ -56,11 +56,22 @@ class Stock:
 
 
 class Models:
-    """What `scott app` was called with: run folders, finished or not, students and pipelines by folder or hub id."""
+    """What `scott app` was called with: run folders, finished or not, students and pipelines by folder or hub id.
 
-    def __init__(self, names: Sequence[str], dtype: torch.dtype = torch.float32, kept: int = KEPT) -> None:
-        self.names, self.dtype = tuple(names), dtype
+    Args:
+        names: those, or what finds them each time that they are asked for.
+    """
+
+    def __init__(
+        self, names: Sequence[str] | Callable[[], list[str]], dtype: torch.dtype = torch.float32, kept: int = KEPT
+    ) -> None:
+        self._names, self.dtype = names, dtype
+        self._here = {name for name in self.names if Path(name).exists()}
         self._kept = lru_cache(maxsize=kept)(self._load)
+
+    @property
+    def names(self) -> list[str]:
+        return self._names() if callable(self._names) else [*self._names]
 
     @property
     def runs(self) -> list[str]:
@@ -70,18 +81,27 @@ class Models:
     @property
     def students(self) -> list[str]:
         """The names that can draw now; a run joins them when it is done."""
-        return [name for name in self.names if not is_run(Path(name)) or student_folder(name).is_dir()]
+        there = [name for name in self.names if not self._is_gone(name)]
+        return [name for name in there if not is_run(Path(name)) or student_folder(name).is_dir()]
 
     def student(self, name: str) -> Student | Stock:
-        """Raises `UserError` as `load_student` and `load_pipeline` do."""
-        return self._kept(name)
+        """Raises `UserError` as `load_student` and `load_pipeline` do, and for a folder that is there no more."""
+        if self._is_gone(name):  # which may be a name on the hub too
+            raise UserError(f"{name} is there no more; load this page again for those that are")
+        info = student_folder(name) / STUDENT_INFO  # written anew where a run was trained on
+        return self._kept(name, made=info.stat().st_mtime_ns if info.is_file() else None)
+
+    def _is_gone(self, name: str) -> bool:
+        is_here = Path(name).exists()
+        self._here |= {name} if is_here else set()
+        return not is_here and name in self._here
 
     def teacher(self, source: TeacherSource, size: int | None = None) -> LatentBackbone:
         """At a size in pixels, where it is not the teacher's own. Raises `UserError` as `load_backbone` does."""
         return self._kept(source, size)
 
-    def _load(self, what: str | TeacherSource, size: int | None = None) -> Any:
-        """A student or pipeline by its name, or a teacher."""
+    def _load(self, what: str | TeacherSource, size: int | None = None, made: int | None = None) -> Any:
+        """A student or pipeline by its name, and when it was made, or a teacher."""
         if isinstance(what, TeacherSource):
             return teacher_of(what, self.dtype, resolution=size)
         folder = Path(what)
@@ -120,8 +140,7 @@ def teacher_source(student: str) -> tuple[TeacherSource, int | None] | None:
     model card names."""
     if run := run_of(Path(student)):
         return run_teacher(run)
-    card = Path(student) / README
-    base = ModelCard.load(card).data.get("base_model") if card.is_file() else None
+    base = read_front_matter(Path(student)).get("base_model")
     if not isinstance(base, str):
         return None
     info = StudentInfo.read(Path(student))
@@ -133,7 +152,9 @@ def student_folder(name: str) -> Path:
     return Path(name) / FOLDERS["diffusers"] if is_run(Path(name)) else Path(name)
 
 
-def omega_range(students: Sequence[str]) -> tuple[float, float] | None:
-    """Lowest and highest ω of the students that take one; None where none does."""
+def omega_range(students: Sequence[str]) -> tuple[float, float, float] | None:
+    """Lowest and highest ω of the students that take one, and the first one's own; None where none does."""
     infos = [info for name in students if (info := StudentInfo.read(student_folder(name))) and info.takes_guidance]
-    return (min(i.guidance_min for i in infos), max(i.guidance_max for i in infos)) if infos else None
+    if not infos:
+        return None
+    return min(i.guidance_min for i in infos), max(i.guidance_max for i in infos), infos[0].guidance

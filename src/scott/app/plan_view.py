@@ -76,4 +76,4 @@ def _page(config: DistillConfig, budget: Budget, shown: Table, count: int, card:
         f"takes: it {fits}. {config.max_steps:,} steps take <b>{time}</b> at {reached:.0%} of the peak.</p>"
     )
     rows = zip(*([Text.from_markup(str(cell)).plain for cell in column.cells] for column in shown.columns), strict=True)
-    return said + table(rows, str(shown.title))
+    return said + table(rows, Text.from_markup(str(shown.title)).plain)

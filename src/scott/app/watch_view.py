@@ -14,6 +14,7 @@ from scott.training.checkpoint import Best
 from scott.training.config import DistillConfig
 from scott.training.metrics import WARNINGS, read_metrics
 
+NO_RUN = "There is no run folder. `scott app RUN` follows one, also while it is being made."
 SECONDS = 10
 """Between two readings of the run's files."""
 SHOWN = {
@@ -36,36 +37,45 @@ SHOWN = {
 def watch_view(models: Models, page: gr.Blocks) -> None:
     """One run's state, read again every few seconds while the page is open."""
     runs = models.runs
-    if not runs:
-        gr.Markdown("No run folder was given. `scott app RUN` follows one, also while it is being made.")
-        return
-    run = gr.Dropdown(runs, value=runs[0], label="Run")
+    none = gr.Markdown(NO_RUN, visible=not runs)
+    run = gr.Dropdown(runs, value=runs[0] if runs else None, label="Run", visible=bool(runs))
     summary = gr.HTML()
     slider = gr.Slider(0, 1, value=0, step=1, label="Validation", info="Which of the run's grids", visible=False)
     grid = gr.HTML()
 
-    def show(run: str, number: float) -> tuple[str, Any, str]:
+    def show(run: str | None, number: float) -> tuple[Any, Any, Any]:
+        if not run:
+            return gr.skip(), gr.skip(), gr.skip()
         grids = validation_grids(Path(run))
         last = max(len(grids) - 1, 0)
-        chosen = gr.Slider(maximum=max(last, 1), visible=last > 0)
+        # where it is beyond the last, gradio would take no more of its events
+        value = {"value": last} if number > last else {}
+        chosen = gr.Slider(maximum=max(last, 1), visible=last > 0, **value)
         try:
             return _summary(Path(run)), chosen, _grid(grids, min(int(number), last))
         except Exception as error:
             return problem(error), chosen, ""
 
-    def newest(run: str) -> Any:
-        last = max(len(validation_grids(Path(run))) - 1, 0)
+    def newest(run: str | None) -> Any:
+        last = max(len(validation_grids(Path(run))) - 1, 0) if run else 0
         return gr.Slider(value=last, maximum=max(last, 1), visible=last > 0)
 
+    def there(run: str | None) -> tuple[Any, Any]:
+        runs = models.runs
+        chosen = run if run in runs else next(iter(runs), None)
+        return gr.Markdown(visible=not runs), gr.Dropdown(choices=runs, value=chosen, visible=bool(runs))
+
     parts: dict[str, Any] = {"inputs": [run, slider], "outputs": [summary, slider, grid], "show_progress": "hidden"}
-    gr.on([page.load, run.input], newest, run, slider, show_progress="hidden").then(show, **parts)
+    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    page.load(there, run, [none, run], **quiet).then(newest, run, slider, **quiet).then(show, **parts)
+    run.input(newest, run, slider, **quiet).then(show, **parts)
     slider.input(show, trigger_mode="always_last", **parts)
     gr.Timer(SECONDS).tick(show, **parts)
 
 
 def validation_grids(run: Path) -> list[Path]:
     """The run's sample grids, oldest first."""
-    return sorted((run / "samples").glob("step-*.png"))
+    return sorted(file for file in (run / "samples").glob("step-*.png") if file.stem[5:].isdecimal())
 
 
 def _summary(run: Path) -> str:
@@ -73,12 +83,13 @@ def _summary(run: Path) -> str:
     config, records = DistillConfig.load(run / "config.json"), read_metrics(run / "metrics.jsonl")
     latest = {name: value for record in records for name, value in record.items()}
     step, pace = int(latest.get("step", 0)), latest.get("seconds_per_step")
-    left = "unknown" if pace is None else str(timedelta(seconds=round(pace * (config.max_steps - step))))
+    left = "unknown" if pace is None else str(timedelta(seconds=round(pace * max(config.max_steps - step, 0))))
     rows = [("step", f"{step:,}", f"of {config.max_steps:,}"), ("time left", left, "at the newest pace")]
     if best := Best.read(run / "checkpoints"):
         rows.append(("best checkpoint", f"step {best.step:,}", f"{best.metric} {best.value:.4g}"))
     rows += [(name, f"{latest[key]:.4g}", "") for key, name in SHOWN.items() if key in latest]
-    warnings = (run / WARNINGS).read_text(encoding="utf-8").splitlines() if (run / WARNINGS).is_file() else []
+    file = run / WARNINGS
+    warnings = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     text = "".join(map(message, warnings)) + table(rows, "Where the run is")
     if (curves := curves_svg(records)) is None:
         return text

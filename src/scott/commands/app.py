@@ -27,7 +27,7 @@ def app(names: Sequence[str], host: str, port: int | None, precision: str) -> No
     from scott.app.models import Models
     from scott.app.page import build, serve
 
-    models = Models(names or found_runs(), DTYPES[precision])
+    models = Models(names or found_runs, DTYPES[precision])
     for name in set(names) & set(models.students):
         models.student(name)  # what cannot be loaded is known before the page is served
     page = build(models, planned)

@@ -9,18 +9,21 @@ from pathlib import Path
 from PIL import Image
 
 from scott.commands.distill import run
+from scott.commands.evaluate import conditions
 from scott.commands.prepare import MINI_SCENES
 from scott.data.preparation import Report
 from scott.evaluation import Generate, Progress, Reference, Results, Row, evaluate, image_grid, timed
 from scott.evaluation.references import BATCH, Tick, check_samples
 from scott.evaluation.report import write_report
 from scott.export.card import method_of, write_cards
+from scott.measured import Measured
 from scott.mini.embedded import GUIDANCE, NAME
-from scott.mini.protocol import mini_reference, recorded_teacher_row
+from scott.mini.protocol import MINI, mini_reference, recorded_teacher_row
 from scott.mini.scenes import Scenes
 from scott.recipes.configs import mini
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import load_student, teacher_of
+from scott.targets import Target
 from scott.teachers import LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.jumps import batches_read
@@ -58,8 +61,9 @@ def demo(out: Path, *, max_steps: int, samples: int, seed: int, report: Report) 
         name, sampler = f"scott-{n}", student.sampler(n, omega)
         row = evaluate(sampler, reference, name=name, progress=partial(tick, name))
         rows.append(replace(row, method=config.method))
-    meta = {"samples": samples, "guidance": GUIDANCE, "student_guidance": omega, "seed": seed}
-    results = Results(rows, meta | {"teacher": NAME, "updates": max_steps})
+    meta = conditions(str(out), Target({}), reference, Measured(samples=samples), MINI)
+    meta |= {"guidance": GUIDANCE, "student_guidance": omega, "seed": seed, "teacher": NAME, "updates": max_steps}
+    results = Results(rows, meta)
     results.save(out / "results.json")
     write_cards(out, config)
     _write_report(out, config, results, grids)

@@ -21,6 +21,8 @@ from scott.training.config import DistillConfig
 H100 = {"fp32": 67e12, "fp16": 989e12, "bf16": 989e12}
 """Dense FLOP/s of an H100 SXM, by its data sheet; fp32 as torch computes it by default, without TF32."""
 REACHED = 0.3
+NO_DATA = "/dev/null/pictures"
+"""A place where nothing can be."""
 
 
 def plan(config: DistillConfig, processes: int = 1) -> Budget:
@@ -39,7 +41,7 @@ def plan(config: DistillConfig, processes: int = 1) -> Budget:
 
 def planned(recipe: str, given: Mapping[str, Any], processes: int) -> tuple[DistillConfig, Budget, Table]:
     """Of a recipe with what is given, on data of its own or on pictures that nothing is read of."""
-    recipe, config = config_of(recipe, ({} if has_data(recipe) else {"data": "pictures"}) | dict(given), processes)
+    recipe, config = config_of(recipe, ({} if has_data(recipe) else {"data": NO_DATA}) | dict(given), processes)
     budget = plan(config, processes)
     return config, budget, as_table(recipe, config, budget)
 
@@ -82,7 +84,9 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
     reuse = f", {config.jump_reuse} a walk" if config.jump_reuse > 1 else ""
     table.add_row("TFLOP a step", _tera(budget.flops), f"over all processes{', with its walk' * bool(reuse)}")
     table.add_row("TFLOP in all", _tera(budget.run_flops), f"{config.max_steps:,} steps{reuse}")
-    table.add_row("hours", f"{gpu_hours(config, budget):,.1f}", f"of an H100, {REACHED:.0%} of its peak assumed")
+    hours = gpu_hours(config, budget)
+    shown = f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.1g}"
+    table.add_row("hours", shown, f"of an H100, {REACHED:.0%} of its peak assumed")
     samples = config.max_steps * config.batch_size
     table.add_row("a prepared picture", _bytes(budget.sample_bytes), f"on disk; the run reads {samples:,}")
     if budget.exchanged:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import metadata_load
 
@@ -173,12 +174,18 @@ def front_matter(
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n\n"
 
 
+def read_front_matter(folder: Path) -> dict[str, Any]:
+    """What the hub reads of a folder's README.md; nothing, where that is of another kind, or none."""
+    try:
+        found = metadata_load(folder / README)
+    except Exception:  # of files, of YAML
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def teacher_licence(teacher: str) -> str:
     """What the front matter of a teacher folder's README.md says, or where to look."""
-    try:
-        found = (metadata_load(Path(embedded.teacher_folder(teacher)) / "README.md") or {}).get("license")
-    except Exception:  # of files, of YAML, of its content: it says nothing then
-        found = None
+    found = read_front_matter(Path(embedded.teacher_folder(teacher))).get("license")
     if found and isinstance(found, str):
         return found
     return "see the teacher's page" + (f", <https://huggingface.co/{teacher}>" if is_hub_id(teacher) else "")
