@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import onnx
@@ -27,6 +28,7 @@ from scott.export.trained import difference, draw_latents
 from scott.measured import Measured
 from scott.recipes import RECIPES
 from scott.targets import target_of
+from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import Best, save_checkpoint
@@ -200,6 +202,40 @@ def test_a_teacher_that_was_moved_is_named_and_another_refused(make_run, teacher
         assert 'license: "openrail"' in page
     else:
         assert load_run(run, place=str(here)).updates == 2
+
+
+@pytest.mark.parametrize("harm", ["weights", "schedule"])
+def test_another_teacher_of_a_run_with_a_lora_merged_in_is_refused(
+    make_run, teacher_folders, style_lora, tmp_path, monkeypatch, harm
+):
+    run, _ = make_run("lora")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_folders["sd1"], "here/it")
+    config = replace(DistillConfig.load(run / "config.json"), teacher="here/it", teacher_lora=(str(style_lora("sd1")),))
+    (run / "config.json").write_text(config.to_json())
+    state = run / "checkpoints" / "step-00000002" / "state.json"
+    teacher = load_backbone(TeacherSource.of(config))
+    said = {"teacher": "as another machine rounds", "signs": teacher.signs, "schedule": repr(teacher.schedule)}
+    state.write_text(json.dumps(json.loads(state.read_text()) | said))
+    assert load_run(run, place="here/it").config.teacher == "./here/it", "no place on the hub"
+    (file,) = Path("here/it/unet").glob("*.safetensors")
+    if harm == "weights":
+        save_file({name: -value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    else:
+        settings = Path("here/it/scheduler/scheduler_config.json")
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"beta_end": 0.02}))
+    with pytest.raises(
+        UserError, match={"weights": "is not the teacher that", "schedule": "has another schedule"}[harm]
+    ):
+        load_run(run)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_said_to_have_none_yet(make_run):
+    run, _ = make_run()
+    export(run, "diffusers")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="its checkpoints are gone, of which exports are made; put them back"):
+        export(run, "checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,21 @@ def pictures(tmp_path):
     return folder
 
 
+def test_a_run_that_has_begun_goes_on_with_what_it_read(backbone, pictures, tmp_path):
+    """Of files that were touched; one that is to be read otherwise is refused before anything is prepared."""
+    cache, said = tmp_path / "cache", []
+    begun = open_data([str(pictures)], backbone, cache, 0, quiet)
+    how = {"warn": said.append, "begun_on": begun.version}
+    with pytest.raises(UserError, match=r"has begun on .*pictures read otherwise.*limit: None → 3.*give it as it was"):
+        open_data([str(pictures)], backbone, cache, 0, quiet, reading=Reading(limit=3), **how)
+    for file in pictures.iterdir():
+        os.utime(file, (0, 0))
+    assert open_data([str(pictures)], backbone, cache, 0, quiet, **how).folder == begun.folder
+    assert "other names, sizes or times of change than when the run began" in said[0]
+    assert [path.name for path in cache.iterdir()] == [begun.folder.name]
+    assert open_data([str(pictures)], backbone, cache, 0, quiet).folder != begun.folder, "a new run reads what is there"
+
+
 def test_a_raw_source_is_prepared_once(backbone, pictures, tmp_path):
     seen = []
     source = open_data([str(pictures)], backbone, tmp_path / "cache", 0, lambda *said: seen.append(said[0]))

@@ -58,9 +58,22 @@ def test_a_non_finite_figure_is_never_kept(tmp_path, value: float) -> None:
         '{"rows": [{"name": "x", "steps": 2, "network_calls": 2, "seconds_per_image": 1, "seeds": 3}], "meta": {}}',
         '{"rows": [{"name": "x", "steps": 2, "network_calls": 2, "seconds_per_image": 1, "guidance": ""}], "meta": {}}',
         '{"rows": [], "meta": {"networks": "x"}}',
+        *(
+            f'{{"rows": [{{"name": "x", "steps": 2, "network_calls": 2, "seconds_per_image": 1, {metrics}}}], '
+            '"meta": {}}'
+            for metrics in (
+                '"metrics": {"fid": {"value": null}}',
+                '"metrics": {"fid": {"value": 1, "interval": 5}}',
+                '"metrics": {"fid": {"value": 1, "interval": "ab"}}',
+                '"metrics": {"fid": {"value": 1, "interval": [1, NaN]}}',
+                '"metrics": {"fid": {"value": 1, "interval": [1, 2, 3]}}',
+                '"metrics": {"fid": {"value": 1, "floor": "x"}}',
+                '"metrics": {"fid": {"value": 1, "seeds": 5}}',
+            )
+        ),
         "[" * 10**5,
     ],
-    ids=range(11),
+    ids=range(18),
 )
 def test_a_file_of_something_else_is_a_user_error(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.stable import tiny_sd
 from tests.training.runs import STEPS, final
 
-from scott.commands.initial import check_start, initial_lora, start_as
+from scott.commands.initial import check_start, doubt_of_seed, initial_lora, start_as
 from scott.errors import UserError
 from scott.export.info import STUDENT_INFO
 from scott.export.lora import save_lora
@@ -27,6 +27,15 @@ def config(teacher_folders, tmp_path):
     return DistillConfig(
         teacher=str(teacher_folders["sd1"]), data="mini", out=tmp_path / "new", lora_rank=4, lora_alpha=4.0
     )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_continues_another_by_its_draws_is_told(tmp_path, seed):
+    config = DistillConfig(teacher="t", data="d", out=tmp_path, guidance_min=4.0, guidance_max=4.0)
+    (tmp_path / "config.json").write_text(config.to_json())
+    doubt = doubt_of_seed(replace(config, continue_from=str(tmp_path), seed=seed))
+    assert ("had the seed 0 too" in (doubt or "")) == (seed == 0)
+    assert doubt_of_seed(config) is None
 
 
 def test_another_run_goes_on_with_its_optimizers_and_another_rate(start, tmp_path):

@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and started again ends bit for bit where an uninterrupted one does."""
 
+import contextlib
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from scott.training.checkpoint import (
 )
 from scott.training.config import DistillConfig
 from scott.training.ema import ema_update
-from scott.training.launch import open_run
+from scott.training.launch import _tracked_as, open_run, start_processes
 from scott.training.metrics import MetricsLog, read_metrics
 from scott.training.optimization import Optimization
 from scott.training.step import Distillation
@@ -267,7 +268,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(start, tmp_path, metric, 
     start(tmp_path, hooks=hooks, **settings)
     kept = sorted({best, 6})
     assert [checkpoint_step(path) for path in checkpoints(tmp_path / "checkpoints")] == kept
-    assert Best.read(tmp_path / "checkpoints") == Best(best, metric, values[best])
+    found = Best.read(tmp_path / "checkpoints")
+    assert (found.step, found.metric, found.value) == (best, metric, values[best])
     assert [record["fid"] for record in metrics(tmp_path)] == list(values.values())
 
 
@@ -447,13 +449,48 @@ def test_another_metric_or_a_deleted_checkpoint_starts_the_search_anew(start, tm
     folder = tmp_path / "checkpoints"
     hooks = Hooks(validate=lambda done: {"fid": float(done), "coverage": 1 / done})
     start(tmp_path, hooks=hooks, validate_every=2, best_metric="fid", max_steps=4)
-    assert Best.read(folder) == Best(2, "fid", 2.0)
+    how = {"features": "mini", "samples": 500, "guidance": 3.0}
+    assert Best.read(folder) == Best(2, "fid", 2.0, how)
     start(tmp_path, hooks=hooks, validate_every=2, best_metric="coverage")
-    assert Best.read(folder) == Best(4, "coverage", 0.25)
-    assert not Best(9, "coverage", math.nan).is_best(folder)
+    assert Best.read(folder) == Best(4, "coverage", 0.25, how)
+    assert not Best(9, "coverage", math.nan, how).is_best(folder)
+    assert not Best(9, "coverage", 0.1, how).is_best(folder)
+    assert Best(9, "coverage", 0.1, how | {"samples": 50}).is_best(folder), "which is of another kind"
+    (folder / "best.json").write_text('{"step": 4, "metric": "coverage", "value": 0.25}')
+    assert not Best(9, "coverage", 0.1, how).is_best(folder), "of before it was said how"
     shutil.rmtree(folder / "step-00000004")
     assert Best.read(folder) is None
     assert Best(6, "coverage", 0.1).is_best(folder)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(start, tmp_path):
+    """Its log would be cut and its student replaced; one that was stopped before it saved any is."""
+    start(tmp_path, max_steps=4, checkpoint_every=2)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    for checkpoint in checkpoints(tmp_path / "checkpoints"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(UserError, match="has made 4 steps, and its checkpoints are gone; put them back, or give"):
+        start(tmp_path, max_steps=4, checkpoint_every=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+    (tmp_path / "metrics.jsonl").write_text("".join(log.splitlines(keepends=True)[:2]))
+    assert start(tmp_path, max_steps=4, checkpoint_every=2)[0] == 4
+
+
+def test_a_tracker_knows_a_run_by_itself_and_not_by_its_place(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = _tracked_as(tmp_path / "one"), _tracked_as(tmp_path / "other")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert one == _tracked_as(tmp_path / "moved") != other
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("fp32", False), ("fp16", True)])
+def test_a_launch_of_another_precision_is_refused(tmp_path, monkeypatch, precision, fits):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    config = DistillConfig(teacher="t", data="d", out=tmp_path, precision=precision, guidance_min=4.0, guidance_max=4.0)
+    refused = pytest.raises(UserError, match="mixed precision fp16 and --precision fp32; give --precision fp16, or la")
+    with contextlib.nullcontext() if fits else refused:
+        start_processes(config)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(start, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scott.commands.export import export_finished, is_exported
-from scott.commands.initial import check_start, initial_lora, start_as
+from scott.commands.initial import check_start, doubt_of_seed, initial_lora, start_as
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
@@ -19,6 +19,7 @@ from scott.device import best_device
 from scott.errors import UserError, printable
 from scott.export.card import with_paths
 from scott.export.info import METADATA
+from scott.files import replacing
 from scott.mini import embedded
 from scott.recipes.configs import RECIPES, passes_of
 from scott.recipes.families import FAMILIES, recipes_of
@@ -28,6 +29,7 @@ from scott.teachers.fingerprint import identity
 from scott.teachers.layout import model_index, read_json
 from scott.teachers.load import doubt_of_prediction
 from scott.teachers.single_file import metadata_of
+from scott.training.checkpoint import checkpoint_state, latest_checkpoint
 from scott.training.checks import check_given, doubt_of_critic
 from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
@@ -124,7 +126,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
     with opened_run(config, backbone.version, backbone.schedule, accelerator):
         if first:
             warn = _kept(warn, config.out / WARNINGS)
-            for doubt in filter(None, (doubt_of_prediction(backbone), doubt_of_critic(config))):
+            for doubt in filter(None, (doubt_of_prediction(backbone), doubt_of_critic(config), doubt_of_seed(config))):
                 warn(doubt)
         data = data_and_models(backbone, config, lora, config.out / "data", report, warn)
         if config.shard == "full":
@@ -147,7 +149,9 @@ def data_and_models(
 ) -> Data:
     """The data, prepared in `cache` where they are not; then the student, which starts as `init` says (`lora`: what
     `initial_lora` read of that), and the critic."""
-    how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn}
+    latest = latest_checkpoint(config.out / "checkpoints")
+    begun_on = checkpoint_state(latest).get("data") if latest else None
+    how: dict[str, Any] = {"reading": config, "weights": config.weights, "warn": warn, "begun_on": begun_on}
     data = open_data(config.sources, backbone, cache, config.seed, report, **how)
     backbone.place_encoders("cpu")  # a device holds them or the network, never both
     if config.shard == "none":  # or `shard` sends parts there: a device need not have room for the whole
@@ -172,7 +176,9 @@ def _hooks(config: DistillConfig, validation: Validation, report: Report, warn: 
     def sample(step: int) -> dict[str, float]:
         picture, figures = validation.draw(step)
         if first:
-            picture.save(config.out / "samples" / f"step-{step:08d}.png")
+            file = config.out / "samples" / f"step-{step:08d}.png"
+            with replacing(file, file.with_suffix(".partial")) as partial:  # who watches may read it
+                picture.save(partial, "PNG")
         return figures
 
     return Hooks(

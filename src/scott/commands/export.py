@@ -17,7 +17,7 @@ import torch
 from scott.choices import unknown
 from scott.diffusion.tensors import DTYPES
 from scott.errors import UserError
-from scott.export.card import FOLDERS, write_cards
+from scott.export.card import FOLDERS, with_paths, write_cards
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.lora import read_lora, require_lora, save_lora
 from scott.export.onnx import require_exportable, write_onnx
@@ -28,7 +28,7 @@ from scott.export.trained import Expected, Trained, replacing_folder
 from scott.files import write_atomically
 from scott.mini import embedded
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_version
+from scott.teachers.fingerprint import differing, identity, network_fingerprint, network_signs, network_version
 from scott.teachers.layout import model_index
 from scott.training.checkpoint import (
     best_checkpoint,
@@ -38,6 +38,7 @@ from scott.training.checkpoint import (
     latest_checkpoint,
 )
 from scott.training.config import DistillConfig
+from scott.training.launch import BACK
 from scott.training.parallel import load_parameters
 
 Identity = dict[str, dict[str, Any]]
@@ -141,6 +142,8 @@ def _checkpoint(run: Path, best: bool) -> Path:
     """The newest of a run, or its best. Raises `UserError` where there is none."""
     found = best_checkpoint(run / "checkpoints") if best else latest_checkpoint(run / "checkpoints")
     if found is None:
+        if not best and (run / FOLDERS["diffusers"]).is_dir():
+            raise UserError(f"{run} has been trained, and its checkpoints are gone, of which exports are made; {BACK}")
         way_out = "train with --validate-every and --best-metric" if best else "go on with the command that started it"
         raise UserError(f"{run} has no {'best ' if best else ''}checkpoint yet; {way_out}")
     return found
@@ -164,9 +167,9 @@ def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher
             f"{config.teacher} has another {', '.join(changed)} than when the run began; put back what it was, and "
             "give the same command again to export the student"
         )
-    _check_teacher(backbone, config, run, newest)
     if config.resolution:
         backbone.resize(config.resolution)
+    _check_teacher(backbone, config, run, newest)
     base = network_fingerprint(backbone)
     tensors = checkpoint_part(newest, "target")
     if config.train == "full":
@@ -189,11 +192,19 @@ def _found(config: DistillConfig, run: Path) -> Iterator[None]:
 
 
 def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, checkpoint: Path) -> None:
-    """Raise `UserError` where a network is not the one that a run distilled; one with LoRAs merged in may differ by
-    rounding."""
-    was = checkpoint_state(checkpoint).get("teacher")
-    if was and not config.loras and was != network_version(backbone.network, config.dtype):
+    """Raise `UserError` where a network is not the one that a run distilled, or would be read in another way; one with
+    LoRAs merged in may differ by rounding."""
+    state = checkpoint_state(checkpoint)
+    was, now = state.get("teacher"), network_version(backbone.network, config.dtype)
+    if config.loras:
+        was, now = state.get("signs"), network_signs(backbone.network)
+    if was and was != now:
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
+    if state.get("schedule", repr(backbone.schedule)) != repr(backbone.schedule):
+        raise UserError(
+            f"{config.teacher} has another schedule or prediction than the teacher that {run} distilled; name that "
+            "one by --teacher"
+        )
 
 
 def run_config(run: Path, place: str | None = None) -> DistillConfig:
@@ -202,4 +213,4 @@ def run_config(run: Path, place: str | None = None) -> DistillConfig:
         what = f"{run} has no config.json" if run.is_dir() else f"no run at {run}"
         raise UserError(f"{what}; expected the run folder of a `scott distill`")
     config = DistillConfig.load(run / "config.json")
-    return replace(config, teacher=place) if place else config
+    return with_paths(replace(config, teacher=place)) if place else config

@@ -49,6 +49,17 @@ def check_start(backbone: LatentBackbone, config: DistillConfig) -> None:
             _check_whole(backbone, Path(name))
 
 
+def doubt_of_seed(config: DistillConfig) -> str | None:
+    """What to say of a run that continues another by that one's own draws: of noise, times and samples."""
+    source = Path(config.continue_from or "") / "config.json"
+    if not config.continue_from or not source.is_file() or DistillConfig.load(source).seed != config.seed:
+        return None
+    return (
+        f"{config.continue_from} had the seed {config.seed} too, so its samples come with the same noises and times "
+        "once more; give another --seed"
+    )
+
+
 def _has_begun(config: DistillConfig) -> bool:
     return latest_checkpoint(config.out / "checkpoints") is not None
 

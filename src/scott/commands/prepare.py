@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scott.data.manifest import MANIFEST, SETTINGS, Manifest
+from scott.data.manifest import MANIFEST, SETTINGS, TOUCHED, Manifest, differences
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
 from scott.data.records import Source, reasons
@@ -126,26 +127,37 @@ def open_data(
     reading: Reading = USUAL,
     weights: Sequence[float] = (),
     warn: Warn = lambda message: None,
+    begun_on: str | None = None,
 ) -> ShardSource | Mixture:
     """Training batches of one source or several, each of prepared shards or prepared into a folder of `cache` first.
 
     That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes
     that a launcher started divide the work, and each returns when all of it is done. `warn` gets what was left out of a
-    source that is prepared here.
+    source that is prepared here. A run that has begun on the shards of version `begun_on`, which are in `cache`, goes
+    on with these where the source's files have been touched.
 
     Raises:
-        UserError: shards are unfinished, or were made for another VAE or text encoder; see `prepare_shards`, `Mixture`.
+        UserError: shards are unfinished, or were made for another VAE or text encoder, or a source is to be read in
+            another way than those of a run that has begun; see `prepare_shards`, `Mixture`.
     """
     sources = []
+    begun_on = begun_on if len(names) == 1 else None  # of several it is of all together
     for number, name in enumerate(names, 1):
         phase = f"prepare {number} of {len(names)}" if len(names) > 1 else "prepare"
         part = partial(lambda phase, _, *progress: report(phase, *progress), phase)
-        sources.append(_open_one(name, backbone, cache, seed, part, reading, warn))
+        sources.append(_open_one(name, backbone, cache, seed, part, reading, warn, begun_on))
     return sources[0] if len(sources) == 1 else Mixture(sources, weights or [1.0] * len(sources), seed)
 
 
 def _open_one(
-    name: str, backbone: "LatentBackbone", cache: Path, seed: int, report: Report, reading: Reading, warn: Warn
+    name: str,
+    backbone: "LatentBackbone",
+    cache: Path,
+    seed: int,
+    report: Report,
+    reading: Reading,
+    warn: Warn,
+    begun_on: str | None,
 ) -> ShardSource:
     folder = Path(name)
     if _is_prepared(name):
@@ -158,12 +170,31 @@ def _open_one(
     identity = full | {"source": made_from, "teacher": fingerprints(backbone)}
     folder = cache / sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     if not (folder / MANIFEST).is_file():
+        if begun_on and (kept := _of_version(cache, seed, begun_on)):
+            changes = set(differences(kept.manifest.settings, full)) - {TOUCHED}
+            if changes:
+                raise UserError(
+                    f"the run has begun on {name} read otherwise ({'; '.join(sorted(changes))}); give it as it was, or "
+                    "choose another --out"
+                )
+            warn(f"of {name}, {TOUCHED} than when the run began, which goes on with what it read then: {kept.folder}")
+            return kept
         backbone.place_encoders(best_device())
         prepare_shards(opened, backbone, settings, full, folder, report, *processes())
     manifest = wait_for_manifest(folder)
     if skipped := Counter(manifest.skipped):
         warn(f"{name}: kept {manifest.samples:,}, left out {skipped.total():,} ({reasons(skipped)})")
     return ShardSource(folder, seed)
+
+
+def _of_version(cache: Path, seed: int, version: str) -> ShardSource | None:
+    """The whole shards of a cache that have a version, if any do."""
+    for file in sorted(cache.glob(f"*/{MANIFEST}")):
+        with suppress(UserError):  # of shards that are not whole
+            source = ShardSource(file.parent, seed)
+            if source.version == version:
+                return source
+    return None
 
 
 def resolution_of(names: Sequence[str], backbone: "LatentBackbone", reading: Reading = USUAL) -> int:

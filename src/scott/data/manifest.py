@@ -18,6 +18,7 @@ FORMAT = 1
 MAX_REPEATS = 999
 _WAY_OUT = "prepare the data again"
 """The way out where its files are not as they were written."""
+TOUCHED = "the source's files have other names, sizes or times of change"
 _HASHES = ("sha256", "half", "signs")
 """Of a teacher's part, in its fingerprint. Where one of the first two agrees, its weights are the same but rounded."""
 
@@ -121,20 +122,21 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         UserError: there are shards made with other settings; the difference is named.
     """
     file = folder / SETTINGS
-    changes = list(_differences(read_object(file, _WAY_OUT), settings)) if file.exists() else [""]
+    changes = list(differences(read_object(file, _WAY_OUT), settings)) if file.exists() else [""]
     if changes and file.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} was begun with other settings ({'; '.join(changes)}); give it another --out")
     if changes:
         write_durably(file, settings)
 
 
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What settings that shards are made with differ in, each in words."""
     if isinstance(before, dict) and isinstance(now, dict):
         same = any(key in before and before[key] == now.get(key) for key in ("sha256", "half"))
         for key in (key for key in before | now if not (same and key in _HASHES)):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now and name == "source.version":
-        yield "the source's files have other names, sizes or times of change"
+        yield TOUCHED
     elif before != now and name not in ("source.name", "teacher.name"):  # what they hold counts, wherever it is
         yield f"{name}: {before} → {now}"
 

@@ -87,8 +87,18 @@ class Row:
                 raise TypeError(f"{name} {value!r} is no {kind.__name__}")
         if not isinstance(guidance := known.get("guidance"), int | float | None):
             raise TypeError(f"guidance {guidance!r} is no number")
-        metrics = {name: Figure(**_tuples(figure)) for name, figure in known.pop("metrics", {}).items()}
+        metrics = {name: _figure(figure) for name, figure in known.pop("metrics", {}).items()}
         return cls(**_tuples(known), metrics=metrics)
+
+
+def _figure(content: dict[str, Any]) -> Figure:
+    """As JSON has it. Raises `TypeError` or `ValueError` for what are no numbers, or no interval."""
+    figure = Figure(**_tuples(content))
+    interval = [] if figure.interval is None else [*figure.interval]
+    numbers = [figure.value, *interval, *figure.seeds, *([] if figure.floor is None else [figure.floor])]
+    if len(interval) not in (0, 2) or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"{content!r:.80} is no figure")
+    return figure
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:

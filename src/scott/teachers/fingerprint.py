@@ -48,6 +48,11 @@ def network_version(network: nn.Module, rounded: torch.dtype | None = None) -> s
     return fingerprint(network, dict(network.named_parameters()), type(network).__name__, rounded)["half"][:16]
 
 
+def network_signs(network: nn.Module) -> str:
+    """The same besides where LoRAs that were merged in are rounded otherwise, as another machine may."""
+    return fingerprint(network, dict(network.named_parameters()), type(network).__name__)["signs"][:16]
+
+
 def network_fingerprint(backbone: "LatentBackbone") -> dict[str, str]:
     """Of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
     return fingerprint(backbone.network, backbone.adapters.plain_state())

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from scott.errors import UserError, first_line, require
 from scott.teacher_source import TeacherSource
-from scott.teachers.fingerprint import network_version
+from scott.teachers.fingerprint import network_signs, network_version
 from scott.teachers.layout import check_plain, check_sample_size, family_of, model_index, read_json, variants
 from scott.teachers.lora_files import lora_path, merge_lora
 from scott.teachers.modified import check_parts, complete, load_vae, predicting
@@ -68,7 +68,7 @@ def load_backbone(
     with complaining_of(source.teacher):  # of what its configs say
         backbone = family(pipeline)
     _check_prediction(backbone)
-    backbone.version = network_version(backbone.network)
+    backbone.version, backbone.signs = network_version(backbone.network), network_signs(backbone.network)
     if quantized != "none":
         backbone.quantize(quantized)
     return backbone

@@ -34,6 +34,8 @@ class LatentBackbone(Family):
 
     version: str = ""
     """Of the frozen network's weights, where it was loaded (`fingerprint.network_version`)."""
+    signs: str = ""
+    """Of their signs (`fingerprint.network_signs`)."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,16 @@ class Best:
     step: int
     metric: str
     value: float
+    how: dict[str, Any] = field(default_factory=dict)
+    """What the value depends on besides; empty where it is not known."""
 
     def is_best(self, folder: Path) -> bool:
-        """Whether it is better than the one of the same metric, if that is still there: FID low, all else high."""
+        """Whether it is better than the one of the same metric, measured alike, if that is still there: FID low, all
+        else high."""
         other = Best.read(folder)
         if not math.isfinite(self.value):
             return False
-        if other is None or other.metric != self.metric:
+        if other is None or other.metric != self.metric or (other.how and other.how != self.how):
             return True
         return self.value < other.value if self.metric == "fid" else self.value > other.value
 

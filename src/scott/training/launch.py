@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,7 @@ from scott.training.parallel import rows_of_pass
 
 STUDENT = ("train", "lora_rank", "alpha", "lora_variant")
 """What a run has to have alike with one whose student it starts as."""
+BACK = "put them back, or give the command another --out"
 CONTINUED = (*STUDENT, "critic", "critic_rank", "adversarial_weight", "adversarial_share", "optimizer", "precision")
 """And with one that it continues from."""
 
@@ -47,6 +48,12 @@ def start_processes(config: DistillConfig) -> Accelerator:
             raise UserError(f"got a launch with {engine}; launch without, and split with --shard full (FSDP2)")
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise UserError(f"got tracker {config.tracker}, which is not installed; pip install {config.tracker}")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", config.precision):
+        raise UserError(
+            f"got a launch with mixed precision {asked} and --precision {config.precision}; give --precision {asked}, "
+            "or launch with --mixed_precision no"
+        )
     try:
         accelerator = Accelerator(
             log_with=None if config.tracker == "none" else config.tracker,
@@ -85,6 +92,11 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
             raise UserError(f"{out} holds another run ({'; '.join(differences)}); choose another --out{way_on}")
     elif out.exists() and (not out.is_dir() or not all(is_passing(path.name) for path in out.iterdir())):
         raise UserError(f"{out} exists and is not a run of scott; choose another --out, nothing was changed")
+    if latest is None and file.is_file():
+        made = max((record["step"] for record in read_metrics(out / "metrics.jsonl")), default=0)
+        # at the first one's own step it may have been stopped as it was saved
+        if made > DistillConfig.load(file).checkpoint_every or (out / "student").is_dir():
+            raise UserError(f"{out} has made {made:.0f} steps, and its checkpoints are gone; {BACK}")
     start = checkpoint_step(latest) if latest else 0
     state = checkpoint_state(latest) if latest else {}
     if state.get("teacher", teacher) != teacher:
@@ -142,15 +154,23 @@ def _config_kept(out: Path) -> Iterator[None]:
 
 
 def init_tracker(accelerator: Accelerator, config: DistillConfig) -> None:
-    """Open the run of `config.tracker`; the same folder is the same run, also when it is resumed."""
+    """Open the run of `config.tracker`; a folder's run is the same one when it is resumed, wherever the folder is."""
     name = config.tracker
     if name == "tensorboard":
         accelerator.init_trackers("tensorboard")
     elif name != "none":
+        run = _tracked_as(config.out) if accelerator.is_main_process else ""
         options: dict[str, Any] = {"name": config.out.name, "resume": "allow"}
-        if name == "wandb":
-            options["id"] = sha256(str(config.out.resolve()).encode()).hexdigest()[:16]
+        options |= {"id": run} if name == "wandb" else {"name": f"{config.out.name}-{run}"}
         accelerator.init_trackers("scott", config=json.loads(config.to_json()), init_kwargs={name: options})
+
+
+def _tracked_as(out: Path) -> str:
+    """What a run is called by a tracker, which takes runs of one name for one."""
+    file = out / "tracked_as.txt"
+    if not file.is_file():
+        write_atomically(file, uuid4().hex[:8])
+    return file.read_text(encoding="utf-8")
 
 
 @contextmanager

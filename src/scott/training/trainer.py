@@ -212,7 +212,9 @@ class _Run:
             record |= self.hooks.validate(done)
         self.write(done, record)
         if config.best_metric in record:
-            self.save(done, Best(done, config.best_metric, record[config.best_metric]))
+            how = {"features": config.validation_features, "samples": config.validation_samples}
+            how |= {"guidance": config.drawn_guidance}
+            self.save(done, Best(done, config.best_metric, record[config.best_metric], how))
         self.timer.skip()
 
     def write(self, done: int, record: dict[str, float]) -> None:
@@ -240,6 +242,6 @@ class _Run:
         parts = self.optimization.parts()
         if self.accelerator.is_main_process:
             state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
-            state |= {"data": self.data.version, "teacher": self.backbone.version}
+            state |= {"data": self.data.version, "teacher": self.backbone.version, "signs": self.backbone.signs}
             state |= {"schedule": repr(self.backbone.schedule), "spread": self.spread.sums.tolist()}
             save_checkpoint(self.checkpoints, done, parts, state)
