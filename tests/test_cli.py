@@ -162,6 +162,13 @@ def test_evaluate_writes_results(run_folder, tmp_path, scott):
     assert (rows["student-2"]["method"], rows["real-vs-real"]["method"]) == ("scott", "")
     assert target_of(f"{run_folder}/student", [1], Measured(), torch.float32).methods == {"student-1": "scott"}
     assert rows["student-2"]["fid"] > rows["real-vs-real"]["fid"]
+    found = target_of(f"{run_folder}/student", [1], Measured(timesteps=(999.0, 599.0)), torch.float32).samplers
+    assert {name: sampler.times for name, sampler in found.items()} == {
+        "student-1": [999],
+        "student-at-999-599-2": [999, 599],
+    }
+    with pytest.raises(UserError, match="got --timesteps for mini, which is no student of scott's"):
+        target_of("mini", [1], Measured(timesteps=(999.0, 599.0), scheduler="DDIMScheduler"), torch.float32)
 
 
 @pytest.fixture

@@ -52,6 +52,8 @@ class Measured:
     """Pixels a side at which pictures are measured; the protocol's, or the sampler's own."""
     batch_size: int = 64
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    timesteps: tuple[float, ...] = ()
+    """Of a student: draw besides where its network is fed these, a step each, as in 999 599."""
     guidance: float | None = None
     """ω, in the form uncond + ω (cond − uncond)."""
     scheduler: str | None = None

@@ -1,6 +1,8 @@
 """What draws: students that were saved and teachers, found by their names and loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from scott.device import best_device
-from scott.diffusion import Denoiser, JumpGrid
+from scott.diffusion import Denoiser, FlowSchedule, JumpGrid
 from scott.errors import UserError, first_line
 from scott.export.card import FOLDERS
 from scott.export.info import STUDENT_INFO, StudentInfo
@@ -114,12 +116,38 @@ class Student:
             raise UserError(f"got guidance {wanted}; {self.name} was trained for {low} to {high}")
         return wanted
 
-    def sampler(self, steps: int, guidance: float) -> StudentSampler:
-        """Raises `UserError` for steps the student cannot make."""
+    def sampler(self, steps: int, guidance: float, timesteps: Sequence[float] = ()) -> StudentSampler:
+        """At the student's own times for as many steps, or where the network is fed these. Raises `UserError` for what
+        the student cannot make."""
         self.grid.inference_times(steps)
-        if self.info:
+        if self.info and not timesteps:
             self.info.check_steps(steps)
-        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance)
+        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance, stops=self._stops(timesteps))
+
+    def _stops(self, timesteps: Sequence[float]) -> tuple[float, ...]:
+        """Times at which the network is fed these."""
+        schedule, info = self.grid.schedule, self.info
+        if any(later >= earlier for earlier, later in pairwise(timesteps)):
+            raise UserError(f"got timesteps {_listed(timesteps)}; expected them to descend, from about 999 on")
+        if isinstance(schedule, FlowSchedule):
+            if not all(0 < step <= 1000 for step in timesteps):
+                raise UserError(f"got timesteps {_listed(timesteps)}; expected 1000 σ, above 0 and up to 1000")
+            return tuple(schedule.time_of(torch.tensor([*timesteps], dtype=torch.float64) / 1000).tolist())
+        needed = info is not None and info.only_these_steps
+        trained = (
+            {t for times in info.times.values() for t in times} if info and needed else self.grid.times[1:].tolist()
+        )
+        for step in timesteps:
+            if step not in trained:
+                nearest = sorted(sorted(trained, key=lambda time: abs(time - step))[:2])
+                raise UserError(
+                    f"got timestep {step:g}, which {self.name} was not trained at; near it are {_listed(nearest)}"
+                )
+        return tuple(int(step) for step in timesteps)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def load_student(name: str, engine: Engine = "torch", dtype: torch.dtype = torch.float32) -> Student:

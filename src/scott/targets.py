@@ -36,7 +36,7 @@ from scott.teachers.fingerprint import pipeline_version
 from scott.training.config import DistillConfig
 
 OF_DRAWING = (
-    *("guidance", "scheduler", "lora", "teacher", "teacher_steps", "teacher_solvers"),
+    *("guidance", "scheduler", "lora", "teacher", "teacher_steps", "teacher_solvers", "timesteps"),
     *("seeds", "images", "diversity", "precision"),
 )
 """What `Measured` has of how pictures are drawn, and kept."""
@@ -74,7 +74,11 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
-    samplers = {f"student-{n}": replace(student.sampler(n, scale), truncate=True) for n in steps}
+    asked = {f"student-{n}": student.sampler(n, scale) for n in steps}
+    if stops := measured.timesteps:
+        row = f"student-at-{'-'.join(f'{step:g}' for step in stops)}-{len(stops)}"
+        asked[row] = student.sampler(len(stops), scale, stops)
+    samplers = {row: replace(sampler, truncate=True) for row, sampler in asked.items()}
     size = student.info.resolution if student.info else None
     teachers, methods = _teacher_rows(name, measured, dtype, scale, size), dict.fromkeys(samplers, _method(folder))
     return Target(teachers | samplers, student.backbone.resolution, methods=methods)
@@ -93,6 +97,8 @@ def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
 def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
     if measured.teacher_steps:
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
+    if measured.timesteps:
+        raise UserError(f"got --timesteps for {name}, which is no student of scott's; leave them out")
     held = measured.lora and str(lora_of(Path(measured.lora)))
     pipeline = load_pipeline(folder, measured.scheduler, held, dtype, best_device())
     scheduler = type(pipeline.scheduler).__name__

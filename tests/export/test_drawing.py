@@ -78,6 +78,38 @@ def test_another_size(student, family, train):
     assert difference(theirs, ours) < 1e-4
 
 
+@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora")])
+def test_at_timesteps_of_ones_own(student, family, train):
+    made, folder = student(family, train)
+    sampler = drawing(made, Drawn(timesteps=(999, 599)))
+    assert (sampler.steps, sampler.network_calls) == (2, 2)
+    ours = sampler.latents(["a dog"], 3)
+    theirs = stock(DiffusionPipeline.from_pretrained(folder), made, timesteps=[999, 599])
+    assert difference(theirs, ours) < 1e-4
+    assert difference(drawing(made, Drawn(steps=2)).latents(["a dog"], 3), ours) > 0.01
+
+
+def test_a_flows_timesteps_are_thousandths_of_sigma(student):
+    made, _ = student("sd3")
+    (times,) = [torch.tensor(drawing(made, Drawn(timesteps=(1000, 600.0))).times)]
+    torch.testing.assert_close(made.grid.schedule.timestep(times), torch.tensor([1000.0, 600.0]))
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "said"),
+    [
+        ("sd1", {"timesteps": (999, 600)}, "got timestep 600, which it was not trained at; near it are 599 607"),
+        ("sd1", {"timesteps": (599, 999)}, "got timesteps 599 999; expected them to descend"),
+        ("sd1", {"timesteps": (999, 599), "steps": 4}, "got 4 steps and 2 timesteps; leave out --steps"),
+        ("sd1", {"timesteps": tuple(range(999, 0, -100))}, "got 10 steps; expected 1 to 8"),
+        ("sd3", {"timesteps": (1001, 600)}, "got timesteps 1001 600; expected 1000 σ"),
+    ],
+)
+def test_timesteps_that_cannot_be_drawn_at(student, family, asked, said):
+    with pytest.raises(UserError, match=said):
+        drawing(student(family)[0], Drawn(**asked))
+
+
 @pytest.mark.parametrize(
     ("family", "train", "strength", "calls"),
     [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scott.errors import UserError
 
+DEFAULT_STEPS = 2
 MAX_STEPS = 8
 """Most steps `scott sample` draws in; a student is made for few."""
 
@@ -13,8 +14,11 @@ MAX_STEPS = 8
 class Drawn:
     """Raises `UserError` for a value out of range."""
 
-    steps: int = 2
+    steps: int = DEFAULT_STEPS
     """1 to 8."""
+    timesteps: tuple[float, ...] = ()
+    """What the network is fed in each step, descending from about 999, in the place of the student's own times for as
+    many steps: 999 599."""
     guidance: float | None = None
     """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
     negative_prompt: str | None = None
@@ -29,6 +33,10 @@ class Drawn:
     """With --image: what fraction of the steps is made, the last ones; .6 if left out."""
 
     def __post_init__(self) -> None:
+        if self.timesteps:
+            if self.steps not in (DEFAULT_STEPS, len(self.timesteps)):
+                raise UserError(f"got {self.steps} steps and {len(self.timesteps)} timesteps; leave out --steps")
+            object.__setattr__(self, "steps", len(self.timesteps))
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"got {self.steps} steps; expected 1 to {MAX_STEPS}")
         for name, size in (("height", self.height), ("width", self.width)):
@@ -48,6 +56,7 @@ class Drawn:
     def given(self) -> dict[str, object]:
         """What is asked for besides steps and guidance, as a picture's metadata has it."""
         values: dict[str, object] = {
+            "timesteps": [*self.timesteps] or None,
             "height": self.height,
             "width": self.width,
             "negative_prompt": self.negative_prompt,

@@ -23,7 +23,8 @@ def drawing(student: Student, asked: Drawn) -> StudentSampler:
     size = picture_size(student.backbone, asked)
     if away is not None:
         network = _away_from(student, away, asked.guidance, size)
-    sampler = student.sampler(asked.steps, student.guidance(asked.guidance) if away is None else 1.0)
+    omega = student.guidance(asked.guidance) if away is None else 1.0
+    sampler = student.sampler(asked.steps, omega, asked.timesteps)
     if asked.image is None:
         return replace(sampler, network=network, size=size)
     if hasattr(student.backbone.network, "session"):
