@@ -76,12 +76,13 @@ class Prepare:
     def run(self) -> None:
         from scott.commands import check
         from scott.commands import prepare as recipe
+        from scott.commands.presets import PRESETS
         from scott.data.sources import check_there
         from scott.device import processes, use_own_device
         from scott.diffusion.tensors import DTYPES
         from scott.mini.embedded import teacher_source
 
-        preset = recipe.PRESETS[self.preset] if self.preset else None
+        preset = PRESETS[self.preset] if self.preset else None
         if (name := self.source or (preset.source if preset else None)) is None:
             raise UserError("got neither a source nor --preset; expected one of them")
         if self.check:

@@ -17,7 +17,8 @@ from tests.tiny.stable import tiny_sd
 from scott.commands import distill as distilling
 from scott.commands import prepare as recipe
 from scott.commands.check import check_named
-from scott.commands.prepare import PRESETS, Preset, check_data, open_data, prepare_source, resolution_of
+from scott.commands.prepare import check_data, open_data, prepare_source, resolution_of
+from scott.commands.presets import PRESETS, Preset
 from scott.data.manifest import Manifest
 from scott.data.pictures import cropped
 from scott.data.settings import Reading, Settings

@@ -5,7 +5,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
-from scott.commands.prepare import Preset, open_with
+from scott.commands.prepare import open_with
+from scott.commands.presets import Preset
 from scott.data.checking import PAGE, Check, check_source, contact_sheet
 from scott.data.preparation import Report, limited
 from scott.data.records import reasons

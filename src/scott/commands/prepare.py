@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
 from json import dumps
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Column, Table
 
+from scott.commands.presets import Preset
 from scott.data.manifest import MANIFEST, SETTINGS, TOUCHED, Manifest, differences
 from scott.data.mixture import Mixture
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
@@ -33,33 +34,6 @@ MINI_SCENES, ALL_SCENES = 8192, 2**20
 """Of the embedded data, which are drawn as they are read: how many there are unless --limit says more, and at most."""
 USUAL = Reading()
 Warn = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published data set: where its metadata are, and what is taken of it."""
-
-    source: str
-    settings: dict[str, Any]
-    scores: tuple[str, ...] = ()
-    """Names that the column of the aesthetic score has in its editions; 6 or more is taken."""
-
-
-_COCO = "zip://annotations/captions_{0}.json::simplecache::http://images.cocodataset.org/annotations/{1}.zip"
-_COCO_LICENCE = {"licence": "captions CC BY 4.0; each picture has its own, numbered in the column `license`"}
-PRESETS = {
-    "coco2014": Preset(_COCO.format("train2014", "annotations_trainval2014"), _COCO_LICENCE),
-    "coco2017": Preset(_COCO.format("train2017", "annotations_trainval2017"), _COCO_LICENCE),
-    "laion-aesthetics-6plus": Preset(
-        "ChristophSchuhmann/improved_aesthetics_6plus",
-        {
-            "image_column": "URL",
-            "caption_column": ("TEXT",),
-            "licence": "metadata CC BY 4.0; each picture has its own",
-        },
-        ("AESTHETIC_SCORE", "aesthetic"),
-    ),
-}
 
 
 def prepare_source(
