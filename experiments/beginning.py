@@ -61,14 +61,16 @@ def begin(run: Training, others: Sequence[Path], report: Report) -> int:
     if wrong := [name for name in ("data", "teacher", "schedule") if state[name] != other_state[name]]:
         raise UserError(f"{theirs} is of a run on another {wrong[0]} than {config.out}; make them of the same")
     parts |= {name: other_parts[name] for name in LEARNT}
+    folder, source = config.out / "checkpoints", theirs.parent.parent
     both = len(state["spread"])  # of a run whose critic is shown drawn samples there are twice as many
     spread = [*other_state["spread"], *state["spread"][len(other_state["spread"]) :]][:both]
-    folder, source = config.out / "checkpoints", theirs.parent.parent
+    if DistillConfig.load(source / "config.json").drawn_timesteps != config.drawn_timesteps:  # of other times
+        spread = state["spread"]
+    (config.out / "metrics.jsonl").unlink()
     shutil.rmtree(folder)  # a run that is stopped here begins anew
     spent = json.loads((source / "cpu_seconds.json").read_text())
     kept = {done: seconds for done, seconds in spent.items() if int(done) <= step}
     write_atomically(config.out / "cpu_seconds.json", json.dumps(kept))
-    (config.out / "metrics.jsonl").unlink()
     log = MetricsLog(config.out / "metrics.jsonl")
     for record in read_metrics(source / "metrics.jsonl"):
         if record["step"] <= step:

@@ -34,9 +34,13 @@ from scott.training.trainer import Hooks, distill
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 STEPS = (1, 2, 4)
-KINDS: tuple[Any, ...] = (int, float, bool, tuple[float, float])
+KINDS: tuple[Any, ...] = (int, float, bool, tuple[float, float], tuple[float, ...])
 """Types of settings that `parsed` reads; others are text."""
-EXPECTED: dict[Any, str] = {bool: "true or false", tuple[float, float]: "two numbers, as in 0,0.99"}
+EXPECTED: dict[Any, str] = {
+    bool: "true or false",
+    tuple[float, float]: "two numbers, as in 0,0.99",
+    tuple[float, ...]: "numbers, as in 999,599",
+}
 QUIET: dict[str, Any] = {"tracker": "none", "sample_every": 10**9, "keep_checkpoints": 1}
 """What a run is not asked for that is measured here."""
 
@@ -57,7 +61,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-SINCE = {"adversarial_share_every": 1}
+SINCE = {"adversarial_share_every": 1, "drawn_timesteps": ()}
 """Settings that came after rows had been recorded, as they were until then."""
 
 
@@ -106,9 +110,11 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(kind: Any, text: str) -> Any:
-    if kind == tuple[float, float]:
-        one, other = map(float, text.split(","))
-        return one, other
+    if kind in (tuple[float, float], tuple[float, ...]):
+        numbers = tuple(map(float, text.split(",")))
+        if kind == tuple[float, float] and len(numbers) != 2:
+            raise ValueError
+        return numbers
     if kind is bool and text.lower() not in ("true", "false"):
         raise ValueError
     return text.lower() == "true" if kind is bool else kind(text)

@@ -189,6 +189,7 @@ def test_settings_have_their_types_also_where_they_may_be_left_out():
     given = ("jump=8", "critic_head_rate=1e-2", "guidance=2", "limit=9", "compile=True", "critic_betas=0,0.5", "phi=3")
     expected = {"jump": 8, "critic_head_rate": 0.01, "guidance": 2.0, "limit": 9, "compile": True}
     assert parsed(given) == expected | {"critic_betas": (0.0, 0.5), "phi": "3"}
+    assert parsed(["drawn_timesteps=999,599,599"]) == {"drawn_timesteps": (999.0, 599.0, 599.0)}
 
 
 @pytest.mark.parametrize("setting", ["eta", "etta=0", "eta=much", "jump=1.5", "guidance=much", "low_memory=2"])

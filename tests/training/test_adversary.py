@@ -9,7 +9,7 @@ from tests.training.by_hand import B, Step, gradients, ladder, make_config
 from tests.training.launch import here
 from tests.training.runs import assert_same_run, final, metrics
 
-from scott.diffusion import ConsistencyFunction, DiscreteSchedule, JumpGrid
+from scott.diffusion import ConsistencyFunction, DiscreteSchedule, FlowSchedule, JumpGrid
 from scott.errors import UserError
 from scott.training.balance import Balance
 from scott.training.checkpoint import checkpoint_step, checkpoints, load_checkpoint
@@ -58,7 +58,7 @@ def losses_by_hand(step, drawn):
     w = torch.ones(len(rows))
     if step.config.adversarial_weighting == "snr+1":  # α²/σ² + 1 = 1/σ², mean 1 over the times that are drawn at
         per_time = 1 / ladder(step.backbone)[1] ** 2
-        stops = torch.tensor(sampling_times(step.distillation.grid))
+        stops = torch.tensor(sampling_times(step.distillation.grid, step.config))
         w = (per_time[step.draws.drawn_t[rows] + 1] / per_time[stops + 1].mean()).float()
     adversarial = -(w * logits(fakes).flatten(1).mean(1)).mean()
     return (step.student() - step.target()).square().mean(), adversarial, critic
@@ -71,6 +71,7 @@ def losses_by_hand(step, drawn):
         {"critic": "heads"},
         {"critic_r1": 0.3, "critic": "heads", "train": "lora"},
         {"critic": "heads", "adversarial_weighting": "snr+1"},
+        {"critic": "heads", "adversarial_weighting": "snr+1", "drawn_timesteps": (503.0,)},
     ],
     ids=str,
 )
@@ -186,13 +187,22 @@ def test_a_head_that_starts_at_zero_does_not_count_in_the_mean():
 
 def test_rows_and_times_that_are_drawn_for():
     grid = JumpGrid(DiscreteSchedule.stable_diffusion())
-    assert sampling_times(grid) == [999, 503, 999, 751, 503, 255]
+    assert sampling_times(grid, make_config()) == [999, 503, 999, 751, 503, 255]
     config = make_config(**DRAWN, drawn_fraction=1 / 3)
     draws = Draws.make(torch.Size((600, 1, 2, 2)), grid, config, torch.Generator().manual_seed(0))
     for rows in (3, 60, 300):
         assert set(draws.drawn.view(-1, rows).sum(1).tolist()) == {rows // 3}
     counts = {time: (draws.drawn_t == time).sum().item() for time in (999, 751, 503, 255)}
     assert counts == pytest.approx({999: 200, 751: 100, 503: 200, 255: 100}, abs=40)
+    own = make_config(**DRAWN, drawn_fraction=1 / 3, drawn_timesteps=(999, 599, 599, 599))
+    seldom = Draws.make(torch.Size((600, 1, 2, 2)), grid, own, torch.Generator().manual_seed(0)).drawn_t
+    assert {time: (seldom == time).sum().item() for time in (999, 599)} == pytest.approx({999: 150, 599: 450}, abs=40)
+    with pytest.raises(
+        UserError, match=r"got drawn_timesteps 600; expected times that are trained, such as 991 and 999"
+    ):
+        dataclasses.replace(own, drawn_timesteps=(999, 600)).make_grid(DiscreteSchedule.stable_diffusion())
+    with pytest.raises(UserError, match="got drawn_timesteps 999; expected none of a flow"):
+        own.make_grid(FlowSchedule(3.0))
     # what a run of noised fakes draws is left as it was
     noised = Draws.make(torch.Size((600, 1, 2, 2)), grid, make_config(), torch.Generator().manual_seed(0))
     assert torch.equal(draws.critic_noise[1], noised.critic_noise[1])

@@ -33,6 +33,9 @@ class Adversary:
     noise, and f of what such a first step gave, noised again."""
     drawn_fraction: float = 0.5
     """Of a batch's captions: for how many a sample is drawn for the critic."""
+    drawn_timesteps: tuple[float, ...] = ()
+    """Where these samples end, each as often as it stands here, as in 999 599 599 599; if left out, where sampling in 2
+    and 4 steps stops. Not of flows."""
     critic_input: Literal["paper", "matched", "renoised", "clean"] = "paper"
     """What time the critic is given: 0 for data and t_n for the student's output (paper), t_n for both (matched), one
     random time to which both are noised (renoised), or 0 for both (clean)."""

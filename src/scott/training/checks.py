@@ -89,7 +89,7 @@ def _lacking(config: "DistillConfig") -> Iterator[tuple[str, str]]:
     if config.critic in ("heads", "full"):
         yield "critic_rank", "critic"
     if config.critic_fakes == "noised":
-        yield "drawn_fraction", "critic_fakes"
+        yield from (("drawn_fraction", "critic_fakes"), ("drawn_timesteps", "critic_fakes"))
     if config.critic == "heads" and config.critic_head_rate is not None:
         yield "critic_learning_rate", "critic_head_rate"
 
@@ -209,7 +209,8 @@ def _contradictions(config: "DistillConfig", also: dict[str, Any]) -> Iterator[s
 
 
 def check_grid(config: "DistillConfig", grid: "JumpGrid", schedule: "NoiseSchedule") -> None:
-    """Raise `UserError` where sampling for the critic would stop at more times than a config's grid has."""
+    """Raise `UserError` where sampling for the critic would stop at more times than a config's grid has, or at times
+    that it has not."""
     from scott.training.draws import SAMPLING_STEPS
 
     times, most = grid.original_inference_steps, max(SAMPLING_STEPS)
@@ -218,6 +219,11 @@ def check_grid(config: "DistillConfig", grid: "JumpGrid", schedule: "NoiseSchedu
             f"got jump {config.jump} and {config.substeps} sub-steps, a grid of {times} times; expected {most} or "
             f"more. Use a jump of at most {schedule.training_steps // most * config.substeps}."
         )
+    is_flow = schedule.time_dtype.is_floating_point
+    trained = [] if is_flow else grid.trained_times.tolist()
+    if unknown := [time for time in config.drawn_timesteps if time not in trained]:
+        expected = "none of a flow" if is_flow else f"times that are trained, such as {trained[-2]} and {trained[-1]}"
+        raise UserError(f"got drawn_timesteps {unknown[0]:g}; expected {expected}")
 
 
 def doubt_of_critic(config: "DistillConfig") -> str | None:

@@ -47,7 +47,7 @@ class Draws:
         """Draw on the CPU, so that every device sees the same; with `of_jump` all up to the walk from that one."""
         batch, jump = shape[0], generator if of_jump is None else of_jump
         rows, count = torch.arange(batch + 1), config.drawn_rows(batch)
-        stops = torch.tensor(sampling_times(grid)).to(grid.times)
+        stops = torch.tensor(sampling_times(grid, config)).to(grid.times)
         drawn, r1 = 2 * config.draws_fakes, 1 * (config.critic_r1 > 0)
 
         uniform = torch.rand(batch, generator=jump)
@@ -87,6 +87,8 @@ class Draws:
         return Draws(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
 
 
-def sampling_times(grid: JumpGrid) -> list[float]:
-    """Where sampling in 2 and in 4 steps stops, each time as often as it does."""
+def sampling_times(grid: JumpGrid, config: DistillConfig) -> list[float]:
+    """Where sampling for the critic ends, each time as often as it does: in 2 and in 4 steps, or as the config says."""
+    if config.drawn_timesteps:
+        return [int(time) for time in config.drawn_timesteps]
     return [time for steps in SAMPLING_STEPS for time in grid.inference_times(steps)]

@@ -57,7 +57,7 @@ def step_cost(
     drawn = Draws.make(shape, grid, config, torch.Generator())
     latents = partial(torch.empty, shape, device="meta")
     solver = cast(Solver, _Calls())
-    stops = torch.tensor(sampling_times(grid)).to(drawn.drawn_t)
+    stops = torch.tensor(sampling_times(grid, config)).to(drawn.drawn_t)
     drawn = replace(drawn, drawn_t=stops.sort().values[torch.arange(len(drawn.t_n)) * len(stops) // len(drawn.t_n)])
     trained = [*backbone.student_parameters().values(), *backbone.critic_parameters().values()]
     with Cost() as cost, gpu_kernels():

@@ -112,7 +112,8 @@ class Distillation:
         x_m = self.walk(batch, draws) if x_m is None else x_m
         engine.mark("teacher")
         f_n, loss = self.consistency(f, f_target, x_n, x_m, cond, draws)
-        terms = {"consistency": loss.detach(), "moments": _moments(f_n[: len(x0)], x0, t_n, grid)}
+        stops = sampling_times(grid, config)
+        terms = {"consistency": loss.detach(), "moments": _moments(f_n[: len(x0)], x0, t_n, stops)}
         towards_target, shown = torch.autograd.grad(engine.scale(loss), f_n)[0], Shown(f_n, x0, t_n, cond, draws)
         if not (config.has_critic and engine.has_critic):
             f_n.backward(towards_target)
@@ -127,7 +128,8 @@ class Distillation:
             with engine.apart() if engine.apart else nullcontext():
                 if config.draws_fakes:
                     shown = self.drawn(f, shown)
-                    terms["moments"] = torch.cat([terms["moments"], _moments(shown.fakes, shown.x0, shown.t, grid)])
+                    drawn = _moments(shown.fakes, shown.x0, shown.t, stops)
+                    terms["moments"] = torch.cat([terms["moments"], drawn])
                 else:
                     shown = shown._replace(fakes=f(x_n, t_n, cond))
                 towards_data, played = self._play(engine, shown)
@@ -159,7 +161,7 @@ class Distillation:
         The first step is made for the rows that go on from it, and for one at least: over several processes each calls
         a split network as often. Compiled, it is made for all, so that a network meets one size of batch.
         """
-        each, t_max = self.config.compile, max(sampling_times(self.grid))
+        each, (t_max,) = self.config.compile, self.grid.inference_times(1)
         rows = shown.draws.drawn.nonzero().squeeze(1)
         cond, draws = {name: value[rows] for name, value in shown.cond.items()}, shown.draws[rows]
         (noise, again), t = draws.drawn_noise, draws.drawn_t
@@ -183,7 +185,7 @@ class Distillation:
         (x_fake, t_fake), (x_real, t_real) = self._critic_inputs(shown._replace(fakes=leaf))
         fake_logits, real_logits = critic(x_fake, t_fake, shown.cond), critic(x_real, t_real, shown.cond)
         kind = config.weighting if config.adversarial_weighting == "same" else config.adversarial_weighting
-        times = torch.tensor(sampling_times(grid)).to(grid.times) if config.draws_fakes else grid.trained_times
+        times = torch.tensor(sampling_times(grid, config)).to(grid.times) if config.draws_fakes else grid.trained_times
         adversarial = hinge_generator(fake_logits, loss_weight(kind, grid.schedule, shown.t, times))
         discriminator = hinge_discriminator(real_logits, fake_logits)
         terms = {
@@ -226,10 +228,10 @@ def _noised(schedule: NoiseSchedule, batch: Batch, draws: Draws) -> tuple[Tensor
 
 
 @torch.no_grad()
-def _moments(output: Tensor, x0: Tensor, t: Tensor, grid: JumpGrid) -> Tensor:
-    """(T, 5) for the T times at which samples are drawn, descending: the fraction of the rows that are at the time, and
-    over the whole batch the mean of those rows' output, its square, x0 and its square."""
-    times = torch.tensor(sorted({*sampling_times(grid)}, reverse=True)).to(t)
+def _moments(output: Tensor, x0: Tensor, t: Tensor, stops: list[float]) -> Tensor:
+    """(T, 5) for the T times among `stops`, descending: the fraction of the rows that are at the time, and over the
+    whole batch the mean of those rows' output, its square, x0 and its square."""
+    times = torch.tensor(sorted({*stops}, reverse=True)).to(t)
     means = [value.flatten(1).mean(1) for value in (output, output.square(), x0, x0.square())]
     rows = torch.stack([torch.ones_like(means[0]), *means], 1).float()
     return (times[:, None] == t).to(rows) @ rows / len(t)

@@ -95,7 +95,7 @@ class _Run:
         self.passes = rows_of_pass(config, accelerator.process_index, accelerator.num_processes)
         self.optimization = Optimization(backbone, config)
         self.checkpoints = config.out / "checkpoints"
-        self.spread = Spread(sampling_times(self.distillation.grid), config)
+        self.spread = Spread(sampling_times(self.distillation.grid, config), config)
         if start:
             state = self.optimization.load(self.checkpoints)
             with readable(latest_checkpoint(self.checkpoints) or self.checkpoints):
