@@ -78,7 +78,7 @@ def test_another_size(student, family, train):
     assert difference(theirs, ours) < 1e-4
 
 
-@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora")])
+@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora"), ("pixart", "lora")])
 def test_at_timesteps_of_ones_own(student, family, train):
     made, folder = student(family, train)
     sampler = drawing(made, Drawn(timesteps=(999, 599)))
