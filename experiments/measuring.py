@@ -66,6 +66,18 @@ def measured(
     return figures
 
 
+def measured_by_all(
+    samplers: Mapping[int, StudentSampler], references: Mapping[str, MiniReference], report: Report
+) -> dict[str, dict[str, float | None]]:
+    """`measured` by the first of the networks that references are of, and `fid_NAME` and `coverage_NAME` by others."""
+    (_, first), *others = references.items()
+    figures = measured(samplers, first, report)
+    for name, reference in others:
+        for steps, by in measured(samplers, reference, report).items():
+            figures[steps] |= {f"{metric}_{name}": by[metric] for metric in ("fid", "coverage")}
+    return figures
+
+
 def progress(report: Report, name: str, done: int, total: int) -> None:
     report(name, done, total, {})
 

@@ -8,15 +8,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
-from experiments.measuring import cell, measured
+from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import Report, Training, digest, exit_code
 
 from scott.errors import UserError
-from scott.mini.protocol import mini_reference
 from scott.samplers import StudentSampler
 from scott.students import is_run
 from scott.training.config import DistillConfig
@@ -37,6 +36,8 @@ class Guidance:
     times: tuple[str, ...] = ()
     """To draw at, a step each, at the ω that the run draws at: 999,599."""
     samples: int = 2000
+    other: Literal["efficientnet"] | None = None
+    """A network besides Mini-CLIP that is measured by."""
     data: Path = Path("runs/trials/data")
     """Prepared shards of the runs."""
     folder: Path = HERE
@@ -44,7 +45,7 @@ class Guidance:
     def run(self, report: Report) -> None:
         self.show()  # before anything is made, so that a folder that cannot show it is known
         stops = [_times(text) for text in self.times]
-        reference = mini_reference(self.samples, "validation")
+        references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
         for run in self.runs:
             if not is_run(run):
                 raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
@@ -52,15 +53,15 @@ class Guidance:
                 raise UserError(f"got {run}, a variant's, whose student draws otherwise; expected a plain run")
             config = replace(DistillConfig.load(run / "config.json"), out=run)
             what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
-            what |= {"samples": self.samples}
-            # lines of before there was a digest are of the runs of their names
-            there = [line for line in read_lines(self.file) if what.items() <= (what | line).items()]
+            what |= {"samples": self.samples, "other": self.other}
+            # lines of before there was a digest, or another network, are of the runs of their names
+            there = [line for line in read_lines(self.file) if what.items() <= (what | {"other": None} | line).items()]
             asked = [{"omega": omega} for omega in self.omegas] + [{"times": times} for times in stops]
             if lacking := [one for one in asked if not any(one.items() <= line.items() for line in there)]:
                 training = Training(config, self.data)
                 training.finished(report)  # nothing is left of it: this loads the student
                 for one in lacking:
-                    figures = measured(samplers(training, **one), reference, report)
+                    figures = measured_by_all(samplers(training, **one), references, report)
                     append_lines(self.file, what | one | {"steps": figures})
         self.show()
 
@@ -108,16 +109,14 @@ def markdown(lines: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if "omega" in line
     ]
     yield "guidance", table([*header, "ω", "1 step: FID, coverage, spread", "2 steps", "4 steps"], by_omega)
-    by_times = [
-        [
-            *(line[name] for name in header),
-            ", ".join(f"{time:g}" for time in line["times"]),
-            *map(cell, line["steps"].values()),
-        ]
-        for line in lines
-        if "times" in line
-    ]
-    yield "times", table([*header, "times", "FID, coverage, spread"], by_times)
+    by_times = []
+    for line in lines:
+        if "times" in line:
+            (figures,) = line["steps"].values()
+            other = f"{figures['fid_efficientnet']:.1f}" if "fid_efficientnet" in figures else None
+            times = ", ".join(f"{time:g}" for time in line["times"])
+            by_times.append([*(line[name] for name in header), times, cell(figures), other])
+    yield "times", table([*header, "times", "FID, coverage, spread", "FID by EfficientNet-Lite0"], by_times)
 
 
 if __name__ == "__main__":

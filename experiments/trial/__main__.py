@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from experiments.beginning import begin
-from experiments.measuring import cell, measured, reference_by
+from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import QUIET, Report, Training, digest, exit_code, parsed
 
@@ -99,15 +99,12 @@ class Trial:
     def made(self, report: Report) -> dict[str, Any]:
         """Train and measure."""
         # before it trains, so that what cannot be measured is not trained
-        references = [reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name]
+        references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
         training = Training(self.config(), self.runs / "data", self.phases, self.energy)
         if self.shared:
             begin(training, self.alike(), report)
         seconds = training.train(report)
-        figures, *others = [measured(training.samplers(), reference, report) for reference in references]
-        for other in others:
-            for steps, by in other.items():
-                figures[steps] |= {f"{metric}_{self.other}": by[metric] for metric in ("fid", "coverage")}
+        figures = measured_by_all(training.samplers(), references, report)
         loss = critic_loss(read_metrics(training.config.out / "metrics.jsonl"))
         return {"cpu_seconds": round(seconds, 1), "critic_loss": loss, "steps": figures}
 
