@@ -124,7 +124,7 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     (folder / "README.md").write_text("".join(f"<!-- {t} -->\n<!-- end of {t} -->\n" for t in ("guidance", "times")))
 
     def measured(*omegas, run="moved-0", times=()):
-        return exit_code(Guidance((runs / run,), omegas, times, 12, runs / "data", folder).run)
+        return exit_code(Guidance((runs / run,), omegas, times, 12, data=runs / "data", folder=folder).run)
 
     assert measured(2.0) == 0
     assert measured(2.0, 1.0) == 0
