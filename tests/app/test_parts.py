@@ -21,6 +21,7 @@ from scott.app.draw_view import _draw, _remember
 from scott.app.drawing import Column, Drawer, Order, Picture, _omega, _teacher_name
 from scott.app.figures import problem, varieties
 from scott.app.models import Models, Stock, _pipeline_and_lora, teacher_source
+from scott.app.page import build
 from scott.app.plan_view import plan_view
 from scott.app.watch_view import _summary, validation_grids
 from scott.commands.app import found_runs
@@ -277,6 +278,14 @@ def test_runs_that_come_and_go_while_the_page_is_open(tmp_path):
     assert (found.students, named.students) == ([], ["owner/student"])
     with pytest.raises(UserError, match="is there no more"):
         named.student(name)
+
+
+@pytest.mark.parametrize("omegas", [None, (3.0, 3.0), (1.0, 3.0)])
+def test_a_page_is_built_whatever_its_students_take(monkeypatch, omegas):
+    """gradio refuses a slider without a range, be it hidden."""
+    found = omegas and (*omegas, omegas[0])
+    monkeypatch.setattr("scott.app.draw_view.omega_range", lambda students: found)
+    build(Models([]), planned).close()
 
 
 def test_seeds_of_teachers_at_other_omegas_or_sizes_are_apart():

@@ -127,8 +127,9 @@ def _recall(entry: str) -> tuple[str, int, bool]:
 
 def _bounds(models: Models) -> dict[str, float]:
     """Of ω, for all students there are, as gradio takes no event of a slider that stands beyond its bounds; and where
-    it begins."""
-    return dict(zip(("minimum", "maximum", "value"), omega_range(models.students) or (0.0, 0.0, 0.0), strict=True))
+    it begins. Where there is nothing to choose, what the hidden slider may have."""
+    low, high, own = omega_range(models.students) or (0.0, 0.0, 0.0)
+    return {"minimum": low, "maximum": high if high > low else low + 1, "value": own}
 
 
 def _omega_controls(students: list[str], own: bool, omega: float) -> tuple[Any, Any]:
