@@ -87,7 +87,7 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
         ("evaluate r --dry-run", "error Unrecognized options: --dry-run; see", "see scott evaluate --help\n"),
         (
             "distill mini --steps 3",
-            "options: --steps, 3; perhaps --max-steps, --substeps, --warmup-steps; see",
+            "options: --steps, 3; perhaps --drawn-timesteps, --max-steps, --substeps; see",
             "distill",
         ),
         ("prepare d --chek", "options: --chek; perhaps --check; see", "see scott prepare --help\n"),
@@ -135,7 +135,8 @@ def test_an_option_of_several_values_may_be_given_several_times():
 
 def test_options_of_any_number_of_values_are_found_wherever_they_stand():
     assert lists_of(Prepare) == {"caption_column", "teacher_lora"}
-    assert lists_of(DistillConfig) == {"caption_column", "teacher_lora", "data", "weights"}  # and not critic_betas
+    lists = {"caption_column", "teacher_lora", "data", "weights", "drawn_timesteps"}
+    assert lists_of(DistillConfig) == lists  # and not critic_betas
     assert {"steps", "metrics", "seeds", "teacher_steps", "teacher_solvers"} <= lists_of(Evaluate)
 
 
