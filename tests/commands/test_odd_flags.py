@@ -53,7 +53,8 @@ def flags(*classes):
         for name, kind in get_type_hints(options).items():
             kinds = {kind, *get_args(kind)}
             values = next((pool for of, pool in ((int, INTEGERS), (float, FLOATS)) if of in kinds), TEXTS + PLACES)
-            pools[f"--{name.replace('_', '-')}"] = list(get_args(kind)) if get_origin(kind) is Literal else values
+            words = [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else values
+            pools[f"--{name.replace('_', '-')}"] = words
     return pools
 
 
