@@ -6,10 +6,13 @@ from functools import partial
 
 import pytest
 from PIL import Image
+from tests.pages import ROOT
 
 from scott.commands import demo as demo_module
 from scott.commands.demo import demo
+from scott.errors import UserError
 from scott.evaluation import Results, Row, evaluate
+from scott.evaluation.comparison import combined
 from scott.mini.embedded import load_teacher
 from scott.mini.protocol import mini_reference, recorded_teacher_row
 from scott.samplers import TeacherSampler
@@ -40,6 +43,16 @@ def test_the_rows(finished):
     assert all(rows[name]["seconds_per_image"] > 0 for name in rows if name != "real-vs-real")
     assert rows["teacher-ddim-10"]["fid"] < rows["teacher-ddim-2"]["fid"]
     assert results.fid_ratio(results.rows[1]) == 1
+
+
+def test_its_figures_are_compared_with_none_of_another_kind(finished):
+    """They say what they were measured by, as those of `scott evaluate` do."""
+    own, recorded = finished[0] / "results.json", ROOT / "experiments" / "recorded_run"
+    meta = json.loads(own.read_text())["meta"]
+    assert (meta["protocol"], meta["samples"]) == ("mini", 10)
+    assert meta["networks"] == json.loads((recorded / "scott.json").read_text())["meta"]["networks"]
+    with pytest.raises(UserError, match="compare figures of one kind"):
+        combined([own, recorded / "efficientnet-scott.json"])
 
 
 def test_a_short_run_prepares_what_it_reads(finished):

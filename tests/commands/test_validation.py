@@ -1,16 +1,19 @@
 """What a run draws and measures on its way."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 
+from scott.commands.distill import _hooks
 from scott.commands.prepare import open_data
 from scott.commands.validation import Validation
 from scott.diffusion import JumpGrid
 from scott.errors import NotFinite, UserError
 from scott.evaluation import batch_seed, frechet_distance
 from scott.mini import embedded
-from scott.recipes.configs import sd15
+from scott.recipes.configs import mini, sd15
 from scott.samplers import StudentSampler
 from scott.training.config import FEW_STEPS
 
@@ -153,3 +156,19 @@ def test_there_may_be_fewer_samples_than_asked_for(validation):
     checked.make_ready()
     assert warnings == ["validation measures on the 20 samples there are, not on 1000"]
     assert checked.measure().keys() == {"fid", "clip_score", "coverage"}
+
+
+def test_a_grid_is_whole_or_not_there(tmp_path):
+    """Who watches the run may read it at any time."""
+
+    class Half:
+        def save(self, file, form):
+            file.write_bytes(b"half")
+            assert list((tmp_path / "samples").glob("*.png")) == []
+            raise OSError("the disk is full")
+
+    (tmp_path / "samples").mkdir()
+    hooks = _hooks(mini(out=tmp_path), SimpleNamespace(draw=lambda step: (Half(), {})), print, print, first=True)
+    with pytest.raises(OSError, match="the disk is full"):
+        hooks.sample(1)
+    assert list((tmp_path / "samples").iterdir()) == []

@@ -195,9 +195,10 @@ def _check_teacher(backbone: LatentBackbone, config: DistillConfig, run: Path, c
     """Raise `UserError` where a network is not the one that a run distilled, or would be read in another way; one with
     LoRAs merged in may differ by rounding."""
     state = checkpoint_state(checkpoint)
-    was, now = state.get("teacher"), network_version(backbone.network, config.dtype)
     if config.loras:
         was, now = state.get("signs"), network_signs(backbone.network)
+    else:
+        was, now = state.get("teacher"), network_version(backbone.network, config.dtype)
     if was and was != now:
         raise UserError(f"{config.teacher} is not the teacher that {run} distilled; name that one by --teacher")
     if state.get("schedule", repr(backbone.schedule)) != repr(backbone.schedule):
