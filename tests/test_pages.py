@@ -5,9 +5,14 @@
 
 import importlib.util
 import re
+import runpy
+import sys
 import tomllib
+import warnings
+from itertools import takewhile
 
 import pytest
+import tyro
 from tests.pages import PAGES, ROOT, commands, inline_commands, name_of
 
 from scott.cli import parse
@@ -24,6 +29,34 @@ NEEDED = {
 """Command → what it does not parse without, where a text names the command alone or with one flag of it."""
 
 
+class Read(BaseException):
+    """A module's command line was read; what it asks for is not done."""
+
+
+def read_by_tyro(module, arguments):
+    """Whether `python -m module` reads these arguments."""
+
+    def reading(own):
+        def read(*args, **options):
+            own(*args, **options)
+            raise Read
+
+        return read
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of modules that are imported already
+        for place, name in ((tyro, "cli"), (tyro.extras, "subcommand_cli_from_dict")):
+            patch.setattr(place, name, reading(getattr(place, name)))
+        patch.setattr(sys, "argv", [module, *arguments])
+        try:
+            runpy.run_module(module, run_name="__main__")
+        except Read:
+            return True
+        except SystemExit:
+            return False
+    return False
+
+
 def check_one(words):
     match words:
         case ["scott", *given]:
@@ -32,6 +65,9 @@ def check_one(words):
             parse(words[words.index("scott.cli") + 1 :])
         case ["python", "-m", module, *_] | [_, "python", "-m", module, *_]:
             assert importlib.util.find_spec(module), module
+            if module.startswith("experiments"):
+                given = [*takewhile(lambda word: word != ">>", words[words.index(module) + 1 :])]
+                assert read_by_tyro(module, given), words
         case ["make", *targets]:
             assert {*targets} <= {*TARGETS}, words
         case ["pip" | "pipx", *rest]:
