@@ -39,7 +39,7 @@ class Measured:
     """Weights by path or hub id, of inception, inception-clean, dinov2, clip, clip-b, clip-l or pickscore:
     `--models inception pt_inception.pth clip ./vit-g`."""
     samples: int | None = None
-    """1,000, or the protocol's."""
+    """By default the whole of --names, all of pictures that are there already, 1,000, or the protocol's."""
     seeds: tuple[int, ...] = (1,)
     """Figures are the mean over them, and show the range."""
     bootstrap: int = 50

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from scott import targets as module
 from scott.app.models import Models, teacher_source
 from scott.commands.evaluate import check_replaced, evaluate_target
 from scott.data.sources import open_source
-from scott.errors import UserError
+from scott.errors import NotFinite, UserError
 from scott.evaluation import Results, networks
 from scott.evaluation.evaluating import evaluate_stored
 from scott.evaluation.pictures import save_picture
@@ -29,6 +30,7 @@ from scott.mini import embedded, scenes
 from scott.mini.protocol import ASKED, mini_reference
 from scott.mini.scenes import Scenes, pictures
 from scott.recipes import sd15
+from scott.samplers import StudentSampler
 from scott.students import Student
 from scott.targets import target_of
 from scott.teacher_source import TeacherSource
@@ -452,6 +454,28 @@ def test_results_say_what_was_measured(teacher_folders, style_lora, folder, tmp_
         other = kept(**{key: value}).meta
         changed = {one for one in other.keys() | plain.meta.keys() if other.get(one) != plain.meta.get(one)}
         assert changed - {"left out"} == differing.get(key, {key.replace("_", " ")})
+
+
+def test_what_was_measured_before_a_failure_is_said(untrained, folder, tmp_path, monkeypatch, capfd):
+    """No file is written, and none replaced."""
+
+    def broken(self, prompts, seed, drawn=StudentSampler.latents):
+        return drawn(self, prompts, seed) * (math.nan if self.steps == 2 else 1)
+
+    monkeypatch.setattr(StudentSampler, "latents", broken)
+    few = Measured(data=str(folder), features=str(embedded.CLIP), samples=10, guidance=2.0, bootstrap=0)
+    with pytest.raises(NotFinite):
+        evaluate_target("s", (1, 2), few, out=tmp_path / "r.json", report=ignore)
+    said = "".join(capfd.readouterr())
+    assert "student-1" in said
+    assert "student-2" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_beside_results_keeps_their_whole_name(untrained, folder, tmp_path):
+    few = Measured(data=str(folder), features=str(embedded.CLIP), samples=10, guidance=2.0, bootstrap=0)
+    evaluate_target("s", (1,), few, out=tmp_path / "w1.5", report=ignore)
+    assert {file.name for file in tmp_path.iterdir()} == {"w1.5", "w1.5.prompts.csv"}
 
 
 def test_results_of_other_conditions_are_not_replaced(untrained, folder, tmp_path, monkeypatch):

@@ -277,6 +277,29 @@ def test_a_table_without_an_end_takes_nothing_with_it(tmp_path, options) -> None
     assert page.read_text() == text
 
 
+def test_a_network_is_the_same_whatever_its_folder_is_called(tmp_path) -> None:
+    told = "CLIP {}: shorter side to 224 (bicubic, antialiased), centre, not normalised; weights {}"
+    for name, row, network in (
+        ("a", TEACHER, told.format("clip-vit-base-patch32", "6f72f488")),
+        ("b", SCOTT, told.format("3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", "6f72f488")),
+        ("c", LCM, told.format("clip-vit-base-patch32", "00000000")),
+    ):
+        Results([row], {"networks": {"clip": network}}).save(tmp_path / f"{name}.json")
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    assert len(combined([a, b]).rows) == 2
+    with pytest.raises(UserError, match="00000000; compare figures of one kind"):
+        combined([a, c])
+
+
+def test_some_steps_keep_what_coverages_gap_is_to() -> None:
+    """Where FID was not measured, or of another teacher's row."""
+    row = Row("student-2", 2, 2, None, coverage=0.6, method="scott")
+    fewer = replace(row, name="student-4", steps=4)
+    teachers = [Row("teacher-ddim-50", 50, 100, None, coverage=0.9), Row("teacher-ddim-25", 25, 50, None, fid=3.0)]
+    some = Results([*teachers, row, fewer]).only([2])
+    assert [one.name for one in some.rows] == ["teacher-ddim-50", "teacher-ddim-25", "student-2"]
+
+
 def test_networks_that_a_file_does_not_name(tmp_path) -> None:
     Results([TEACHER], {"networks": None}).save(tmp_path / "a.json")
     Results([SCOTT], {"networks": {"features": "Inception"}}).save(tmp_path / "b.json")

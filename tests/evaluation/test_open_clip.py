@@ -26,7 +26,18 @@ class Model(torch.nn.Module):
 
 def library(model):
     """As open_clip would be with this `create_model`."""
-    return SimpleNamespace(create_model=lambda architecture, pretrained: model(), get_tokenizer=lambda name: len)
+
+    def create_model(architecture, pretrained, force_quick_gelu):
+        made = model()
+        made.quick = force_quick_gelu
+        return made
+
+    def get_pretrained_cfg(architecture, tag):
+        return {"quick_gelu": True} if (architecture, tag) == ("ViT-B-32", "openai") else {}
+
+    return SimpleNamespace(
+        create_model=create_model, get_tokenizer=lambda name: len, get_pretrained_cfg=get_pretrained_cfg
+    )
 
 
 @pytest.fixture
@@ -88,3 +99,14 @@ def test_pictures_are_resized_as_clips_are(loaded) -> None:
     image = torch.zeros(1, 3, 8, 24)
     image[..., 8:16] = 1
     assert loaded(lambda: Model(CHOSEN)).images(image).tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "quick"),
+    [("ViT-B-32@openai", True), ("ViT-B/32@openai", True), ("ViT-B-32@laion2b_s34b_b79k", False)],
+)
+def test_weights_have_the_activation_that_they_were_trained_with(loaded, name, quick) -> None:
+    """Open_clip builds ViT-B-32 with GELU whatever the tag, and only warns."""
+    features = loaded(lambda: Model(CHOSEN), f"open_clip:{name}")
+    assert features.network.quick == quick
+    assert ("with QuickGELU" in features.description) == quick

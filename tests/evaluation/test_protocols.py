@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import weakref
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +24,7 @@ from scott.errors import UserError
 from scott.evaluation import Results
 from scott.evaluation.mjhq import Mjhq
 from scott.evaluation.pictures import save_picture
-from scott.evaluation.protocols import by_category, by_digest, by_list, chosen, names_in, prompts_of, write_list
+from scott.evaluation.protocols import by_category, by_digest, by_list, listed, names_in, prompts_of, write_list
 from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.scenes import Scenes
@@ -70,20 +72,20 @@ def test_any_whole_rounds_of_mjhq_are_as_many_of_each_category() -> None:
 def test_a_published_list_is_taken_in_its_order() -> None:
     there = entries("a", "b", "c")
     there.append(Rejected("d", "no-caption"))
-    assert [entry.key for entry in chosen(there, ["c", "a"], "x")] == ["c", "a", "b"], "the others behind it"
+    assert [entry.key for entry in listed(iter(there), ["c", "a"], "x")] == ["c", "a"]
     with pytest.raises(UserError, match="has no e"):
-        chosen(there, ["e"], "x")
+        listed(there, ["e"], "x")
 
 
 def test_a_name_of_several_pictures_is_refused_and_rows_of_one_picture_are_one() -> None:
     """As of tars whose names begin anew, and of tables with a row a caption."""
     rows = [Record(name, partial(bytes, name), f"{name} {row}") for row in range(2) for name in "ab"]
-    assert [entry.captions for entry in chosen(rows, ["b"], "x")] == ["b 0", "a 0", "a 1"]
+    assert [entry.captions for entry in listed(rows, ["b"], "x")] == ["b 0"]
     several = [*rows, *(Record("c", lambda: b"", "c") for _ in range(3))]
-    assert len(chosen(several, ["b"], "x")) == 6
+    assert len(listed(several, ["b"], "x")) == 1
     said = "got --names with 'c', which 3 pictures of x are called; expected names of one picture each; rename them, or"
     with pytest.raises(UserError, match=said):
-        chosen(several, ["b", "c"], "x")
+        listed(several, ["b", "c"], "x")
 
 
 def test_data_that_are_not_a_protocols_whole_are_refused(coco2014, tmp_path) -> None:
@@ -159,6 +161,48 @@ def test_what_a_list_names_and_is_not_measured_is_not_in_the_floor(table, tmp_pa
     listed = table(names=tmp_path / "names")
     assert listed.names == [f"{index:02d}.png" for index in range(22, 12, -1)]
     assert torch.equal(listed.others["features"], table().real["features"])
+
+
+def test_a_list_is_measured_whole_unless_fewer_are_asked_for(table, tmp_path) -> None:
+    (tmp_path / "names").write_text("\n".join(f"{index:02d}.png" for index in range(13)))
+    measured = Measured(data=str(tmp_path), names=tmp_path / "names")
+    for samples, expected in ((None, 13), (11, 11), (20, 20)):
+        assert KNOWN["custom"].samples_of(replace(measured, samples=samples)) == expected
+
+
+def test_what_a_list_leaves_out_is_not_held(tmp_path) -> None:
+    """As a tar's records hold the bytes of their pictures."""
+    live, most = weakref.WeakSet(), 0
+
+    class Picture:
+        def __call__(self):
+            return b""
+
+    def every():
+        nonlocal most
+        for index in range(200):
+            live.add(picture := Picture())
+            most = max(most, len(live))
+            yield Record(str(index), picture, "a caption")
+            del picture
+
+    assert [entry.key for entry in listed(every(), ["150", "3"], "x")] == ["150", "3"]
+    assert most < 10
+
+
+def test_stored_pictures_are_measured_all(evaluated, table, tmp_path, monkeypatch) -> None:
+    """Where no number is asked for: a protocol of one's own data has one for what is drawn."""
+    monkeypatch.setitem(KNOWN, "custom", replace(KNOWN["custom"], samples=10))
+    stored = tmp_path / "of.v1.5"
+    stored.mkdir()
+    for index in range(12):
+        save_picture(Image.new("RGB", (64, 64), (20 * index, 0, 0)), stored / f"{index}.png", {})
+        (stored / f"{index}.txt").write_text(f"picture {index}")
+    words = ["--data", tmp_path, "--size", 64, "--bootstrap", 0, "--metrics", "fid"]
+    (tmp_path / "results.json").unlink(missing_ok=True)
+    row = evaluated(*words, target=stored, drawn=()).rows[-1]
+    assert (row.name, row.samples) == ("of.v1.5", 12)
+    assert evaluated(*words, "--samples", 11, target=stored, drawn=()).rows[-1].samples == 11
 
 
 def test_mjhqs_layout(mjhq, tmp_path) -> None:
@@ -281,9 +325,8 @@ def test_pictures_of_other_captions_are_not_called_a_protocols(evaluated, mjhq, 
             (pictures / f"{index}.txt").write_text(caption)
         words = ["--data", mjhq, "--samples", 10, "--size", 64, "--bootstrap", 0, "--metrics", "fid"]
         error = evaluated("--protocol", "mjhq-5k", *words, target=pictures, drawn=(), status=status)
-    assert "got a picture of 'a cat on the moon', which is none of the 10 captions of mjhq-5k" in " ".join(
-        error.split()
-    )
+    said = "got 10 pictures, one of 'a cat on the moon', which is none of the first 10 captions of mjhq-5k; draw those"
+    assert said in " ".join(error.split())
 
 
 def test_kept_pictures_of_another_vae_are_refused(evaluated, coco2014, teacher_folders, tmp_path) -> None:

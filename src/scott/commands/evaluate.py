@@ -22,7 +22,7 @@ from scott.evaluation.measures import METRICS
 from scott.evaluation.networks import instruments
 from scott.evaluation.protocols import PROTOCOLS, Protocol, write_list
 from scott.evaluation.references import Tick
-from scott.evaluation.results import FLOOR
+from scott.evaluation.results import FLOOR, network_of
 from scott.export.card import FOLDERS, write_cards
 from scott.export.info import StudentInfo
 from scott.measured import Measured
@@ -70,21 +70,22 @@ def evaluate_target(
         check_replaced(file, meta, in_run=run is not None)
         check_kept(file, target)
     made = partial(made_by, measured=measured)
-    rows = evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick)
-    if processes()[0] > 0:
-        return Results(), file
-    rows = [replace(row, method=target.methods.get(row.name, "")) for row in rows]
-    if stored := target.stored:
-        progress = partial(tick, stored.name)
-        rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
-    results = Results(rows, meta)
+    results, stored = Results([], meta), target.stored
     try:
+        for row in evaluate_all(target.samplers, reference, measured, made=made, process=processes(), tick=tick):
+            results.rows.append(replace(row, method=target.methods.get(row.name, "")))
+        if processes()[0] > 0:
+            return Results(), file
+        if stored:
+            progress = partial(tick, stored.name)
+            results.rows.append(evaluate_stored(stored, reference, batch_size=measured.batch_size, progress=progress))
         results.save(file)
-    except OSError:  # what took hours is said at least
-        console.print(table(results))
+    except BaseException:  # of one sampler, or of Ctrl-C: what took hours is said at least
+        if any(row.name != FLOOR for row in results.rows):
+            console.print(table(results))
         raise
     if names := stored.names if stored else reference.names:
-        write_list(file.with_suffix(".prompts.csv"), names, reference.prompts)
+        write_list(file.with_name(file.name.removesuffix(".json") + ".prompts.csv"), names, reference.prompts)
     if run is not None and file.resolve().parent == run.resolve():  # where the cards find it
         write_cards(run, DistillConfig.load(run / "config.json"))
     return results, file
@@ -138,7 +139,8 @@ def check_replaced(file: Path, meta: Mapping[str, Any], *, in_run: bool) -> None
     old, new = ({**one, **(one.get("networks") or {}), "networks": None} for one in (Results.load(file).meta, meta))
     keys = dict.fromkeys((*old, *new) if "scott" in old else old)
     unsaid = {"scott", "target", "updates"} if in_run else {"scott"}
-    if other := next((key for key in keys if key not in unsaid and old.get(key) != new.get(key)), None):
+    differing = (key for key in keys if network_of(old.get(key)) != network_of(new.get(key)))
+    if other := next((key for key in differing if key not in unsaid), None):
         values = [" ".join(map(str, one)) if isinstance(one, list) else one for one in (old.get(other), new.get(other))]
         raise UserError(
             f"{file} has figures of {other} {values[0]}, and these would be of {values[1]}; "
@@ -192,7 +194,8 @@ def reference_of(target: Target, measured: Measured, protocol: Protocol, tick: T
         clip = protocol.clip, measured.models, best_device(), embedded.clip_folder
         read = instruments(measured.metrics, features, *clip, diversity=measured.diversity > 0)
     if stored := target.stored:
-        samples = min(samples, len(stored.prompts))
+        every = measured.samples is None and measured.names is None and not protocol.whole
+        samples = len(stored.prompts) if every else min(samples, len(stored.prompts))
     reference = protocol.reference(measured, samples, target.size, read, tick)
     if stored:
         own, stored.size = stored.prompts[: len(reference.prompts)], reference.size

@@ -13,7 +13,7 @@ import dataclasses
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as Drawing
 from scott.errors import UserError
 from scott.evaluation.curves import as_svg
 from scott.evaluation.gaps import gap_table, gaps
-from scott.evaluation.results import Results, Row
+from scott.evaluation.results import Results, Row, network_of
 from scott.evaluation.tables import DIFFERING, markdown_table, metrics_of
 
 ALIKE = ("protocol", "split", "size", "diversity", "data split", "image column", "caption columns")
@@ -57,7 +57,7 @@ def combined(files: Sequence[Path]) -> Results:
         _check_same(key, files, [path and Path(path).name for path in paths])
     networks = [results.meta.get("networks") or {} for results in loaded]
     for key in sorted({key for one in networks for key in one}):
-        _check_same(key, files, [one.get(key) for one in networks])
+        _check_same(key, files, [one.get(key) for one in networks], network_of)
     meta = {"files": [str(file) for file in files]} | _in_all([results.meta for results in loaded])
     if shared := _in_all(networks):
         meta["networks"] = shared
@@ -106,10 +106,13 @@ def labels(files: Sequence[Path]) -> list[str]:
     return next(found for found in ends if len(set(found)) == len(files))
 
 
-def _check_same(key: str, files: Sequence[Path], values: Sequence[Any]) -> None:
-    """Raise `UserError` where two files have other values; a file that says none may stand beside any."""
+def _check_same(
+    key: str, files: Sequence[Path], values: Sequence[Any], what: Callable[[Any], Any] = lambda value: value
+) -> None:
+    """Raise `UserError` where two files have other values, of what counts of them; a file that says none may stand
+    beside any."""
     known = [(value, file) for value, file in zip(values, files, strict=True) if value is not None]
-    if other := next((pair for pair in known if pair[0] != known[0][0]), None):
+    if other := next((pair for pair in known if what(pair[0]) != what(known[0][0])), None):
         (first, file), (value, another) = known[0], other
         raise UserError(f"{file} has {key} {first} and {another} {value}; compare figures of one kind")
 

@@ -1,7 +1,7 @@
 """How a sampler is measured: the same prompts, the same seeds and the same real features for every row."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -177,15 +177,14 @@ def evaluate_all(
     made: Callable[[Sampler], Mapping[str, Any]],
     process: tuple[int, int],
     tick: Callable[[str, int, int], None],
-) -> list[Row]:
-    """The floor's row, where there is one, and those of samplers by their names; none but of the first process."""
+) -> Iterator[Row]:
+    """The floor's row, where there is one, and each sampler's as it is measured; none but of the first process."""
     count = measured.diversity
     diversity = Diversity(reference, count, measured.seeds[0], measured.batch_size) if count else None
-    rows = []
     real = diversity.real if diversity is not None and process[0] == 0 else {}
     if reference.floors or real:
         floor = reference.floor()
-        rows.append(replace(floor, metrics=floor.metrics | real))
+        yield replace(floor, metrics=floor.metrics | real)
     for name, sampler in samplers.items():
         row = evaluate(
             sampler,
@@ -205,8 +204,7 @@ def evaluate_all(
         if measured.images is not None:
             for seed in measured.seeds:
                 write_captions(measured.images / name / f"seed-{seed}", reference.prompts)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _width(metric: str, reference: Reference) -> int:

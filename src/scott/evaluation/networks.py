@@ -120,7 +120,9 @@ def clip(source: str | Path, device: Device = "cpu", *, batch_size: int = 64) ->
 
 
 def open_clip(name: str, device: Device) -> Features:
-    """A CLIP of open_clip, ARCHITECTURE@WEIGHTS, with its own size, mean and standard deviation.
+    """A CLIP of open_clip, ARCHITECTURE@WEIGHTS, with its own size, mean and standard deviation, and with QuickGELU
+    where open_clip says that the weights of a tag were trained so. Of a file it knows nothing: the architecture says
+    it, as in ViT-B-32-quickgelu@FILE.
 
     Raises `UserError` for one that open_clip has not or cannot download, and for one whose pictures are resized in
     another way than CLIP's.
@@ -130,7 +132,8 @@ def open_clip(name: str, device: Device) -> Features:
     if not weights and ":" not in architecture:  # as in hf-hub:OWNER/NAME, which has its own
         raise UserError(f"got {OPEN_CLIP}{name} without weights; expected {OPEN_CLIP}ARCHITECTURE@WEIGHTS")
     try:
-        model = library.create_model(architecture, pretrained=weights or None).to(device)
+        quick = bool(library.get_pretrained_cfg(architecture.replace("/", "-"), weights).get("quick_gelu"))
+        model = library.create_model(architecture, pretrained=weights or None, force_quick_gelu=quick).to(device)
         tokenizer, chosen = library.get_tokenizer(architecture), model.visual.preprocess_cfg
     except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
         raise UserError(
@@ -142,7 +145,7 @@ def open_clip(name: str, device: Device) -> Features:
         raise UserError(f"{name} resizes pictures by {' and '.join(way)}; expected a CLIP with shortest and bicubic")
     size: int = chosen["size"] if isinstance(chosen["size"], int) else chosen["size"][0]
     return Features(
-        _clip(f"open_clip {architecture}", size),
+        _clip(f"open_clip {architecture}{' with QuickGELU' * quick}", size),
         model,
         lambda images: model.encode_image(standardised(centred(images, size), chosen["mean"], chosen["std"])),
         lambda texts: model.encode_text(tokenizer(texts).to(device)),

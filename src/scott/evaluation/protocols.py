@@ -7,7 +7,7 @@
 Pictures are cropped at their centre and resized by Lanczos, real and drawn alike. Where a protocol takes some of the
 pictures, they are those whose names have the smallest SHA-256, in that order: one that anyone can compute and that
 favours nothing. coco2014-30k.txt beside this file has the ids of those of val2014. Another list of names replaces it
-(`chosen`).
+(`listed`).
 
 The real pictures of coco2014-30k are its captions' own; GigaGAN's evaluator and DMD hold pictures of as many captions
 against the whole of val2014. A Fréchet distance depends on the real pictures: published figures, the paper's too,
@@ -17,7 +17,7 @@ compare only where theirs are the same.
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -27,7 +27,7 @@ from typing import Any
 from scott.data.captions import read_captions
 from scott.data.loading import entries_of
 from scott.data.manifest import MANIFEST
-from scott.data.records import Columns, Record, Source, reasons
+from scott.data.records import Columns, Record, Rejected, Source, reasons
 from scott.data.sources import open_source
 from scott.data.sources.files import PATH_MAX
 from scott.errors import UserError
@@ -50,7 +50,7 @@ class Protocol:
     samples: int
     size: int | None = None
     """Pixels a side that pictures are measured at; None takes what the sampler draws."""
-    order: Callable[[Entries], Entries] | None = None
+    order: Callable[[Iterable[Record | Rejected]], Entries] | None = None
     """Of all that the source has; None keeps its order."""
     whole: bool = True
     """Whether data with fewer pictures than `samples` are refused, where --samples asks for no fewer."""
@@ -68,7 +68,6 @@ class Protocol:
 
     def check(self, measured: Measured) -> None:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
-        check_samples(self.samples_of(measured))
         check_metrics(measured.metrics)
         if given := [name for name in self.unread if getattr(measured, name) != getattr(Measured(), name)]:
             flag = given[0].replace("_", "-")
@@ -88,9 +87,13 @@ class Protocol:
             raise UserError(f"got --models {' '.join(sorted(unknown))}; expected {', '.join([*NETWORKS, *CLIPS])}")
         if (Path(measured.data) / MANIFEST).is_file():
             raise UserError(f"{measured.data} holds encoded pictures; name the pictures that they were made of")
+        check_samples(self.samples_of(measured))
 
     def samples_of(self, measured: Measured) -> int:
-        return self.samples if measured.samples is None else measured.samples
+        """What is asked for: a number, a whole list of names, or the protocol's."""
+        if measured.samples is not None:
+            return measured.samples
+        return len(names_in(measured.names)) if measured.names else self.samples
 
     def reference(
         self, measured: Measured, samples: int, drawn: int | None, instruments: Instruments, tick: Tick
@@ -104,12 +107,12 @@ class Protocol:
         source = self.open(measured.data, columns, measured.data_split)
         floor = self.open(measured.floor_data, columns, measured.data_split) if measured.floor_data else None
         names = names_in(measured.names) if measured.names else None
-        choose = self.order if names is None else partial(chosen, names=names, source=source.kind)
+        choose = partial(listed, names=names, source=source.kind) if names else self.order
         whole = samples if names is None else min(samples, len(names))
         least = whole if self.whole and measured.samples is None else SMALLEST
         key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
         options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
-        options |= {"among": names and len(names), "once": not self.whole}
+        options |= {"names": names, "once": not self.whole}
         reference = source_reference(source, whole, size, instruments, tick, **options)
         reference.version = source.version
         return reference
@@ -118,8 +121,9 @@ class Protocol:
         """Raise `UserError` where pictures that are there already are of others than the protocol's captions."""
         if self.whole and not self.embedded and (others := Counter(drawn) - Counter(own)):
             raise UserError(
-                f"got a picture of {next(iter(others))!r}, which is none of the {len(own):,} captions of {self.name}; "
-                "measure pictures of other captions with --protocol custom"
+                f"got {len(drawn):,} pictures, one of {next(iter(others))!r}, which is none of the first {len(own):,} "
+                f"captions of {self.name}; draw those that are missing, or measure pictures of other captions with "
+                "--protocol custom"
             )
 
     def conditions(self, measured: Measured, reference: Reference) -> dict[str, Any]:
@@ -128,22 +132,21 @@ class Protocol:
         return {"data": measured.data, "size": reference.size} | left_out
 
 
-def by_list(entries: Entries) -> Entries:
+def by_list(entries: Iterable[Record | Rejected]) -> Entries:
     """COCO's pictures of coco2014-30k.txt, in its order. Raises `UserError` where there is none."""
     numbers = Path(__file__).with_name("coco2014-30k.txt").read_text(encoding="utf-8").split()
     ranks = {f"COCO_val2014_{int(number):012d}.jpg": rank for rank, number in enumerate(numbers)}
-    if not (listed := [entry for entry in entries if entry.key in ranks]):
-        raise UserError(
-            f"got {len(entries):,} pictures, none of COCO's val2014; give annotations/captions_val2014.json"
-        )
-    return sorted(listed, key=lambda entry: ranks[entry.key])
+    every = [*entries]
+    if not (there := [entry for entry in every if entry.key in ranks]):
+        raise UserError(f"got {len(every):,} pictures, none of COCO's val2014; give annotations/captions_val2014.json")
+    return sorted(there, key=lambda entry: ranks[entry.key])
 
 
-def by_digest(entries: Entries) -> Entries:
+def by_digest(entries: Iterable[Record | Rejected]) -> Entries:
     return sorted(entries, key=lambda entry: sha256(entry.key.encode()).digest())
 
 
-def by_category(entries: Entries) -> Entries:
+def by_category(entries: Iterable[Record | Rejected]) -> Entries:
     """By digest within a category (the folder of the name), and the categories in turn."""
     groups: dict[str, Entries] = defaultdict(list)
     for entry in by_digest(entries):
@@ -152,23 +155,23 @@ def by_category(entries: Entries) -> Entries:
     return [entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])]
 
 
-def chosen(entries: Entries, names: Sequence[str], source: str) -> Entries:
-    """The entries of these names, in their order, of several of one picture the first; and behind them the source's
-    other records. Raises `UserError` for a name that the source has not, or has of several pictures."""
-    wanted, there = {*names}, dict[str, Entries]()
+def listed(entries: Iterable[Record | Rejected], names: Sequence[str], source: str) -> Entries:
+    """The entries of these names, in their order, of several of one picture the first; no others are held. Raises
+    `UserError` for a name that the source has not, or has of several pictures."""
+    there: dict[str, Entries] = {name: [] for name in names}
     for entry in entries:
-        there.setdefault(entry.key, []).append(entry)
-    if missing := [name for name in names if name not in there]:
+        if entry.key in there:
+            there[entry.key].append(entry)
+    if missing := [name for name in names if not there[name]]:
         raise UserError(f"{source} has no {missing[0]}, nor {len(missing) - 1:,} others of the list of {len(names):,}")
-    records = {name: [entry for entry in there[name] if isinstance(entry, Record)] for name in wanted}
+    records = {name: [entry for entry in there[name] if isinstance(entry, Record)] for name in there}
     for name in names:
         if (count := len({*map(_read_by, records[name])})) > 1:
             raise UserError(
                 f"got --names with {name[:200]!r}, which {count:,} pictures of {source} are called; expected names of "
                 "one picture each; rename them, or leave --names out"
             )
-    listed = [(records[name] or there[name])[0] for name in names]
-    return listed + [entry for entry in entries if entry.key not in wanted and isinstance(entry, Record)]
+    return [(records[name] or there[name])[0] for name in names]
 
 
 def _read_by(record: Record) -> str | int:

@@ -103,20 +103,19 @@ def source_reference(
     instruments: Instruments,
     tick: Tick,
     *,
-    choose: Callable[[Entries], Entries] | None = None,
+    choose: Callable[[Iterable[Record | Rejected]], Entries] | None = None,
     floor: Source | None = None,
     key: Sequence[Any] | None = None,
     least: int = SMALLEST,
-    among: int | None = None,
+    names: Sequence[str] | None = None,
     once: bool = True,
 ) -> Reference:
-    """The first pictures that can be read, of those that `choose` makes of all, or of its first `among`, each with its
-    first caption.
+    """The first pictures that can be read, of those that `choose` makes of all, each with its first caption.
 
     A picture is cropped at its centre to size x size by Lanczos. The floor's pictures are the first of the source
-    `floor`, or of this source those that follow, those `among`, where there are as many. With `once`, a picture whose
-    pixels came before, in the floor too, is skipped. `key`, what the choice depends on, keeps features for the next
-    time, where there are all `samples` of them and nothing else was skipped on the way.
+    `floor`, or of this source those that follow, or that have none of `names`, where there are as many. With `once`, a
+    picture whose pixels came before, in the floor too, is skipped. `key`, what the choice depends on, keeps features
+    for the next time, where there are all `samples` of them and nothing else was skipped on the way.
 
     Raises:
         UserError: fewer than `least` can be read, or fewer of `floor` than of the source; see `open_source`.
@@ -124,11 +123,20 @@ def source_reference(
     check_samples(samples)
     file = None
     if key is not None and instruments:
-        made_of = [source.kind, source.version, floor and floor.version, samples, size, *key, among, once]
+        made_of = [
+            source.kind,
+            source.version,
+            floor and floor.version,
+            samples,
+            size,
+            *key,
+            names and len(names),
+            once,
+        ]
         file = _cache_file(made_of, instruments)
         if kept := _kept(file):
             return _reference(instruments, size, *kept)
-    entries, behind = _split(source, choose, among)
+    entries, behind = _split(source, choose, names)
     behind = entries_of(floor) if floor else behind
     seen: set[bytes] | None = set() if once else None
     with closing(_decoded(entries, size, seen)) as found:
@@ -149,15 +157,16 @@ def source_reference(
 
 
 def _split(
-    source: Source, choose: Callable[[Entries], Entries] | None, among: int | None
+    source: Source, choose: Callable[[Iterable[Record | Rejected]], Entries] | None, names: Sequence[str] | None
 ) -> tuple[Iterable[Record | Rejected], Iterable[Record | Rejected] | None]:
-    """What is chosen of a source, and what stands behind the first `among` of it, where these are set apart."""
-    entries: Iterable[Record | Rejected] = entries_of(source)
-    chosen = choose(list(entries)) if choose else entries
-    if among is None:
+    """What is chosen of a source, and its other records, where those of some names are set apart: read a second time,
+    as a record may hold its picture's bytes."""
+    entries = entries_of(source)
+    chosen = choose(entries) if choose else entries
+    if names is None:
         return chosen, None
-    chosen = list(chosen)
-    return chosen[:among], chosen[among:]
+    apart = {*names}
+    return chosen, (entry for entry in entries_of(source) if isinstance(entry, Record) and entry.key not in apart)
 
 
 def _decoded(entries: Iterable[Record | Rejected], size: int, seen: set[bytes] | None) -> Generator[Sample | Rejected]:

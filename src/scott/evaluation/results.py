@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,13 @@ def _check_there(kind: str, asked: Sequence[int] | Sequence[str], there: Collect
         raise UserError(f"got {kind} {unknown[0]}, which no row has; expected some of {expected}")
 
 
+def network_of(description: Any) -> Any:
+    """A network's description without the name of the folder that it was read from, where its weights have a digest;
+    what is none as it is."""
+    there = isinstance(description, str)
+    return re.sub(r"^(CLIP|DINOv2) .*?(?=: .*; weights \w+$)", r"\1", description) if there else description
+
+
 @dataclass
 class Results:
     """Rows in the order they are shown, and what they were measured under.
@@ -151,12 +159,13 @@ class Results:
     def only(self, steps: Sequence[int] = (), metrics: Sequence[str] = ()) -> Results:
         """Rows of some numbers of steps, with some metrics; all of either, if none is named.
 
-        Real pictures and the baseline stay. Raises `UserError` for what no row has.
+        Real pictures and the baselines stay. Raises `UserError` for what no row has.
         """
         _check_there("steps", steps, {row.steps for row in self.rows} - {0})
         _check_there("metrics", metrics, {name for row in self.rows for name in row.metrics})
-        always = self.baseline()
-        rows = [row for row in self.rows if not steps or row.label == FLOOR or row is always or row.steps in steps]
+        always = {row.name for metric in USUAL if (row := self.baseline(metric))}
+        kept = [row.label == FLOOR or row.name in always or row.steps in steps for row in self.rows]
+        rows = [row for row, keeps in zip(self.rows, kept, strict=True) if keeps or not steps]
         return Results([row.only(metrics) for row in rows] if metrics else rows, self.meta)
 
     def to_json(self, **more: Any) -> str:

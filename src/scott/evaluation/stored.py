@@ -45,7 +45,7 @@ class StoredPictures:
             raise UserError(f"got {folder}, which has pictures of {len(rows)} rows or seeds, {some}; name one of them")
         place = (rows or [folder])[0].resolve()
         kept = KEPT.fullmatch(place.name)
-        self.name = (place.parent.name if kept else folder.stem) or "pictures"
+        self.name = (place.parent.name if kept else folder.stem if folder.is_file() else folder.name) or "pictures"
         self.seed = int(kept[1]) if kept else None
         for entry in self._entries():
             try:

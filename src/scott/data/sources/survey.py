@@ -122,7 +122,7 @@ def of_split(
 def no_split(where: object, there: Iterable[str], wanted: str) -> UserError:
     return UserError(
         f"{where} has the splits {', '.join(there)}, and not {wanted!r}; name one with --split "
-        "(scott evaluate: --data-split)"
+        "(scott evaluate: --data-split of its data, and of pictures to measure the folder itself)"
     )
 
 
