@@ -228,9 +228,21 @@ def test_a_plus_in_a_folders_name_is_part_of_it(tmp_path, monkeypatch, name, exp
     assert _pipeline_and_lora(name) == expected
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "pixart", "sd3"])
-def test_a_teachers_lines_draw_its_picture(family, teacher_folders, tmp_path, monkeypatch):
-    teacher = TeacherSource(teacher=str(teacher_folders[family]))
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        *(("sd1", {}), ("sdxl", {}), ("pixart", {}), ("sd3", {})),
+        *(("sd1", {"thresholding": True}), ("sd3", {"use_exponential_sigmas": True})),
+        ("chroma", {"use_beta_sigmas": True}),
+        *(("flux", {"use_karras_sigmas": True}), ("flux", {"stochastic_sampling": True})),
+    ],
+)
+def test_a_teachers_lines_draw_its_picture(family, scheduler, teacher_folders, tmp_path, monkeypatch):
+    """Whatever its own scheduler would make of its times, which the teacher's sampler spaces evenly."""
+    folder = shutil.copytree(teacher_folders[family], tmp_path / "teacher")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
+    teacher = TeacherSource(teacher=str(folder))
     backbone = load_backbone(teacher)
     code = partial(teacher_snippet, teacher, backbone)
     column = Column("teacher", "teacher", TeacherSampler(backbone, 3, 2.5), code)

@@ -77,6 +77,17 @@ def test_sides_are_multiples_of_the_networks_patches(tmp_path, name, least):
     backbone.resize(512 + least)
 
 
+def test_a_sana_with_positions_is_trained_at_its_own_size(tmp_path):
+    """Which scale with the size in its config: at another one it would not be the teacher, nor read back."""
+    folder = write_configs("sana", tmp_path)
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"interpolation_scale": 1.0}))
+    backbone = skeleton(folder)
+    backbone.resize(own := backbone.resolution)
+    with pytest.raises(UserError, match=f"for a Sana teacher of {own}, whose positions are of that size"):
+        backbone.resize(own // 2)
+
+
 def test_a_dry_run_refuses_what_is_asked_of_prepared_data(command_line, teacher_folders, pictures, tmp_path):
     teacher, shards = teacher_folders["sd1"], tmp_path / "shards"
     assert command_line("prepare", pictures, "--teacher", teacher, "--out", shards)[0] == 0

@@ -1,5 +1,7 @@
 """Stock pipelines as they are loaded to be measured."""
 
+import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +140,25 @@ def test_a_pipeline_without_a_vae_is_refused(teacher_folders, monkeypatch) -> No
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", without)
     with pytest.raises(UserError, match="expected a pipeline that draws pictures of prompts by a VAE"):
         load_pipeline(str(teacher_folders["sd1"]), None, None, torch.float32, CPU)
+
+
+def test_another_scheduler_of_a_flow_has_its_shift(teacher_folders, tmp_path) -> None:
+    """Which DPM-Solver's config calls otherwise than that of a scheduler of flows alone."""
+    folder = shutil.copytree(teacher_folders["sana"], tmp_path / "sana")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"flow_shift": 3.0}))
+    made = load_pipeline(str(folder), "FlowMatchEulerDiscreteScheduler", None, torch.float32, CPU)
+    assert made.scheduler.config.shift == 3.0
+    made.save_pretrained(tmp_path / "euler")
+    again = load_pipeline(str(tmp_path / "euler"), "FlowMatchHeunDiscreteScheduler", None, torch.float32, CPU)
+    assert again.scheduler.config.shift == 3.0
+
+
+def test_a_pipeline_whose_network_says_no_size_has_its_own(teacher_folders) -> None:
+    pipeline = load_pipeline(str(teacher_folders["flux"]), None, None, torch.float32, CPU)
+    assert "sample_size" not in pipeline.transformer.config
+    pipeline.default_sample_size = 24
+    assert PipelineSampler(pipeline, 1, None).resolution == 24 * pipeline.vae_scale_factor
 
 
 def test_a_scheduler_of_another_kind_is_refused(teacher_folders) -> None:

@@ -242,6 +242,14 @@ def test_a_student_of_v_is_for_comfyui_alone(make_trained, family):
         assert ("A1111" in table) == (family == "sd1")
 
 
+def test_a_student_of_clean_data_is_for_comfyui_alone(make_trained):
+    trained = make_trained("sd1")
+    _, how, table = elsewhere(trained.config, replace(trained.info, prediction="sample"), "lora")
+    assert "it draws no student of x0" in how
+    assert "behind ModelSamplingDiscrete at x0" in how
+    assert "A1111" not in table
+
+
 def test_what_no_program_draws_is_said_to_be_for_diffusers(make_trained):
     config, info = (trained := make_trained("pixart")).config, trained.info
     _, how, table = elsewhere(config, info, "lora")

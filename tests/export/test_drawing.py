@@ -295,6 +295,17 @@ def test_a_strength_that_leaves_no_step(make_backbone, picture):
             drawing(made, asked)
 
 
+def test_the_strength_that_a_refusal_names_is_drawn(make_backbone, picture):
+    """A third is no number of three digits."""
+    backbone = make_backbone(family="sd1")
+    made = Student("it", backbone, backbone.teacher, student_grid(backbone.schedule, 125), None)
+    for steps in (3, 6, 7):
+        with pytest.raises(UserError, match="which leaves none; expected ") as refused:
+            drawing(made, Drawn(steps=steps, guidance=3.0, image=picture, strength=0.1))
+        least = float(str(refused.value).split("expected ")[1].split()[0])
+        assert drawing(made, Drawn(steps=steps, guidance=3.0, image=picture, strength=least)).network_calls == 1
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.2, float("nan")])
 def test_a_strength_out_of_range(picture, strength):
     with pytest.raises(UserError, match="expected more than 0, and 1 at most"):

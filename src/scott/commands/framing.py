@@ -1,5 +1,6 @@
 """The sampler of a picture that `scott sample` is asked for: of what size, from what, and away from what."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def drawing(student: Student, asked: Drawn) -> StudentSampler:
     if not sampler.times:
         raise UserError(
             f"got --strength {asked.fraction} of {asked.steps} steps, which leaves none; "
-            f"expected {1 / asked.steps:.3g} (one) to 1"
+            f"expected {math.ceil(1000 / asked.steps) / 1000:g} (one) to 1"
         )
     return sampler
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,11 +75,12 @@ class PipelineSampler:
 
     @property
     def resolution(self) -> int:
-        """Pixels a side: `side`, what the network's config says it is for, or else those of `DEFAULT_SIZE` places, as
-        pipelines have it."""
+        """Pixels a side: `side`, what the network's config says it is for, or the pipeline, or else those of
+        `DEFAULT_SIZE` places, as most pipelines have it."""
         if self.side:
             return self.side
-        size = self.network.config.get("sample_size") or DEFAULT_SIZE
+        own = getattr(self.pipeline, "default_sample_size", None)
+        size = self.network.config.get("sample_size") or own or DEFAULT_SIZE
         return (size if isinstance(size, int) else size[0]) * self.pipeline.vae_scale_factor
 
 
@@ -155,7 +156,7 @@ def load_pipeline(
             raise UserError(f"diffusers has no scheduler {scheduler}; expected one such as DPMSolverMultistepScheduler")
         own: Any = pipeline.scheduler
         with complaining_of(f"{scheduler} of {name}", "made"):
-            pipeline.scheduler = made.from_config(own.config)
+            pipeline.scheduler = made.from_config(own.config, **_shift(own.config, made))
         if _is_of_flows(own) != _is_of_flows(pipeline.scheduler):
             kinds = "flow", "diffusion"
             kind, other = kinds if _is_of_flows(own) else kinds[::-1]
@@ -206,6 +207,13 @@ def _put(pipeline: Any, lora: str, file: Path | None) -> None:
         with complaining_of(beside):
             kind = read_object(beside / "scheduler_config.json")["_class_name"]
             pipeline.scheduler = getattr(diffusers, kind).from_pretrained(beside)
+
+
+def _shift(config: Mapping[str, Any], made: type) -> dict[str, float]:
+    """What a flow's time is shifted by, as another scheduler's config calls it."""
+    accepted = inspect.signature(made).parameters
+    names = ("flow_shift", "shift"), ("shift", "flow_shift")
+    return {new: config[old] for old, new in names if old in config and new in accepted and new not in config}
 
 
 def _is_of_flows(scheduler: Any) -> bool:

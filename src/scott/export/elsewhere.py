@@ -37,14 +37,15 @@ def elsewhere(config: DistillConfig, info: StudentInfo, kind: str) -> list[str]:
         )
     else:
         how = f"The teacher's checkpoint{_under(config)}, {_lora(kind)} at strength 1, {how}"
-    is_of_noise = info.prediction != "v_prediction"
+    is_of_noise = info.prediction in (None, "epsilon")
     if not is_unet:
         how = f"A1111 does not read this family. In ComfyUI: {how[0].lower()}{how[1:]}"
     elif not is_of_noise:  # of a checkpoint, ComfyUI tells SDXL's by a mark and SD2's by its weights, and no SD1's
+        what, sampling = ("v", "v_prediction") if info.prediction == "v_prediction" else ("x0", "x0")
         how = (
-            "A1111's LCM sampler is one of noise prediction, so that it draws no student of v. In ComfyUI, behind "
-            "ModelSamplingDiscrete at v_prediction (with zsnr on, if the teacher's schedule ends without signal): "
-            f"{how[0].lower()}{how[1:]}"
+            f"A1111's LCM sampler is one of noise prediction, so that it draws no student of {what}. In ComfyUI, "
+            f"behind ModelSamplingDiscrete at {sampling} (with zsnr on, if the teacher's schedule ends without "
+            f"signal): {how[0].lower()}{how[1:]}"
         )
     return [TITLE, how, table(info.pipeline, info.times, list(PROGRAMS) if is_unet and is_of_noise else ["ComfyUI"])]
 

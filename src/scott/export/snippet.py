@@ -19,6 +19,9 @@ from scott.teachers import LatentBackbone
 from scott.teachers.layout import family_class
 from scott.training.config import DistillConfig
 
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+OTHERWISE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
+"""Settings of it with which it does not walk the ODE at evenly spaced, shifted times."""
 EXAMPLE = "a small green apple on a blue background"
 
 
@@ -96,19 +99,22 @@ def pipeline_snippet(
 def teacher_snippet(
     teacher: TeacherSource, backbone: LatentBackbone, *, prompt: str, steps: int, seed: int, guidance: float
 ) -> str:
-    """Python that draws one picture with a teacher's pipeline as `TeacherSampler` does."""
+    """Python that draws one picture with a teacher's pipeline as `TeacherSampler` does.
+
+    By diffusers' DDIM as far as the steps divide those of training: of others it does not step to its next time.
+    """
     pipeline, scheduler = type(backbone.pipeline).__name__, backbone.pipeline.scheduler
     solver, made = type(scheduler).__name__, ""
     if not isinstance(backbone.schedule, FlowSchedule):
         solver = "DDIMScheduler"
-        trailing = 'timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False'
+        trailing = 'timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, thresholding=False'
         if teacher.prediction or teacher.file:  # diffusers does not read what a file says of itself
             config = scheduler.config
             trailing += f", prediction_type={quoted(config.prediction_type)}"
             trailing += f", rescale_betas_zero_snr={config.get('rescale_betas_zero_snr', False)}"
         made = f"{solver}.from_config(pipe.scheduler.config, {trailing})"
-    elif solver != "FlowMatchEulerDiscreteScheduler" or backbone.shifts_by_steps:
-        solver = "FlowMatchEulerDiscreteScheduler"
+    elif solver != FLOW_EULER or backbone.shifts_by_steps or any(scheduler.config.get(key) for key in OTHERWISE):
+        solver = FLOW_EULER
         made = f"{solver}(shift={backbone.schedule.shift})"
     names, load = teacher_lines(teacher, pipeline, str)
     lines = _imports(*names, *([solver] if made else []))

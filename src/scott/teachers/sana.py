@@ -7,6 +7,7 @@ import torch
 from diffusers import ModelMixin, SanaPipeline
 from torch import Tensor
 
+from scott.errors import UserError
 from scott.teachers import Cond, lora
 from scott.teachers.network import LatentBackbone
 
@@ -20,6 +21,15 @@ class SanaBackbone(LatentBackbone):
 
     student_layers = (*lora.ATTENTION, "conv_inverted", "conv_point")
     own_size, exports_onnx = True, False
+
+    def check_resolution(self, resolution: int) -> None:
+        """Of an edition with positions, which scale with the size in its config, its own alone."""
+        if self.network.config.get("interpolation_scale") is not None and resolution != self.resolution:
+            raise UserError(
+                f"got resolution {resolution} for a Sana teacher of {self.resolution}, whose positions are of that "
+                "size; prepare its data without --resolution, or take its edition of another size"
+            )
+        super().check_resolution(resolution)
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         z = self.vae.encode(pixels).latent
