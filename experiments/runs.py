@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from experiments.energy import EnergyDistillation, EnergySampler
 from experiments.graphs import record
+from experiments.matching import MatchingDistillation
 from experiments.phases import PhasedDistillation, PhasedSampler
 from rich.console import Console
 from safetensors import SafetensorError
@@ -128,12 +129,14 @@ class Training:
         data: the folder that prepared shards are kept in, for all runs on the same data.
         phases: of more than 1, a student of `experiments.phases`, drawn from in as many steps.
         energy: a student of `experiments.energy`.
+        matching: a student of `experiments.matching`.
     """
 
     config: DistillConfig
     data: Path = Path("runs/data")
     phases: int = 1
     energy: bool = False
+    matching: bool = False
     backbone: LatentBackbone = field(init=False)
 
     def train(self, report: Report) -> float:
@@ -162,7 +165,7 @@ class Training:
                 report("distil", done, config.max_steps, terms)
 
             hooks = Hooks(progress=progress)
-            if self.phases > 1 or self.energy:
+            if self.phases > 1 or self.energy or self.matching:
                 hooks.distillation = self.variant
             with one_thread():
                 distill(self.backbone, data, config, hooks)
@@ -171,6 +174,8 @@ class Training:
     def variant(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:
         if self.energy:
             return EnergyDistillation.of(backbone, config)
+        if self.matching:
+            return MatchingDistillation.of(backbone, config)
         plain = Distillation.of(backbone, config)
         return PhasedDistillation(*(getattr(plain, field.name) for field in fields(plain)), phases=self.phases)
 

@@ -52,8 +52,9 @@ def test_a_trial_is_one_line_and_the_next_begins_with_its_student(tmp_path, monk
 
 
 def test_a_variant_of_the_step_has_a_run_of_its_own():
-    trials = [Trial("a"), Trial("a", energy=True), Trial("a", phases=2), Trial("a", phases=4)]
-    assert [trial.config().out.name for trial in trials] == ["a-0", "a-0-energy", "a-0-2-phases", "a-0-4-phases"]
+    trials = [Trial("a"), Trial("a", energy=True), Trial("a", matching=True), Trial("a", phases=2)]
+    assert [trial.config().out.name for trial in trials] == ["a-0", "a-0-energy", "a-0-matching", "a-0-2-phases"]
+    assert exit_code(Trial("a", matching=True, phases=2).run) == 2
 
 
 def test_a_shared_trial_goes_on_from_the_plain_run_that_has_made_its_first_updates(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from scott.training.config import DistillConfig
 from scott.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
-IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases", "energy")
+IDENTITY = ("method", "set", "from", "seed", "updates", "samples", "other", "phases", "energy", "matching")
 FLAGS = {"method": "--method", "init": "--from", "seed": "--seed", "max_steps": "--updates", "out": "a name and --runs"}
 """Setting → what says it."""
 
@@ -47,6 +47,8 @@ class Trial:
     """Of the schedule, within which the student is consistent; of more than 1 it draws in as many steps, by DDIM."""
     energy: bool = False
     """Give the student noise of its own, and learn by an energy score."""
+    matching: bool = False
+    """Match distributions in the critic's place, which is then a denoiser of what is drawn."""
     shared: bool = False
     """Go on from the run in --runs that has made most of the same first updates, to the same bits: what trials have in
     common is computed once, and counted in each."""
@@ -65,14 +67,14 @@ class Trial:
             raise UserError("got no name for the trial; say one, or --table")
         if self.phases < 1 or self.updates < 1:
             raise UserError(f"got {self.phases} phases and {self.updates} updates; expected 1 or more of each")
-        if self.phases > 1 and self.energy:
-            raise UserError("got phases and an energy score; give one of them")
+        if (self.phases > 1) + self.energy + self.matching > 1:
+            raise UserError("got several of --phases, --energy and --matching; give one of them")
         if self.shared and (self.phases > 1 or self.energy):
             raise UserError("got --shared of a variant, whose first updates are its own; leave it out")
         line = {"name": self.name, **self.identity(), "config": digest(self.config())}
         for there in read_lines(file):
             if there["name"] == self.name and there["seed"] == self.seed:
-                known = line | {"other": None, "phases": 1, "energy": False} | there
+                known = line | {"other": None, "phases": 1, "energy": False, "matching": False} | there
                 if all(known[key] == line[key] for key in (*IDENTITY, "config")):
                     return
                 raise UserError(
@@ -86,7 +88,7 @@ class Trial:
         """What makes it this trial, as its line has it: two numbers are a list there."""
         source = None if self.source is None else str(self.source)
         asked = (self.method, self.given(), source, self.seed, self.updates, self.samples)
-        values = (*asked, self.other, self.phases, self.energy)
+        values = (*asked, self.other, self.phases, self.energy, self.matching)
         return dict(zip(IDENTITY, json.loads(json.dumps(values)), strict=True))
 
     def given(self) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class Trial:
         """Train and measure."""
         # before it trains, so that what cannot be measured is not trained
         references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
-        training = Training(self.config(), self.runs / "data", self.phases, self.energy)
+        training = Training(self.config(), self.runs / "data", self.phases, self.energy, self.matching)
         if self.shared:
             begin(training, self.alike(), report)
         seconds = training.train(report)
@@ -114,7 +116,8 @@ class Trial:
         return [file.parent for file in files if DistillConfig.load(file).limit == self.config().limit]
 
     def config(self) -> DistillConfig:
-        variant = "-energy" * self.energy + f"-{self.phases}-phases" * (self.phases > 1)  # which no config has
+        # which no config has
+        variant = "-energy" * self.energy + "-matching" * self.matching + f"-{self.phases}-phases" * (self.phases > 1)
         out = self.runs / f"{self.name}-{self.seed}{variant}"
         settings = QUIET | {"checkpoint_every": 100, "log_every": 1} | self.given()
         settings |= {"method": self.method, "init": None if self.source is None else str(self.source)}
@@ -133,6 +136,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         given = line["set"] | ({"phases": line["phases"]} if line.get("phases", 1) > 1 else {})
         given |= {"score": "energy"} if line.get("energy") else {}
+        given |= {"in the critic's place": "matching"} if line.get("matching") else {}
         settings = ", ".join(f"{key} {value}" for key, value in given.items()) or "–"
         measured = [line["steps"].get(n) for n in ("1", "2", "4")]
         cells = [one and cell(one) for one in measured]

@@ -118,7 +118,7 @@ class Distillation:
         if not (config.has_critic and engine.has_critic):
             f_n.backward(towards_target)
         elif not config.draws_fakes and not engine.apart:
-            towards_data, played = self._play(engine, shown)
+            towards_data, played = self.play(engine, shown)
             f_n.backward(towards_target + towards_data)
             terms |= played
             if not config.adversarial_share:  # whose ratio is one over θ
@@ -132,7 +132,7 @@ class Distillation:
                     terms["moments"] = torch.cat([terms["moments"], drawn])
                 else:
                     shown = shown._replace(fakes=f(x_n, t_n, cond))
-                towards_data, played = self._play(engine, shown)
+                towards_data, played = self.play(engine, shown)
                 shown.fakes.backward(towards_data)
                 terms |= played
         engine.mark("student")
@@ -173,7 +173,7 @@ class Distillation:
         x[some] = torch.where(goes_on, f.schedule.add_noise(first, again[some], t[some]), noise[some])
         return Shown(f(x, t, cond), shown.x0[rows], t, cond, draws)
 
-    def _play(self, engine: Engine, shown: Shown) -> tuple[Tensor, dict[str, Tensor]]:
+    def play(self, engine: Engine, shown: Shown) -> tuple[Tensor, dict[str, Tensor]]:
         """Send L_D back to what is trained of D; scaled λ_adv ∂L_adv/∂fakes, and terms."""
         backbone, config, grid = self.backbone, self.config, self.grid
         engine.mark("student")
