@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
 from safetensors import SafetensorError
 
+from scott.app import watch_view
 from scott.app.draw_view import _draw, _remember
 from scott.app.drawing import Column, Drawer, Order, Picture, _omega, _teacher_name
 from scott.app.figures import problem, varieties
@@ -379,6 +380,19 @@ def test_runs_are_found_the_newest_first_and_read_before_their_first_step(tmp_pa
     said = _summary(tmp_path / "new")
     assert "0:00:00" in said, "of a run that is made shorter"
     assert "odd" in said
+
+
+def test_curves_are_drawn_again_once_there_is_more_to_show(tmp_path, monkeypatch):
+    """Not each time that the page asks: of thousands of records that takes a second."""
+    calls = []
+    monkeypatch.setattr(watch_view, "curves_svg", lambda records: calls.append(len(records)))
+    (tmp_path / "config.json").write_text(mini(out=tmp_path).to_json())
+    for count in (1, 2):
+        with (tmp_path / "metrics.jsonl").open("a") as log:
+            log.write('{"step": 1, "consistency": 1.0}\n')
+        for _ in range(3):
+            assert "consistency loss" in _summary(tmp_path)
+        assert calls == [1, 2][:count]
 
 
 def test_a_name_that_is_nothing_is_one_message(command_line):

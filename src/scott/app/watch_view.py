@@ -1,6 +1,7 @@
 """The view that follows a run: curves, warnings, the time left, and what it drew on its way."""
 
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ def validation_grids(run: Path) -> list[Path]:
 
 def _summary(run: Path) -> str:
     """What the folder says of its run so far. Raises `UserError` where its files are none of a run's."""
-    config, records = DistillConfig.load(run / "config.json"), read_metrics(run / "metrics.jsonl")
+    config, log = DistillConfig.load(run / "config.json"), run / "metrics.jsonl"
+    version = (log.stat().st_mtime_ns, log.stat().st_size) if log.is_file() else None
+    records, curves = _read(log, version)
     latest = {name: value for record in records for name, value in record.items()}
     step, pace = int(latest.get("step", 0)), latest.get("seconds_per_step")
     left = "unknown" if pace is None else str(timedelta(seconds=round(pace * max(config.max_steps - step, 0))))
@@ -91,10 +94,17 @@ def _summary(run: Path) -> str:
     file = run / WARNINGS
     warnings = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     text = "".join(map(message, warnings)) + table(rows, "Where the run is")
-    if (curves := curves_svg(records)) is None:
+    if curves is None:
         return text
     _, svg, drawn = curves.decode().partition("<svg")
     return f'{text}<div class="scott-wide" role="img" aria-label="Curves of the losses">{svg}{drawn}</div>'
+
+
+@lru_cache(maxsize=2)
+def _read(log: Path, version: tuple[int, int] | None) -> tuple[list[dict[str, float]], bytes | None]:
+    """Records and their curves, which of thousands take a second: once of a log's time of change and size."""
+    records = read_metrics(log)
+    return records, curves_svg(records)
 
 
 def _grid(grids: list[Path], number: int) -> str:
