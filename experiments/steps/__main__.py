@@ -1,0 +1,120 @@
+"""Which of a student's two steps falls short of its teacher: `python -m experiments.steps --help`; what came out is in
+README.md.
+
+A student is to end where its teacher's walk would. Here the walk takes the place of one step, or of both: what both
+give is what a student without error would draw, and what one gives beside the student is what the other step costs.
+FID, coverage and spread on the validation split, one line of results.jsonl for each run and choice of steps.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from experiments.measuring import cell, measured_by_all, reference_by
+from experiments.results import append_lines, insert, read_lines, table
+from experiments.runs import Report, Training, digest, exit_code
+from torch import Tensor
+
+from scott.diffusion import ConsistencyFunction
+from scott.errors import UserError
+from scott.samplers import StudentSampler
+from scott.sampling import sample
+from scott.solvers import make
+from scott.students import is_run
+from scott.teachers import Cond
+from scott.training.config import DistillConfig
+
+HERE = Path(__file__).parent
+VARIANTS = ("-energy", "-phases")
+"""How folders of trials end whose students draw in another way."""
+WALKED: dict[str, tuple[int, ...]] = {"none": (), "first": (0,), "second": (1,), "both": (0, 1)}
+
+
+@dataclass(frozen=True)
+class WalkedSampler(StudentSampler):
+    """A student some of whose steps are its guided teacher's: a walk of DDIM from where the step begins to clean data,
+    in the jumps of the student's grid."""
+
+    walked: tuple[int, ...] = field(default=(), kw_only=True)
+    """Which steps, from 0 on."""
+
+    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        backbone, schedule, times = self.backbone, self.backbone.schedule, self.times
+        solver = make("ddim", schedule, eta=0.0)
+        guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
+        text = {name: value for name, value in cond.items() if name != "guidance"}
+
+        def step(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            if times.index(t[0].item()) not in self.walked:
+                return student(x, t, cond)
+            while t[0] > schedule.t_data:
+                ahead = self.grid.substep_times(t)
+                x, t = solver.walk(guided, x, ahead, text), ahead[-1]
+            return x
+
+        return sample(step, schedule, noise, cond, len(times), generator, times, backbone.noise_like)
+
+
+@dataclass
+class Steps:
+    """Measure what has no line yet; then write the table into README.md."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Finished runs of full students of the embedded teacher, as experiments.trial makes them."""
+    walked: tuple[Literal["none", "first", "second", "both"], ...] = ("none", "first", "second", "both")
+    """Which of the two steps the teacher makes."""
+    samples: int = 2000
+    other: Literal["efficientnet"] | None = None
+    """A network besides Mini-CLIP that is measured by."""
+    data: Path = Path("runs/trials/data")
+    """Prepared shards of the runs."""
+    folder: Path = HERE
+
+    def run(self, report: Report) -> None:
+        self.show()  # before anything is made, so that a folder that cannot show it is known
+        references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
+        for run in self.runs:
+            if not is_run(run) or run.name.endswith(VARIANTS):
+                raise UserError(
+                    f"got {run}, which is no run of a plain student; expected one that experiments.trial made"
+                )
+            config = replace(DistillConfig.load(run / "config.json"), out=run)
+            what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
+            what |= {"samples": self.samples, "other": self.other}
+            there = [line["walked"] for line in read_lines(self.file) if what.items() <= line.items()]
+            if lacking := [walked for walked in self.walked if walked not in there]:
+                training = Training(config, self.data)
+                training.finished(report)  # nothing is left of it: this loads the student
+                for walked in lacking:
+                    figures = measured_by_all({2: sampler(training, walked)}, references, report)
+                    append_lines(self.file, what | {"walked": walked} | figures["2"])
+        self.show()
+
+    def show(self) -> None:
+        insert(self.folder / "README.md", "steps", markdown(read_lines(self.file)))
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.jsonl"
+
+
+def sampler(training: Training, walked: str) -> WalkedSampler:
+    """In two steps, of which the teacher walks some."""
+    plain = training.samplers()[2]
+    return WalkedSampler(plain.backbone, plain.network, plain.grid, 2, plain.guidance, walked=WALKED[walked])
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    rows = []
+    for line in lines:
+        other = f"{line['fid_efficientnet']:.1f}" if "fid_efficientnet" in line else None
+        rows.append([line["run"], line["method"], line["updates"], line["walked"], cell(line), other])
+    header = ["run", "method", "updates", "walked by the teacher", "FID, coverage, spread", "FID by EfficientNet-Lite0"]
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(tyro.cli(Steps, description=__doc__).run))
