@@ -55,7 +55,9 @@ def test_a_seed_of_a_flow_is_one_picture(teacher_folders, monkeypatch, family):
     """Though most of their pipelines hand the scheduler, which draws noise, no generator; torch's own is left alone."""
     monkeypatch.setattr(evaluation.stock, "DEFAULT_SIZE", 8)
     scheduler = None if family == "sana" else "FlowMatchLCMScheduler"
-    sampler = PipelineSampler(load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU), 2, 1.0)
+    pipeline = load_pipeline(str(teacher_folders[family]), scheduler, None, torch.float32, CPU)
+    pipeline.default_sample_size = 8
+    sampler = PipelineSampler(pipeline, 2, 1.0)
     before = torch.get_rng_state()
     first, again, other = (sampler(["a cat"], seed) for seed in (3, 3, 4))
     assert torch.equal(first, again)

@@ -91,7 +91,9 @@ def test_a_stock_pipeline_is_measured_at_its_own_size_and_guidance(family, teach
     sampler = PipelineSampler(made.pipeline, STEPS, OMEGA)
     assert sampler.resolution == made.resolution
     made.resize(SIDE)
-    monkeypatch.setattr(evaluation.stock, "DEFAULT_SIZE", SIDE // made.pipeline.vae_scale_factor)
+    places = SIDE // made.pipeline.vae_scale_factor
+    monkeypatch.setattr(evaluation.stock, "DEFAULT_SIZE", places)
+    made.pipeline.default_sample_size = places  # which most flows' pipelines have
     call = {"generator": torch.manual_seed(3), "height": SIDE, "width": SIDE, "guidance_scale": OMEGA}
     call |= GUIDANCE.get(type(made.pipeline).__name__, {})
     expected = made.pipeline(prompt=PROMPT, num_inference_steps=STEPS, output_type="pt", **call).images
