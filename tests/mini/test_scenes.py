@@ -9,7 +9,7 @@ from experiments.embedded_teacher.first import clip as first
 from PIL import Image
 
 from scott.mini import glyphs, scenes
-from scott.mini.scenes import BACKGROUNDS, PLACES, SIZE_WORDS, SIZES, unseen_background
+from scott.mini.scenes import BACKGROUNDS, PLACES, SIZE_WORDS, SIZES, unseen_backgrounds
 
 TRAIN = 20_000
 
@@ -25,7 +25,7 @@ def held_out():
 
 
 def unseen_pairs():
-    return {(subject, unseen_background(i)) for i, subject in enumerate(glyphs.load())}
+    return {*unseen_backgrounds().items()}
 
 
 def pairs(some):
@@ -58,9 +58,15 @@ def test_held_out_and_validation_are_the_unseen_pairs_of_every_second_subject_in
 
 @pytest.mark.parametrize("subjects", [slice(None), slice(0, None, 2), slice(1, None, 2)])
 def test_unseen_backgrounds_are_spread_evenly(subjects):
-    unseen = [unseen_background(i) for i in range(len(glyphs.load()))[subjects]]
+    unseen = [*unseen_backgrounds().values()][subjects]
     counts = [unseen.count(name) for name in BACKGROUNDS]
     assert max(counts) - min(counts) <= 1
+
+
+def test_no_shard_shows_in_training_what_the_shipped_one_holds_out():
+    shown = pairs(scenes.scene(i, split="train", seed=0, shard=first.SHARD) for i in range(TRAIN))
+    assert {subject for subject, _ in shown} >= {*glyphs.load()}
+    assert not shown & unseen_pairs()
 
 
 # --- captions ------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ RECORDED = ASSETS / "recorded.json"
 teacher --out FILE`, measured again by a test."""
 
 GUIDANCE = 2.0
-"""ω of the teacher (experiments/embedded_teacher says by what)."""
+"""ω of the teacher (assets/README.md says by what)."""
 NAME = "mini"
 TEACHERS: dict[str, Path] = {NAME: TEACHER}
 FEATURES: dict[str, Path] = {NAME: CLIP}

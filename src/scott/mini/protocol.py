@@ -82,8 +82,8 @@ def mini_reference(
     The pictures are of other draws of the split than the captions, so that the floor, the captions' own real pictures
     against the reference, is what a perfect sampler would get.
 
-    Both splits ask for (subject, background) pairs that training never shows, of different subjects. Whatever is chosen
-    by its figures is chosen on "validation".
+    Both splits ask for (subject, background) pairs that no student's training shows, of different subjects. Whatever is
+    chosen by its figures is chosen on "validation".
     """
     check_samples(samples)
     if instruments is None:
