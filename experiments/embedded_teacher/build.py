@@ -22,6 +22,7 @@ from experiments.embedded_teacher.stage import StageConfig
 from experiments.runs import exit_code
 from transformers import CLIPModel
 
+from scott.errors import UserError
 from scott.mini import embedded, glyphs
 
 Stage = Literal["text", "image", "decoder", "unet"]
@@ -50,6 +51,8 @@ class Build:
     seed: int = 0
 
     def run(self) -> None:
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"got --device {self.device}, and torch sees none here; leave it out for the CPU")
         torch.set_num_threads(1)
         stages = ("text", "image", "decoder", "unet") if self.out else self.stages
         teacher = embedded.load_teacher(self.start / "teacher")

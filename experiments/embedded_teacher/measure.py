@@ -28,8 +28,10 @@ from experiments.runs import exit_code
 from torch import Tensor
 from torch.nn import functional as F
 
+from scott.errors import UserError
 from scott.evaluation import batch_seed, frechet_distance, image_grid
 from scott.evaluation.networks import efficientnet
+from scott.evaluation.references import check_samples
 from scott.mini import embedded, glyphs, scenes
 from scott.mini.reading import read
 from scott.samplers import TeacherSampler
@@ -64,6 +66,11 @@ class Measure:
 
     def run(self) -> None:
         figures: Figures
+        check_samples(self.samples)
+        if self.grid and self.samples < 2 * GRID:
+            raise UserError(
+                f"got --grid of {self.samples} samples; expected {2 * GRID} or more, of which a third is small"
+            )
         if self.probe or self.reconstructions:
             pipeline = embedded.load_teacher(self.teacher / "teacher").pipeline
             if self.probe:
@@ -136,8 +143,7 @@ def shares_right(
     pictures: Tensor, asked: Sequence[scenes.Scene], shard: Path = glyphs.SHARD
 ) -> tuple[dict[str, float], list[str]]:
     """Share of the pictures that show the scene's size, place, background and, where its caption names it, style; and
-    the
-    styles found."""
+    the styles found."""
     found = [read(picture, this, shard) for picture, this in zip(pictures, asked, strict=True)]
     hits = [one.right(this) for one, this in zip(found, asked, strict=True)]
     shares = {name: sum(hit[name] for hit in hits) / len(hits) for name in ("size", "place", "background")}

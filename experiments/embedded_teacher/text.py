@@ -108,7 +108,7 @@ def probe(
     captions.
 
     Ridge regression onto one-hot values, fitted on captions of the training split. `place` is also told of small
-    subjects alone (`small_place`), which have nine; the style of captions that name it.
+    subjects alone (`small_place`), which have nine; the style of a caption that names none is "any".
     """
     values = attributes(shard)
 

@@ -4,19 +4,24 @@
 dropped in a tenth of the samples. Latents and token states are computed once, by the frozen encoder and text tower.
 """
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from experiments.embedded_teacher.stage import Draw, Losses, StageConfig, Tensors, ahead, run_stage
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from scott.diffusion import DiscreteSchedule
+from scott.errors import UserError
+from scott.files import sha256_of
 from scott.mini import scenes
 from scott.teachers import LatentBackbone
+from scott.teachers.fingerprint import fingerprints
 
 CAPTION_DROPOUT = 0.1
 SCENES = 65_536
@@ -46,7 +51,11 @@ class _Scenes(Dataset[tuple[Tensor, list[str]]]):
 def cached(
     file: Path, teacher: LatentBackbone, shard: Path, *, seed: int, count: int, config: StageConfig
 ) -> dict[str, Tensor]:
-    """Latents' `mean` and `std` (N, C, H, W) and token states `text` (N, L, D) of scenes, in fp16; kept in `file`."""
+    """Latents' `mean` and `std` (N, C, H, W) and token states `text` (N, L, D) of scenes, in fp16; kept in `file`.
+
+    Raises `UserError` where that has them of other encoders or scenes.
+    """
+    made_of = {"encoders": fingerprints(teacher), "shard": sha256_of(shard), "seed": seed, "count": count}
     if not file.is_file():
         parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "text": []}
         for pixels, captions in ahead(_Scenes(seed, shard), range(-(-count // 64)), config):
@@ -56,8 +65,12 @@ def cached(
                 parts[name].append(value.half().cpu().contiguous())
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({name: torch.cat(values)[:count].contiguous() for name, values in parts.items()}, partial)
+        tensors = {name: torch.cat(values)[:count].contiguous() for name, values in parts.items()}
+        save_file(tensors, partial, {"made_of": json.dumps(made_of)})
         partial.rename(file)
+    with safe_open(file, "pt") as there:
+        if (there.metadata() or {}).get("made_of") != json.dumps(made_of):
+            raise UserError(f"{file} was made of other encoders or scenes; delete it, or choose another folder")
     return load_file(file)
 
 
@@ -66,7 +79,9 @@ def train(
 ) -> UNet2DConditionModel:
     """Train (or resume) the network of `teacher`, in place; it ends as its weights' average, in eval mode."""
     teacher.to(config.device)
-    data = cached(folder / "data.safetensors", teacher, shard, seed=seed, count=SCENES, config=config)
+    data = dict[str, Tensor]()
+    if not config.as_is:  # by encoders that may be half trained
+        data = cached(folder / "data.safetensors", teacher, shard, seed=seed, count=SCENES, config=config)
     empty = teacher.encode_prompts([""])["text"].cpu()
     unet = teacher.network.requires_grad_(True).train()
     draw, losses = denoising(unet, data, empty)

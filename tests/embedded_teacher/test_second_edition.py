@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,43 @@ def test_the_same_seed_gives_the_same_bytes(built):
     files = [file.relative_to(built / "out") for file in (built / "out").rglob("*.safetensors")]
     assert len(files) == 4
     assert all((built / "out" / file).read_bytes() == (built / "out2" / file).read_bytes() for file in files)
+
+
+def test_what_is_written_as_it_is_leaves_no_data_of_a_half_trained_tower(tmp_path, monkeypatch):
+    monkeypatch.setattr(unet, "SCENES", 16)
+    build.Build(start=glyphs.ASSETS, work=tmp_path / "work", out=tmp_path / "out", as_is=True).run()
+    assert (tmp_path / "out" / "teacher").is_dir()
+    assert not [*tmp_path.glob("work/**/*.safetensors")]
+
+
+def test_data_of_other_encoders_are_refused(tmp_path):
+    teacher, file, options = embedded.load_teacher(), tmp_path / "data.safetensors", {"seed": 0, "config": unet.STAGE}
+    made = unet.cached(file, teacher, SHARD, count=8, **options)
+    again = unet.cached(file, teacher, SHARD, count=8, **options)
+    assert all(torch.equal(value, again[name]) for name, value in made.items())
+    with torch.no_grad():
+        next(teacher.pipeline.text_encoder.parameters()).add_(0.1)
+    with pytest.raises(UserError, match="made of other encoders or scenes"):
+        unet.cached(file, teacher, SHARD, count=8, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"samples": 0}, "got 0 samples"),
+        ({"samples": 100, "grid": Path("grid.png")}, "got --grid of 100 samples; expected 128 or more"),
+        ({"samples": 16, "shard": Path(__file__)}, "is no shard of glyphs"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_line(options, line):
+    with pytest.raises(UserError, match=line):
+        Measure(**options).run()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here cuda is there")
+def test_a_device_that_is_not_there_is_a_line(tmp_path):
+    with pytest.raises(UserError, match="got --device cuda, and torch sees none"):
+        build.Build(start=glyphs.ASSETS, work=tmp_path, device="cuda").run()
 
 
 def test_a_probe_tells_what_the_tower_keeps():

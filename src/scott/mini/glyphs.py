@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from scott.errors import UserError
+
 ASSETS = Path(str(resources.files("scott.mini") / "assets"))
 SHARD = ASSETS / "glyphs.tar"
 ONLY_STYLE = "noto"
@@ -22,7 +24,15 @@ ONLY_STYLE = "noto"
 
 @cache
 def load(shard: Path = SHARD) -> dict[str, dict[str, Image.Image]]:
-    """subject → style → RGBA drawing, in shard order; alpha is premultiplied: resizing leaves no dark fringe."""
+    """subject → style → RGBA drawing, in shard order; alpha is premultiplied: resizing leaves no dark fringe. Raises
+    `UserError` for a file that is no tar."""
+    try:
+        return _read(shard)
+    except tarfile.TarError as error:
+        raise UserError(f"{shard} is no shard of glyphs ({error}); expected a tar") from None
+
+
+def _read(shard: Path) -> dict[str, dict[str, Image.Image]]:
     glyphs: dict[str, dict[str, Image.Image]] = {}
     with tarfile.open(shard) as tar:
         for member in tar:
