@@ -110,6 +110,7 @@ def test_rows_that_are_there_are_not_made_again(of_seven_updates):
 def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypatch):
     """Stopped at its second row, it begins anew."""
     (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").touch()
 
     def stopped():
         yield {"s": 1}
@@ -119,6 +120,27 @@ def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         Run(("gaussian",), folder=tmp_path).run()
     assert not any((tmp_path / "results").iterdir())
+
+
+def test_a_folder_without_its_page_or_with_broken_rows_is_a_line(tmp_path):
+    with pytest.raises(UserError, match="has no README.md"):
+        Run(("gaussian",), folder=tmp_path).run()
+    (tmp_path / "README.md").touch()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gaussian.json").write_text("{")
+    with pytest.raises(UserError, match="gaussian.json has no rows of a part"):
+        Run(folder=tmp_path).run()
+
+
+def test_the_floor_alone_is_a_table(of_seven_updates):
+    floor = json.loads((of_seven_updates / "results" / "2-d.json").read_text())["rows"][:1]
+    assert len(tables.trained({"rows": floor}).splitlines()) == 3
+
+
+def test_at_equal_time_a_figure_is_on_the_line_between_its_neighbours():
+    quarters = [{"cpu_seconds": s, "2": {"w1": [w, w / 10]}} for s, w in ((1.0, 0.4), (2.0, 0.2))]
+    assert tables._at(1.5, {"method": "ode", "quarters": quarters}) == "0.300 ± 0.030"
+    assert tables._at(1.5, {"method": "noise annealed", "quarters": quarters}) is None
 
 
 def test_fixed_points_of_another_number_of_samples_are_refused(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import tyro
 from experiments.mixture import exact, tables, trained
 from experiments.mixture.methods import METHODS
 from experiments.results import insert
-from experiments.runs import exit_code
+from experiments.runs import exit_code, one_thread
 
 from scott.choices import unknown
 from scott.errors import UserError
@@ -53,7 +53,16 @@ class Run:
         if min(self.seeds, self.updates // 4, self.samples) < 1 or 100_000 % self.samples:
             got = f"{self.seeds} seeds, {self.updates} updates and {self.samples} samples"
             raise UserError(f"got {got}; expected 1 or more seeds, 4 or more updates and a divisor of 100,000 samples")
+        if not (self.folder / "README.md").is_file():  # before anything is made
+            raise UserError(f"{self.folder} has no README.md to write tables into; copy that of experiments/mixture")
+        self.show()
         (self.folder / "results").mkdir(parents=True, exist_ok=True)
+        with one_thread():
+            self.make()
+        self.show()
+
+    def make(self) -> None:
+        """What the parts lack."""
         for part in self.parts:
             made = self._made(part)
             self._check(part, made)
@@ -62,6 +71,9 @@ class Run:
                 made["rows"] += rows
                 made["cpu_seconds"] = round(before + time.process_time() - began, 1)
                 write_atomically(self._file(part), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+
+    def show(self) -> None:
+        """Write the tables of the rows that there are."""
         for name, table in tables.TABLES.items():
             if (made := self._made(name))["rows"]:
                 insert(self.folder / "README.md", name, table(made))
@@ -79,7 +91,10 @@ class Run:
         """What a part has: the rows that a stopped command had made stay."""
         file = self._file(part)
         new = {"cpu_seconds": 0.0, "seeds": self.seeds, "samples": self.samples, "rows": list[dict[str, Any]]()}
-        return json.loads(file.read_text()) if file.is_file() else new
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else new
+        except ValueError as error:
+            raise UserError(f"{file} has no rows of a part ({error}); delete it to have them anew") from None
 
     def _file(self, part: str) -> Path:
         return self.folder / "results" / f"{part}.json"

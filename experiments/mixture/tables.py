@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from experiments.mixture.methods import METHODS
 from experiments.results import table
 
 Made = dict[str, Any]
@@ -48,19 +49,27 @@ def gaussian(made: Made) -> str:
 
 
 def trained(made: Made) -> str:
-    """Figures after all updates, and of 2 steps after as much CPU time as the cheapest method took."""
+    """Figures after all updates, and W1 of 2 steps after as much CPU time as the cheapest method took."""
     floor, *rows = made["rows"]
-    time = min(row["quarters"][-1]["cpu_seconds"] for row in rows)
+    time = min((row["quarters"][-1]["cpu_seconds"] for row in rows), default=0.0)
     cells: list[list[object]] = [[floor["method"], None, None, *[_mean(floor)] * 4]]
     for row in rows:
         last, trial = row["quarters"][-1], f"{row['rate']:g}"
         trial += f", {row['strength']:g}" if row["strength"] else ""
-        spent, distances = zip(*((q["cpu_seconds"], q["2"]["w1"][0]) for q in row["quarters"]), strict=True)
-        early = np.interp(time, spent, distances)
         steps = [_mean(last[n]) for n in ("1", "2", "4")]
-        cells.append([row["method"], trial, f"{last['cpu_seconds'] / time:.1f}", *steps, f"{early:.3f}"])
+        cells.append([row["method"], trial, f"{last['cpu_seconds'] / time:.1f}", *steps, _at(time, row)])
     header = ["method", "rate, strength", "cost", "1 step: W1 (spread)", "2 steps", "4 steps", "2 steps, equal time"]
     return table(header, cells)
+
+
+def _at(seconds: float, row: dict[str, Any]) -> str | None:
+    """W1 of 2 steps between the quarters that end before and after, on a line; None of a method in phases, whose first
+    part is no shorter training of it."""
+    if len(METHODS[row["method"]].solvers) > 1:
+        return None
+    spent = [quarter["cpu_seconds"] for quarter in row["quarters"]]
+    found = [np.interp(seconds, spent, values) for values in zip(*(q["2"]["w1"] for q in row["quarters"]), strict=True)]
+    return "{:.3f} ± {:.3f}".format(*found)
 
 
 def _mean(figures: dict[str, list[float]]) -> str:

@@ -54,16 +54,17 @@ def _tested(method: Method, data: Mixture, trial: Trial, width: int, seeds: int,
 
 
 def _measured(training: Training, data: Mixture, seed: int) -> dict[str, dict[str, Tensor]]:
-    """Steps → figure → (S,), of the EMA's samples."""
+    """Steps → figure → (S,), of the EMA's samples, each seed's against real ones of its own."""
     generator = torch.Generator().manual_seed(seed)
     count = len(training.strength) // BATCH
-    reference = data.sample(4 * SAMPLES, generator)
+    references = [data.sample(4 * SAMPLES, generator) for _ in range(count)]
     figures = {}
     for steps in STEPS:
         noise = torch.randn(count * SAMPLES, data.means.shape[1], generator=generator)
         times = training.grid.inference_times(steps)
         drawn = sample(training.target, SD, noise, None, generator=generator, times=times).double()
-        pairs = [distances(one, reference) for one in drawn.view(count, SAMPLES, -1)]
+        seeds = zip(drawn.view(count, SAMPLES, -1), references, strict=True)
+        pairs = [distances(one, reference) for one, reference in seeds]
         figures[str(steps)] = {
             name: torch.tensor(values) for name, values in zip(("w1", "spread"), zip(*pairs, strict=True), strict=True)
         }
