@@ -123,12 +123,12 @@ def test_a_part_without_an_order_of_its_own_is_written_whole(tmp_path, monkeypat
 
 
 def test_a_folder_without_its_page_or_with_broken_rows_is_a_line(tmp_path):
-    with pytest.raises(UserError, match="has no README.md"):
+    with pytest.raises(UserError, match=r"has no README\.md"):
         Run(("gaussian",), folder=tmp_path).run()
     (tmp_path / "README.md").touch()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "gaussian.json").write_text("{")
-    with pytest.raises(UserError, match="gaussian.json has no rows of a part"):
+    with pytest.raises(UserError, match=r"gaussian\.json has no rows of a part"):
         Run(folder=tmp_path).run()
 
 
