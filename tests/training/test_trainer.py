@@ -414,6 +414,20 @@ def test_a_sample_that_cannot_be_read_is_one_line(start, make_backbone, tmp_path
     assert [record["step"] for record in metrics(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("more", [{"gradient_accumulation": 2, "critic_r1": 0.1}, {"jump_reuse": 2, "jump_store": 4}])
+def test_what_workers_make_ahead_is_what_a_step_would_make(start, tmp_path, more):
+    for workers in (0, 2):
+        start(tmp_path / str(workers), loader_workers=workers, **more)
+    assert_same_run(tmp_path / "2", tmp_path / "0")
+
+
+def test_processes_that_see_other_folders_are_refused(start, tmp_path, monkeypatch):
+    start(tmp_path, max_steps=2)
+    monkeypatch.setattr("scott.training.launch.gather_object", lambda mine: [*mine, 0])
+    with pytest.raises(UserError, match="newest step is 2 to the first of 2 processes and 0 to another"):
+        start(tmp_path)
+
+
 def test_what_fails_beside_the_training_loses_none_of_it(start, whole, tmp_path):
     """A sample or a validation that fails comes after the checkpoint; resumed, the run draws that step first."""
 

@@ -61,10 +61,14 @@ class Jumps:
         self.of_steps = [*islice(jumps_of_steps(config), config.max_steps)]
         self._ends: dict[tuple[int, int], Tensor] = {}
 
+    def number(self, step: int) -> int:
+        """Of the batch of jumps that a step trains on."""
+        return self.of_steps[step][0]
+
     def draws(self, step: int, shape: torch.Size, grid: JumpGrid) -> Draws:
         """A step's draws: those of its jump, and the critic's, which are new where the jump is not."""
         config = self.config
-        jump = generator_for(config.seed, self.of_steps[step][0])
+        jump = generator_for(config.seed, self.number(step))
         own = jump if config.jump_reuse == 1 else generator_for(config.seed, step, STEP)
         return Draws.make(shape, grid, config, own, jump)
 

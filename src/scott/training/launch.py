@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from scott.data.locks import is_passing, locked
 from scott.diffusion import NoiseSchedule
@@ -114,6 +114,16 @@ def open_run(config: DistillConfig, teacher: str, schedule: NoiseSchedule, *, wr
         for name in ("samples", "checkpoints"):
             (out / name).mkdir(exist_ok=True)
     return start
+
+
+def check_same_start(out: Path, start: int) -> None:
+    """Raise `UserError` in every process where one found another newest step: its student would not be the others'."""
+    found = gather_object([start])
+    if others := {*found} - {found[0]}:
+        raise UserError(
+            f"got an --out, {out}, whose newest step is {found[0]} to the first of {len(found)} processes and "
+            f"{others.pop()} to another; give one folder that all machines share"
+        )
 
 
 @contextmanager

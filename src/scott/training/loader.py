@@ -1,8 +1,9 @@
-"""A process's rows of each step's batch, read ahead by workers and checked against the teacher."""
+"""A process's rows of each step's batch and draws, made ahead by workers and checked against the teacher."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scott.data.batch import Batch
@@ -11,6 +12,7 @@ from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
+from scott.training.draws import Draws
 
 Data = ShardSource | Mixture
 """Batch n is a pure function of the source and n, so a run resumes anywhere."""
@@ -22,22 +24,34 @@ def batches(
     uncond: Cond,
     config: DistillConfig,
     rows: slice,
-    numbers: Sequence[int],
-) -> Iterator[Batch]:
-    """Rows of the batches of these numbers. Raises `UserError` where the first does not fit the teacher."""
-    loader: DataLoader[Batch | UserError] = DataLoader(
-        _Steps(data, config.batch_size, rows),
+    steps: range,
+    numbers: Callable[[int], int],
+    draws: Callable[[int, torch.Size], Draws],
+) -> Iterator[tuple[Batch, Draws]]:
+    """Rows of the batch of each step, on the backbone's device, and of its draws, on the CPU.
+
+    Args:
+        numbers: step → the number of its batch.
+        draws: (step, shape of the whole batch's latents) → the draws of all of it: of many samples a part of a
+            second, and so made beside the step before.
+
+    Raises:
+        UserError: the first batch does not fit the teacher.
+    """
+    loader: DataLoader[tuple[Batch, Draws] | UserError] = DataLoader(
+        _Steps(data, config.batch_size, rows, numbers, draws),
         batch_size=None,
-        sampler=numbers,
+        sampler=steps,
         num_workers=config.loader_workers,
         worker_init_fn=_ignore_sigterm,
     )
-    for index, batch in enumerate(loader):
-        if isinstance(batch, UserError):
-            raise batch
+    for index, made in enumerate(loader):
+        if isinstance(made, UserError):
+            raise made
+        batch, drawn = made
         if index == 0:
             check_batch(batch, backbone, uncond, varied=data.varied)
-        yield batch.to(backbone.device)
+        yield batch.to(backbone.device), drawn
 
 
 def check_batch(batch: Batch, backbone: LatentBackbone, uncond: Cond, *, varied: bool) -> None:
@@ -51,18 +65,27 @@ def check_batch(batch: Batch, backbone: LatentBackbone, uncond: Cond, *, varied:
         raise UserError(f"the data have {got}, the teacher takes {expected}; prepare them for this teacher")
 
 
-class _Steps(Dataset["Batch | UserError"]):
-    """Item n is this process's rows of batch n, or why there are none: raised in a process that reads
+class _Steps(Dataset["tuple[Batch, Draws] | UserError"]):
+    """Item n is this process's rows of step n's batch and draws, or why there are none: raised in a process that reads
     ahead, an error would come with its traceback as its message."""
 
-    def __init__(self, data: Data, size: int, rows: slice) -> None:
-        self.data, self.size, self.rows = data, size, rows
+    def __init__(
+        self,
+        data: Data,
+        size: int,
+        rows: slice,
+        numbers: Callable[[int], int],
+        draws: Callable[[int, torch.Size], Draws],
+    ) -> None:
+        self.data, self.size, self.rows, self.numbers, self.draws = data, size, rows, numbers, draws
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> tuple[Batch, Draws] | UserError:
         try:
-            return self.data.batch(step, self.size, self.rows)
+            batch = self.data.batch(self.numbers(step), self.size, self.rows)
         except UserError as error:
             return error
+        drawn = self.draws(step, torch.Size((self.size, *batch.mean.shape[1:])))
+        return batch, drawn[self.rows].map(torch.clone)  # a part of a tensor is sent with all that it is a part of
 
 
 def _ignore_sigterm(worker: int) -> None:

@@ -28,9 +28,9 @@ from scott.training.checkpoint import (
     save_checkpoint,
 )
 from scott.training.config import DistillConfig
-from scott.training.draws import sampling_times
+from scott.training.draws import Draws, sampling_times
 from scott.training.jumps import Jumps
-from scott.training.launch import init_tracker, open_run, sigterm_kept, start_processes
+from scott.training.launch import check_same_start, init_tracker, open_run, sigterm_kept, start_processes
 from scott.training.loader import Data, batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
@@ -72,6 +72,7 @@ def distill(
     accelerator = accelerator or start_processes(config)
     with accelerator.main_process_first():
         start = open_run(config, backbone.version, backbone.schedule, write=accelerator.is_main_process)
+    check_same_start(config.out, start)
     return _Run(backbone, data, config, hooks or Hooks(), accelerator, start).train()
 
 
@@ -111,8 +112,9 @@ class _Run:
             backbone.critic_model.standardise(self.whole_batch())
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         self.jumps = Jumps(config)
-        numbers = [jump for jump, _ in self.jumps.of_steps[start:]]
-        self.batches = batches(data, backbone, self.distillation.uncond, config, rows, numbers)
+        steps, draws = range(start, config.max_steps), partial(self.jumps.draws, grid=self.distillation.grid)
+        uncond = self.distillation.uncond
+        self.batches = batches(data, backbone, uncond, config, rows, steps, self.jumps.number, draws)
         self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
@@ -127,9 +129,9 @@ class _Run:
             if self.start:
                 self.sample_and_validate(self.start)  # which may be what the run was stopped in
             with sigterm_kept() as signals:
-                for done, batch in enumerate(self.batches, self.start + 1):
+                for done, (batch, draws) in enumerate(self.batches, self.start + 1):
                     self.timer.mark("data")
-                    values, stop = self.step(done - 1, batch, lambda: bool(signals))
+                    values, stop = self.step(done - 1, batch, draws, lambda: bool(signals))
                     self.log_step(done, values)
                     if done % config.checkpoint_every == 0 or done == config.max_steps or stop:
                         self.save(done)
@@ -155,15 +157,15 @@ class _Run:
         records = [record for record in read_metrics(self.config.out / "metrics.jsonl") if record["step"] == self.start]
         return any("consistency" not in record for record in records)
 
-    def step(self, step: int, batch: Batch, asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
-        """Make a step; its terms and norms, and whether any process has been asked to stop."""
+    def step(self, step: int, batch: Batch, draws: Draws, asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
+        """Make a step of this process's rows; its terms and norms, and whether any process has been asked to stop."""
         optimization, distillation = self.optimization, self.distillation
-        draws = self.jumps.draws(step, torch.Size((self.config.batch_size, *batch.mean.shape[1:])), distillation.grid)
         engine = optimization.engine(step, self.timer.mark)
         terms: list[dict[str, Tensor]] = []
         for index, rows in enumerate(self.passes):
             first, last = self.passes[0].start, rows is self.passes[-1]
-            part, drawn = batch[rows.start - first : rows.stop - first], draws[rows].to(self.backbone.device)
+            mine = slice(rows.start - first, rows.stop - first)
+            part, drawn = batch[mine], draws[mine].to(self.backbone.device)
             x_m = self.jumps.end(step, index, partial(distillation.walk, part, drawn))
             with nullcontext() if last else without_averaging(*optimization.calls.values()):
                 terms.append(distillation.step(part, drawn, engine, x_m))
