@@ -377,7 +377,28 @@ def test_passes_multiply_calls_and_what_is_split_is_held_in_parts(make_bones):
     assert split.training["activations"] == in_passes.training["activations"] > plain.training["activations"]
     for part in plain.training.keys() - {"activations"}:
         assert split.training[part] == plain.training[part] // 2, part
+    network = bones.network
+    sizes = [storage_bytes(block.parameters()) for block in network.transformer_blocks]
+    adapters = [storage_bytes(p for p in b.parameters() if p.requires_grad) for b in network.transformer_blocks]
+    whole = storage_bytes(network.parameters()) - sum(sizes) + 2 * max(sizes) + max(adapters)
+    assert split.training["gathered"] == whole > 0
     assert split.exchanged > 2 * plain.training["gradients"], "once a pass, and the weights (test_processes)"
+
+
+def test_networks_are_split_within_a_machine(make_bones):
+    """More than 8 processes are on machines of 8, which each hold all of it."""
+    config, bones = make_bones("sd3", shard="full", batch_size=16)
+    of_one, of_two = (budget_of(bones, config, processes) for processes in (8, 16))
+    held = of_one.training.keys() - {"activations"}
+    assert {part: of_two.training[part] for part in held} == {part: of_one.training[part] for part in held}
+
+
+def test_gradients_of_the_passes_before_stay_beside_buckets(make_bones):
+    """L_CD's, L_adv's and those that DDP averages: three of the student's, and two where there is one pass."""
+    config, bones = make_bones("sd1", adversarial_share=0.3, critic_fakes="drawn", drawn_fraction=1.0)
+    once, twice = (budget_of(bones, dataclasses.replace(config, gradient_accumulation=n), 2) for n in (1, 2))
+    student = storage_bytes(bones.student_parameters().values())
+    assert twice.training["gradients"] - once.training["gradients"] == student
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class DistillRecipe:
     json: bool = False
     """With --dry-run: say it as JSON."""
     processes: int = 1
-    """With --dry-run: how many the run is spread over; what is said is of each."""
+    """With --dry-run: how many the run is spread over, of more than 8 as many on a machine; what is said is of each."""
 
     def run(self) -> None:
         from scott.commands.distill import config_of, run

@@ -124,6 +124,7 @@ _REMARKS = {
     "optimizers": "{config.optimizer}",
     "gradients": "fp32",
     "activations": "at the peak of a pass",
+    "gathered": "what lies outside the blocks, and two of these",
     "kept jumps": "--jump-store {config.jump_store}",
     "VAE": "fp32",
     "encoding": "of pictures, by the VAE",

@@ -23,6 +23,7 @@ from scott.training.meta_step import drawing_peak, encoding_peak, step_cost
 from scott.training.parallel import blocks_of, rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
+MACHINE = 8  # processes on one machine, of more
 BLOCK = 256  # elements that share one of its scales
 
 
@@ -50,7 +51,8 @@ class Budget:
     """Of one prepared picture with one caption: latents' mean and deviation and the text's embeddings, in fp16."""
     exchanged: int
     """Bytes that a process averages or gathers each step: the gradients; with `--shard full`, which holds no whole
-    gradients, once a pass, and the weights, a block at each call and backward pass, the rest once a step."""
+    gradients, once a pass, and the weights, a block at each call and backward pass, the rest once a step. What
+    several machines average between them, each of which has all of a split network, comes on top."""
     training: dict[str, int]
     preparing: dict[str, int]
     drawing: int
@@ -82,13 +84,14 @@ class Budget:
 
 
 def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 1) -> Budget:
-    """The budget of a run of `config` on a skeleton that has its student and critic already.
+    """The budget of a run of `config` on a skeleton that has its student and critic already, on machines of `MACHINE`
+    processes, within each of which `shard` splits.
 
     Raises `UserError` when the batch does not divide among the processes.
     """
     rows = rows_of_pass(config, 0, processes)[0]
     a_pass = replace(config, batch_size=rows.stop - rows.start)
-    parts = processes if config.shard == "full" else 1
+    parts = min(processes, MACHINE) if config.shard == "full" else 1
     student, critic = ([*p.values()] for p in (backbone.student_parameters(), backbone.critic_parameters()))
     gradients, apart = storage_bytes([*student, *critic]), config.has_critic and config.adversarial_share > 0
     # of several processes gradients lie in DDP's buckets, or are split: none come and go whole beside the graph
@@ -103,10 +106,14 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
     plain = cost.flops - cost.measuring_flops
     of_critic = plain * (steps - early) + cost.measuring_flops * measured
     resident = _resident(backbone, config, parts)
+    if config.shard == "full":
+        resident["gathered"] = _gathered(backbone)
     if config.jump_reuse > 1:
         kept = min(jumps_kept(config), walks) * a_pass.batch_size * config.gradient_accumulation
         resident["kept jumps"] = 4 * kept * math.prod(backbone.latent_shape)
     buckets = gradients // parts if processes > 1 else 0
+    # beside both losses' of the passes before, DDP's buckets hold those of this one
+    in_turn = processes > 1 and config.shard == "none" and config.gradient_accumulation > 1
     preparing, start_savings = _preparing(backbone, config)
     shapes = [backbone.latent_shape] * 2 + [value.shape[1:] for value in uncond.values()]
     return Budget(
@@ -122,7 +129,7 @@ def budget_of(backbone: LatentBackbone, config: DistillConfig, processes: int = 
         exchanged=_exchanged(backbone, config, counts) if processes > 1 else 0,
         training=resident
         | {
-            "gradients": (gradients + storage_bytes(student) * apart) // parts,
+            "gradients": (gradients + storage_bytes(student) * apart * (2 if in_turn else 1)) // parts,
             "activations": cost.peak - gradients,
         },
         preparing=preparing,
@@ -176,6 +183,15 @@ def _exchanged(backbone: LatentBackbone, config: DistillConfig, counts: Counts) 
     if config.shard == "none":
         return counts.reduced
     return (counts.reduced + counts.gathered) * config.gradient_accumulation + _outside_blocks(backbone)
+
+
+def _gathered(backbone: LatentBackbone) -> int:
+    """Bytes that a process has whole of a split network: what lies outside the blocks, two blocks, of which one is
+    gathered while the other computes, and the gradients of one."""
+    networks = (backbone.network, *backbone.copies.values())
+    blocks = [block for network in networks for block in blocks_of(backbone, network)]
+    trained = [[p for p in block.parameters() if p.requires_grad] for block in blocks]
+    return _outside_blocks(backbone) + 2 * max(map(parameter_bytes, blocks)) + max(map(storage_bytes, trained))
 
 
 def _outside_blocks(backbone: LatentBackbone) -> int:
