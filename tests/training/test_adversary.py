@@ -130,6 +130,20 @@ def test_running_means_of_norms_forget_at_a_tenth_and_leave_out_what_is_not_fini
     assert other.means == balance.means
 
 
+@pytest.mark.parametrize("in_buckets", [False, True])
+def test_gradients_are_copied_only_where_the_next_pass_writes_them(in_buckets):
+    parameter, bucket = torch.nn.Parameter(torch.zeros(2)), torch.tensor([3.0, 4.0])
+    balance = Balance([parameter], ratio=1.0, in_buckets=in_buckets)
+    parameter.grad = bucket
+    with balance.apart():
+        if in_buckets:  # as DDP does
+            bucket[:] = torch.tensor([0.0, 1.0])
+        parameter.grad = bucket if in_buckets else torch.tensor([0.0, 1.0])
+    assert parameter.grad.tolist() == [3.0, 4.0]
+    assert (parameter.grad.data_ptr() == bucket.data_ptr()) is not in_buckets
+    assert balance.combine(1.0, 1.0)["adversarial_norm"].item() == 1.0
+
+
 def test_gradients_that_stand_for_several_steps_count_as_many_times():
     """The mean is the one that as many steps of these norms would have left."""
     parameter = torch.nn.Parameter(torch.zeros(1))

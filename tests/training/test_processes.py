@@ -21,10 +21,12 @@ from scott.training.parallel import rows_of_pass
 pytestmark = pytest.mark.timeout(1800)  # of fixtures, which make several runs
 DRAWN = {"critic": "heads", "critic_fakes": "drawn", "critic_input": "clean", "adversarial_share": 0.3}
 DRAWN |= {"solver": "ddim", "jump": 8, "substeps": 1}
+COMPILED = {"compile": True, "checkpointing": True}
 SPLIT = {
     "full, in two passes": ("sd1", {"train": "full", "critic": "full", "gradient_accumulation": 2}),
     "fp16 and checkpointing": ("sd3", {"train": "lora", "checkpointing": True, "precision": "fp16"}),
     "compiled": ("sd1", {"train": "lora", "compile": True}),
+    "compiled and checkpointing, averaged": ("sd1", {"train": "lora", **COMPILED, "shard": "none"}),
     "drawn": ("sd3", {"train": "lora", "critic_r1": 0.1, **DRAWN}),
     "drawn, averaged": ("sd1", {"train": "full", "shard": "none", **DRAWN}),
     "layers without gradients, averaged": ("qwen-image", {"train": "lora", "shard": "none"}),

@@ -22,12 +22,13 @@ class Balance:
     Args:
         parameters: θ, whose `grad` holds ∂L_CD/∂θ.
         ratio: s.
+        in_buckets: whether `grad` lies where the next backward pass writes, as DDP's does.
     """
 
     DECAY = 0.9
 
-    def __init__(self, parameters: Iterable[nn.Parameter], ratio: float) -> None:
-        self.parameters, self.ratio = [*parameters], ratio
+    def __init__(self, parameters: Iterable[nn.Parameter], ratio: float, *, in_buckets: bool = False) -> None:
+        self.parameters, self.ratio, self.in_buckets = [*parameters], ratio, in_buckets
         self.means: list[float] = []
         """Running means of both norms; none before the first update."""
         self._other: list[Tensor | None] = [None] * len(self.parameters)
@@ -78,9 +79,11 @@ class Balance:
     def load(self, state: dict[str, Any]) -> None:
         self.means = [*map(float, state["balance"])]
 
+    def _grads(self) -> list[Tensor | None]:
+        return [parameter.grad for parameter in self.parameters]
+
     def _exchange(self) -> None:
-        # a copy: DDP's gradients lie in its buckets, which its next backward pass fills anew
-        kept = [None if p.grad is None else p.grad.clone() for p in self.parameters]
+        kept = [grad.clone() if grad is not None and self.in_buckets else grad for grad in self._grads()]
         for parameter, grad in zip(self.parameters, self._other, strict=True):
             parameter.grad = grad
         self._other = kept

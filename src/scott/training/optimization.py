@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from scott.errors import UserError, require
 from scott.teachers import LatentBackbone
@@ -52,7 +53,9 @@ class Optimization:
             self.rates[name] = [group["lr"] for group in groups]
             self.optimizers[name] = make(groups, betas=betas, weight_decay=config.weight_decay)
         ratio = config.adversarial_share if config.has_critic else 0.0
-        self.balance = Balance(self.models["student"].parameters(), ratio) if ratio else None
+        in_buckets = isinstance(self.calls["student"], DistributedDataParallel)
+        student = self.models["student"].parameters()
+        self.balance = Balance(student, ratio, in_buckets=in_buckets) if ratio else None
         """Where λ_adv is not fixed."""
         self.scaler = torch.amp.GradScaler(backbone.device.type, enabled=config.precision == "fp16")
 
