@@ -66,7 +66,6 @@ class Measure:
 
     def run(self) -> None:
         figures: Figures
-        check_samples(self.samples)
         if self.grid and self.samples < 2 * GRID:
             raise UserError(
                 f"got --grid of {self.samples} samples; expected {2 * GRID} or more, of which a third is small"
@@ -96,6 +95,7 @@ class Measure:
         asked, others = self._scenes(1), self._scenes(0)
         captions = [this.caption for this in asked]
         sampler = TeacherSampler(embedded.load_teacher(self.teacher / "teacher"), self.steps, self.guidance)
+        check_samples(self.samples)
         chunks = [captions[start : start + BATCH] for start in range(0, self.samples, BATCH)]
         drawn = torch.cat([sampler(chunk, batch_seed(SEED, index)) for index, chunk in enumerate(chunks)])
         real, reference = (scenes.pictures(some, self.shard) for some in (asked, others))
