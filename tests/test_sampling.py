@@ -43,6 +43,42 @@ def test_a_perfect_student_of_one_point_answers_it(schedule):
     assert seen == [(t, schedule.time_dtype, "cond") for t in JumpGrid(schedule).inference_times(4)]
 
 
+@pytest.mark.parametrize("times", [[999, 499], [999, 299], [999, 749, 499, 249]])
+def test_kept_noise_is_diffusers_euler(times):
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading")  # the first state is N(0, I)
+    scheduler.set_timesteps(timesteps=times)
+    x_t = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        fed = scheduler.scale_model_input(x_t, t)
+        x_t = scheduler.step(network(fed, t.expand(2)), t, x_t).prev_sample
+    generator = torch.Generator().manual_seed(1)
+    ours = sample(STUDENT, SD, noise, None, None, generator, times, gamma=0)
+    torch.testing.assert_close(ours, x_t, rtol=0, atol=1e-5)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(1).get_state()), "nothing is drawn"
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("schedule", [SD, FlowSchedule(3.0)], ids=["discrete", "flow"])
+def test_a_step_keeps_the_noise_it_does_not_renew(schedule, gamma):
+    """Of a student that knows the data's point: its states are at the times' noise levels, and √(1 − γ²) correlated."""
+    fed = []
+
+    def student(x, t, cond):
+        fed.append(x)
+        return torch.full_like(x, 1.7)
+
+    first, later = times = JumpGrid(schedule).inference_times(2)
+    start = schedule.add_noise(torch.tensor([[1.7]]), torch.randn(1, 100_000), torch.tensor([first]))
+    sample(student, schedule, start, None, times=times, generator=torch.Generator().manual_seed(1), gamma=gamma)
+    alpha, sigma = (level(torch.tensor([later])).float() for level in (schedule.alpha, schedule.sigma))
+    noise = (fed[1] - alpha * 1.7) / sigma
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    correlation = torch.corrcoef(torch.cat([start, noise]))[0, 1].item()
+    assert correlation == pytest.approx((1 - gamma**2) ** 0.5, abs=0.01)
+
+
 def test_own_times():
     times = JumpGrid(SD, jump=24, substeps=1).inference_times(2)
     seen = []
@@ -64,6 +100,7 @@ def test_own_times():
         ({"times": []}, "0 times"),
         ({"times": [503, 999]}, "descend"),
         ({"steps": 126}, "from 1 to 125"),
+        ({"steps": 2, "gamma": 1.1}, "got gamma 1.1; expected 0"),
     ],
 )
 def test_errors(arguments, message):

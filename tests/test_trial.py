@@ -5,23 +5,18 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import fields
 from functools import partial
 
 import pytest
 import torch
-from experiments.guidance.__main__ import Guidance, KeptSampler
+from experiments.guidance.__main__ import Guidance
 from experiments.runs import QUIET, Training, exit_code, parsed
 from experiments.trial.__main__ import Trial, critic_loss
 
 from scott.commands import prepare
 from scott.data.locks import locked
-from scott.diffusion import ConsistencyFunction, JumpGrid
 from scott.errors import UserError
-from scott.mini import embedded
 from scott.recipes.configs import mini
-from scott.samplers import StudentSampler
-from scott.solvers import make
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 
 
@@ -121,19 +116,6 @@ def test_a_critics_loss_is_that_of_the_second_half_of_its_updates():
     assert critic_loss([{"step": 1}]) is None
 
 
-def test_kept_noise_is_ddims_and_new_noise_consistency_samplings():
-    backbone = embedded.load_teacher()
-    plain = StudentSampler(backbone, backbone.teacher, JumpGrid(backbone.schedule, 100, 1), 3, 1.0)
-    given, caption = {field.name: getattr(plain, field.name) for field in fields(plain)}, ["a red apple on white"]
-    assert torch.equal(KeptSampler(**given).latents(caption, 1), plain.latents(caption, 1))
-    noise = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    stops = [torch.tensor([time]) for time in (*map(int, plain.times), backbone.schedule.t_data)]
-    student, cond = ConsistencyFunction(backbone.teacher, backbone.schedule), backbone.encode_prompts(caption)
-    with torch.no_grad():
-        ddim = make("ddim", backbone.schedule, eta=0.0).walk(student, noise, stops, cond)
-    torch.testing.assert_close(KeptSampler(**given, fresh=0.0).latents(caption, 1), ddim, rtol=1e-4, atol=1e-4)
-
-
 def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "MINI_SCENES", 32)
     runs, folder = tmp_path / "runs", tmp_path / "guidance"
@@ -156,11 +138,15 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     own, other = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))[2:]
     assert own["steps"] == {"2": pytest.approx(lines[0]["steps"]["2"])}, "the times that sampling in two steps has"
     assert other["steps"]["2"]["fid"] != pytest.approx(own["steps"]["2"]["fid"], rel=1e-3)
-    assert measured(times=("999,499",), fresh=(1.0, 0.0)) == measured(times=("999,499",), fresh=(0.0,)) == 0
+    assert measured(times=("999,499",), gammas=(1.0, 0.0)) == measured(times=("999,499",), gammas=(0.0,)) == 0
     kept = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))[4:]
-    assert [line["fresh"] for line in kept] == [0.0]
+    assert [line["gamma"] for line in kept] == [0.0]
     assert kept[0]["steps"]["2"]["fid"] != pytest.approx(own["steps"]["2"]["fid"], rel=1e-3)
-    assert measured(times=("999,499",), fresh=(1.5,)) == 2
+    assert measured(times=("999,499",), gammas=(1.5,)) == 2
+    assert measured(times=("999,499",), split="held-out") == measured(times=("999,499",), split="held-out") == 0
+    (_, held_out) = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))[4:]
+    assert held_out["steps"]["2"]["fid"] != pytest.approx(own["steps"]["2"]["fid"], rel=1e-3)
+    assert "| 999, 499 | 1 | 12 held-out |" in (folder / "README.md").read_text()
     capsys.readouterr()
     for times, said in (
         ("999,500", "got timestep 500, which moved-0 was not trained at; near it are 499 599"),
@@ -173,7 +159,7 @@ def test_a_student_is_measured_at_each_omega_once(tmp_path, monkeypatch, capsys)
     config = tmp_path / "other" / "moved-0" / "config.json"
     config.write_text(config.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.002'))
     assert measured(2.0, run=tmp_path / "other" / "moved-0") == 0
-    assert len((folder / "results.jsonl").read_text().splitlines()) == 6, "of a folder of the same name"
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 7, "of a folder of the same name"
     for run, said in (("none-0", "no run folder"), ("moved-0-2-phases", "draws otherwise")):
         if run != "none-0":
             shutil.copytree(runs / "moved-0", runs / run)

@@ -1,32 +1,26 @@
 """At which ω and times, and with how much new noise, students draw best: `python -m experiments.guidance --help`; what
 came out is in README.md.
 
-FID, coverage and spread on the validation split, one line of results.jsonl for each run and ω, or run, times and γ:
-
-    x_t = α x̂0 + σ (√(1 − γ²) ε̂ + γ w),     w ~ N(0, I)
-
-is what a later step draws from, x̂0 being the step before's and ε̂ the noise that it took x̂0 to be in. γ = 1 is
-consistency sampling, γ = 0 a step of DDIM (Zheng et al. 2024, arXiv 2402.19159, "strategic stochastic sampling").
+FID, coverage and spread, one line of results.jsonl for each run and ω, or run, times and γ, which is that of
+`scott.sampling.sample`: how much of a later step's noise is new.
 """
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import Report, Training, digest, exit_code
-from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction, expand_like
+from scott.commands.drawn import check_gamma
 from scott.errors import UserError
+from scott.measured import EvaluationSplit
 from scott.samplers import StudentSampler
 from scott.students import Student, is_run
-from scott.teachers import Cond
 from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
@@ -45,10 +39,12 @@ class Guidance:
     times: tuple[str, ...] = ()
     """To draw at, a step each, at the ω that the run draws at: 999,599."""
     samples: int = 2000
+    split: EvaluationSplit = "validation"
+    """Chosen on validation; what was chosen is measured once on held-out captions."""
     other: Literal["efficientnet"] | None = None
     """A network besides Mini-CLIP that is measured by."""
-    fresh: tuple[float, ...] = (1.0,)
-    """γ, at each of --times."""
+    gammas: tuple[float, ...] = (1.0,)
+    """At each of --times."""
     data: Path = Path("runs/trials/data")
     """Prepared shards of the runs."""
     folder: Path = HERE
@@ -56,9 +52,9 @@ class Guidance:
     def run(self, report: Report) -> None:
         self.show()  # before anything is made, so that a folder that cannot show it is known
         stops = [_times(text) for text in self.times]
-        if wrong := [gamma for gamma in self.fresh if not 0 <= gamma <= 1]:
-            raise UserError(f"got --fresh {wrong[0]:g}; expected 0 (all noise is kept) to 1 (all is new)")
-        references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
+        for gamma in self.gammas:
+            check_gamma(gamma)
+        references = {name: reference_by(name, self.samples, self.split) for name in ("mini", self.other) if name}
         for run in self.runs:
             if not is_run(run):
                 raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
@@ -66,13 +62,13 @@ class Guidance:
                 raise UserError(f"got {run}, a variant's, whose student draws otherwise; expected a plain run")
             config = replace(DistillConfig.load(run / "config.json"), out=run)
             what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
-            what |= {"samples": self.samples, "other": self.other}
-            # lines of before there was a digest, another network, or γ, are of the runs of their names
-            before = what | {"other": None}
-            there = [before | {"fresh": 1.0} | line for line in read_lines(self.file)]
+            what |= {"samples": self.samples, "split": self.split, "other": self.other}
+            # lines of before there was a digest, a split, another network, or γ, are of the runs of their names
+            before = what | {"split": "validation", "other": None}
+            there = [before | {"gamma": 1.0} | line for line in read_lines(self.file)]
             there = [line for line in there if what.items() <= line.items()]
             asked: list[dict[str, Any]] = [{"omega": omega} for omega in self.omegas]
-            asked += [{"times": times, "fresh": gamma} for times in stops for gamma in self.fresh]
+            asked += [{"times": times, "gamma": gamma} for times in stops for gamma in self.gammas]
             if lacking := [one for one in asked if not any(one.items() <= line.items() for line in there)]:
                 training = Training(config, self.data)
                 training.finished(report)  # nothing is left of it: this loads the student
@@ -91,27 +87,8 @@ class Guidance:
         return self.folder / "results.jsonl"
 
 
-@dataclass(frozen=True)
-class KeptSampler(StudentSampler):
-    """A student whose later steps keep some of the noise of those before."""
-
-    fresh: float = field(default=1.0, kw_only=True)
-    """γ."""
-
-    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
-        schedule, kept, x = self.backbone.schedule, (1 - self.fresh**2) ** 0.5, noise
-        (t, *later) = [torch.full((len(noise),), time, dtype=schedule.time_dtype) for time in self.times]
-        x0 = student(x, t, cond)
-        for after in later:
-            alpha, sigma = (expand_like(level, x) for level in (schedule.alpha(t), schedule.sigma(t)))
-            new = self.backbone.noise_like(x0, generator)
-            x, t = schedule.add_noise(x0, kept * (x - alpha * x0) / sigma + self.fresh * new, after), after
-            x0 = student(x, t, cond)
-        return x0
-
-
 def samplers(
-    training: Training, omega: float | None = None, times: list[float] | None = None, fresh: float = 1.0
+    training: Training, omega: float | None = None, times: Sequence[float] | None = None, gamma: float = 1.0
 ) -> dict[int, StudentSampler]:
     """By steps: at ω; or at these times, one a step, with γ. Raises `UserError` as `Student.sampler` does."""
     made = training.samplers(omega)
@@ -119,9 +96,7 @@ def samplers(
         return made
     one = next(iter(made.values()))
     student = Student(training.config.out.name, one.backbone, one.network, one.grid, None)
-    plain = student.sampler(len(times), one.guidance, times)
-    given = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    return {len(times): plain if fresh == 1 else KeptSampler(**given, fresh=fresh)}
+    return {len(times): student.sampler(len(times), one.guidance, times, gamma)}
 
 
 def _times(text: str) -> list[float]:
@@ -147,9 +122,11 @@ def markdown(lines: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             (figures,) = line["steps"].values()
             other = f"{figures['fid_efficientnet']:.1f}" if "fid_efficientnet" in figures else None
             times = ", ".join(f"{time:g}" for time in line["times"])
-            row = [*(line[name] for name in header), times, f"{line.get('fresh', 1):g}", cell(figures), other]
-            by_times.append(row)
-    yield "times", table([*header, "times", "γ", "FID, coverage, spread", "FID by EfficientNet-Lite0"], by_times)
+            captions = f"{line['samples']:,} {line.get('split', 'validation')}"
+            how = [times, f"{line.get('gamma', 1):g}", captions]
+            by_times.append([*(line[name] for name in header), *how, cell(figures), other])
+    header += ["times", "γ", "captions"]
+    yield "times", table([*header, "FID, coverage, spread", "FID by EfficientNet-Lite0"], by_times)
 
 
 if __name__ == "__main__":

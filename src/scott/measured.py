@@ -54,6 +54,9 @@ class Measured:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     timesteps: tuple[float, ...] = ()
     """Of a student: draw besides where its network is fed these, a step each, as in 999 599."""
+    gamma: float = 1.0
+    """Of a student: how much of a later step's noise is new, from 1, as the LCM sampler of other programs has it, to 0,
+    as their Euler's."""
     guidance: float | None = None
     """ω, in the form uncond + ω (cond − uncond)."""
     scheduler: str | None = None

@@ -68,7 +68,7 @@ class TeacherSampler(_Sampler):
 
 @dataclass(frozen=True)
 class StudentSampler(_Sampler):
-    """A student under consistency multistep sampling, by default at its training grid's times."""
+    """A student under few-step sampling, by default at its training grid's times and with all of a step's noise new."""
 
     network: Denoiser
     """The backbone's model that draws: `target` of one in training, `teacher` where a saved student was loaded."""
@@ -79,6 +79,8 @@ class StudentSampler(_Sampler):
     """As a teacher's."""
     stops: tuple[float, ...] = ()
     """Times to draw at, descending, one a step, where they are not the grid's for as many steps."""
+    gamma: float = 1.0
+    """γ of `sample`: how much of a later step's noise is new."""
     size: tuple[int, int] | None = None
     """Height and width in pixels, where they are not the backbone's."""
     image: Tensor | None = None
@@ -118,7 +120,7 @@ class StudentSampler(_Sampler):
     def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         """From N(0, I) at the first time, (B, C, H, W), to latents."""
         schedule, times = self.backbone.schedule, self.times
-        return sample(student, schedule, noise, cond, len(times), generator, times, self.backbone.noise_like)
+        return sample(student, schedule, noise, cond, None, generator, times, self.backbone.noise_like, self.gamma)
 
     def _encoded(self, image: Tensor, generator: torch.Generator) -> Tensor:
         mean, std = self.backbone.encode_images(image)

@@ -116,13 +116,16 @@ class Student:
             raise UserError(f"got guidance {wanted}; {self.name} was trained for {low} to {high}")
         return wanted
 
-    def sampler(self, steps: int, guidance: float, timesteps: Sequence[float] = ()) -> StudentSampler:
+    def sampler(
+        self, steps: int, guidance: float, timesteps: Sequence[float] = (), gamma: float = 1.0
+    ) -> StudentSampler:
         """At the student's own times for as many steps, or where the network is fed these. Raises `UserError` for what
         the student cannot make."""
         self.grid.inference_times(steps)
         if self.info and not timesteps:
             self.info.check_steps(steps)
-        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance, stops=self._stops(timesteps))
+        stops = self._stops(timesteps)
+        return StudentSampler(self.backbone, self.network, self.grid, steps, guidance, stops=stops, gamma=gamma)
 
     def _stops(self, timesteps: Sequence[float]) -> tuple[float, ...]:
         """Times at which the network is fed these."""

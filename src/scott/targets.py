@@ -36,7 +36,7 @@ from scott.teachers.fingerprint import pipeline_version
 from scott.training.config import DistillConfig
 
 OF_DRAWING = (
-    *("guidance", "scheduler", "lora", "teacher", "teacher_steps", "teacher_solvers", "timesteps"),
+    *("guidance", "scheduler", "lora", "teacher", "teacher_steps", "teacher_solvers", "timesteps", "gamma"),
     *("seeds", "images", "diversity", "precision"),
 )
 """What `Measured` has of how pictures are drawn, and kept."""
@@ -74,10 +74,12 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
-    asked = {f"student-{n}": student.sampler(n, scale) for n in steps}
+    gamma = measured.gamma
+    kept = "" if gamma == 1 else f"-gamma-{gamma:g}"
+    asked = {f"student{kept}-{n}": student.sampler(n, scale, gamma=gamma) for n in steps}
     if stops := measured.timesteps:
-        row = f"student-at-{'-'.join(f'{step:g}' for step in stops)}-{len(stops)}"
-        asked[row] = student.sampler(len(stops), scale, stops)
+        row = f"student-at-{'-'.join(f'{step:g}' for step in stops)}{kept}-{len(stops)}"
+        asked[row] = student.sampler(len(stops), scale, stops, gamma)
     samplers = {row: replace(sampler, truncate=True) for row, sampler in asked.items()}
     size = student.info.resolution if student.info else None
     teachers, methods = _teacher_rows(name, measured, dtype, scale, size), dict.fromkeys(samplers, _method(folder))
@@ -99,6 +101,8 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     if measured.timesteps:
         raise UserError(f"got --timesteps for {name}, which is no student of scott's; leave them out")
+    if measured.gamma != 1:
+        raise UserError(f"got --gamma for {name}, which is no student of scott's; leave it out")
     held = measured.lora and str(lora_of(Path(measured.lora)))
     pipeline = load_pipeline(folder, measured.scheduler, held, dtype, best_device())
     scheduler = type(pipeline.scheduler).__name__
@@ -155,4 +159,7 @@ def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
         made |= {"pipeline": pipeline_version(backbone.pipeline)[:8], "size": backbone.resolution}
     if isinstance(sampler, TeacherSampler) and sampler.solver != "ddim":
         made["solver"] = sampler.solver
+    if isinstance(sampler, StudentSampler):
+        made |= {"timesteps": [*sampler.stops]} if sampler.stops else {}
+        made |= {"gamma": sampler.gamma} if sampler.gamma != 1 else {}
     return made | {"sampler": type(sampler).__name__}

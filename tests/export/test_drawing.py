@@ -10,6 +10,8 @@ from diffusers import (
     AutoPipelineForImage2Image,
     ChromaImg2ImgPipeline,
     DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
     LCMScheduler,
     QwenImageImg2ImgPipeline,
@@ -28,6 +30,8 @@ from scott.samplers import StudentSampler
 from scott.students import Student
 from scott.teachers import load_backbone
 
+LEADING = {"timestep_spacing": "leading"}
+"""Of an Euler scheduler: its first state is N(0, I)."""
 IMAGE_TO_IMAGE = {
     "sd3": StableDiffusion3Img2ImgPipeline,
     "flux": FluxImg2ImgPipeline,
@@ -87,6 +91,27 @@ def test_at_timesteps_of_ones_own(student, family, train):
     theirs = stock(DiffusionPipeline.from_pretrained(folder), made, timesteps=[999, 599])
     assert difference(theirs, ours) < 1e-4
     assert difference(drawing(made, Drawn(steps=2)).latents(["a dog"], 3), ours) > 0.01
+
+
+@pytest.mark.parametrize(("family", "train"), [("sd1", "full"), ("sdxl", "lora"), ("sd3", "lora"), ("flux", "lora")])
+def test_where_noise_is_kept_it_draws_as_stock_euler(student, family, train):
+    made, folder = student(family, train)
+    stops = {} if made.info.is_flow else {"timesteps": (999, 303)}
+    ours = drawing(made, Drawn(gamma=0, **stops)).latents(["a dog"], 3)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    if made.info.is_flow:
+        config, own = dict(pipe.scheduler.config), {"num_inference_steps": 2}
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
+    else:
+        pipe.scheduler, own = (
+            EulerDiscreteScheduler.from_config(pipe.scheduler.config, **LEADING),
+            {"timesteps": [999, 303]},
+        )
+    theirs = stock(pipe, made, **own)
+    if made.backbone.packed:
+        theirs = made.backbone.unpack(theirs, ours)
+    assert difference(theirs, ours) < 1e-4
+    assert difference(drawing(made, Drawn(**stops)).latents(["a dog"], 3), ours) > 0.01
 
 
 def test_a_flows_timesteps_are_thousandths_of_sigma(student):

@@ -10,6 +10,12 @@ MAX_STEPS = 8
 """Most steps `scott sample` draws in; a student is made for few."""
 
 
+def check_gamma(gamma: float) -> None:
+    """Raise `UserError` for what is no γ of `scott.sampling.sample`."""
+    if not 0 <= gamma <= 1:
+        raise UserError(f"got gamma {gamma:g}; expected 0 (all noise is kept) to 1 (all is new)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """Raises `UserError` for a value out of range."""
@@ -19,6 +25,9 @@ class Drawn:
     timesteps: tuple[float, ...] = ()
     """What the network is fed in each step, descending from about 999, in the place of the student's own times for as
     many steps: 999 599."""
+    gamma: float = 1.0
+    """γ: how much of a later step's noise is new, from 1, as the LCM sampler of other programs has it, to 0, as their
+    Euler's."""
     guidance: float | None = None
     """ω, in the form uncond + ω (cond − uncond); by default the one that the student's recipe draws at."""
     negative_prompt: str | None = None
@@ -39,6 +48,7 @@ class Drawn:
             object.__setattr__(self, "steps", len(self.timesteps))
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"got {self.steps} steps; expected 1 to {MAX_STEPS}")
+        check_gamma(self.gamma)
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size < 1:
                 raise UserError(f"got --{name} {size}; expected a number of pixels, 1 or more")
@@ -57,6 +67,7 @@ class Drawn:
         """What is asked for besides steps and guidance, as a picture's metadata has it."""
         values: dict[str, object] = {
             "timesteps": [*self.timesteps] or None,
+            "gamma": None if self.gamma == 1 else self.gamma,
             "height": self.height,
             "width": self.width,
             "negative_prompt": self.negative_prompt,

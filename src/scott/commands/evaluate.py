@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scott import __version__
+from scott.commands.drawn import check_gamma
 from scott.data.preparation import Report
 from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
@@ -177,6 +178,7 @@ def _check_drawn(steps: Sequence[int], measured: Measured) -> None:
         raise UserError(f"got steps {' '.join(map(str, asked))}; expected 1 to {MOST_STEPS:,} of each")
     if measured.guidance is not None and not math.isfinite(measured.guidance):
         raise UserError(f"got guidance {measured.guidance}; expected a finite number")
+    check_gamma(measured.gamma)
     if measured.teacher_solvers != Measured().teacher_solvers and not measured.teacher_steps:
         given = " ".join(measured.teacher_solvers)
         raise UserError(f"got --teacher-solvers {given} without --teacher-steps; say in how many steps they draw")

@@ -25,7 +25,7 @@ def drawing(student: Student, asked: Drawn) -> StudentSampler:
     if away is not None:
         network = _away_from(student, away, asked.guidance, size)
     omega = student.guidance(asked.guidance) if away is None else 1.0
-    sampler = student.sampler(asked.steps, omega, asked.timesteps)
+    sampler = student.sampler(asked.steps, omega, asked.timesteps, asked.gamma)
     if asked.image is None:
         return replace(sampler, network=network, size=size)
     if hasattr(student.backbone.network, "session"):
