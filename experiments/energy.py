@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction
+from scott.diffusion import ConsistencyFunction, Denoiser
 from scott.errors import UserError
 from scott.objective import consistency_target, loss_weight
 from scott.samplers import StudentSampler
-from scott.sampling import sample
 from scott.teachers import Cond
 from scott.training.draws import Draws
 from scott.training.step import Distillation
@@ -65,10 +64,9 @@ class EnergyDistillation(Distillation):
 class EnergySampler(StudentSampler):
     """A student that is given noise of its own in each step."""
 
-    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+    def draw(self, student: Denoiser, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         def noisy(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             z = torch.randn(x.shape, generator=generator).flatten(1)
             return student(x, t, with_noise(cond, z.to(x)))
 
-        schedule, times = self.backbone.schedule, self.times
-        return sample(noisy, schedule, noise, cond, len(times), generator, times, self.backbone.noise_like)
+        return super().draw(noisy, noise, cond, generator)

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction, expand_like
+from scott.diffusion import ConsistencyFunction, Denoiser, expand_like
 from scott.errors import UserError
 from scott.samplers import StudentSampler
 from scott.solvers import Solver, make
@@ -79,7 +79,7 @@ class PhasedDistillation(Distillation):
 class PhasedSampler(StudentSampler):
     """A student of as many phases as steps under DDIM."""
 
-    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+    def draw(self, student: Denoiser, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         schedule = self.backbone.schedule
         stops = [torch.full((len(noise),), time, dtype=schedule.time_dtype) for time in (*self.times, schedule.t_data)]
         return make("ddim", schedule, eta=0.0).walk(student, noise, stops, cond, generator)

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,7 +26,7 @@ from scott.errors import Preempted, UserError, one_line, with_way_out
 from scott.files import write_atomically
 from scott.progress import Bars, warn
 from scott.samplers import StudentSampler
-from scott.students import teacher_of
+from scott.students import is_run, teacher_of
 from scott.teachers import LatentBackbone
 from scott.training.checkpoint import checkpoint_step, latest_checkpoint
 from scott.training.config import DistillConfig
@@ -62,6 +62,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+VARIANTS = ("-energy", "-phases")
+"""How folders of trials end whose students draw in another way."""
 SINCE = {"adversarial_share_every": 1, "drawn_timesteps": ()}
 """Settings that came after rows had been recorded, as they were until then."""
 
@@ -74,6 +76,18 @@ def digest(config: DistillConfig) -> str:
     decisive = config.decisive() | {"limit": config.limit}
     settings = {name: value for name, value in decisive.items() if (name, value) not in SINCE.items()}
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plain_run(run: Path) -> tuple[DistillConfig, dict[str, Any]]:
+    """The config of a trial's folder, and what a line of figures says of it. Raises `UserError` for what is none, or of
+    a variant whose student draws otherwise."""
+    if not is_run(run):
+        raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
+    if run.name.endswith(VARIANTS):
+        raise UserError(f"got {run}, a variant's, whose student draws otherwise; expected a plain run")
+    config = replace(DistillConfig.load(run / "config.json"), out=run)
+    what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
+    return config, what
 
 
 def exit_code(run: Callable[[Report], None]) -> int:

@@ -57,5 +57,5 @@ def test_the_page_shows_its_rows():
 def test_what_is_no_run_of_a_plain_student_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.steps.__main__.reference_by", lambda *args: None)
     (tmp_path / "README.md").write_text((HERE / "README.md").read_text())
-    with pytest.raises(UserError, match="no run of a plain student"):
+    with pytest.raises(UserError, match="no run folder"):
         Steps((tmp_path / "none",), folder=tmp_path).run(lambda *args: None)

@@ -30,7 +30,7 @@ from scott.errors import UserError
 from scott.export.info import STUDENT_INFO, StudentInfo
 from scott.export.pipeline import save_student
 from scott.export.trained import replacing_folder
-from scott.files import write_atomically
+from scott.files import replacing, write_atomically
 from scott.mini import embedded, glyphs
 from scott.samplers import StudentSampler
 from scott.teachers import LatentBackbone
@@ -178,9 +178,9 @@ class Baseline(ABC):
             file, began = self.out / name / f"{start:06d}.safetensors", cpu_seconds()
             if not file.is_file():
                 file.parent.mkdir(exist_ok=True)
-                made, partial = make(range(start, min(start + CHUNK, count))), file.with_suffix(".partial")
-                save_file(made, partial, {"cpu_seconds": str(cpu_seconds() - began)})
-                partial.rename(file)
+                made = make(range(start, min(start + CHUNK, count)))
+                with replacing(file) as partial:
+                    save_file(made, partial, {"cpu_seconds": str(cpu_seconds() - began)})
             with safe_open(file, "pt") as content:
                 self.seconds += float(content.metadata()["cpu_seconds"])
                 parts.append({key: content.get_tensor(key) for key in content.keys()})  # noqa: SIM118 (no dict)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from experiments.graphs import Launched, Tensors
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scott.errors import UserError
@@ -26,7 +27,6 @@ from scott.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from scott.training.ema import ema_update
 from scott.training.metrics import MetricsLog
 from scott.training.parallel import load_optimizer_tensors, optimizer_tensors
 
@@ -195,7 +195,8 @@ class _Stage:
         """It forgets its start: early on it is the mean over the last tenth of the steps so far."""
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         floats = [key for key, value in self.average.items() if value.is_floating_point()]
-        ema_update([self.average[key] for key in floats], [self.current[key] for key in floats], decay)
+        average, current = ([state[key] for key in floats] for state in (self.average, self.current))
+        get_ema_multi_avg_fn(decay)(average, current, None)
 
     def _save(self, done: int) -> None:
         optimizer = optimizer_tensors(self.module, self.optimizer)

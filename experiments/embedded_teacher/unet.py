@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.files import sha256_of
+from scott.files import replacing, sha256_of
 from scott.mini import scenes
 from scott.teachers import LatentBackbone
 from scott.teachers.fingerprint import fingerprints
@@ -64,10 +64,9 @@ def cached(
             for name, value in (("mean", mean), ("std", std), ("text", text)):
                 parts[name].append(value.half().cpu().contiguous())
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
         tensors = {name: torch.cat(values)[:count].contiguous() for name, values in parts.items()}
-        save_file(tensors, partial, {"made_of": json.dumps(made_of)})
-        partial.rename(file)
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"made_of": json.dumps(made_of)})
     with safe_open(file, "pt") as there:
         if (there.metadata() or {}).get("made_of") != json.dumps(made_of):
             raise UserError(f"{file} was made of other encoders or scenes; delete it, or choose another folder")

@@ -7,25 +7,21 @@ FID, coverage and spread, one line of results.jsonl for each run and ω, or run,
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
-from experiments.runs import Report, Training, digest, exit_code
+from experiments.runs import Report, Training, exit_code, plain_run
 
-from scott.commands.drawn import check_gamma
 from scott.errors import UserError
-from scott.measured import EvaluationSplit
+from scott.measured import EvaluationSplit, check_gamma
 from scott.samplers import StudentSampler
-from scott.students import Student, is_run
-from scott.training.config import DistillConfig
+from scott.students import Student
 
 HERE = Path(__file__).parent
-VARIANTS = ("-energy", "-phases")
-"""How folders of trials end whose students draw in another way."""
 
 
 @dataclass
@@ -56,12 +52,7 @@ class Guidance:
             check_gamma(gamma)
         references = {name: reference_by(name, self.samples, self.split) for name in ("mini", self.other) if name}
         for run in self.runs:
-            if not is_run(run):
-                raise UserError(f"got {run}, which is no run folder; expected one that experiments.trial made")
-            if run.name.endswith(VARIANTS):
-                raise UserError(f"got {run}, a variant's, whose student draws otherwise; expected a plain run")
-            config = replace(DistillConfig.load(run / "config.json"), out=run)
-            what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
+            config, what = plain_run(run)
             what |= {"samples": self.samples, "split": self.split, "other": self.other}
             # lines of before there was a digest, a split, another network, or γ, are of the runs of their names
             before = what | {"split": "validation", "other": None}

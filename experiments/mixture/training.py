@@ -10,11 +10,11 @@ from experiments.mixture.data import Mixture
 from experiments.mixture.methods import Method, Trial
 from experiments.mixture.networks import FEATURES, Networks, Student, time_features
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scott.diffusion import DiscreteSchedule, JumpGrid
 from scott.objective import consistency_loss, consistency_target, hinge_discriminator, hinge_generator, loss_weight
 from scott.solvers import make
-from scott.training.ema import ema_update
 
 SD = DiscreteSchedule.stable_diffusion()
 BATCH = 64
@@ -68,7 +68,8 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        ema_update(self.target.networks.parameters(), self.student.networks.parameters(), EMA)
+        target, student = ([*model.networks.parameters()] for model in (self.target, self.student))
+        get_ema_multi_avg_fn(EMA)(target, student, None)
 
     def consistency(self, x_n: Tensor, t_n: Tensor, phase: int) -> tuple[Tensor, Tensor]:
         """L_CD, or the energy score against the target's draw; and f(x_n)."""

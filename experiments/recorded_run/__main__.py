@@ -12,15 +12,12 @@ from experiments.measuring import progress
 from experiments.runs import Report, exit_code
 from rich.console import Console
 
-from scott.commands.demo import SEED, draw_grids
+from scott.commands.demo import SEED, STUDENT_STEPS, TEACHER_STEPS, draw_grids
 from scott.evaluation import Results, evaluate, table
 from scott.mini.embedded import GUIDANCE, NAME
 from scott.mini.protocol import mini_reference
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.students import load_student, teacher_of
-
-TEACHER_STEPS = (50, 2)
-STUDENT_STEPS = (1, 2, 4)
 
 
 @dataclass

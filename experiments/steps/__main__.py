@@ -7,7 +7,7 @@ FID, coverage and spread on the validation split, one line of results.jsonl for 
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,21 +15,15 @@ import torch
 import tyro
 from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
-from experiments.runs import Report, Training, digest, exit_code
+from experiments.runs import Report, Training, exit_code, plain_run
 from torch import Tensor
 
-from scott.diffusion import ConsistencyFunction
-from scott.errors import UserError
+from scott.diffusion import Denoiser
 from scott.samplers import StudentSampler
-from scott.sampling import sample
 from scott.solvers import make
-from scott.students import is_run
 from scott.teachers import Cond
-from scott.training.config import DistillConfig
 
 HERE = Path(__file__).parent
-VARIANTS = ("-energy", "-phases")
-"""How folders of trials end whose students draw in another way."""
 WALKED: dict[str, tuple[int, ...]] = {"none": (), "first": (0,), "second": (1,), "both": (0, 1)}
 
 
@@ -41,21 +35,21 @@ class WalkedSampler(StudentSampler):
     walked: tuple[int, ...] = field(default=(), kw_only=True)
     """Which steps, from 0 on."""
 
-    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
-        backbone, schedule, times = self.backbone, self.backbone.schedule, self.times
+    def draw(self, student: Denoiser, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+        backbone, schedule = self.backbone, self.backbone.schedule
         solver = make("ddim", schedule, eta=0.0)
         guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
         text = {name: value for name, value in cond.items() if name != "guidance"}
 
         def step(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            if times.index(t[0].item()) not in self.walked:
+            if self.times.index(t[0].item()) not in self.walked:
                 return student(x, t, cond)
             while t[0] > schedule.t_data:
                 ahead = self.grid.substep_times(t)
                 x, t = solver.walk(guided, x, ahead, text), ahead[-1]
             return x
 
-        return sample(step, schedule, noise, cond, len(times), generator, times, backbone.noise_like)
+        return super().draw(step, noise, cond, generator)
 
 
 @dataclass
@@ -77,12 +71,7 @@ class Steps:
         self.show()  # before anything is made, so that a folder that cannot show it is known
         references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
         for run in self.runs:
-            if not is_run(run) or run.name.endswith(VARIANTS):
-                raise UserError(
-                    f"got {run}, which is no run of a plain student; expected one that experiments.trial made"
-                )
-            config = replace(DistillConfig.load(run / "config.json"), out=run)
-            what = {"run": run.name, "config": digest(config), "method": config.method, "updates": config.max_steps}
+            config, what = plain_run(run)
             what |= {"samples": self.samples, "other": self.other}
             there = [line["walked"] for line in read_lines(self.file) if what.items() <= line.items()]
             if lacking := [walked for walked in self.walked if walked not in there]:

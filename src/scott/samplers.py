@@ -117,7 +117,7 @@ class StudentSampler(_Sampler):
         student = ConsistencyFunction(self.network, backbone.schedule)
         return self.draw(student, noise, cond, generator)
 
-    def draw(self, student: ConsistencyFunction, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
+    def draw(self, student: Denoiser, noise: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         """From N(0, I) at the first time, (B, C, H, W), to latents."""
         schedule, times = self.backbone.schedule, self.times
         return sample(student, schedule, noise, cond, None, generator, times, self.backbone.noise_like, self.gamma)

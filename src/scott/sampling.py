@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scott.diffusion import Denoiser, JumpGrid, NoiseSchedule, expand_like, normal_like, time_like
 from scott.errors import NotFinite, UserError
+from scott.measured import check_gamma
 
 
 @torch.no_grad()
@@ -56,8 +57,7 @@ def sample(
     if any(later >= earlier for earlier, later in pairwise(times)):
         raise UserError(f"got times {list(times)}; expected them to descend towards clean data.")
 
-    if not 0 <= gamma <= 1:
-        raise UserError(f"got gamma {gamma:g}; expected 0 (all noise is kept) to 1 (all is new).")
+    check_gamma(gamma)
 
     each = [torch.full((len(noise),), time, dtype=schedule.time_dtype) for time in times]
     x_t, x0 = noise, student(noise, time_like(each[0], noise), cond)

@@ -80,10 +80,12 @@ def test_expectation_of_unequal_counts() -> None:
     assert sum(drawn) / len(drawn) == pytest.approx(expected_coverage(7, 4, k=3), abs=0.02)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
-def test_the_chunk_does_not_matter(chunk_size: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_the_chunk_does_not_matter(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(150, 5, seed=0), normal(90, 5, seed=1)
-    assert coverage(real, fake, chunk_size=chunk_size) == coverage(real, fake, chunk_size=150)
+    whole = coverage(real, fake)
+    monkeypatch.setattr("scott.evaluation.neighbours.CHUNK", chunk)
+    assert coverage(real, fake) == whole
 
 
 @pytest.mark.parametrize("k", [0, 4, -1])
@@ -141,10 +143,11 @@ def test_a_narrow_sampler_has_precision_and_a_wide_one_recall() -> None:
     assert wide["recall"] > narrow["recall"] + 0.3
 
 
-def test_a_resample_keeps_the_balls_and_counts_its_samples() -> None:
+def test_a_resample_keeps_the_balls_and_counts_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(60, 3, seed=0), normal(50, 3, seed=1)
     weights = resamples(50, 4)
-    found = neighbours(real, fake, weights, chunk_size=13)
+    monkeypatch.setattr("scott.evaluation.neighbours.CHUNK", 13)
+    found = neighbours(real, fake, weights)
     assert [values.shape for values in found.values()] == [(5,)] * 4
     once = neighbours(real, fake)
     for name in NAMES:

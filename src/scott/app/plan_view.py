@@ -1,7 +1,7 @@
 """The view that plans a run: what a teacher and a recipe need on some cards, from `scott distill … --dry-run`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from rich.table import Table
@@ -10,30 +10,13 @@ from rich.text import Text
 from scott.app.figures import problem, table
 from scott.recipes.configs import RECIPES
 from scott.training.budget import Budget
+from scott.training.cards import CARDS, REACHED, Card
 from scott.training.config import DistillConfig
 
 Planner = Callable[[str, dict[str, Any], int], tuple[DistillConfig, Budget, Table]]
 """(recipe, options, processes) → the config, what it needs, and that as a table."""
 
 OWN = "the recipe's"
-
-
-class Card(NamedTuple):
-    """A GPU by its maker's data sheet: bytes of memory, and the peaks of dense fp16 with sums in fp32 and of fp32,
-    FLOP/s."""
-
-    memory: float
-    peak: float
-    peak_fp32: float
-
-
-CARDS = {
-    "RTX 3090": Card(24e9, 71e12, 36e12),
-    "RTX 4090": Card(24e9, 165e12, 83e12),
-    "L4": Card(24e9, 121e12, 30e12),
-    "A100 80 GB": Card(80e9, 312e12, 19.5e12),
-    "H100 SXM": Card(80e9, 989e12, 67e12),
-}
 
 
 def plan_view(planned: Planner) -> None:
@@ -46,7 +29,9 @@ def plan_view(planned: Planner) -> None:
         batch = gr.Number(0, label="Batch", info="Of all cards; 0 is the recipe's", precision=0)
         count = gr.Number(1, label="Cards", precision=0)
         card = gr.Dropdown(list(CARDS), value="RTX 4090", label="Card")
-        reached = gr.Slider(5, 80, value=30, step=5, label="Of its peak, %", info="What a run reaches: an assumption")
+        reached = gr.Slider(
+            5, 80, value=100 * REACHED, step=5, label="Of its peak, %", info="What a run reaches: an assumption"
+        )
     button = gr.Button("Plan", variant="primary")
     budget = gr.HTML(elem_id="budget")
 
@@ -68,8 +53,7 @@ def plan_view(planned: Planner) -> None:
 def _page(config: DistillConfig, budget: Budget, shown: Table, count: int, card: Card, reached: float) -> str:
     """Memory and time in two sentences, then the table of `--dry-run`."""
     fits = "fits" if budget.peak < card.memory else "does not fit"
-    peak = card.peak_fp32 if config.precision == "fp32" else card.peak
-    hours = budget.run_flops / (count * peak * reached) / 3600
+    hours = card.hours(budget.run_flops, config.precision, reached, count)
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
     said = (
         f"<p>Each card holds <b>{budget.peak / 1e9:.3g} GB</b> of {card.memory / 1e9:g}, before what CUDA itself "

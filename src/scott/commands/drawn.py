@@ -4,16 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scott.errors import UserError
+from scott.measured import check_gamma
 
 DEFAULT_STEPS = 2
 MAX_STEPS = 8
 """Most steps `scott sample` draws in; a student is made for few."""
-
-
-def check_gamma(gamma: float) -> None:
-    """Raise `UserError` for what is no γ of `scott.sampling.sample`."""
-    if not 0 <= gamma <= 1:
-        raise UserError(f"got gamma {gamma:g}; expected 0 (all noise is kept) to 1 (all is new)")
 
 
 @dataclass(frozen=True, kw_only=True)

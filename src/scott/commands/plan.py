@@ -16,11 +16,9 @@ from scott.mini import embedded
 from scott.progress import console
 from scott.teachers.skeleton import skeleton
 from scott.training.budget import Budget, budget_of
+from scott.training.cards import CARDS, REACHED
 from scott.training.config import DistillConfig
 
-H100 = {"fp32": 67e12, "fp16": 989e12, "bf16": 989e12}
-"""Dense FLOP/s of an H100 SXM, by its data sheet; fp32 as torch computes it by default, without TF32."""
-REACHED = 0.3
 NO_DATA = "/dev/null/pictures"
 """A place where nothing can be."""
 
@@ -112,8 +110,8 @@ def as_table(recipe: str, config: DistillConfig, budget: Budget) -> Table:
 
 
 def gpu_hours(config: DistillConfig, budget: Budget) -> float:
-    """All steps on one H100 that reaches `REACHED` of its peak, which is an assumption; n of them take 1/n of it."""
-    return budget.run_flops / (REACHED * H100[config.precision]) / 3600
+    """All steps on one H100, of whose peak it reaches `cards.REACHED`; n of them take 1/n of it."""
+    return CARDS["H100 SXM"].hours(budget.run_flops, config.precision)
 
 
 _REMARKS = {

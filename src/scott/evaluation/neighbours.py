@@ -20,6 +20,8 @@ from scott.evaluation.matrices import Matrix, feature_pair, halves, once
 NEAREST, BALL = 5, 3
 """k of coverage and density, and of precision and recall."""
 NAMES = ("precision", "recall", "density", "coverage")
+CHUNK = 1024
+"""Points that are compared with all others at a time, which bounds memory."""
 NEAR = 40
 """Neighbours of which three are in a half, but for one point in 10^9."""
 TIE, EQUAL = 1e-9, 1e-12
@@ -27,12 +29,12 @@ TIE, EQUAL = 1e-9, 1e-12
 points are. What a copy of a real point counts for turns on ties."""
 
 
-def coverage(real: Matrix, fake: Matrix, k: int = NEAREST, *, chunk_size: int = 1024) -> float:
+def coverage(real: Matrix, fake: Matrix, k: int = NEAREST) -> float:
     """Share of the real points (N, D) that the fakes (M, D) cover, in [0, 1]; see `neighbours`.
 
     Raises `ValueError` unless 1 ≤ k < N, and on different D or non-finite features.
     """
-    return neighbours(real, fake, only=("coverage",), k=k, chunk_size=chunk_size)["coverage"].item()
+    return neighbours(real, fake, only=("coverage",), k=k)["coverage"].item()
 
 
 def neighbours(
@@ -42,13 +44,12 @@ def neighbours(
     *,
     only: Collection[str] = NAMES,
     k: int = NEAREST,
-    chunk_size: int = 1024,
 ) -> dict[str, Tensor]:
     """Each metric of `only`, (R,), for R rows of weights of the fakes (`matrices.resamples`); Euclidean, in float64.
 
     A resample keeps the balls, which are real points'. Recall's are the fakes' own, and scatter with them: its further
     values are of halves of the fakes (`matrices.halves`), with balls within each; NaN where those are of three or
-    fewer. `chunk_size` real points are compared at a time, which bounds memory.
+    fewer.
     Raises `ValueError` unless k < N and 3 < N, M where it counts, and on different D or non-finite features.
     """
     x, y = feature_pair(("real", real), ("fake", fake))
@@ -56,12 +57,12 @@ def neighbours(
     centre = x.mean(dim=0)
     x, y = x - centre, y - centre  # so that the product in `_squared` cancels little
     of_real = [*([k] if {"coverage", "density"} & set(only) else []), *([BALL] if "precision" in only else [])]
-    balls = _radii("real", x, of_real, chunk_size)
-    theirs = _balls_of_halves(y, len(counts) - 1, chunk_size) if "recall" in only else y[:0]
+    balls = _radii(x, of_real)
+    theirs = _balls_of_halves(y, len(counts) - 1) if "recall" in only else y[:0]
     covered, recalled = (torch.zeros(len(counts), device=x.device, dtype=x.dtype) for _ in range(2))
     holding, inside = torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0], dtype=torch.bool)
-    for start in range(0, len(x), chunk_size):
-        rows = slice(start, start + chunk_size)
+    for start in range(0, len(x), CHUNK):
+        rows = slice(start, start + CHUNK)
         squared = _squared(x[rows], y)
         if {"coverage", "density"} & set(only):
             closer = (squared < balls[k][rows, None] * (1 - TIE)).to(x)
@@ -82,13 +83,13 @@ def neighbours(
     return {name: found[name].cpu() for name in only}
 
 
-def _balls_of_halves(y: Tensor, replicates: int, chunk_size: int) -> Tensor:
+def _balls_of_halves(y: Tensor, replicates: int) -> Tensor:
     """Squared radii (1 + R, M) of the balls of all fakes and of those of each half, −1 where a fake is not in it.
 
     A half has about every other of a point's neighbours: of more than `NEAR` none is needed.
     """
     _check_k(BALL, "fake", len(y))
-    parts = [_nearest(y, start, min(NEAR, len(y) - 1), chunk_size) for start in range(0, len(y), chunk_size)]
+    parts = [_nearest(y, start, min(NEAR, len(y) - 1)) for start in range(0, len(y), CHUNK)]
     squared, order = (torch.cat(part) for part in zip(*parts, strict=True))
     reach = []
     for half in halves(len(y), replicates).to(y.device):
@@ -103,21 +104,21 @@ def _check_k(k: int, name: str, n: int) -> None:
         raise ValueError(f"got k = {k} with {n} {name} points, expected 1 ≤ k < {n}")
 
 
-def _nearest(points: Tensor, start: int, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Of `chunk_size` points from `start` on: squared distances (n, k) to their nearest others, ascending, and which
+def _nearest(points: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """Of `CHUNK` points from `start` on: squared distances (n, k) to their nearest others, ascending, and which
     these are."""
-    squared = _squared(points[start : start + chunk_size], points)
+    squared = _squared(points[start : start + CHUNK], points)
     squared.diagonal(start).fill_(torch.inf)
     found = squared.topk(k, largest=False)
     return found.values, found.indices
 
 
-def _radii(name: str, points: Tensor, ks: Collection[int], chunk_size: int) -> dict[int, Tensor]:
+def _radii(points: Tensor, ks: Collection[int]) -> dict[int, Tensor]:
     """k → squared distance of each point to its k-th nearest other point, (N,)."""
     for k in ks:
-        _check_k(k, name, len(points))
-    starts = range(0, len(points) if ks else 0, chunk_size)
-    parts = [_nearest(points, start, max(ks), chunk_size)[0] for start in starts]
+        _check_k(k, "real", len(points))
+    starts = range(0, len(points) if ks else 0, CHUNK)
+    parts = [_nearest(points, start, max(ks))[0] for start in starts]
     return {k: torch.cat(parts)[:, k - 1] for k in ks}
 
 

@@ -18,7 +18,7 @@ from scott.sampling import check_finite
 from scott.teachers.family import DEFAULT_SIZE, Family
 from scott.teachers.layout import family_class
 from scott.teachers.load import complaining_of
-from scott.teachers.lora_files import held_layers, load_lora, lora_path
+from scott.teachers.lora_files import held_layers, load_lora, lora_path, network_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,7 +71,7 @@ class PipelineSampler:
 
     @property
     def network(self) -> Any:
-        return network_of(self.pipeline)
+        return network_of(self.pipeline)[1]
 
     @property
     def resolution(self) -> int:
@@ -94,11 +94,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         yield torch.manual_seed(seed)
 
 
-def network_of(pipeline: DiffusionPipeline) -> Any:
-    """Its U-Net or transformer; None where it has neither."""
-    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-
-
 def stock_options(pipeline: DiffusionPipeline, omega: float | None) -> dict[str, Any]:
     """How a pipeline is asked for ω, and for no other size than the one it is given."""
     binned = "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters
@@ -115,7 +110,7 @@ def default_guidance(pipeline: DiffusionPipeline) -> float | None:
 
 def takes_omega(pipeline: DiffusionPipeline) -> bool:
     """Whether the network has an input for ω, as FLUX's and a few-step U-Net's may."""
-    config = network_of(pipeline).config
+    config = network_of(pipeline)[1].config
     return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
 
@@ -140,7 +135,7 @@ def load_pipeline(
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{name} does not open as a pipeline: {first_line(error)}") from None
     accepted = inspect.signature(pipeline.__call__).parameters
-    draws = network_of(pipeline) is not None and hasattr(pipeline, "vae_scale_factor")
+    draws = network_of(pipeline)[1] is not None and hasattr(pipeline, "vae_scale_factor")
     if not draws or "prompt" not in accepted or "num_frames" in accepted:
         raise UserError(
             f"{name} is a {type(pipeline).__name__}; expected a pipeline that draws pictures of prompts by a VAE"

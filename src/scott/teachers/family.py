@@ -1,8 +1,8 @@
 """What a family of networks is: which layers are adapted and read, and how the network is called.
 
-A family is a subclass of `LatentBackbone`. Where they are not the usual ones it fills four hooks: latents (`pack`,
-`unpack`, `from_pipeline`, and `LatentNormaliser`), time (`network_time`, `size_shift`), guidance (`teacher_calls`,
-`LatentBackbone.guided_teacher` or `rescale_guided`, `guidance_input`, `guidance_options`), and text
+A family is a subclass of `LatentBackbone`. Where they are not the usual ones it fills four hooks: latents (`packed`,
+`token_side`, `unpack`, `from_pipeline`, and `LatentNormaliser`), time (`network_time`, `size_shift`), guidance
+(`teacher_calls`, `LatentBackbone.guided_teacher` or `rescale_guided`, `guidance_input`, `guidance_options`), and text
 (`teachers.encoders`).
 """
 
@@ -133,10 +133,9 @@ class Family(Encoders):
     def block_names(self) -> list[str]:
         return [f"{name}.{index}" for name in self.block_lists for index in range(len(getattr(self.network, name)))]
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The parts of the network that hold nearly all of it."""
-        return [self.network.get_submodule(name) for name in self.block_names]
+    def blocks(self, network: nn.Module | None = None) -> list[nn.Module]:
+        """The parts of the network, or of a copy, that hold nearly all of it, in the order in which they run."""
+        return [(network or self.network).get_submodule(name) for name in self.block_names]
 
     @property
     def decoder_prefixes(self) -> tuple[str, ...]:

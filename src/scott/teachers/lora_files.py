@@ -7,8 +7,9 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
@@ -164,10 +165,10 @@ def held_layers(pipeline: DiffusionPipeline) -> dict[str, set[str]]:
     return {name: layers for name, layers in held.items() if layers}
 
 
-def network_of(pipeline: DiffusionPipeline) -> tuple[str, ModelMixin]:
-    """A pipeline's network, and what it is called there."""
-    part = "unet" if hasattr(pipeline, "unet") else "transformer"
-    return part, getattr(pipeline, part)
+def network_of(pipeline: DiffusionPipeline) -> tuple[str, Any]:
+    """A pipeline's U-Net or transformer, None where it has neither, and what it is called there."""
+    part = "unet" if getattr(pipeline, "unet", None) else "transformer"
+    return part, getattr(pipeline, part, None)
 
 
 def _named(pipeline: DiffusionPipeline, file: Path) -> dict[str, Tensor]:

@@ -205,7 +205,7 @@ class LatentBackbone(Family):
 
     def quantize(self, kind: str) -> None:
         """The frozen network's blocks in 8 ("int8") or 4 ("nf4") bits; adapters come after."""
-        quantize(self.network, self.blocks, kind)
+        quantize(self.network, self.blocks(), kind)
 
     def compile(self) -> None:
         """torch.compile the forward passes in which all four models run.

@@ -20,7 +20,7 @@ from scott.training.config import DistillConfig
 from scott.training.counting import Calls, Counts, parameter_bytes, storage_bytes
 from scott.training.jumps import jumps_kept, jumps_of_steps
 from scott.training.meta_step import drawing_peak, encoding_peak, step_cost
-from scott.training.parallel import blocks_of, rows_of_pass
+from scott.training.parallel import rows_of_pass
 
 SMALL = 4096  # bitsandbytes' 8-bit Adam keeps fp32 states for tensors with fewer elements
 MACHINE = 8  # processes on one machine, of more
@@ -175,7 +175,7 @@ def _savings(backbone: LatentBackbone, config: DistillConfig) -> dict[str, int]:
 
 
 def _quantized_away(backbone: LatentBackbone, config: DistillConfig) -> int:
-    return saved_bytes(backbone.blocks, config.quantize) if config.quantize != "none" else 0
+    return saved_bytes(backbone.blocks(), config.quantize) if config.quantize != "none" else 0
 
 
 def _exchanged(backbone: LatentBackbone, config: DistillConfig, counts: Counts) -> int:
@@ -189,7 +189,7 @@ def _gathered(backbone: LatentBackbone) -> int:
     """Bytes that a process has whole of a split network: what lies outside the blocks, two blocks, of which one is
     gathered while the other computes, and the gradients of one."""
     networks = (backbone.network, *backbone.copies.values())
-    blocks = [block for network in networks for block in blocks_of(backbone, network)]
+    blocks = [block for network in networks for block in backbone.blocks(network)]
     trained = [[p for p in block.parameters() if p.requires_grad] for block in blocks]
     return _outside_blocks(backbone) + 2 * max(map(parameter_bytes, blocks)) + max(map(storage_bytes, trained))
 
@@ -197,9 +197,7 @@ def _gathered(backbone: LatentBackbone) -> int:
 def _outside_blocks(backbone: LatentBackbone) -> int:
     """Bytes of the weights that are gathered once a step."""
     networks = (backbone.network, *backbone.copies.values())
-    return sum(
-        parameter_bytes(network) - sum(map(parameter_bytes, blocks_of(backbone, network))) for network in networks
-    )
+    return sum(parameter_bytes(network) - sum(map(parameter_bytes, backbone.blocks(network))) for network in networks)
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
 from scott.teachers import LatentBackbone
-from scott.training.parallel import blocks_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def counted(backbone: LatentBackbone) -> Iterator[Counts]:
             register_multi_grad_hook(differentiable, partial(add, counts.backward), mode="any")
 
     for copy, network in {"": backbone.network, **backbone.copies}.items():
-        for index, block in enumerate(blocks_of(backbone, network)):
+        for index, block in enumerate(backbone.blocks(network)):
             handles.append(block.register_forward_hook(partial(ran, copy, index, parameter_bytes(block))))
     for head in backbone.heads:
         handles.append(head.register_forward_hook(partial(ran, "critic", None, parameter_bytes(head))))

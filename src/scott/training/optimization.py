@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scott.errors import UserError, require
 from scott.teachers import LatentBackbone
 from scott.training.balance import Balance
 from scott.training.checkpoint import Parts, latest_checkpoint, load_checkpoint, readable
 from scott.training.config import DistillConfig
-from scott.training.ema import ema_update
 from scott.training.parallel import (
     Model,
     averaged,
@@ -107,8 +107,9 @@ class Optimization:
         return norms if finite or not may_be_lowered else {}
 
     def _move_target(self) -> None:
+        """θ⁻ ← μ θ⁻ + (1 − μ) θ."""
         target, student = ([local(p) for p in model.parameters()] for model in (self.target, self.models["student"]))
-        ema_update(target, student, self.config.ema_decay)
+        get_ema_multi_avg_fn(self.config.ema_decay)(target, student, None)
 
     @torch.no_grad()
     def ema_distance(self) -> float:
@@ -129,8 +130,7 @@ class Optimization:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
-        state = {"seed": self.config.seed, "scaler": self.scaler.state_dict()}
-        return state | (self.balance.state() if self.balance else {})
+        return {"scaler": self.scaler.state_dict()} | (self.balance.state() if self.balance else {})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Take over the newest checkpoint; its state."""

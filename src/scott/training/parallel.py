@@ -78,17 +78,12 @@ def shard(backbone: LatentBackbone) -> None:
     """
     mesh = _mesh(best_device().type)
     for network in (backbone.network, *backbone.copies.values()):
-        for block in blocks_of(backbone, network):
+        for block in backbone.blocks(network):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         root = fully_shard(network, mesh=mesh, reshard_after_forward=False)
         root.set_reshard_after_backward(False, recurse=False)
     for head in backbone.heads:
         fully_shard(head, mesh=mesh, reshard_after_forward=True)
-
-
-def blocks_of(backbone: LatentBackbone, network: nn.Module) -> list[nn.Module]:
-    """The blocks of the frozen network or of a copy, in the order in which they run."""
-    return [network.get_submodule(name) for name in backbone.block_names]
 
 
 def release(backbone: LatentBackbone) -> None:

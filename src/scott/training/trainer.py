@@ -243,7 +243,7 @@ class _Run:
         """All gather it, which holds everything once more; the first process writes."""
         parts = self.optimization.parts()
         if self.accelerator.is_main_process:
-            state = self.optimization.state() | {"samples_seen": done * self.config.batch_size}
-            state |= {"data": self.data.version, "teacher": self.backbone.version, "signs": self.backbone.signs}
-            state |= {"schedule": repr(self.backbone.schedule), "spread": self.spread.sums.tolist()}
+            state = self.optimization.state() | {"data": self.data.version, "teacher": self.backbone.version}
+            state |= {"signs": self.backbone.signs, "schedule": repr(self.backbone.schedule)}
+            state |= {"spread": self.spread.sums.tolist()}
             save_checkpoint(self.checkpoints, done, parts, state)
