@@ -111,11 +111,19 @@ class Protocol:
         whole = samples if names is None else min(samples, len(names))
         least = whole if self.whole and measured.samples is None else SMALLEST
         key = [self.name, names, measured.image_column, measured.caption_column, measured.data_split]
-        options: dict[str, Any] = {"choose": choose, "floor": floor, "key": key, "least": least}
-        options |= {"names": names, "once": not self.whole}
-        reference = source_reference(source, whole, size, instruments, tick, **options)
-        reference.version = source.version
-        return reference
+        return source_reference(
+            source,
+            whole,
+            size,
+            instruments,
+            tick,
+            choose=choose,
+            floor=floor,
+            key=key,
+            least=least,
+            names=names,
+            once=not self.whole,
+        )
 
     def check_captions(self, drawn: Sequence[str], own: Sequence[str]) -> None:
         """Raise `UserError` where pictures that are there already are of others than the protocol's captions."""

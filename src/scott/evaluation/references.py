@@ -135,7 +135,7 @@ def source_reference(
         ]
         file = _cache_file(made_of, instruments)
         if kept := _kept(file):
-            return _reference(instruments, size, *kept)
+            return _reference(instruments, size, source.version, *kept)
     entries, behind = _split(source, choose, names)
     behind = entries_of(floor) if floor else behind
     seen: set[bytes] | None = set() if once else None
@@ -153,7 +153,7 @@ def source_reference(
         tensors |= {f"others/{name}": value for name, value in others.items()}
     if file is not None and count == samples and {*described["skipped"], *rest["skipped"]} <= {SAME}:
         _keep(file, tensors, described)
-    return _reference(instruments, size, tensors, described)
+    return _reference(instruments, size, source.version, tensors, described)
 
 
 def _split(
@@ -227,13 +227,23 @@ def _kept(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return None
 
 
-def _reference(instruments: Instruments, size: int, tensors: dict[str, Tensor], described: dict[str, Any]) -> Reference:
+def _reference(
+    instruments: Instruments, size: int, version: str, tensors: dict[str, Tensor], described: dict[str, Any]
+) -> Reference:
     real, others = (
         {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
         for kind in ("real/", "others/")
     )
-    prompts, names, skipped = described["prompts"], described["names"], Counter(described["skipped"])
-    return Reference(prompts, instruments, real, others=others, size=size, names=names, skipped=skipped)
+    return Reference(
+        described["prompts"],
+        instruments,
+        real,
+        others=others,
+        size=size,
+        names=described["names"],
+        version=version,
+        skipped=Counter(described["skipped"]),
+    )
 
 
 def cache_folder() -> Path:
