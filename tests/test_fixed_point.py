@@ -86,6 +86,16 @@ def test_more_steps_are_nearer_to_the_data():
     assert errors[0] > 2 * errors[1] > 3 * errors[2]
 
 
+def test_kept_noise_widens_the_samples_of_a_student_that_is_exact():
+    """Of N(0, 1) it says x at any time: x_t = α_t x + σ_t (x − α_T x) / σ_T where all noise is kept."""
+    point = FixedPoint(GAUSSIAN, make("ddim", SD, eta=0.0), JumpGrid(SD))
+    first, later = (point.levels((point.grid.times == time).nonzero().item()) for time in point.grid.inference_times(2))
+    widened = later[0] + later[1] * (1 - first[0]) / first[1]
+    assert widened > 1.1
+    fresh, kept = (point.sample(2, COUNT, seeded(), gamma).std().item() for gamma in (1.0, 0.0))
+    assert kept / fresh == pytest.approx(widened, rel=0.02)
+
+
 def test_a_history_counts_within_a_jump_alone():
     """With one sub-step a jump, a solver of second order has none; with three, it is nearer to the exact function."""
 

@@ -24,8 +24,8 @@ from scott.errors import UserError
 from scott.files import write_atomically
 
 HERE = Path(__file__).parent
-Part = Literal["gaussian", "jumps", "orders", "fixed-points", "2-d", "64-d"]
-SAMPLED = ("jumps", "fixed-points")
+Part = Literal["gaussian", "jumps", "orders", "fixed-points", "kept", "2-d", "64-d"]
+SAMPLED = ("jumps", "fixed-points", "kept")
 SAMPLES = 50_000
 """Of a fixed point, where a part's file does not say."""
 
@@ -110,6 +110,7 @@ class Run:
             "gaussian": exact.gaussian,
             "orders": exact.orders,
             "jumps": partial(exact.jumps, self.seeds, self.samples),
+            "kept": partial(exact.kept, self.seeds, self.samples),
         }
         return iter(() if there else [[*whole[part]()]])
 

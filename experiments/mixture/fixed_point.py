@@ -108,14 +108,15 @@ class FixedPoint:
         fraction = ((uniform - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return torch.lerp(self.thresholds[right - 1], self.thresholds[right], fraction)[:, 0]
 
-    def sample(self, steps: int, count: int, generator: torch.Generator) -> Tensor:
-        """Consistency multistep samples at the grid's own times (`inference_times`), (count,)."""
+    def sample(self, steps: int, count: int, generator: torch.Generator, gamma: float = 1.0) -> Tensor:
+        """γ-samples (`scott.sampling.sample`) at the grid's own times (`inference_times`), (count,)."""
         fed = [(self.grid.times - time).abs().argmin().item() for time in self.grid.inference_times(steps)]
-        x0 = torch.zeros(count, dtype=torch.float64)
+        x0 = kept = torch.zeros(count, dtype=torch.float64)
         for index in map(int, fed):
             alpha, sigma = self.levels(index)
             w = torch.randn(count, generator=generator, dtype=torch.float64)
             # pure noise only where the schedule ends in it, or it is the first step, which samplers start from N(0, 1)
-            x = w if index == fed[0] else alpha * x0 + sigma * w
+            x = w if index == fed[0] else alpha * x0 + sigma * ((1 - gamma**2) ** 0.5 * kept + gamma * w)
             x0 = self.at(index, x, generator)
+            kept = (x - alpha * x0) / sigma
         return x0

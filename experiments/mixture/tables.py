@@ -27,6 +27,12 @@ def jumps(made: Made) -> str:
     return table(["jump", "h", "sub-step", *(f"{s}: 1 / 4 steps" for s in solvers)], rows)
 
 
+def kept(made: Made) -> str:
+    names = ["data", "solver", "jump", "h"]
+    rows = [[*(row[name] for name in names), f"{row['gamma']:g}", _w1(row["2"]), _w1(row["4"])] for row in made["rows"]]
+    return table([*names, "γ", "2 steps: W1 (std)", "4 steps"], rows)
+
+
 def orders(made: Made) -> str:
     spacings = made["rows"][0]["spacings"]
     rows: list[list[object]] = []
@@ -83,6 +89,7 @@ def _w1(measured: dict[str, float]) -> str:
 TABLES: dict[str, Callable[[Made], str]] = {
     "fixed-points": fixed_points,
     "jumps": jumps,
+    "kept": kept,
     "orders": orders,
     "gaussian": gaussian,
     "2-d": trained,
