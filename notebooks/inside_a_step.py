@@ -18,6 +18,7 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scott.data.batch import Batch
 from scott.diffusion import ConsistencyFunction
@@ -26,7 +27,6 @@ from scott.mini.scenes import Scenes, pictures
 from scott.recipes.configs import mini
 from scott.rng import generator_for
 from scott.training.draws import Draws
-from scott.training.ema import ema_update
 from scott.training.step import Distillation
 
 plt.rcParams |= {"figure.dpi": 60, "image.interpolation": "nearest"}
@@ -91,7 +91,7 @@ for step in range(UPDATES):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    ema_update(target, student, config.ema_decay)
+    get_ema_multi_avg_fn(config.ema_decay)(target, student, None)
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 2.6))
 for axis, names in zip(axes, (["consistency"], ["adversarial", "critic"], ["adversarial_ratio"]), strict=True):

@@ -24,7 +24,7 @@ def sample(
     draw: Callable[[Tensor, torch.Generator | None], Tensor] = normal_like,
     gamma: float = 1.0,
 ) -> Tensor:
-    """γ-sampling (Kim et al. 2024, Consistency Trajectory Models, algorithm 4), by a student that jumps to data.
+    """γ-sampling (Kim et al. 2024, Consistency Trajectory Models, arXiv 2310.02279), by a student that jumps to data.
 
         x0 = f(x_1, t_1), x_1 = noise;    for k = 2 .. steps:
             ε̂ = (x_{k−1} − α x0) / σ at t_{k−1},    w ~ N(0, I)

@@ -74,13 +74,10 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
-    gamma = measured.gamma
-    kept = "" if gamma == 1 else f"-gamma-{gamma:g}"
-    asked = {f"student{kept}-{n}": student.sampler(n, scale, gamma=gamma) for n in steps}
+    asked = [student.sampler(n, scale, gamma=measured.gamma) for n in steps]
     if stops := measured.timesteps:
-        row = f"student-at-{'-'.join(f'{step:g}' for step in stops)}{kept}-{len(stops)}"
-        asked[row] = student.sampler(len(stops), scale, stops, gamma)
-    samplers = {row: replace(sampler, truncate=True) for row, sampler in asked.items()}
+        asked.append(student.sampler(len(stops), scale, stops, measured.gamma))
+    samplers = {_row(sampler, measured): replace(sampler, truncate=True) for sampler in asked}
     size = student.info.resolution if student.info else None
     teachers, methods = _teacher_rows(name, measured, dtype, scale, size), dict.fromkeys(samplers, _method(folder))
     return Target(teachers | samplers, student.backbone.resolution, methods=methods)
@@ -118,6 +115,13 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     guidance = own if measured.guidance is None else drawn_guidance(pipeline, measured.guidance)
     samplers = {f"{label}-{n}": PipelineSampler(pipeline, n, guidance, side) for n in steps}
     return Target(samplers, PipelineSampler(pipeline, 1, None, side).resolution, scheduler=scheduler)
+
+
+def _row(sampler: StudentSampler, measured: Measured) -> str:
+    """What a student's row is called: with times of one's own, and γ where there is a later step."""
+    times = f"-at-{'-'.join(f'{step:g}' for step in measured.timesteps)}" if sampler.stops else ""
+    gamma = f"-gamma-{sampler.gamma:g}" if sampler.gamma != 1 and sampler.steps > 1 else ""
+    return f"student{times}{gamma}-{sampler.steps}"
 
 
 def _method(folder: Path) -> str:
@@ -159,7 +163,6 @@ def made_by(sampler: Sampler, measured: Measured) -> dict[str, Any]:
         made |= {"pipeline": pipeline_version(backbone.pipeline)[:8], "size": backbone.resolution}
     if isinstance(sampler, TeacherSampler) and sampler.solver != "ddim":
         made["solver"] = sampler.solver
-    if isinstance(sampler, StudentSampler):
-        made |= {"timesteps": [*sampler.stops]} if sampler.stops else {}
-        made |= {"gamma": sampler.gamma} if sampler.gamma != 1 else {}
+    if isinstance(sampler, StudentSampler) and sampler.gamma != 1:
+        made["gamma"] = sampler.gamma
     return made | {"sampler": type(sampler).__name__}

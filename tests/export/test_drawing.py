@@ -114,6 +114,19 @@ def test_where_noise_is_kept_it_draws_as_stock_euler(student, family, train):
     assert difference(drawing(made, Drawn(**stops)).latents(["a dog"], 3), ours) > 0.01
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"gamma": 1.2}, "got gamma 1.2; expected 0"),
+        ({"gamma": float("nan")}, "got gamma nan; expected 0"),
+        ({"gamma": 0.5, "steps": 1}, "got --gamma 0.5 with one step, which has no later noise"),
+    ],
+)
+def test_a_gamma_that_is_none_or_says_nothing(asked, said):
+    with pytest.raises(UserError, match=said):
+        Drawn(**asked)
+
+
 def test_a_flows_timesteps_are_thousandths_of_sigma(student):
     made, _ = student("sd3")
     (times,) = [torch.tensor(drawing(made, Drawn(timesteps=(1000, 600.0))).times)]

@@ -20,7 +20,7 @@ def seen_by(backbone, run):
     for name in backbone.feature_layers:
         layer = backbone.network.get_submodule(name)
         hooks.append(layer.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out})))
-    hooks.append(backbone.blocks[-1].register_forward_pre_hook(lambda module, args: calls.append(module)))
+    hooks.append(backbone.blocks()[-1].register_forward_pre_hook(lambda module, args: calls.append(module)))
     run()
     for hook in hooks:
         hook.remove()

@@ -65,7 +65,7 @@ def test_a_tokenizer_that_does_not_say_its_length(edited, teacher_folders):
 
 def test_a_unet_without_a_middle(tmp_path):
     backbone = load_backbone(tiny_sd(tmp_path / "teacher", mid_block_type=None))
-    assert None not in backbone.blocks
+    assert None not in backbone.blocks()
     backbone.add_student("lora", rank=2)
     backbone.add_critic(2)
     x, t = torch.randn(1, *backbone.latent_shape), torch.tensor([999])

@@ -16,7 +16,7 @@ KINDS = {"int8": 0.02, "nf4": 0.15}
 
 
 def linear_bytes(backbone):
-    layers = [m for block in backbone.blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    layers = [m for block in backbone.blocks() for m in block.modules() if isinstance(m, torch.nn.Linear)]
     return sum(tensor.nbytes for layer in layers for tensor in held(layer))
 
 
@@ -38,7 +38,7 @@ def test_the_teacher_answers_nearly_as_the_whole_one(teacher_folders, inputs, fa
         expected, got = whole.teacher(x, t, cond), quantised.teacher(x, t, cond)
     assert 0 < (got - expected).norm() < (KINDS[kind] + 0.02) * expected.norm()
     here = load_backbone(teacher_folders[family], dtype)
-    assert saved_bytes(here.blocks, kind) == linear_bytes(here) - linear_bytes(quantised)
+    assert saved_bytes(here.blocks(), kind) == linear_bytes(here) - linear_bytes(quantised)
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("int8", "lora"), ("nf4", "lora"), ("nf4", "dora")])

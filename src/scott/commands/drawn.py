@@ -44,6 +44,8 @@ class Drawn:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"got {self.steps} steps; expected 1 to {MAX_STEPS}")
         check_gamma(self.gamma)
+        if self.gamma != 1 and self.steps == 1:
+            raise UserError(f"got --gamma {self.gamma:g} with one step, which has no later noise; leave it out")
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size < 1:
                 raise UserError(f"got --{name} {size}; expected a number of pixels, 1 or more")
