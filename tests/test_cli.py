@@ -173,7 +173,7 @@ def test_evaluate_writes_results(run_folder, tmp_path, scott):
     kept = Measured(timesteps=(999.0, 599.0), gamma=0)
     found = target_of(f"{run_folder}/student", [1], kept, torch.float32).samplers
     assert {name: sampler.gamma for name, sampler in found.items()} == {
-        "student-1": 0,
+        "student-1": 1,
         "student-at-999-599-gamma-0-2": 0,
     }
     made = made_by(found["student-at-999-599-gamma-0-2"], kept)

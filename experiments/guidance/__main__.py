@@ -16,8 +16,9 @@ from experiments.measuring import cell, measured_by_all, reference_by
 from experiments.results import append_lines, insert, read_lines, table
 from experiments.runs import Report, Training, exit_code, plain_run
 
+from scott.choices import check_gamma
 from scott.errors import UserError
-from scott.measured import EvaluationSplit, check_gamma
+from scott.measured import EvaluationSplit
 from scott.samplers import StudentSampler
 from scott.students import Student
 

@@ -4,19 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from scott.errors import UserError
-
 EvaluationSplit = Literal["held-out", "validation"]
 TeacherSolver = Literal["ddim", "dpmpp", "er-sde"]
 """DDIM without noise; DPM-Solver++ (2M); ER-SDE of order 2 with the noise function 5, the best of SCott's solvers."""
 STEPS = (1, 2, 4)
 """In how many steps pictures are drawn, if it is left out."""
-
-
-def check_gamma(gamma: float) -> None:
-    """Raise `UserError` for what is no γ of `scott.sampling.sample`."""
-    if not 0 <= gamma <= 1:
-        raise UserError(f"got gamma {gamma:g}; expected 0 (all noise is kept) to 1 (all is new)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scott.choices import check_gamma
 from scott.diffusion import Denoiser, JumpGrid, NoiseSchedule, expand_like, normal_like, time_like
 from scott.errors import NotFinite, UserError
-from scott.measured import check_gamma
 
 
 @torch.no_grad()

@@ -74,9 +74,10 @@ def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.
         raise UserError(f"{name} is a student of scott's; --scheduler and --lora are for stock pipelines")
     student = load_student(name, dtype=dtype)
     scale = student.guidance(measured.guidance)
-    asked = [student.sampler(n, scale, gamma=measured.gamma) for n in steps]
-    if stops := measured.timesteps:
-        asked.append(student.sampler(len(stops), scale, stops, measured.gamma))
+    stops = measured.timesteps
+    drawn: list[tuple[int, Sequence[float]]] = [*((n, ()) for n in steps), *([(len(stops), stops)] if stops else [])]
+    # one step has no later noise: its pictures, and their row, are those of any γ
+    asked = [student.sampler(n, scale, times, measured.gamma if n > 1 else 1.0) for n, times in drawn]
     samplers = {_row(sampler, measured): replace(sampler, truncate=True) for sampler in asked}
     size = student.info.resolution if student.info else None
     teachers, methods = _teacher_rows(name, measured, dtype, scale, size), dict.fromkeys(samplers, _method(folder))
@@ -118,9 +119,9 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
 
 
 def _row(sampler: StudentSampler, measured: Measured) -> str:
-    """What a student's row is called: with times of one's own, and γ where there is a later step."""
+    """What a student's row is called: with times of one's own, and γ where not all noise is new."""
     times = f"-at-{'-'.join(f'{step:g}' for step in measured.timesteps)}" if sampler.stops else ""
-    gamma = f"-gamma-{sampler.gamma:g}" if sampler.gamma != 1 and sampler.steps > 1 else ""
+    gamma = f"-gamma-{sampler.gamma:g}" if sampler.gamma != 1 else ""
     return f"student{times}{gamma}-{sampler.steps}"
 
 

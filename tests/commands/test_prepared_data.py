@@ -400,6 +400,8 @@ def test_several_sources_in_proportion(backbone, pictures, tmp_path):
     for caption in data.examples(8)[1]:
         for name, value in backbone.encode_prompts([caption]).items():
             torch.testing.assert_close(conditions[caption]()[name].float(), value, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"got the weights \[1\] for 2 sources"):
+        open_data(names, backbone, tmp_path / "cache", 0, quiet, weights=[1])
 
 
 def test_a_picture_of_a_repeated_folder_comes_as_often(backbone, tmp_path):

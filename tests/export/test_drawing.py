@@ -103,10 +103,8 @@ def test_where_noise_is_kept_it_draws_as_stock_euler(student, family, train):
         config, own = dict(pipe.scheduler.config), {"num_inference_steps": 2}
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
     else:
-        pipe.scheduler, own = (
-            EulerDiscreteScheduler.from_config(pipe.scheduler.config, **LEADING),
-            {"timesteps": [999, 303]},
-        )
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, **LEADING)
+        own = {"timesteps": [999, 303]}
     theirs = stock(pipe, made, **own)
     if made.backbone.packed:
         theirs = made.backbone.unpack(theirs, ours)

@@ -94,6 +94,8 @@ def test_of_two_runs_begun_at_once_in_one_folder_one_is_made(words, tmp_path, mo
     here(*words(out, "--seed", 1, "--max-steps", 1), code=2)
     assert "holds another run (seed" in " ".join(capsys.readouterr().err.split())
     assert DistillConfig.load(out / "config.json").seed == 2
+    here(*words(tmp_path / "alone", "--seed", 2, "--max-steps", 1))
+    assert_same_run(out, tmp_path / "alone")
 
 
 def test_a_command_that_has_just_begun_keeps_its_folder(words, tmp_path, capsys):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from scott.choices import check_gamma
 from scott.errors import UserError
-from scott.measured import check_gamma
 
 DEFAULT_STEPS = 2
 MAX_STEPS = 8

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scott import __version__
+from scott.choices import check_gamma
 from scott.data.preparation import Report
 from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
@@ -25,7 +26,7 @@ from scott.evaluation.references import Tick
 from scott.evaluation.results import FLOOR, network_of
 from scott.export.card import FOLDERS, write_cards
 from scott.export.info import StudentInfo
-from scott.measured import Measured, check_gamma
+from scott.measured import Measured
 from scott.mini import embedded
 from scott.mini.protocol import MINI
 from scott.progress import console

@@ -18,11 +18,15 @@ from scott.rng import SOURCE
 class Mixture:
     """Each batch is of one source; the sources take turns, so that samples come in proportion to the weights.
 
-    Raises `UserError` unless all of them hold what one network takes.
+    Raises `UserError` unless there is a positive weight for each source, and all of them hold what one network takes.
     """
 
     def __init__(self, sources: Sequence[ShardSource], weights: Sequence[float], seed: int) -> None:
         exact = [Fraction(weight).limit_denominator(1000) for weight in weights]
+        if len(exact) != len(sources) or min(exact) <= 0:
+            raise UserError(
+                f"got the weights {list(weights)} for {len(sources)} sources; expected one above 0 for each"
+            )
         whole = lcm(*(weight.denominator for weight in exact))
         self.sources, self.weights = sources, [int(weight * whole) for weight in exact]
         self._turns = Turns(self.weights, seed, SOURCE)
