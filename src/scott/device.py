@@ -8,10 +8,13 @@ from scott.errors import UserError
 
 
 def best_device() -> torch.device:
-    """Of several processes, each has a GPU of its own that `start_processes` made the current one."""
+    """Of several processes, each has a GPU of its own that `start_processes` made the current one; where there is but
+    Apple's, they compute on the CPU, as everything does with `ACCELERATE_USE_CPU=true`."""
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and processes()[1] == 1 else "cpu")
 
 
 def use_own_device() -> None:

@@ -124,6 +124,22 @@ def test_a_small_subject_in_a_corner_is_not_where_a_large_one_is_asked_for(held_
     assert (found.size, found.place) == ("small", "top left")
 
 
+def test_pictures_on_a_gpu_are_read_alike(held_out):
+    class OnGPU(torch.Tensor):
+        """A picture there, which has no array, and on Apple's no float64."""
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+        def double(self):
+            raise TypeError
+
+        numpy = double
+
+    (picture,) = scenes.pictures(held_out[:1], SHARD)
+    assert read(picture.as_subclass(OnGPU), held_out[0], SHARD) == read(picture, held_out[0], SHARD)
+
+
 def test_pictures_of_other_captions_are_right_by_chance(held_out):
     some = held_out[:150]
     others = [

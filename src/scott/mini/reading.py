@@ -39,7 +39,7 @@ class Read:
 def read(picture: Tensor, asked: Scene, shard: Path = glyphs.SHARD) -> Read:
     """Read a picture (3, 64, 64) in [0, 1]. `asked` gives the subject, whose styles are compared; the place is one of
     those that the size found can have."""
-    pixels = (255 * picture).permute(1, 2, 0).double().numpy()
+    pixels = (255 * picture).cpu().permute(1, 2, 0).double().numpy()
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     behind = np.median(border, axis=0)
     background = min(BACKGROUNDS, key=lambda name: float(np.linalg.norm(behind - BACKGROUNDS[name])))

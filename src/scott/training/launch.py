@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from scott.data.locks import is_passing, locked
+from scott.device import best_device
 from scott.diffusion import NoiseSchedule
 from scott.errors import UserError, first_line
 from scott.files import write_atomically
@@ -58,7 +59,7 @@ def start_processes(config: DistillConfig) -> Accelerator:
         accelerator = Accelerator(
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=config.out,
-            cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            cpu=not torch.cuda.is_available() and best_device().type == "cpu",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while data are prepared
         )
     except ValueError as error:  # of RANK, WORLD_SIZE and the like

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from scott.device import best_device
 from scott.errors import UserError, require
 from scott.teachers import LatentBackbone
 from scott.training.balance import Balance
@@ -168,7 +169,9 @@ def _groups(name: str, model: Model, config: DistillConfig) -> tuple[list[dict[s
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed."""
+    """AdamW, or bitsandbytes' 8-bit one. Raises `UserError` when that is not installed, or has no kernels here."""
     if name == "adamw":
         return partial(torch.optim.AdamW, fused=True)
+    if best_device().type == "mps":
+        raise UserError(f"got --optimizer {name} on MPS, for which bitsandbytes has no such kernels; give adamw")
     return require("bitsandbytes", "adamw8bit").optim.AdamW8bit

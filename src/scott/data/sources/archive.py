@@ -48,12 +48,11 @@ class _Member(tarfile.TarInfo):
         archive.blocks = 0
         return member
 
-    @classmethod
-    def frombuf(cls, buffer: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buffer, encoding, errors)
-        if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_TEXT_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
-        return member
+    def _proc_member(self, archive: Any) -> tarfile.TarInfo:
+        """What follows the header; `frombuf`, which is public, is not what newer Pythons make members by."""
+        if self.type not in tarfile.REGULAR_TYPES and self.size > MAX_TEXT_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class Archive(tarfile.TarFile):
