@@ -57,6 +57,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_is_no_garbage():
+    """As a file of tests begins: what the session made and imported since is not looked through again either, by the
+    collections that scott asks for, of which a run and its exports make six."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def few_steps_of_the_teacher():
     """Beside a student that a run draws on its way."""

@@ -128,6 +128,7 @@ ONE_LEVEL = {
 }
 FEWER = {
     "sd15": ONE_LEVEL,
+    "sdxl": ONE_LEVEL,
     "sd35-medium": {"num_layers": 2},
     "flux": {"num_layers": 1, "num_single_layers": 1},
     "chroma": {"num_layers": 1, "num_single_layers": 1},
