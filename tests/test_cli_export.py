@@ -14,7 +14,7 @@ from scott.cli import main
 from scott.commands.sample import _prompts, _slug
 from scott.mini.embedded import TEACHER
 from scott.mini.scenes import Scenes
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.teachers.sd import UNetBackbone
 
 PROMPT = "a small red apple"

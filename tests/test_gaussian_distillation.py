@@ -14,7 +14,7 @@ import torch
 from scott.data.batch import Batch
 from scott.diffusion import DiscreteSchedule, c_out, c_skip, expand_like
 from scott.objective import consistency_loss, consistency_target
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.solvers import make
 from scott.training.draws import Draws
 from scott.training.step import Distillation

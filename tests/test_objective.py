@@ -48,6 +48,20 @@ def test_weights_have_mean_1_and_follow_the_signal(schedule):
     assert torch.equal(loss_weight("snr+1", schedule, times[some], times), weights[some])
     with pytest.raises(UserError, match=r"snr\+1"):
         loss_weight("snr", schedule, times, times)
+    clean = torch.full((1,), schedule.t_data)
+    for of, over in ((torch.cat([clean, times]), times), (times, torch.cat([clean, times]))):
+        with pytest.raises(UserError, match="got a time of clean data"):
+            loss_weight("snr+1", schedule, of, over)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1)])
+def test_a_weight_that_is_not_one_a_sample_is_refused(shape):
+    """It would broadcast, and weight each sample by the others' too."""
+    weight = torch.ones(shape)
+    with pytest.raises(UserError, match="got a weight of shape"):
+        consistency_loss(PREDICTION, TARGET, weight=weight)
+    with pytest.raises(UserError, match="got a weight of shape"):
+        hinge_generator(torch.zeros(2, 3), weight)
 
 
 def test_weighted_x0_loss_is_the_loss_of_v():

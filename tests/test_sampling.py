@@ -99,6 +99,8 @@ def test_own_times():
         ({"steps": 2, "times": [999]}, "got 2 steps and 1 times"),
         ({"times": []}, "0 times"),
         ({"times": [503, 999]}, "descend"),
+        ({"times": [0.999, 0.5]}, "got time 0.999; expected an integer"),
+        ({"times": [1000, 500]}, "got time 1000"),
         ({"steps": 126}, "from 1 to 125"),
         ({"steps": 2, "gamma": 1.1}, "got gamma 1.1; expected 0"),
     ],

@@ -21,7 +21,8 @@ class GuidedDenoiser:
 
     Attributes:
         predict: the unguided denoiser.
-        uncond: the empty condition, with cond's names; a leaf with batch 1 serves the whole batch.
+        uncond: the empty condition, with cond's names, of which `guidance`, which a teacher ignores, may be left out. A
+            leaf with batch 1 serves the whole batch.
         scale: a number, or (B,) for one per sample. Where it is 1 throughout, predict is called with cond
             alone.
         low_memory: two calls of batch B instead of one of 2B.
@@ -42,7 +43,8 @@ class GuidedDenoiser:
         if self.low_memory:
             x0_uncond, x0_cond = self.predict(x_t, t, uncond), self.predict(x_t, t, cond)
         else:
-            both = {name: torch.cat([uncond[name], leaf]) for name, leaf in cond.items()}
+            given = {name: leaf for name, leaf in cond.items() if name != "guidance" or name in uncond}  # a student's ω
+            both = {name: torch.cat([uncond[name], leaf]) for name, leaf in given.items()}
             x0_uncond, x0_cond = self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return self.rescale(x_t, x0_uncond + expand_like(scale, x_t) * (x0_cond - x0_uncond), x0_cond)
 

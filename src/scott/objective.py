@@ -56,7 +56,7 @@ def consistency_loss(
         weight: w(t_n), (B,); 1 if not given.
 
     Raises:
-        UserError: an unknown kind, or prediction and target of different shapes.
+        UserError: an unknown kind, prediction and target of different shapes, or a weight of another than (B,).
     """
     if prediction.shape != target.shape:
         raise UserError(
@@ -74,26 +74,37 @@ def consistency_loss(
             distance = (delta**2 + huber_c**2).sqrt() - huber_c
         case _:
             raise unknown("consistency loss", kind, ("l2", "l1", "huber"))
-    per_sample = distance.flatten(1).mean(1)
-    if weight is not None:
-        per_sample = per_sample * weight.to(per_sample)
-    return per_sample.mean()
+    return _mean(distance.flatten(1).mean(1), weight)
+
+
+def _mean(per_sample: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return per_sample.mean()
+    if weight.shape != per_sample.shape:
+        raise UserError(
+            f"got a weight of shape {tuple(weight.shape)}; expected one a sample, {tuple(per_sample.shape)}. "
+            "Broadcasting it would weight every sample by every other's."
+        )
+    return (per_sample * weight.to(per_sample)).mean()
 
 
 def loss_weight(kind: str, schedule: NoiseSchedule, t_n: Tensor, times: Tensor) -> Tensor:
-    """w(t_n), (B,) in float64, with mean 1 over `times`, those that t_n is drawn from.
+    """w(t_n), (B,) in float64, with mean 1 over `times`, those that t_n is drawn from: `JumpGrid.trained_times`.
 
     uniform: 1.  snr+1: in proportion to α²/σ² + 1 (Salimans & Ho 2022, section 4). An error of the variance-preserving
     kind's x0 by δ is one of its v by δ/σ, so w d is what an L2 loss of v would be.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or a time of clean data, whose snr is infinite.
     """
     if kind == "uniform":
         return torch.ones(t_n.shape, dtype=torch.float64)
     if kind != "snr+1":
         raise unknown("weighting", kind, ("uniform", "snr+1"))
-    return (1 + schedule.lam(t_n) ** -2) / (1 + schedule.lam(times) ** -2).mean()
+    own, mean = 1 + schedule.lam(t_n) ** -2, (1 + schedule.lam(times) ** -2).mean()
+    if own.isinf().any() or mean.isinf():
+        raise UserError("got a time of clean data, which snr+1 gives no weight; expected those of grid.trained_times")
+    return own / mean
 
 
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> DiscriminatorLoss:
@@ -103,11 +114,12 @@ def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Discriminat
 
 
 def hinge_generator(fake_logits: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L_adv = −E[w D(fake)] for logits (B, ...) and weights w(t_n) (B,), 1 if not given."""
-    per_sample = fake_logits.reshape(len(fake_logits), -1).mean(1)
-    if weight is not None:
-        per_sample = per_sample * weight.to(per_sample)
-    return -per_sample.mean()
+    """L_adv = −E[w D(fake)] for logits (B, ...) and weights w(t_n) (B,), 1 if not given.
+
+    Raises:
+        UserError: a weight of another shape.
+    """
+    return -_mean(fake_logits.reshape(len(fake_logits), -1).mean(1), weight)
 
 
 def r1_penalty(logits: Tensor, logits_nearby: Tensor, distance: float) -> Tensor:

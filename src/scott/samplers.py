@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scott.choices import unknown
 from scott.diffusion import ConsistencyFunction, Denoiser, FlowSchedule, JumpGrid, normal_like
 from scott.errors import UserError
 from scott.measured import TeacherSolver
@@ -56,6 +57,8 @@ class TeacherSampler(_Sampler):
 
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], seed: int) -> Tensor:
+        if self.solver not in TEACHER_SOLVERS:
+            raise unknown("teacher solver", self.solver, TEACHER_SOLVERS)
         backbone = self.backbone
         guided = backbone.guided_teacher(backbone.unconditional(), self.guidance)
         generator = torch.Generator().manual_seed(seed)
@@ -88,6 +91,10 @@ class StudentSampler(_Sampler):
     strength: float = 1.0
     """Of an image: fraction of the steps that is made, the last ones; stock pipelines round a part of one down, those
     of flows up."""
+
+    def __post_init__(self) -> None:
+        if self.stops and len(self.stops) != self.steps:
+            raise UserError(f"got {len(self.stops)} stops for {self.steps} steps; expected one for each")
 
     @property
     def times(self) -> list[float]:

@@ -46,7 +46,8 @@ def sample(
         x0 like noise.
 
     Raises:
-        UserError: neither steps nor times, two that disagree, times that do not descend, or another γ.
+        UserError: neither steps nor times, two that disagree, times that do not descend or are not of the schedule,
+            or another γ.
     """
     if times is None:
         if steps is None:
@@ -58,6 +59,7 @@ def sample(
         raise UserError(f"got times {list(times)}; expected them to descend towards clean data.")
 
     check_gamma(gamma)
+    schedule.alpha(torch.tensor([*times], dtype=torch.float64))  # which refuses times that are not its own
 
     each = [torch.full((len(noise),), time, dtype=schedule.time_dtype) for time in times]
     x_t, x0 = noise, student(noise, time_like(each[0], noise), cond)

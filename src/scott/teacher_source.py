@@ -48,8 +48,8 @@ class TeacherSource(TeacherParts):
     """All that `load_backbone` needs to know where a teacher comes from."""
 
     teacher: str
-    """A diffusers pipeline folder, a hub id, one .safetensors or .ckpt file with a whole pipeline in the names of its
-    original code, or `mini` for the embedded one."""
+    """A diffusers pipeline folder, a hub id, or one .safetensors or .ckpt file with a whole pipeline in the names of
+    its original code; of `students.teacher_of`, also `mini` for the embedded one."""
 
     @classmethod
     def of(cls, teacher: "str | Path | TeacherSource") -> "TeacherSource":

@@ -29,7 +29,7 @@ from scott.measured import Measured
 from scott.mini import embedded, scenes
 from scott.mini.protocol import ASKED, mini_reference
 from scott.mini.scenes import Scenes, pictures
-from scott.recipes import sd15
+from scott.recipes.configs import sd15
 from scott.samplers import StudentSampler
 from scott.students import Student
 from scott.targets import target_of

@@ -9,7 +9,7 @@ from tests.teachers.published import write_configs
 
 from scott.commands.plan import gpu_hours, plan
 from scott.errors import UserError
-from scott.recipes import mini, pixart, sd3, sd15, sdxl
+from scott.recipes.configs import mini, pixart, sd3, sd15, sdxl
 from scott.teachers import load_backbone
 from scott.training.counting import storage_bytes
 

@@ -26,7 +26,7 @@ from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.mini import glyphs
 from scott.mini.scenes import render, scene
-from scott.recipes import sd15
+from scott.recipes.configs import sd15
 from scott.teachers import LatentBackbone, load_backbone
 from scott.training.config import DistillConfig
 

@@ -16,7 +16,7 @@ from scott.commands import push as module
 from scott.commands.push import check_repository, push
 from scott.errors import UserError
 from scott.export.info import STUDENT_INFO, StudentInfo
-from scott.recipes import sd15
+from scott.recipes.configs import sd15
 
 INFO = {"pipeline": "StableDiffusionPipeline", "scheduler": "LCMScheduler", "train": "lora", "updates": 1200}
 INFO |= {"guidance_min": 3.0, "guidance_max": 3.0, "takes_guidance": False, "original_inference_steps": 125}

@@ -162,6 +162,16 @@ def test_refuses_what_is_not_an_image_for_each_prompt(generate, message: str) ->
         run(generate)
 
 
+def test_what_cannot_be_measured_is_refused_before_a_picture_is_drawn() -> None:
+    def drawn(prompts: Sequence[str], seed: int) -> Tensor:
+        raise AssertionError
+
+    with pytest.raises(UserError, match="got a sampler without steps, network_calls, guidance"):
+        evaluate(drawn, reference(), name="mine")
+    with pytest.raises(UserError, match="got the metric fidd"):
+        run(drawn, of=reference(metrics=["fid", "fidd"]))
+
+
 def test_refuses_an_empty_batch() -> None:
     with pytest.raises(ValueError, match="batch size 0"):
         run(batch_size=0)

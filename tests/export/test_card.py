@@ -30,7 +30,7 @@ from scott.export.schedules import flow_sigmas
 from scott.export.single_file import FILE, save_checkpoint
 from scott.export.trained import network_times
 from scott.mini.embedded import TEACHER
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 

@@ -15,7 +15,7 @@ from scott.export.info import STUDENT_INFO
 from scott.export.onnx import write_onnx
 from scott.export.onnx_runtime import load_onnx, open_session, require_onnx
 from scott.export.trained import difference
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.samplers import StudentSampler
 
 

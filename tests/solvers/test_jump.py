@@ -104,6 +104,8 @@ def test_walk_errors():
         solver.step(denoiser, x, t_m, t_n, None, noises[0])
     with pytest.raises(UserError, match="got no noise"):
         solver.step(denoiser, x, t_n, t_m, None, None)
+    with pytest.raises(UserError, match="got noise of shape"):  # of which all samples would have the same
+        solver.step(denoiser, x, t_n, t_m, None, noises[0][:1])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Pipeline
 from tests.tiny.parts import tiny_vae
 
+from scott.errors import UserError
 from scott.teachers.encoders import LatentNormaliser
 from scott.teachers.fingerprint import differing, fingerprints
 
@@ -77,3 +78,16 @@ def test_pictures_go_through_the_vae_so_many_at_a_time(make_backbone, monkeypatc
             torch.testing.assert_close(made, of)
         assert passes == expected * 2
         passes.clear()
+
+
+@pytest.mark.parametrize("prompts", ["a cat", []])
+def test_prompts_are_a_list_of_one_or_more(make_backbone, prompts):
+    """A text is a sequence of texts, too: of its letters."""
+    with pytest.raises(UserError, match=r"got prompts .*; expected a list"):
+        make_backbone().encode_prompts(prompts)
+
+
+def test_pixels_in_whole_numbers_are_refused(make_backbone):
+    """2 x − 1 of them would overflow."""
+    with pytest.raises(UserError, match=r"got pixels in torch\.uint8"):
+        make_backbone().encode_images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

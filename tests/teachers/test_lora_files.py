@@ -13,7 +13,7 @@ from scott.commands.initial import check_start, initial_lora
 from scott.errors import UserError
 from scott.export.lora import foreign_factors
 from scott.export.snippet import teacher_snippet
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone
 from scott.teachers.lora_files import lora_path

@@ -24,7 +24,7 @@ from scott.export.single_file import FILE, original_tensors, save_checkpoint
 from scott.export.snippet import snippet, teacher_snippet
 from scott.export.trained import Trained
 from scott.mini.embedded import TEACHER, teacher_source
-from scott.recipes import mini, sd15
+from scott.recipes.configs import mini, sd15
 from scott.teacher_source import TeacherSource
 from scott.teachers import load_backbone, single_file
 from scott.teachers.fingerprint import differing, fingerprints, network_fingerprint

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
+from scott.errors import UserError
 from scott.teachers.lora import Adapters, lora_targets
 from scott.teachers.sd import UNetBackbone
 
@@ -66,3 +67,28 @@ def test_omega_reaches_a_full_student_as_the_stock_pipeline_feeds_it(make_backbo
     assert torch.equal(seen[0], stock)
     torch.testing.assert_close(other[0], mine[0])
     assert not torch.allclose(other[1], mine[1])
+
+
+def test_a_student_that_takes_omega_asks_for_it(make_backbone, inputs):
+    backbone = make_backbone("full")
+    x, t, cond = inputs(backbone)
+    del cond["guidance"]
+    with pytest.raises(UserError, match=r"give cond\['guidance'\]"):
+        backbone.student(x, t, cond)
+
+
+def test_the_guided_teacher_ignores_the_students_omega(make_backbone, inputs):
+    backbone = make_backbone()
+    x, t, cond = inputs(backbone)
+    own = {name: value for name, value in cond.items() if name != "guidance"}
+    uncond, drawn = backbone.unconditional(), []
+    for low_memory in (False, True):
+        guided = backbone.guided_teacher(uncond, 2.0, low_memory)
+        assert torch.equal(guided(x, t, cond), guided(x, t, own))
+        drawn.append(guided(x, t, cond))
+    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_student_is_refused(make_backbone):
+    with pytest.raises(UserError, match="got full, and the backbone has a lora student"):
+        make_backbone("lora").add_student("full")

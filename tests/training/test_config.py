@@ -10,7 +10,7 @@ import torch
 
 from scott.diffusion import DiscreteSchedule
 from scott.errors import UserError
-from scott.recipes import mini, sd15
+from scott.recipes.configs import mini, sd15
 from scott.solvers import NOISE_SCALES, SOLVERS, make
 from scott.training.checks import check_given
 from scott.training.config import LCM_SETTINGS, PAPER_SETTINGS, DistillConfig

@@ -12,7 +12,7 @@ from tests.training.launch import here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, final, metrics
 
 from scott.data.locks import locked
-from scott.recipes import mini
+from scott.recipes.configs import mini
 from scott.training.config import DistillConfig
 from scott.training.metrics import MetricsLog
 

@@ -704,3 +704,17 @@ def test_a_longer_run_keeps_what_its_last_step_was_measured_as(start, tmp_path, 
         if "consistency" not in r
     }
     assert logged == {2: (None, -2), 3: (3, None), 4: (None, -4), 5: (5, -5), 6: (6, -6), 7: (7, -7)}
+
+
+@pytest.mark.parametrize(
+    ("has", "wants", "message"),
+    [
+        ({}, {}, r"no student and no critic; expected add_student\('lora'\) and add_critic before"),
+        ({"train": "lora"}, {"train": "full"}, r"a lora student and no critic; expected add_student\('full'\)"),
+        ({"train": "lora"}, {}, "a lora student and no critic; expected .* and add_critic"),
+    ],
+)
+def test_a_backbone_without_what_the_config_trains_is_refused(make_backbone, start, tmp_path, has, wants, message):
+    with pytest.raises(UserError, match=message):
+        start(tmp_path / "run", backbone=make_backbone(**has), **wants)
+    assert not (tmp_path / "run").exists()

@@ -13,6 +13,7 @@ from scott.commands.initial import check_start, doubt_of_seed, initial_lora, sta
 from scott.commands.options import has_data
 from scott.commands.prepare import Warn, check_data, open_data, resolution_of
 from scott.commands.validation import Validation
+from scott.data.mixture import Prepared
 from scott.data.preparation import Report
 from scott.data.sources import check_there
 from scott.device import best_device
@@ -33,7 +34,6 @@ from scott.training.checkpoint import checkpoint_state, latest_checkpoint
 from scott.training.checks import check_given, doubt_of_critic
 from scott.training.config import DistillConfig
 from scott.training.launch import opened_run, start_processes
-from scott.training.loader import Data
 from scott.training.metrics import WARNINGS
 from scott.training.optimization import optimizer_class
 from scott.training.parallel import shard
@@ -146,7 +146,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
 
 def data_and_models(
     backbone: LatentBackbone, config: DistillConfig, lora: dict[str, Tensor], cache: Path, report: Report, warn: Warn
-) -> Data:
+) -> Prepared:
     """The data, prepared in `cache` where they are not; then the student, which starts as `init` says (`lora`: what
     `initial_lora` read of that), and the critic."""
     latest = latest_checkpoint(config.out / "checkpoints")

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from scott.commands.presets import Preset
 from scott.data.manifest import MANIFEST, SETTINGS, TOUCHED, Manifest, differences
-from scott.data.mixture import Mixture
+from scott.data.mixture import Mixture, Prepared
 from scott.data.preparation import Outcome, Report, full_settings, prepare_shards
 from scott.data.records import Source, reasons
 from scott.data.settings import Reading, Settings
@@ -102,7 +102,7 @@ def open_data(
     weights: Sequence[float] = (),
     warn: Warn = lambda message: None,
     begun_on: str | None = None,
-) -> ShardSource | Mixture:
+) -> Prepared:
     """Training batches of one source or several, each of prepared shards or prepared into a folder of `cache` first.
 
     That folder is named after all that the shards depend on, so other data or another teacher gets another. Processes

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scott.data.mixture import Prepared
 from scott.diffusion import JumpGrid
 from scott.errors import NotFinite, UserError
 from scott.evaluation import Features, Reference, evaluate, image_grid
@@ -17,7 +18,6 @@ from scott.mini import embedded
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import Cond, LatentBackbone
 from scott.training.config import FEW_STEPS, PROMPTS, DistillConfig
-from scott.training.loader import Data
 
 TEACHER_STEPS = 25
 MEASURED_STEPS = 2
@@ -38,7 +38,7 @@ class Validation:
         backbone: LatentBackbone,
         grid: JumpGrid,
         config: DistillConfig,
-        data: Data,
+        data: Prepared,
         warn: Callable[[str], None],
     ) -> None:
         self.backbone, self.grid, self.config, self.data, self.warn = backbone, grid, config, data, warn

@@ -77,3 +77,7 @@ class Mixture:
 def _fixed(name: str, tensors: dict[str, list[int]]) -> list[int]:
     """What may not differ: all of a condition's shape, and of latents the channels."""
     return tensors[name] if name.startswith("cond.") else tensors[name][:1]
+
+
+Prepared = ShardSource | Mixture
+"""The data of a run, as `scott prepare` makes them."""

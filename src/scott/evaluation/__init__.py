@@ -1,10 +1,10 @@
 """How good are the images? Distances to real pictures, neighbours among them, captions met, and what shows it.
 
-Everything here takes feature matrices (N, D), images, or a callable (prompts, seed) → images; nothing here knows how
-a model was trained. `features` and `networks` turn pictures and captions into features; `distances`, `neighbours` and
-`measures` turn features into figures; `pictures` draws and keeps, `stored` are there already; `evaluating`
-takes either through all of it, against the `references` that `protocols` name; `results` keeps the rows; `tables`,
-`comparison`, `curves`, `grids` and `report` show them.
+Everything here takes feature matrices (N, D), images, or a `Sampler`, which is a callable (prompts, seed) → images
+that says what it costs; nothing here knows how a model was trained. `features` and `networks` turn pictures and
+captions into features; `distances`, `neighbours` and `measures` turn features into figures; `pictures` draws and
+keeps, `stored` are there already; `evaluating` takes either through all of it, against the `references` that
+`protocols` name; `results` keeps the rows; `tables`, `comparison`, `curves`, `grids` and `report` show them.
 """
 
 from scott.evaluation.distances import frechet_distance

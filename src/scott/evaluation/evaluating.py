@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from scott.data.records import slices
+from scott.errors import UserError
 from scott.evaluation.measures import (
     FEATURES,
     METRICS,
     SPREAD_CAPTIONS,
     Figure,
     Resampled,
+    check_metrics,
     few,
     means,
     over_seeds,
@@ -61,8 +63,12 @@ def evaluate(
     Of several processes, the first measures; the row of the others has no figures.
 
     Raises `ValueError` on fewer than two prompts, a batch size below 1, images that are not (B, 3, H, W) in
-    [0, 1], and on features that do not match the reference.
+    [0, 1], and on features that do not match the reference; `UserError` on an unknown metric, and on a sampler that
+    does not say what it costs.
     """
+    check_metrics(reference.metrics)
+    if lacking := [name for name in ("steps", "network_calls", "guidance") if not hasattr(sampler, name)]:
+        raise UserError(f"got a sampler without {', '.join(lacking)}; expected a `Sampler`, which says what it costs")
     samples = len(reference.prompts)
     if samples < 2 or batch_size < 1:
         raise ValueError(f"got {samples} prompts, batch size {batch_size}; expected at least 2 and 1")

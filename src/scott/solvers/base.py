@@ -115,7 +115,7 @@ class Solver(ABC):
             (x_t, history for the next step).
 
         Raises:
-            UserError: t is not below s, or a stochastic solver is given no noise.
+            UserError: t is not below s, or a stochastic solver is given no noise, or noise of another shape than x.
         """
         span = Span.between(self.schedule, s.detach().cpu(), t.detach().cpu())
         x0_hat = denoiser(x, time_like(s, x), cond)
@@ -124,8 +124,10 @@ class Solver(ABC):
         q = self.kept_noise(span)
         x_t = expand_like(span.alpha_t, x) * x0_hat + expand_like(span.sigma_t * q, x) * eps_hat
         if self.stochastic:
-            if noise is None:
-                raise UserError(f"got no noise for a step of {type(self).__name__}; expected w ~ N(0, I) like x.")
+            if noise is None or noise.shape != x.shape:
+                got = "no noise" if noise is None else f"noise of shape {tuple(noise.shape)}"
+                step = f"a step of {type(self).__name__} on x {tuple(x.shape)}"
+                raise UserError(f"got {got} for {step}; expected w ~ N(0, I) like x.")
             x_t = x_t + expand_like(span.sigma_t * (1 - q**2).sqrt(), x) * noise
 
         past = history or History()

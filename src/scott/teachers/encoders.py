@@ -92,7 +92,13 @@ class Encoders(ABC):
                 component.requires_grad_(False).eval()
 
     def encode_prompts(self, prompts: Sequence[str], *, truncate: bool = False) -> Cond:
-        """Text conditioning of B prompts; one longer than the text encoder takes is cut, or a `UserError`."""
+        """Text conditioning of B prompts.
+
+        Raises `UserError` for none, for a text in the place of a list, and, unless they are to be cut, for one that is
+        longer than the text encoder takes.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(f"got prompts {prompts!r:.40}; expected a list of one or more")
         if self._nothing is None:
             return self._encode_prompts(prompts, truncate)
         conds = [self._kept[prompt]() for prompt in prompts]
@@ -184,7 +190,12 @@ class Encoders(ABC):
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the normalised latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1]."""
+        """Mean and standard deviation of the normalised latents (B, C, H, W) of pixels (B, 3, H', W') in [0, 1].
+
+        Raises `UserError` for pixels in whole numbers.
+        """
+        if not pixels.is_floating_point():
+            raise UserError(f"got pixels in {pixels.dtype}; expected floating point in [0, 1]")
         parts = (2 * pixels - 1).to(self.vae.device, self.vae.dtype).split(self._at_once(*pixels.shape[-2:]))
         mean, std = map(torch.cat, zip(*map(self._encode, parts), strict=True))
         return self.normaliser.normalise(mean), self.normaliser.deviation(std)

@@ -115,7 +115,12 @@ class LatentBackbone(Family):
     # --- what is trained -------------------------------------------------------------------------------------
 
     def add_student(self, train: str, *, rank: int = 64, alpha: float = 64.0, variant: str = "lora") -> None:
-        """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full")."""
+        """Make the student and its EMA target, equal to the teacher: adapters ("lora") or copies ("full").
+
+        Raises `UserError` where there is a student, and for another `train` or `variant`.
+        """
+        if self.train_mode is not None:
+            raise UserError(f"got {train}, and the backbone has a {self.train_mode} student; load the teacher anew")
         if train == "full":
             self.copies |= {name: self.student_copy() for name in ("student", "target")}
             self.copies["target"].requires_grad_(False)

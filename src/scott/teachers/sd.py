@@ -11,6 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from scott.errors import UserError
 from scott.teachers import Cond, lora
 from scott.teachers.family import shortened
 from scott.teachers.network import LatentBackbone
@@ -82,6 +83,8 @@ class UNetBackbone(LatentBackbone):
         width = network.config.time_cond_proj_dim
         if not width:
             return None
+        if "guidance" not in cond:
+            raise UserError("got a condition without guidance for a student that takes ω; give cond['guidance'], (B,)")
         # stock pipelines embed ω − 1 ("cond + w (cond − uncond)", w = ω − 1): this line is where the forms meet.
         # They do it on the CPU and in float32, whatever the network's.
         embedding = self.pipeline.get_guidance_scale_embedding(cond["guidance"].cpu() - 1, width)

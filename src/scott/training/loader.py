@@ -2,20 +2,31 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scott.data.batch import Batch
-from scott.data.mixture import Mixture
-from scott.data.shard_source import ShardSource
 from scott.errors import UserError
 from scott.teachers import Cond, LatentBackbone
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws
 
-Data = ShardSource | Mixture
-"""Batch n is a pure function of the source and n, so a run resumes anywhere."""
+
+class Data(Protocol):
+    """What a run trains on: batch n is a pure function of the data and n, so a run resumes anywhere."""
+
+    @property
+    def version(self) -> str:
+        """What tells them from others; a run that goes on is refused other data."""
+
+    @property
+    def varied(self) -> bool:
+        """Whether batches differ in the shape of their latents."""
+
+    def batch(self, step: int, size: int, part: slice = ...) -> Batch:
+        """Of batch `step`, which is of `size` samples, the rows `part`; all by default."""
 
 
 def batches(

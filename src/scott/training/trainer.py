@@ -60,14 +60,20 @@ def distill(
 ) -> int:
     """Train the backbone's student to `config.max_steps` in `config.out`, from its newest checkpoint on.
 
-    The backbone already has its student (and critic, where λ_adv > 0). Returns the number of steps this call made.
+    The backbone already has its student, and critic where λ_adv > 0. Returns the number of steps this call made.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; what was saved before stays.
-        UserError: the data do not fit the teacher, or the folder another run.
+        UserError: the backbone has not the models that the config trains, the data do not fit the teacher, or the
+            folder another run.
         Preempted: SIGTERM came; the step it came in, or the next where it came between two, was finished and saved, and
             was neither sampled nor validated.
     """
+    if (there := backbone.train_mode) != config.train or (config.has_critic and backbone.critic_model is None):
+        student = f"{'no' if there is None else f'a {there}'} student"
+        critic = "no critic" if backbone.critic_model is None else "a critic"
+        wanted = f"add_student({config.train!r})" + (" and add_critic" if config.has_critic else "")
+        raise UserError(f"got a backbone with {student} and {critic}; expected {wanted} before, as the config says")
     config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)  # raise before a folder is made
     accelerator = accelerator or start_processes(config)
     with accelerator.main_process_first():
