@@ -60,7 +60,7 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope="module")
 def what_is_there_is_no_garbage():
     """As a file of tests begins: what the session made and imported since is not looked through again either, by the
-    collections that scott asks for, of which a run and its exports make six."""
+    collections that scott asks for as a run drops its text encoders and each export its network."""
     gc.collect()
     gc.freeze()
 

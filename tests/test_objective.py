@@ -56,7 +56,7 @@ def test_weights_have_mean_1_and_follow_the_signal(schedule):
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 1)])
 def test_a_weight_that_is_not_one_a_sample_is_refused(shape):
-    """It would broadcast, and weight each sample by the others' too."""
+    """It would broadcast; (2, 1) would weight each sample by the other's too."""
     weight = torch.ones(shape)
     with pytest.raises(UserError, match="got a weight of shape"):
         consistency_loss(PREDICTION, TARGET, weight=weight)

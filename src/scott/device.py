@@ -9,8 +9,8 @@ from scott.errors import UserError
 
 def best_device() -> torch.device:
     """Of several processes, each has a GPU of its own that `start_processes` made the current one; where there is but
-    Apple's, they compute on the CPU, as everything does with `ACCELERATE_USE_CPU=true`."""
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+    Apple's, they compute on the CPU, as everything does with accelerate's `ACCELERATE_USE_CPU=true`."""
+    if _cpu_is_asked_for():
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -19,8 +19,13 @@ def best_device() -> torch.device:
 
 def use_own_device() -> None:
     """Make this process's GPU, of those that a launcher deals out, the current one."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not _cpu_is_asked_for():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _cpu_is_asked_for() -> bool:
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower()
+    return asked in ("1", "true", "t", "yes", "y", "on")  # as accelerate reads it
 
 
 def processes() -> tuple[int, int]:

@@ -83,7 +83,7 @@ def _mean(per_sample: Tensor, weight: Tensor | None) -> Tensor:
     if weight.shape != per_sample.shape:
         raise UserError(
             f"got a weight of shape {tuple(weight.shape)}; expected one a sample, {tuple(per_sample.shape)}. "
-            "Broadcasting it would weight every sample by every other's."
+            "Broadcasting another may weight every sample by every other's."
         )
     return (per_sample * weight.to(per_sample)).mean()
 
@@ -103,7 +103,7 @@ def loss_weight(kind: str, schedule: NoiseSchedule, t_n: Tensor, times: Tensor) 
         raise unknown("weighting", kind, ("uniform", "snr+1"))
     own, mean = 1 + schedule.lam(t_n) ** -2, (1 + schedule.lam(times) ** -2).mean()
     if own.isinf().any() or mean.isinf():
-        raise UserError("got a time of clean data, which snr+1 gives no weight; expected those of grid.trained_times")
+        raise UserError("got a time of clean data, whose snr is infinite; expected those of grid.trained_times")
     return own / mean
 
 

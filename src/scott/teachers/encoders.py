@@ -97,7 +97,7 @@ class Encoders(ABC):
         Raises `UserError` for none, for a text in the place of a list, and, unless they are to be cut, for one that is
         longer than the text encoder takes.
         """
-        if isinstance(prompts, str) or not prompts:
+        if isinstance(prompts, str) or len(prompts) == 0:
             raise UserError(f"got prompts {prompts!r:.40}; expected a list of one or more")
         if self._nothing is None:
             return self._encode_prompts(prompts, truncate)

@@ -26,7 +26,8 @@ class Data(Protocol):
         """Whether batches differ in the shape of their latents."""
 
     def batch(self, step: int, size: int, part: slice = ...) -> Batch:
-        """Of batch `step`, which is of `size` samples, the rows `part`; all by default."""
+        """Of batch `step`, which is of `size` samples, the rows `part`, all by default; on the CPU, where workers read
+        ahead."""
 
 
 def batches(

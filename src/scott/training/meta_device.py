@@ -24,7 +24,7 @@ class Cost(TorchDispatchMode):
     of matrix products, convolutions and attention by torch's formulas, two a multiply-add.
 
     torch works out what an operation on meta tensors gives in Python. Blocks are alike, so that is kept by what the
-    operation was given.
+    operation was given, unless it gives a view.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Cost(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.is_view:  # of a storage that is known, and nothing is computed
+        if func.is_view:  # of a storage that it was given, and nothing is computed
             return func(*args, **kwargs)
         key = (func, _layout(args), _layout([*kwargs.items()]) if kwargs else None)
         if found := self._results.get(key):

@@ -69,7 +69,8 @@ def distill(
         Preempted: SIGTERM came; the step it came in, or the next where it came between two, was finished and saved, and
             was neither sampled nor validated.
     """
-    if (there := backbone.train_mode) != config.train or (config.has_critic and backbone.critic_model is None):
+    there = backbone.train_mode if backbone.student_parameters() else None
+    if there != config.train or (config.has_critic and backbone.critic_model is None):
         student = f"{'no' if there is None else f'a {there}'} student"
         critic = "no critic" if backbone.critic_model is None else "a critic"
         wanted = f"add_student({config.train!r})" + (" and add_critic" if config.has_critic else "")
