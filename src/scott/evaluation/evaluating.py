@@ -18,7 +18,6 @@ from scott.evaluation.measures import (
     SPREAD_CAPTIONS,
     Figure,
     Resampled,
-    check_metrics,
     few,
     means,
     over_seeds,
@@ -66,7 +65,8 @@ def evaluate(
     [0, 1], and on features that do not match the reference; `UserError` on an unknown metric, and on a sampler that
     does not say what it costs.
     """
-    check_metrics(reference.metrics)
+    if unknown := [name for name in reference.metrics if name not in METRICS]:
+        raise UserError(f"got the metric {unknown[0]}; expected some of {', '.join(METRICS)}")
     if lacking := [name for name in ("steps", "network_calls", "guidance") if not hasattr(sampler, name)]:
         raise UserError(f"got a sampler without {', '.join(lacking)}; expected a `Sampler`, which says what it costs")
     samples = len(reference.prompts)
