@@ -1,6 +1,7 @@
 """Every recipe's models at their real size, on the meta device; and each recipe run on a tiny pipeline."""
 
 import dataclasses
+import gc
 import json
 import re
 from functools import cache
@@ -76,9 +77,14 @@ def at_real_size(tmp_path_factory):
     @cache
     def make(recipe, configs):
         folder = write_configs(configs, tmp_path_factory.mktemp(configs))
-        return folder, *equipped(recipe, folder)
+        made = folder, *equipped(recipe, folder)
+        gc.collect()
+        gc.freeze()  # hundreds of thousands of objects, which each later collection would look through
+        return made
 
-    return make
+    yield make
+    make.cache_clear()
+    gc.unfreeze()
 
 
 def test_every_recipe_is_counted_here():
@@ -208,6 +214,7 @@ def test_a_recipe_trains_and_samples(recipe, family, teacher_folders, pictures, 
     monkeypatch.setattr(validation, "FEW_STEPS", (1, 2))
     steps = 1 if recipe in FLOWS else 3
     small = {"batch_size": 2, "max_steps": steps, "lora_rank": 4, "critic_rank": 4, "log_every": 1}
+    small |= {"loader_workers": 0}  # with 2, the default: tests/training/test_trainer.py, test_stopped.py
     fast = {"learning_rate": 1e-2, "critic_learning_rate": 1e-2, "warmup_steps": 0}
     teacher = str(teacher_folders[family]) if family else "mini"
     small |= {"resolution": 64} if recipe in FLOWS else {}  # their pipelines' own are too many for a test

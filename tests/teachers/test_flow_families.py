@@ -42,8 +42,8 @@ def family(request):
 
 
 @pytest.fixture
-def backbone(teacher_folders, family):
-    made = load_backbone(teacher_folders[family])
+def backbone(make_backbone, family):
+    made = make_backbone(family=family)
     made.resize(SIDE)
     return made
 

@@ -610,7 +610,7 @@ def test_r1_is_made_without_tf32(start, tmp_path, monkeypatch, r1):
 
 
 def test_heads_are_standardised_once_over_the_whole_batch_at_the_guidance_that_is_drawn_with(
-    start, tmp_path, monkeypatch
+    start, make_backbone, tmp_path, monkeypatch
 ):
     given, standardise = [], Critic.standardise
 
@@ -623,7 +623,11 @@ def test_heads_are_standardised_once_over_the_whole_batch_at_the_guidance_that_i
     settings = {"critic": "heads", "critic_input": "clean", "batch_size": 4, "gradient_accumulation": 2, "jump": 20}
     omega = {"guidance_min": 2.0, "guidance_max": 8.0, "guidance": 3.5}
     for steps in (1, 2):  # the second goes on
-        start(tmp_path, "full", family="flux", max_steps=steps, **settings, **omega)
+        backbone = make_backbone(family="flux")
+        backbone.resize(64)
+        backbone.add_student("full")
+        backbone.add_critic(2, "heads")
+        start(tmp_path, "full", backbone=backbone, max_steps=steps, **settings, **omega)
     assert given == [[(2, [3.5, 3.5]), (2, [3.5, 3.5])]]
 
 
