@@ -6,6 +6,7 @@ import torch
 
 from scott.diffusion import ConsistencyFunction, DiscreteSchedule, FlowSchedule, JumpGrid, expand_like, to_x0
 from scott.errors import UserError
+from scott.samplers import StudentSampler, TeacherSampler
 from scott.sampling import sample
 
 SD = DiscreteSchedule.stable_diffusion()
@@ -108,3 +109,11 @@ def test_own_times():
 def test_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         sample(STUDENT, SD, torch.randn(1, 2), None, **arguments)
+
+
+def test_samplers_refuse_what_they_cannot_draw(make_backbone):
+    backbone = make_backbone()
+    with pytest.raises(UserError, match="got 1 stops for 2 steps"):
+        StudentSampler(backbone, backbone.teacher, JumpGrid(backbone.schedule), 2, 3.0, stops=(999,))
+    with pytest.raises(UserError, match="teacher solver"):
+        TeacherSampler(backbone, 2, 3.0, solver="heun").latents(["a cat"], 0)
