@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import nn
 
 from scott.commands.export import export, export_finished
+from scott.export import onnx
 from scott.teachers import load_backbone
 from scott.teachers.fingerprint import identity
 from scott.training.checkpoint import save_checkpoint
@@ -87,3 +89,30 @@ def test_the_end_of_a_run_holds_less_than_a_network_beside_the_mapped_one(big_te
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         most = alone.submit(held, tmp_path, end).result()
     assert most < size
+
+
+class Layers(nn.Sequential):
+    """Of 4 MB each, whose weights fp16 holds exactly."""
+
+    def __init__(self, number):
+        super().__init__(*(nn.Linear(1024, 1024).half().float() for _ in range(number)))
+
+    def forward(self, input):
+        return (super().forward(input),)
+
+
+def held_by_onnx(file):
+    """Bytes beside a module of 64 MB that its graph in fp16 holds at most, while it is written."""
+    once, graph = (onnx._Graph(Layers(n), {"input": torch.randn(2, 1024)}, ["output"]).eval() for n in (1, 16))
+    onnx._export(once, file, torch.float16)  # which imports what it needs
+    before = resident("RssAnon")
+    with Peak() as peak:
+        onnx._export(graph, file, torch.float16)
+    return peak.most - before
+
+
+def test_weights_of_a_graph_are_rounded_one_at_a_time(tmp_path):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        most = alone.submit(held_by_onnx, tmp_path / "model.onnx").result()
+    assert most < 16 * 2**20
+    assert (tmp_path / "model.onnx.data").stat().st_size == pytest.approx(32 * 2**20, rel=0.01)

@@ -12,6 +12,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,7 @@ def _write_parts(student: Path, info: StudentInfo, folder: Path, dtype: torch.dt
     for name, graph in _record_calls(backbone, info).items():
         answers[name] = graph.answers()
         (folder / name).mkdir(exist_ok=True)
-        _export(graph, folder / name / FILE)
-        if dtype != torch.float32:
-            _store_weights(folder / name / FILE, dtype)
+        _export(graph, folder / name / FILE, dtype)
     grid = student_grid(backbone.schedule, info.original_inference_steps)
     return answers, draw_latents(backbone, grid, info.guidance)
 
@@ -171,47 +170,56 @@ def _record_calls(backbone: LatentBackbone, info: StudentInfo) -> dict[str, _Gra
     return graphs
 
 
-def _export(graph: _Graph, file: Path) -> None:
+def _export(graph: _Graph, file: Path, dtype: torch.dtype = torch.float32) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of what its user cannot change
     with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(
+        program = torch.onnx.export(
             graph,
             tuple(tensors_of(graph.call).values()),
-            file,
             input_names=graph.inputs,
             output_names=graph.outputs,
             dynamic_shapes=(graph.dimensions(),),
             dynamo=True,
-            external_data=True,
             verbose=False,
             custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze()},
         )
+    assert program is not None
+    model: Any = program.model
+    for part in (model.graph, *model.functions.values()):
+        for node in part.all_nodes():
+            node.metadata_props.clear()  # lines of source by this machine's paths
+    if dtype != torch.float32:
+        _store_weights(model, dtype)
+    program.save(file, external_data=True)
 
 
-def _store_weights(file: Path, dtype: torch.dtype) -> None:
+def _store_weights(model: Any, dtype: torch.dtype) -> None:
     """Store in `dtype` the weights of an fp32 graph that it holds exactly, with a cast to fp32 behind each: the graph
-    computes what it did."""
-    import onnx
+    computes what it did. Each is rounded as it is written."""
+    import onnx_ir as ir
 
-    model = onnx.load(file)
-    casts, kind = [], getattr(onnx.TensorProto, {torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}[dtype])
-    for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
+    kind = ir.tensor_adapters.from_torch_dtype(dtype)
+    for value in [*model.graph.initializers.values()]:
+        if value.dtype != ir.DataType.FLOAT:
             continue
-        weights = torch.tensor(onnx.numpy_helper.to_array(tensor))
-        rounded = weights.to(dtype)
-        if weights.numel() < SMALL or not torch.equal(rounded.float(), weights):
+        whole = torch.from_numpy(value.const_value.numpy())
+        if whole.numel() < SMALL or not torch.equal(whole.to(dtype).float(), whole):
             continue
-        name, tensor.name = tensor.name, f"{tensor.name}.stored"
-        tensor.data_type, tensor.raw_data = kind, rounded.view(torch.uint8).numpy().tobytes()
-        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    data = file.with_name(f"{file.name}.data")
-    data.unlink(missing_ok=True)
-    onnx.save(model, file, save_as_external_data=True, location=data.name)
-    data.chmod(file.stat().st_mode)  # onnx lets nobody else read it
+        name, rounded = value.name, partial(_rounded, value.const_value, dtype)
+        stored = ir.LazyTensor(rounded, kind, value.shape, name=f"{name}.stored")
+        source = ir.Value(name=stored.name, shape=value.shape, type=ir.TensorType(kind), const_value=stored)
+        cast = ir.node("Cast", [source], {"to": ir.DataType.FLOAT})
+        model.graph.insert_before(model.graph[0], cast)
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del model.graph.initializers[name]
+        cast.outputs[0].name = name
+        model.graph.register_initializer(source)
+
+
+def _rounded(weights: Any, dtype: torch.dtype) -> Any:
+    from onnx_ir.tensor_adapters import TorchTensor
+
+    return TorchTensor(torch.from_numpy(weights.numpy()).to(dtype))
 
 
 def _squeeze() -> Any:
