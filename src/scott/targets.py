@@ -1,6 +1,6 @@
 """What `scott evaluate` can be pointed at: a student, any pipeline of diffusers, or pictures that are there already."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from scott.evaluation.pictures import GUIDANCE, STEPS
 from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, folder_of, load_pipeline
 from scott.evaluation.stored import StoredPictures
 from scott.export.info import StudentInfo
+from scott.export.lora import warn_of_base
 from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
@@ -32,7 +33,8 @@ from scott.students import (
     teacher_of,
 )
 from scott.teacher_source import TeacherSource
-from scott.teachers.fingerprint import pipeline_version
+from scott.teachers.fingerprint import is_fingerprint, pipeline_version
+from scott.teachers.lora_files import network_of
 from scott.training.config import DistillConfig
 
 OF_DRAWING = (
@@ -56,13 +58,20 @@ class Target:
     """The class of a stock pipeline's."""
 
 
-def target_of(name: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
-    """Raises `UserError` as `load_student` and `load_pipeline` do, and where options do not go with what is there."""
+def target_of(
+    name: str,
+    steps: Sequence[int],
+    measured: Measured,
+    dtype: torch.dtype,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Target:
+    """Warns of a LoRA that was made for another base. Raises `UserError` as `load_student` and `load_pipeline` do, and
+    where options do not go with what is there."""
     folder = Path(embedded.teacher_folder(name))
     pipeline = (folder / "model_index.json").is_file() or not folder.exists()
     stock = measured.scheduler is not None or measured.lora is not None
     if pipeline and (stock or not is_student(folder)):
-        return _stock_target(name, str(folder), steps, measured, dtype)
+        return _stock_target(name, str(folder), steps, measured, dtype, warn)
     if run := is_run(folder):
         check_run(folder)
     if not run and is_weights(folder):
@@ -94,7 +103,9 @@ def _check_drawn(name: str, steps: Sequence[int], measured: Measured) -> None:
         raise UserError(f"got --{flag} for {name}, whose pictures are there already; leave it out")
 
 
-def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype) -> Target:
+def _stock_target(
+    name: str, folder: str, steps: Sequence[int], measured: Measured, dtype: torch.dtype, warn: Callable[[str], None]
+) -> Target:
     if measured.teacher_steps:
         raise UserError(f"got --teacher-steps for {name}, a stock pipeline; give its own steps as --steps")
     if measured.timesteps:
@@ -108,6 +119,8 @@ def _stock_target(name: str, folder: str, steps: Sequence[int], measured: Measur
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
     info = StudentInfo.read(folder_of(held)) if held else None
+    if held and info and is_fingerprint(info.base):
+        warn_of_base(network_of(pipeline)[1], Path(held), info, warn)
     if not info and is_student(Path(folder)):
         info = info_of(folder)
     if info:  # what a student has in it: its ω, and its size

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,6 +228,15 @@ def test_another_base_of_the_same_shapes_is_a_warning(make_trained, make_backbon
     assert "\n" not in said[0]
 
 
+def test_scott_evaluate_warns_of_another_base_than_its_own(make_trained, teacher_folders, tmp_path):
+    trained, said = make_trained("sd1"), []
+    save_lora(trained, tmp_path, "lora")
+    base = {"class": "UNet2DConditionModel", "dtype": "float32", "sha256": "0", "half": "0", "signs": "0" * 64}
+    (tmp_path / STUDENT_INFO).write_text(replace(trained.info, base=base).to_json())
+    target_of(str(teacher_folders["sd1"]), (2,), Measured(lora=str(tmp_path)), torch.float32, said.append)
+    assert "was made for UNet2DConditionModel 00000000, not for" in said[0]
+
+
 def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbone, tmp_path):
     save_lora(make_trained("sd1"), tmp_path, "lora")
     with pytest.raises(UserError, match="another kind of teacher"):
@@ -290,7 +300,8 @@ def test_scott_evaluate_and_scott_app_draw_it_at_its_own_times(
     for place in (tmp_path, folder, folder / lora_file("lora", form)):
         for scheduler in (None, trained.info.scheduler):
             given = Measured(lora=str(place), scheduler=scheduler)
-            (sampler,) = target_of(str(teacher_folders[family]), (2,), given, torch.float32).samplers.values()
+            target = target_of(str(teacher_folders[family]), (2,), given, torch.float32, pytest.fail)
+            (sampler,) = target.samplers.values()
             assert plain(sampler.pipeline.scheduler) == own
             assert sampler.guidance == trained.info.guidance_scale
         stock = Models([]).student(f"{teacher_folders[family]}+{place}")

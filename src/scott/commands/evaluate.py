@@ -12,6 +12,7 @@ from typing import Any
 
 from scott import __version__
 from scott.choices import check_gamma
+from scott.commands.prepare import Warn
 from scott.data.preparation import Report
 from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
@@ -40,7 +41,13 @@ KNOWN: Mapping[str, Protocol] = PROTOCOLS | {MINI.name: MINI}
 
 
 def evaluate_target(
-    name: str, steps: Sequence[int], measured: Measured, *, out: Path | None, report: Report
+    name: str,
+    steps: Sequence[int],
+    measured: Measured,
+    *,
+    out: Path | None,
+    report: Report,
+    warn: Warn = lambda message: None,
 ) -> tuple[Results, Path]:
     """Rows of the target, of a teacher if asked for, and of the real-against-real floor where it is known.
 
@@ -58,7 +65,7 @@ def evaluate_target(
     file = out or (run or Path()) / _file_name(measured.data, protocol)
     Results.check_path(file)
     use_own_device()
-    target = target_of(name, steps, measured, DTYPES[measured.precision])
+    target = target_of(name, steps, measured, DTYPES[measured.precision], warn)
 
     def tick(row: str, done: int, total: int) -> None:
         report(f"evaluate {row}", done, total, {})

@@ -170,7 +170,7 @@ def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher
     if config.resolution:
         backbone.resize(config.resolution)
     _check_teacher(backbone, config, run, newest)
-    base = network_fingerprint(backbone)
+    base = network_fingerprint(backbone.network)
     tensors = checkpoint_part(newest, "target")
     if config.train == "full":
         backbone.become(tensors)

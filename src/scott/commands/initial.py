@@ -202,7 +202,7 @@ def initial_lora(backbone: LatentBackbone, config: DistillConfig, warn: Warn) ->
     if lora_info(file := lora_path(place)) is None:
         return _foreign(backbone, file, scale, warn)
     info, alpha, tensors = read_lora_file(place)
-    warn_of_base(backbone, place, info, warn)
+    warn_of_base(backbone.network, place, info, warn)
     named = lora_parameters(backbone, place, config.lora_variant, tensors)
     factor = alpha / config.lora_rank / scale
     return {name: factor * value if name.endswith("lora_B.weight") else value for name, value in named.items()}

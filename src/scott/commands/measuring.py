@@ -28,7 +28,9 @@ class Evaluate:
         from scott.evaluation import table
 
         with Bars(console) as bars:
-            results, file = evaluate_target(self.target, self.steps, self.measured, out=self.out, report=bars.report)
+            results, file = evaluate_target(
+                self.target, self.steps, self.measured, out=self.out, report=bars.report, warn=bars.warn
+            )
         console.print(table(results))
         console.print(f"results {file}", markup=False, soft_wrap=True)
 

@@ -28,7 +28,7 @@ from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.fingerprint import differing, label, network_fingerprint
+from scott.teachers.fingerprint import differing, is_fingerprint, label, network_fingerprint
 from scott.teachers.lora_files import load_lora, lora_path, misfitting
 from scott.teachers.lora_names import header
 from scott.training.config import DistillConfig
@@ -126,7 +126,7 @@ def apply_lora(backbone: LatentBackbone, path: Path, warn: Callable[[str], None]
     backbone.adapters.add("target", backbone.student_targets, info.lora_rank, alpha, variant)
     backbone.train_mode = "lora"
     load_parameters(backbone.target_parameters(), lora_parameters(backbone, path, variant, tensors), "LoRA")
-    warn_of_base(backbone, path, info, warn)
+    warn_of_base(backbone.network, path, info, warn)
     return info
 
 
@@ -136,7 +136,7 @@ def read_lora_file(path: Path) -> tuple[StudentInfo, float, dict[str, Tensor]]:
     file = lora_path(path)
     if (info := lora_info(file)) is None:
         raise UserError(f"{file} was not written by `scott export`, so its steps are unknown; draw it with diffusers")
-    if info.lora_rank is None or not {"class", "dtype", "signs"} <= (info.base or {}).keys():
+    if info.lora_rank is None or not is_fingerprint(info.base):
         raise UserError(f"{file} does not say its rank and its base; export it again")
     tensors = {key: value.float() for key, value in load_file(file).items()}
     ranks = {value.shape[:1] for key, value in tensors.items() if key.endswith(("lora_A.weight", "lora_down.weight"))}
@@ -150,10 +150,10 @@ def read_lora_file(path: Path) -> tuple[StudentInfo, float, dict[str, Tensor]]:
     return info, alpha, {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
 
 
-def warn_of_base(backbone: LatentBackbone, path: Path, info: StudentInfo, warn: Callable[[str], None]) -> None:
+def warn_of_base(network: nn.Module, path: Path, info: StudentInfo, warn: Callable[[str], None]) -> None:
     """Warn where a LoRA was made for another base: it fits any network of its shapes, and people use it on fine-tunes
     of its base on purpose."""
-    if differing(info.base, here := network_fingerprint(backbone)):
+    if differing(info.base, here := network_fingerprint(network)):
         made, file = label(info.base), lora_path(path)
         warn(f"{file} was made for {made}, not for {label(here)}; a LoRA draws best on its own base")
 

@@ -71,7 +71,7 @@ class Trained:
             drawn_guidance=config.drawn_guidance,
             resolution=backbone.resolution if backbone.own_size else config.resolution,
             prediction=backbone.schedule.prediction_type,
-            base=self.teacher_network or network_fingerprint(self.backbone),
+            base=self.teacher_network or network_fingerprint(self.backbone.network),
         )
 
     def latents(self) -> Tensor:

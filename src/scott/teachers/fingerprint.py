@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from scott.teachers.lora import plain_state
 from scott.teachers.quantize import FLAGS
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def network_signs(network: nn.Module) -> str:
     return fingerprint(network, dict(network.named_parameters()), type(network).__name__)["signs"][:16]
 
 
-def network_fingerprint(backbone: "LatentBackbone") -> dict[str, str]:
+def network_fingerprint(network: nn.Module) -> dict[str, str]:
     """Of the plain network, whatever adapters are on it: the base that a LoRA was made for."""
-    return fingerprint(backbone.network, backbone.adapters.plain_state())
+    return fingerprint(network, plain_state(network))
 
 
 def fingerprints(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
@@ -96,7 +97,12 @@ def pipeline_version(pipeline: "DiffusionPipeline") -> str:
 def identity(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
     """`fingerprints`, and that of the network unless it is quantised."""
     quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
-    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone)})
+    return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone.network)})
+
+
+def is_fingerprint(found: dict[str, Any] | None) -> bool:
+    """Whether what a file says is what `differing` and `label` read."""
+    return found is not None and {"class", "dtype", "signs"} <= found.keys()
 
 
 def differing(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:

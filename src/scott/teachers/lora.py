@@ -28,6 +28,12 @@ FEED_FORWARD = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 VARIANTS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 
 
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """A network's state without peft's adapters, under the names that it has without them."""
+    state = network.state_dict()
+    return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
+
+
 class Adapters:
     """The adapters of one network, of which at most one is on.
 
@@ -112,11 +118,7 @@ class Adapters:
 
     def plain_state(self) -> dict[str, Tensor]:
         """The plain network's own state, under the names it has without adapters."""
-        return {
-            key.replace(".base_layer.", "."): value
-            for key, value in self.network.state_dict().items()
-            if ".lora_" not in key
-        }
+        return plain_state(self.network)
 
     @torch.no_grad()
     def merged_state(self, name: str) -> Iterator[tuple[str, Tensor]]:
