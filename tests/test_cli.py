@@ -95,6 +95,7 @@ def test_the_same_command_resumes_and_another_is_refused(run_folder, pictures, s
         ("distill sd15 --dry-run", "error Missing from scott distill sd15: --data; see", "distill sd15 --help\n"),
         ("sample r --prompts a --steps 9", "error got 9 steps; expected", "expected 1 to 8\n"),
         ("sample r1 --prompts cat --height 0", "error got --height 0; expected", "a number of pixels, 1 or more\n"),
+        (f"sample r1 --prompts cat --width {2**62}", f"got --width {2**62}; expected", "8,192 pixels at most\n"),
         ("prepare . --check --limit 0", "error got limit 0, expected", "expected 1 or more, below 2**63\n"),
         ("frob", "frob", "Available subcommands: demo, prepare"),
         ("", "Expected one of {demo", "; see scott --help\n"),

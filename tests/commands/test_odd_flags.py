@@ -133,9 +133,15 @@ def no_work(make_backbone, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "budget_of", works)
     monkeypatch.setattr(prepare, "prepare_source", works)
     monkeypatch.setattr(sample, "load_student", lambda *_: student)
-    monkeypatch.setattr(StudentSampler, "__call__", lambda self, prompts, seed: torch.zeros(len(prompts), 3, 8, 8))
+    monkeypatch.setattr(StudentSampler, "__call__", blank)
     monkeypatch.setattr(evaluate, "target_of", works)
     monkeypatch.setattr(demo, "run", works)
+
+
+def blank(sampler, prompts, seed):
+    """A picture that was not drawn, whose noise was."""
+    torch.empty(len(prompts), *sampler.backbone.latent_shape[:1], *sampler.size or (8, 8))
+    return torch.zeros(len(prompts), 3, 8, 8)
 
 
 @st.composite

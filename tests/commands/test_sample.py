@@ -12,6 +12,7 @@ from scott.commands import sample
 from scott.commands.drawn import Drawn
 from scott.commands.sample import _prompts, draw
 from scott.errors import UserError
+from scott.evaluation.pictures import how_made
 from scott.teacher_source import TeacherParts, TeacherSource
 
 
@@ -55,6 +56,17 @@ def test_a_picture_that_was_made_otherwise_is_not_replaced(changes, tmp_path, mo
     Path("first.png").write_bytes(b"3")
     with pytest.raises(UserError, match="was made otherwise"):
         draw(["a cat"], **first)
+
+
+def test_prompts_of_one_name_have_two_files(tmp_path, monkeypatch):
+    student = SimpleNamespace(name="s", backbone=Mock(), info=None)
+    monkeypatch.setattr(sample, "find_student", lambda *_: student)
+    monkeypatch.setattr(sample, "drawing", lambda *_: Mock(guidance=1.0, return_value=torch.zeros(1, 3, 8, 8)))
+    prompts = [f"{'a small green apple, ' * 4}at {when}" for when in ("dawn", "night")]
+    files = [draw([prompt], asked=Drawn(), out=tmp_path) for prompt in prompts * 2]
+    assert files[:2] == files[2:]
+    assert [how_made(file)["prompt"] for (file,) in files] == prompts * 2
+    assert {len(made[0].name) - len(files[0][0].name) for made in files} == {0, 9}
 
 
 def test_a_contact_sheet_is_no_picture_of_a_prompt(tmp_path):

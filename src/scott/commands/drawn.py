@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scott.choices import check_gamma
+from scott.data.settings import MAX_RESOLUTION
 from scott.errors import UserError
 
 DEFAULT_STEPS = 2
@@ -49,6 +50,8 @@ class Drawn:
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size < 1:
                 raise UserError(f"got --{name} {size}; expected a number of pixels, 1 or more")
+            if size is not None and size > MAX_RESOLUTION:
+                raise UserError(f"got --{name} {size}; expected {MAX_RESOLUTION:,} pixels at most")
         if self.strength is not None and self.image is None:
             raise UserError(f"got --strength {self.strength} without --image; give the picture to start from")
         if not 0 < self.fraction <= 1:

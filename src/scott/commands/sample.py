@@ -124,7 +124,7 @@ def _files_to_make(
     end = f"{how['steps']}-steps-seed"
     made: dict[Path, dict[str, object]] = {}
     for index, prompt in enumerate(texts):
-        made[out / f"{_slug(prompt)}-{end}-{seed + index}.png"] = {"prompt": prompt, "seed": seed + index} | how
+        made[_file(out, prompt, f"{end}-{seed + index}")] = {"prompt": prompt, "seed": seed + index} | how
     if grid:  # beside that of a prompt "grid", whose name has no underscore
         sheet = next(file for name in ("grid", "grid_") if (file := out / f"{name}-{end}-{seed}.png") not in made)
         made[sheet] = {"prompts": texts, "seed": seed} | how
@@ -167,10 +167,21 @@ def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> I
     return sheet
 
 
+def _file(out: Path, prompt: str, end: str) -> Path:
+    """Named after the prompt, and where another one has that name by its digest too."""
+    file = out / f"{_slug(prompt)}-{end}.png"
+    there = (how_made(file) or {}).get("prompt", prompt) if file.exists() else prompt
+    return file if there == prompt else out / f"{_slug(prompt)}-{_digest(prompt)}-{end}.png"
+
+
+def _digest(prompt: str) -> str:
+    return sha256(prompt.encode()).hexdigest()[:8]
+
+
 def _slug(prompt: str) -> str:
     """The prompt as the start of a file name, in any alphabet; one without a letter or digit by its digest.
 
     File systems take names of 255 bytes; this is 180 at most, 60 letters of three bytes.
     """
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:60]
-    return words.encode()[:180].decode(errors="ignore") or f"prompt-{sha256(prompt.encode()).hexdigest()[:8]}"
+    return words.encode()[:180].decode(errors="ignore") or f"prompt-{_digest(prompt)}"
