@@ -182,7 +182,7 @@ class Training:
             if self.phases > 1 or self.energy or self.matching:
                 hooks.distillation = self.variant
             with one_thread():
-                distill(self.backbone, data, config, hooks)
+                distill(self.backbone, data, config, hooks, opened=True)
             return spent
 
     def variant(self, backbone: LatentBackbone, config: DistillConfig) -> Distillation:

@@ -230,13 +230,15 @@ def test_the_grid_is_checked(changes, said):
         config(**changes).make_grid(SD)
 
 
-def test_a_start_is_the_same_however_its_place_is_spelt():
+def test_a_start_is_the_same_however_its_place_is_spelt(tmp_path):
     mine = config(init="runs/a")
     assert (
         mine.differences(config(init="./runs/b/../a"))
         == mine.differences(config(init=str(Path("runs/a").absolute())))
         == []
     )
+    (tmp_path / "link").symlink_to(Path("runs").absolute())
+    assert mine.differences(config(init=str(tmp_path / "link" / "a"))) == []
     assert mine.differences(config(init="runs/b")) == ["init: runs/a → runs/b"]
     assert mine.differences(config()) == ["init: runs/a → None"]
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -12,9 +13,12 @@ from tests.training.launch import here, stop_after
 from tests.training.runs import SPREAD_STEPS, assert_same_run, final, metrics
 
 from scott.data.locks import locked
+from scott.errors import UserError
 from scott.recipes.configs import mini
+from scott.teachers import load_backbone
 from scott.training.config import DistillConfig
 from scott.training.metrics import MetricsLog
+from scott.training.trainer import distill
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -51,10 +55,16 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(one, words, tmp_path, 
     assert [record["step"] for record in metrics(out)] == list(range(1, SPREAD_STEPS + 1))
 
 
-def test_a_run_that_another_command_writes_is_refused(one, words, capsys):
+def test_a_run_that_another_command_writes_is_refused(one, words, tmp_path, capsys):
     with locked(one):
         here(*words(one), code=2)
     assert "is being written by another command (process" in " ".join(capsys.readouterr().err.split())
+    before = DistillConfig.load(one / "config.json")
+    backbone = load_backbone(before.teacher)
+    backbone.add_student(before.train, rank=before.lora_rank, alpha=before.alpha)
+    config = replace(before, critic="none", adversarial_weight=0.0, out=tmp_path)
+    with locked(tmp_path), pytest.raises(UserError, match="is being written by another command"):
+        distill(backbone, None, config)
 
 
 def test_a_begun_run_that_is_refused_keeps_its_config(one, words, shards, small_teacher, tmp_path, capsys):

@@ -136,7 +136,7 @@ def run(config: DistillConfig, report: Report, warn: Warn = lambda message: None
             validation.make_ready()
         backbone.keep_prompts(validation.conditions)
         hooks = _hooks(config, validation, report, warn, first)
-        made = distill(backbone, data, config, hooks, accelerator)
+        made = distill(backbone, data, config, hooks, accelerator, opened=True)
         del backbone, data, validation, hooks  # the export holds a network of its own
         if first and (made or not is_exported(config)):
             report("export", 0, 1, {})

@@ -202,7 +202,7 @@ class DistillConfig(Reading, Pace, StepSchedule, TeacherSource):
         own, others = self.decisive(), vars(other) | other.decisive()
         values = {name: (getattr(self, name), getattr(other, name)) for name in own if own[name] != others[name]}
         for name in ("init", "continue_from"):  # a place, however it is spelt
-            if name in values and all(values[name]) and len({*map(os.path.abspath, values[name])}) == 1:
+            if name in values and all(values[name]) and len({*map(os.path.realpath, values[name])}) == 1:
                 del values[name]
         return [f"{name}: {mine} → {theirs}" for name, (mine, theirs) in values.items() if mine != theirs]
 

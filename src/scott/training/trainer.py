@@ -30,7 +30,7 @@ from scott.training.checkpoint import (
 from scott.training.config import DistillConfig
 from scott.training.draws import Draws, sampling_times
 from scott.training.jumps import Jumps
-from scott.training.launch import check_same_start, init_tracker, open_run, sigterm_kept, start_processes
+from scott.training.launch import check_same_start, init_tracker, open_run, opened_run, sigterm_kept, start_processes
 from scott.training.loader import Data, batches, check_batch
 from scott.training.metrics import CriticWatch, MetricsLog, Spread, StepTimer, check_finite, memory_gb, read_metrics
 from scott.training.optimization import Optimization
@@ -57,15 +57,18 @@ def distill(
     config: DistillConfig,
     hooks: Hooks | None = None,
     accelerator: Accelerator | None = None,
+    *,
+    opened: bool = False,
 ) -> int:
     """Train the backbone's student to `config.max_steps` in `config.out`, from its newest checkpoint on.
 
-    The backbone already has its student, and critic where λ_adv > 0. Returns the number of steps this call made.
+    The backbone already has its student, and critic where λ_adv > 0; with `opened` the caller holds the folder's lock.
+    Returns the number of steps this call made.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; what was saved before stays.
         UserError: the backbone has not the models that the config trains, the data do not fit the teacher, or the
-            folder another run.
+            folder is another run's, or being written.
         Preempted: SIGTERM came; the step it came in, or the next where it came between two, was finished and saved, and
             was neither sampled nor validated.
     """
@@ -77,10 +80,12 @@ def distill(
         raise UserError(f"got a backbone with {student} and {critic}; expected {wanted} before, as the config says")
     config.make_solver(backbone.schedule), config.make_grid(backbone.schedule)  # raise before a folder is made
     accelerator = accelerator or start_processes(config)
-    with accelerator.main_process_first():
-        start = open_run(config, backbone.version, backbone.schedule, write=accelerator.is_main_process)
-    check_same_start(config.out, start)
-    return _Run(backbone, data, config, hooks or Hooks(), accelerator, start).train()
+    run = config, backbone.version, backbone.schedule
+    with nullcontext() if opened else opened_run(*run, accelerator):
+        with accelerator.main_process_first():
+            start = open_run(*run, write=accelerator.is_main_process)
+        check_same_start(config.out, start)
+        return _Run(backbone, data, config, hooks or Hooks(), accelerator, start).train()
 
 
 class _Run:
@@ -120,8 +125,7 @@ class _Run:
         rows = slice(self.passes[0].start, self.passes[-1].stop)
         self.jumps = Jumps(config)
         steps, draws = range(start, config.max_steps), partial(self.jumps.draws, grid=self.distillation.grid)
-        uncond = self.distillation.uncond
-        self.batches = batches(data, backbone, uncond, config, rows, steps, self.jumps.number, draws)
+        self.batches = batches(data, backbone, self.distillation.uncond, config, rows, steps, self.jumps.number, draws)
         self.timer, self.watch = StepTimer(backbone.device), CriticWatch()
         self.log: MetricsLog | None = None
 
