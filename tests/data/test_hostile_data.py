@@ -1,5 +1,6 @@
 """Whatever a source holds, its records are counted or the command ends with one line, in bounded time and memory."""
 
+import gzip
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from scott.data import loading
 from scott.data.loading import Budget, loaded
 from scott.data.records import Record, Rejected, Skip
 from scott.data.settings import Settings
-from scott.data.sources import files, open_source
+from scott.data.sources import files, open_source, rows
 from scott.data.sources.files import opened, read_picture
 from scott.data.sources.tar import grouped
 from scott.errors import UserError
@@ -195,6 +196,19 @@ def test_any_rows_of_json_are_kept_or_counted(tmp_path, rows):
 
 
 # --- tars --------------------------------------------------------------------------------------------------------
+
+
+def test_a_packed_table_that_would_fill_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(saved(noise(0)))
+    row = json.dumps({"file_name": "a.png", "text": "a cat"}).encode() + b"\n"
+    table = tmp_path / "metadata.jsonl.gz"
+    monkeypatch.setattr(rows, "UNPACKED_LEAST", 1 << 16)
+    table.write_bytes(gzip.compress(row + b" " * (1 << 15)))
+    (unit,) = open_source(str(tmp_path)).units(8)
+    assert [type(record) for record in unit.entries()] == [Record]
+    table.write_bytes(gzip.compress(row + b" " * (1 << 20)))
+    with pytest.raises(UserError, match=r"metadata.jsonl.gz cannot be read \(it unpacks to more than"):
+        open_source(str(tmp_path))
 
 
 @pytest.mark.timeout(20)

@@ -24,6 +24,9 @@ _URL = re.compile(r"\w+://\S+$")
 _NUMBER = re.compile(r"#\d+$")
 """Of the caption, behind a picture's name, in Flickr8k's first edition."""
 _KEY = re.compile(rb'\s*(?:(\[)|\{\s*"((?:[^"\\]|\\.)*)"\s*:)', re.DOTALL)
+UNPACKED, UNPACKED_LEAST = 64, 1 << 28
+"""A packed table may be so many times as large, or so many bytes: text packs to a tenth, what is made to fill memory to
+a thousandth."""
 Row = dict[str, Any]
 
 
@@ -75,8 +78,13 @@ def read_table(file: Path) -> tuple[list[str], list[Row | Skip]]:
     """
     name = file.name.lower().removesuffix(".gz")
     try:
-        with opened(str(file), "gzip" if file.suffix.lower() == ".gz" else None) as stream:
-            content = utf8(stream.read()).replace(b"\r\n", b"\n")
+        is_packed = file.suffix.lower() == ".gz"
+        most = max(UNPACKED_LEAST, UNPACKED * file.stat().st_size) if is_packed else -1
+        with opened(str(file), "gzip" if is_packed else None) as stream:
+            content = stream.read(most)
+            if is_packed and stream.read(1):
+                raise ValueError(f"it unpacks to more than {most:,} bytes")
+        content = utf8(content).replace(b"\r\n", b"\n")
         if kind := kind_of_start(content[:64]):
             raise ValueError(": ".join(kind))
         if name.endswith(OF_TEXT):
