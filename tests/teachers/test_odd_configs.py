@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from sentencepiece import SentencePieceTrainer
 from tests.tiny.stable import tiny_sd
 
 from scott.errors import UserError
@@ -145,6 +146,22 @@ def test_a_tokenizer_that_cannot_be_used(teacher_folders, tmp_path, file, conten
     (folder / "tokenizer" / file).write_bytes(content)
     with pytest.raises(UserError, match=said):
         load_backbone(folder)
+
+
+def test_a_t5_tokenizer_of_a_sentencepiece_file_alone(teacher_folders, tmp_path):
+    """As PixArt's and Chroma's published folders have it."""
+    folder = shutil.copytree(teacher_folders["pixart"], tmp_path / "teacher") / "tokenizer"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    lines = iter(["a cat", "a dog", "the quick brown fox jumps over a lazy dog"])
+    SentencePieceTrainer.train(
+        sentence_iterator=lines, model_prefix=str(folder / "spiece"), vocab_size=30, hard_vocab_limit=False, **ids
+    )
+    (folder / "spiece.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    cat, dog = load_backbone(folder.parent).encode_prompts(["a cat", "a dog"])["text"]
+    assert not torch.equal(cat, dog)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
