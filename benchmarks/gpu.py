@@ -43,6 +43,9 @@ class Options:
     """Instead of the recipe's, of a pass."""
     train: str = "lora"
     compile: bool = False
+    adversarial_share: float | None = None
+    """Of SCott, instead of the recipe's; 0 is a fixed λ_adv. With a share each of these steps measures it, as a run's
+    first ones do and later each tenth: they take longer, by passes that tflop_a_second does not count."""
     steps: int = 8
     """That are timed, after two that are not."""
     device: str = "cuda"
@@ -67,6 +70,8 @@ def measure(options: Options, recipe: str, method: str) -> dict[str, Any]:
     given |= {"compile": options.compile} | ({} if method == "scott" else {"method": method})
     if options.batch_size:
         given["batch_size"] = options.batch_size
+    if options.adversarial_share is not None and method == "scott":
+        given["adversarial_share"] = options.adversarial_share
     config = RECIPES[recipe](**given)
     cuda = torch.device(options.device).type == "cuda"
     planned = skeleton(config.teacher, config.dtype)
