@@ -15,10 +15,9 @@ from scott.evaluation import Row, evaluate
 from scott.evaluation.measures import USUAL
 from scott.evaluation.networks import instruments
 from scott.evaluation.references import BATCH
-from scott.measured import EvaluationSplit
 from scott.mini import embedded
-from scott.mini.protocol import MiniReference, mini_reference
-from scott.mini.scenes import pictures
+from scott.mini.protocol import ASKED, REAL, MiniReference, mini_reference
+from scott.mini.scenes import Split, pictures
 from scott.samplers import StudentSampler, TeacherSampler
 from scott.teachers import LatentBackbone
 
@@ -47,10 +46,12 @@ class Kept:
         return self.sampler.backbone.decode(self.latents[-1])
 
 
-def reference_by(features: str, samples: int, split: EvaluationSplit = "held-out") -> MiniReference:
-    """Captions and real pictures of a split, by the network called `features`."""
+def reference_by(
+    features: str, samples: int, split: Split = "held-out", seeds: tuple[int, int] = (REAL, ASKED)
+) -> MiniReference:
+    """Real pictures and captions of a split, by their seeds, by the network called `features`."""
     by = instruments(USUAL, features, embedded.NAME, {}, best_device(), embedded.clip_folder)
-    return mini_reference(samples, split, by)
+    return mini_reference(samples, split, by, seeds)
 
 
 def measured(

@@ -4,12 +4,14 @@ from dataclasses import fields
 
 import pytest
 import torch
+from experiments.measuring import reference_by
 from experiments.results import read_lines
-from experiments.steps.__main__ import HERE, Steps, WalkedSampler, markdown
+from experiments.steps.__main__ import CAPTIONS, HERE, Steps, WalkedSampler, markdown
 
 from scott.diffusion import JumpGrid
 from scott.errors import UserError
 from scott.mini import embedded
+from scott.mini.scenes import Scenes, unseen_backgrounds
 from scott.samplers import StudentSampler, TeacherSampler
 
 PROMPTS = ["a red apple on a white background", "a small dog on the left, on blue"]
@@ -48,6 +50,15 @@ def test_one_walked_step_is_ddim_in_the_grids_jumps(made, embedded_teacher):
     ddim = TeacherSampler(embedded_teacher, 2, 1.0).latents(PROMPTS, 1)
     assert torch.equal(walked, ddim)
     assert not torch.allclose(walked, made(1).latents(PROMPTS, 1), atol=1e-2)
+
+
+def test_captions_are_those_that_training_shows_or_of_others():
+    asked = {captions: reference_by("mini", 64, *CAPTIONS[captions]).scenes for captions in CAPTIONS}
+    assert asked["shown"] == Scenes(64).scenes()
+    unseen = unseen_backgrounds()
+    off = {captions: [unseen[scene.subject] == scene.background for scene in asked[captions]] for captions in asked}
+    assert all(off["validation"])
+    assert not any(off["train"] + off["shown"])
 
 
 def test_the_page_shows_its_rows():

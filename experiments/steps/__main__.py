@@ -3,7 +3,8 @@ README.md.
 
 A student is to end where its teacher's walk would. Here the walk takes the place of one step, or of both: what both
 give is what a student without error would draw, and what one gives beside the student is what the other step costs.
-FID, coverage and spread on the validation split, one line of results.jsonl for each run and choice of steps.
+FID, coverage and spread of captions that training does not show, or does, one line of results.jsonl for each run,
+choice of steps and captions.
 """
 
 import sys
@@ -19,11 +20,20 @@ from experiments.runs import Report, Training, exit_code, plain_run
 from torch import Tensor
 
 from scott.diffusion import Denoiser
+from scott.mini.protocol import ASKED, REAL
+from scott.mini.scenes import Split
 from scott.samplers import StudentSampler
 from scott.solvers import make
 from scott.teachers import Cond
 
 HERE = Path(__file__).parent
+Captions = Literal["validation", "train", "shown"]
+CAPTIONS: dict[Captions, tuple[Split, tuple[int, int]]] = {
+    "validation": ("validation", (REAL, ASKED)),
+    "train": ("train", (2, 3)),
+    "shown": ("train", (2, 0)),
+}
+"""Split, and seeds of its real pictures and of its captions; training shows the scenes of seed 0."""
 WALKED: dict[str, tuple[int, ...]] = {"none": (), "first": (0,), "second": (1,), "both": (0, 1)}
 
 
@@ -60,6 +70,9 @@ class Steps:
     """Finished runs of full students of the embedded teacher, as experiments.trial makes them."""
     walked: tuple[Literal["none", "first", "second", "both"], ...] = ("none", "first", "second", "both")
     """Which of the two steps the teacher makes."""
+    captions: Captions = "validation"
+    """Of pairs of subject and background that training does not show, of other scenes of those that it shows (train),
+    or of the scenes that it shows."""
     samples: int = 2000
     other: Literal["efficientnet"] | None = None
     """A network besides Mini-CLIP that is measured by."""
@@ -69,10 +82,11 @@ class Steps:
 
     def run(self, report: Report) -> None:
         self.show()  # before anything is made, so that a folder that cannot show it is known
-        references = {name: reference_by(name, self.samples, "validation") for name in ("mini", self.other) if name}
+        of = CAPTIONS[self.captions]
+        references = {name: reference_by(name, self.samples, *of) for name in ("mini", self.other) if name}
         for run in self.runs:
             config, what = plain_run(run)
-            what |= {"samples": self.samples, "other": self.other}
+            what |= {"captions": self.captions, "samples": self.samples, "other": self.other}
             there = [line["walked"] for line in read_lines(self.file) if what.items() <= line.items()]
             if lacking := [walked for walked in self.walked if walked not in there]:
                 training = Training(config, self.data)
@@ -100,8 +114,16 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     rows = []
     for line in lines:
         other = f"{line['fid_efficientnet']:.1f}" if "fid_efficientnet" in line else None
-        rows.append([line["run"], line["method"], line["updates"], line["walked"], cell(line), other])
-    header = ["run", "method", "updates", "walked by the teacher", "FID, coverage, spread", "FID by EfficientNet-Lite0"]
+        rows.append([line["run"], line["method"], line["updates"], line["captions"], line["walked"], cell(line), other])
+    header = [
+        "run",
+        "method",
+        "updates",
+        "captions",
+        "walked by the teacher",
+        "FID, coverage, spread",
+        "FID by EfficientNet-Lite0",
+    ]
     return table(header, rows)
 
 

@@ -14,10 +14,10 @@ from scott.evaluation import Instruments, Reference, Results, Row
 from scott.evaluation.measures import SHOWN
 from scott.evaluation.protocols import Protocol
 from scott.evaluation.references import BATCH, Tick, check_samples
-from scott.measured import EvaluationSplit, Measured
+from scott.measured import Measured
 from scott.mini import embedded, reading
 from scott.mini.embedded import NAME
-from scott.mini.scenes import RESOLUTION, Scene, Scenes, pictures, variant
+from scott.mini.scenes import RESOLUTION, Scene, Scenes, Split, pictures, variant
 
 REAL, ASKED = 0, 1
 """Seeds of the scenes that are the real pictures, and of those whose captions are drawn."""
@@ -75,21 +75,24 @@ MINI = MiniProtocol(
 
 
 def mini_reference(
-    samples: int, split: EvaluationSplit = "held-out", instruments: Instruments | None = None
+    samples: int,
+    split: Split = "held-out",
+    instruments: Instruments | None = None,
+    seeds: tuple[int, int] = (REAL, ASKED),
 ) -> MiniReference:
     """Captions of a split of the embedded data, and the features of as many real pictures that rows are measured on.
 
-    The pictures are of other draws of the split than the captions, so that the floor, the captions' own real pictures
-    against the reference, is what a perfect sampler would get.
+    The pictures are of other draws of the split than the captions, by the two `seeds`, so that the floor, the captions'
+    own real pictures against the reference, is what a perfect sampler would get.
 
-    Both splits ask for (subject, background) pairs that no student's training shows, of different subjects. Whatever is
-    chosen by its figures is chosen on "validation".
+    "held-out" and "validation" ask for (subject, background) pairs that no student's training shows, of different
+    subjects. Whatever is chosen by its figures is chosen on "validation".
     """
     check_samples(samples)
     if instruments is None:
         clip = embedded.load_features()
         instruments = {"features": clip, "clip": clip}
-    real, asked = (Scenes(samples, split, seed).scenes() for seed in (REAL, ASKED))
+    real, asked = (Scenes(samples, split, seed).scenes() for seed in seeds)
     found = {this.caption: this for this in asked}
 
     def redrawn(prompts: Sequence[str], seed: int) -> Tensor:
