@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 from hypothesis import HealthCheck, settings
 from peft import LoraConfig, get_peft_model_state_dict
-from tests.tiny.families import FAMILIES
+from tests.tiny.families import TINY
 
 from scott.cli import main
 from scott.commands import validation
@@ -33,6 +33,7 @@ SLOW += (
     "teachers/test_flow_families.py",
     "test_cli.py",
 )
+FEWER_SAMPLES = {"PROMPTS": 2, "FEW_STEPS": (2,), "TEACHER_STEPS": 2}
 disable_progress_bar()
 set_verbosity_error()
 FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck))  # how long anything takes is no test's business
@@ -66,10 +67,11 @@ def what_is_there_is_no_garbage():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_steps_of_the_teacher():
-    """Beside a student that a run draws on its way."""
+def few_samples_on_the_way():
+    """Of a run's student, and of its teacher beside them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "TEACHER_STEPS", 2)
+        for name, fewer in FEWER_SAMPLES.items():
+            patch.setattr(validation, name, fewer)
         yield
 
 
@@ -108,7 +110,7 @@ def teacher_folders(tmp_path_factory):
         def __missing__(self, family):
             self[family] = tmp_path_factory.mktemp(family)
             with torch.random.fork_rng(devices=[]):  # a test that asks for it may have set its seed
-                FAMILIES[family](self[family])
+                TINY[family](self[family])
             return self[family]
 
     return Folders()

@@ -11,6 +11,7 @@ from matplotlib import pyplot
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 FEWER = {"UPDATES": "2", "SAMPLES": "1_000", "SCENES": "16", "ETAS": "(0.0, 0.2)"}
+FEWER |= {"PROMPTS": 'Scenes(2, "held-out").captions()'}
 FEWER |= {"grid": "JumpGrid(schedule, jump=96, substeps=3)"}
 """What a test has less of."""
 

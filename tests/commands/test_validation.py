@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scott.commands import validation as module
 from scott.commands.distill import _hooks
 from scott.commands.prepare import open_data
 from scott.commands.validation import Validation
@@ -15,7 +16,14 @@ from scott.evaluation import batch_seed, frechet_distance
 from scott.mini import embedded
 from scott.recipes.configs import mini, sd15
 from scott.samplers import StudentSampler
-from scott.training.config import FEW_STEPS
+from scott.training.config import FEW_STEPS, PROMPTS
+
+
+@pytest.fixture(autouse=True)
+def as_many_as_a_user_gets(monkeypatch):
+    for name, value in {"PROMPTS": PROMPTS, "FEW_STEPS": FEW_STEPS}.items():
+        monkeypatch.setattr(module, name, value)
+
 
 CAPTIONS = ["a cat", "dog", "red", "cat dog", "a"] * 4
 

@@ -16,6 +16,7 @@ def built(tmp_path_factory):
         for stage in (autoencoder, clip, unet):
             patch.setattr(stage, "STAGE", replace(stage.STAGE, steps=2, batch_size=4))
         patch.setattr(unet, "SCENES", 16)
+        patch.setitem(clip.train_tokenizer.__kwdefaults__, "captions", 2_000)
         build.build(folder / "work", folder / "out", unet_steps=2, say=lambda line: None)
         build.build(folder / "again" / "work", folder / "again" / "out", unet_steps=2, say=lambda line: None)
         build.build(folder / "work2", folder / "out2", unet_steps=2, start=folder / "out", say=lambda line: None)

@@ -20,6 +20,9 @@ from scott.training.checkpoint import save_checkpoint
 from scott.training.config import DistillConfig
 
 PROC = Path("/proc/self")
+ALONE = get_context("forkserver")
+ALONE.set_forkserver_preload(["scott.commands.export", "scott.export.onnx", "diffusers.pipelines.stable_diffusion"])
+"""Of a process of its own for each measurement: what other tests left is freed at times of its own."""
 
 
 def resident(field):
@@ -85,8 +88,7 @@ def test_the_end_of_a_run_holds_less_than_a_network_beside_the_mapped_one(big_te
     )
     save_checkpoint(tmp_path / "checkpoints", 1, {"target": backbone.target_parameters()}, {})
     (tmp_path / "config.json").write_text(config.to_json())
-    # a process of its own: what other tests left is freed at times of its own
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, mp_context=ALONE) as alone:
         most = alone.submit(held, tmp_path, end).result()
     assert most < size
 
@@ -112,7 +114,7 @@ def held_by_onnx(file):
 
 
 def test_weights_of_a_graph_are_rounded_one_at_a_time(tmp_path):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, mp_context=ALONE) as alone:
         most = alone.submit(held_by_onnx, tmp_path / "model.onnx").result()
     assert most < 16 * 2**20
     assert (tmp_path / "model.onnx.data").stat().st_size == pytest.approx(32 * 2**20, rel=0.01)

@@ -86,7 +86,7 @@ def test_the_gradient_of_a_fake_passes_through_the_critic_to_the_student_alone(
 @pytest.mark.parametrize("critic", ["lora", "heads"])
 def test_compiling_reaches_the_critic(make_backbone, inputs, perturb, monkeypatch, critic):
     """Dynamo's trace without a compiler; the teacher runs first, so that the critic's hook has to be a part of it."""
-    backbone = make_backbone("lora", critic_rank=4, critic=critic)
+    backbone = make_backbone("lora", critic_rank=4, family="few", critic=critic)
     perturb(backbone.critic_parameters())
     x, t, cond = inputs(backbone)
 

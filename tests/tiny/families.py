@@ -1,4 +1,4 @@
-"""Every family's tiny pipeline: `FAMILIES[family](folder)` writes it."""
+"""Every family's tiny pipeline: `FAMILIES[family](folder)` writes it; `TINY` has a smaller one besides."""
 
 from functools import partial
 
@@ -21,3 +21,6 @@ FAMILIES = FLOWS | {
     "pixart": stable.tiny_pixart,
     "sd3": stable.tiny_sd3,
 }
+FEW = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+TINY = FAMILIES | {"few": partial(stable.tiny_sd, **FEW)}
+"""With an SD1.5 of a third of the layers, for what takes by their number: dynamo's traces."""

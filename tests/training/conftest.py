@@ -63,7 +63,7 @@ def shards(small_teacher, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words(small_teacher, shards):
-    """`words(out, *flags)`: the command."""
+    """`words(out, *flags)`: the command, which exports nothing in this process."""
 
     def command(out, *flags):
         settings = {
@@ -88,7 +88,9 @@ def words(small_teacher, shards):
         given = [str(word) for setting in settings.items() for word in setting]
         return ["distill", "sd15", *given, "--no-gradient-checkpointing", *flags]
 
-    return command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scott.commands.distill.export_finished", lambda *given: None)
+        yield command
 
 
 @pytest.fixture(scope="module")

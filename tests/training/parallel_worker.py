@@ -9,9 +9,12 @@ import dataclasses
 import json
 import os
 import sys
+from functools import partialmethod
+from unittest.mock import patch
 
 import torch
 from tests.training.by_hand import Step, make_config
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,6 +34,10 @@ class Traffic(TorchDispatchMode):
 
     bytes = 0
 
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True  # under another mode dynamo compiles nothing
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
         if name.startswith(("c10d::_allgather_base_", "c10d::_reduce_scatter_base_")):
@@ -49,18 +56,22 @@ def equipped(backbone, train, critic_rank, critic):
 
 
 def train(folder, config, *, split, checkpointing):
-    """(losses and norms of each step, whole tensors by name, part of all parameters that this process holds, bytes)
+    """(losses and norms of each step, whole tensors by name, part of all parameters that this process holds, bytes,
+    number of compiled graphs)
 
     `split`: of the batch this process's rows, and with the config's `shard` its part of the networks.
     """
+
+    graphs = []
 
     def make_backbone(train, critic_rank, family, critic):
         backbone = equipped(load_backbone(folder, config.dtype), train, critic_rank, critic)
         if checkpointing:
             backbone.checkpoint_activations()
         if config.compile and split:  # dynamo's trace without a compiler
-            for network in (backbone.network, *backbone.copies.values()):
-                network.compile(backend="eager")
+            compiled = partialmethod(nn.Module.compile, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+            with patch.object(nn.Module, "compile", compiled):
+                backbone.compile()
         return backbone
 
     @torch.no_grad()
@@ -95,12 +106,12 @@ def train(folder, config, *, split, checkpointing):
     parameters = [*step.backbone.network.parameters(), *optimization.models["student"].parameters()]
     assert all(isinstance(p, DTensor) for p in parameters) == sharded
     held = sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
-    return torch.stack(losses), torch.stack(norms), tensors, held, traffic.bytes / 2
+    return torch.stack(losses), torch.stack(norms), tensors, held, traffic.bytes / 2, len(graphs)
 
 
 def compare(one, folder, config, checkpointing):
     """What `test_processes` asks for. All processes call it."""
-    losses, norms, tensors, held, traffic = train(folder, config, split=True, checkpointing=checkpointing)
+    losses, norms, tensors, held, traffic, graphs = train(folder, config, split=True, checkpointing=checkpointing)
     if one is None:
         return None
     whole_losses, whole_norms, whole_tensors, *_ = one
@@ -117,6 +128,7 @@ def compare(one, folder, config, checkpointing):
         "norms": ((norms - whole_norms).abs() / whole_norms).max().item(),
         "weights": torch.tensor(moved).max().item(),
         "held": held,
+        "graphs": graphs,
         "traffic": traffic,
         "exchanged": budget.exchanged,
     }

@@ -175,7 +175,9 @@ def load_run(run: Path, *, best: bool = False, place: str | None = None, teacher
     if config.train == "full":
         backbone.become(tensors)
     else:
-        backbone.add_student("lora", rank=config.lora_rank, alpha=config.alpha, variant=config.lora_variant)
+        layers = backbone.student_targets
+        backbone.adapters.add("target", layers, config.lora_rank, config.alpha, config.lora_variant)
+        backbone.train_mode = "lora"  # without the student that learns, which takes as long to add
         load_parameters(backbone.target_parameters(), tensors, "target")
     return Trained(backbone, config, checkpoint_step(newest), base)
 
