@@ -1,7 +1,7 @@
 """One run comes out of one process, of two or four, split or not; and each of its steps does.
 
-Two launches do it all, since processes that start cost more than these runs: two processes as accelerate's config for a
-CPU starts them, and four on two machines, as its config for several does.
+Two launches do it all, since processes that start cost more than these runs: two processes as accelerate's config for
+one machine starts them, over gloo where there is no GPU, and four on two machines, as its config for several does.
 """
 
 import json
@@ -62,7 +62,7 @@ def two(words, stopped, teacher_folders, tmp_path_factory):
     flags |= {"split": ("--shard", "full", "--keep-checkpoints", "4")}
     shutil.copytree(stopped[0], folder / "stopped")
     commands = [["scott.cli", *words(folder / name, *more)] for name, more in (flags | {"stopped": ()}).items()]
-    return folder, carried_out(teacher_folders, SPLIT, commands, (), processes=2, accelerate="cpu")
+    return folder, carried_out(teacher_folders, SPLIT, commands, (), processes=2, accelerate="multi_gpu")
 
 
 @pytest.fixture(scope="module")
