@@ -3,8 +3,8 @@ README.md.
 
 A student is to end where its teacher's walk would. Here the walk takes the place of one step, or of both: what both
 give is what a student without error would draw, and what one gives beside the student is what the other step costs.
-FID, coverage and spread of captions that training does not show, or does, one line of results.jsonl for each run,
-choice of steps and captions.
+FID, coverage and spread on captions that training shows or does not; one line of results.jsonl for each run, choice of
+steps and captions.
 """
 
 import sys

@@ -15,7 +15,7 @@ from scott.evaluation.pictures import GUIDANCE, STEPS
 from scott.evaluation.stock import PipelineSampler, default_guidance, drawn_guidance, folder_of, load_pipeline
 from scott.evaluation.stored import StoredPictures
 from scott.export.info import StudentInfo
-from scott.export.lora import warn_of_base
+from scott.export.lora import lora_info, warn_of_base
 from scott.measured import STEPS as DEFAULT_STEPS
 from scott.measured import Measured
 from scott.mini import embedded
@@ -34,7 +34,7 @@ from scott.students import (
 )
 from scott.teacher_source import TeacherSource
 from scott.teachers.fingerprint import is_fingerprint, pipeline_version
-from scott.teachers.lora_files import network_of
+from scott.teachers.lora_files import lora_path, network_of
 from scott.training.config import DistillConfig
 
 OF_DRAWING = (
@@ -118,9 +118,11 @@ def _stock_target(
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
-    info = StudentInfo.read(folder_of(held)) if held else None
-    if held and info and is_fingerprint(info.base):
+    info = None
+    if held and (file := lora_path(Path(held))).is_file() and (info := lora_info(file)) and is_fingerprint(info.base):
         warn_of_base(network_of(pipeline)[1], Path(held), info, warn)
+    if held and not info:
+        info = StudentInfo.read(folder_of(held))
     if not info and is_student(Path(folder)):
         info = info_of(folder)
     if info:  # what a student has in it: its ω, and its size

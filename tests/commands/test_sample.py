@@ -6,6 +6,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scott.arguments import Sample
 from scott.commands import sample
@@ -67,6 +69,11 @@ def test_prompts_of_one_name_have_two_files(tmp_path, monkeypatch):
     assert files[:2] == files[2:]
     assert [how_made(file)["prompt"] for (file,) in files] == prompts * 2
     assert {len(made[0].name) - len(files[0][0].name) for made in files} == {0, 9}
+    info = PngInfo()
+    info.add_text("parameters", "[1]")  # by another program
+    Image.open(files[0][0]).save(files[0][0], pnginfo=info)
+    with pytest.raises(UserError, match="was made otherwise"):
+        draw(prompts[:1], asked=Drawn(), out=tmp_path)
 
 
 def test_a_contact_sheet_is_no_picture_of_a_prompt(tmp_path):

@@ -195,9 +195,6 @@ def test_any_rows_of_json_are_kept_or_counted(tmp_path, rows):
     assert found[-1] == "kept"
 
 
-# --- tars --------------------------------------------------------------------------------------------------------
-
-
 def test_a_packed_table_that_would_fill_memory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(saved(noise(0)))
     row = json.dumps({"file_name": "a.png", "text": "a cat"}).encode() + b"\n"
@@ -206,9 +203,15 @@ def test_a_packed_table_that_would_fill_memory_is_refused(tmp_path, monkeypatch)
     table.write_bytes(gzip.compress(row + b" " * (1 << 15)))
     (unit,) = open_source(str(tmp_path)).units(8)
     assert [type(record) for record in unit.entries()] == [Record]
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "UNPACKED", 1 << 60)
+        open_source(str(tmp_path))
     table.write_bytes(gzip.compress(row + b" " * (1 << 20)))
     with pytest.raises(UserError, match=r"metadata.jsonl.gz cannot be read \(it unpacks to more than"):
         open_source(str(tmp_path))
+
+
+# --- tars --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(20)

@@ -19,10 +19,10 @@ from tests.teachers.published import published as published_configs
 from scott.app.models import Models
 from scott.errors import UserError
 from scott.export import lora
-from scott.export.info import STUDENT_INFO
+from scott.export.info import METADATA, STUDENT_INFO
 from scott.export.kohya import kohya_keys
 from scott.export.ldm import unet_names
-from scott.export.lora import apply_lora, lora_file, lora_form, save_lora
+from scott.export.lora import apply_lora, lora_file, lora_form, save_lora, warn_of_base
 from scott.export.pipeline import call_options
 from scott.export.snippet import pipeline_snippet
 from scott.export.trained import difference, draw_latents, few_step_scheduler
@@ -231,10 +231,20 @@ def test_another_base_of_the_same_shapes_is_a_warning(make_trained, make_backbon
 def test_scott_evaluate_warns_of_another_base_than_its_own(make_trained, teacher_folders, tmp_path):
     trained, said = make_trained("sd1"), []
     save_lora(trained, tmp_path, "lora")
+    (file,) = tmp_path.glob("*.safetensors")
+    given = str(teacher_folders["sd1"]), (2,), Measured(lora=str(file)), torch.float32
+    target_of(*given, pytest.fail)
     base = {"class": "UNet2DConditionModel", "dtype": "float32", "sha256": "0", "half": "0", "signs": "0" * 64}
-    (tmp_path / STUDENT_INFO).write_text(replace(trained.info, base=base).to_json())
-    target_of(str(teacher_folders["sd1"]), (2,), Measured(lora=str(tmp_path)), torch.float32, said.append)
+    of_another = replace(trained.info, base=base)
+    save_file(load_file(file), file, {METADATA: of_another.to_json()})
+    target_of(*given, said.append)
     assert "was made for UNet2DConditionModel 00000000, not for" in said[0]
+    save_file(load_file(file), file)  # as of another program, beside what is said of ours
+    (tmp_path / STUDENT_INFO).write_text(of_another.to_json())
+    target_of(*given, pytest.fail)
+    network = trained.backbone.network
+    network.is_loaded_in_8bit = True
+    warn_of_base(network, file, of_another, pytest.fail)
 
 
 def test_a_lora_of_another_teacher_or_maker_is_refused(make_trained, make_backbone, tmp_path):

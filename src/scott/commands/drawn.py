@@ -29,7 +29,7 @@ class Drawn:
     negative_prompt: str | None = None
     """What guidance pushes away from. Of students of ω = 1 alone, with --guidance above 1: two calls a step."""
     height: int | None = None
-    """In pixels; those it was trained at, if left out."""
+    """In pixels, 8,192 at most; those it was trained at, if left out."""
     width: int | None = None
     """As the height."""
     image: Path | None = None

@@ -170,7 +170,8 @@ def _contact_sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> I
 def _file(out: Path, prompt: str, end: str) -> Path:
     """Named after the prompt, and where another one has that name by its digest too."""
     file = out / f"{_slug(prompt)}-{end}.png"
-    there = (how_made(file) or {}).get("prompt", prompt) if file.exists() else prompt
+    made = how_made(file) if file.exists() else None
+    there = made.get("prompt", prompt) if isinstance(made, dict) else prompt
     return file if there == prompt else out / f"{_slug(prompt)}-{_digest(prompt)}-{end}.png"
 
 

@@ -28,7 +28,7 @@ from scott.export.kohya import kohya_keys, kohya_metadata
 from scott.export.pipeline import check_latents, stock_latents
 from scott.export.trained import TOLERANCE, Expected, Factors, Trained, few_step_scheduler
 from scott.teachers import LatentBackbone, load_backbone
-from scott.teachers.fingerprint import differing, is_fingerprint, label, network_fingerprint
+from scott.teachers.fingerprint import differing, is_fingerprint, is_quantised, label, network_fingerprint
 from scott.teachers.lora_files import load_lora, lora_path, misfitting
 from scott.teachers.lora_names import header
 from scott.training.config import DistillConfig
@@ -152,8 +152,8 @@ def read_lora_file(path: Path) -> tuple[StudentInfo, float, dict[str, Tensor]]:
 
 def warn_of_base(network: nn.Module, path: Path, info: StudentInfo, warn: Callable[[str], None]) -> None:
     """Warn where a LoRA was made for another base: it fits any network of its shapes, and people use it on fine-tunes
-    of its base on purpose."""
-    if differing(info.base, here := network_fingerprint(network)):
+    of its base on purpose. What is quantised cannot be told."""
+    if not is_quantised(network) and differing(info.base, here := network_fingerprint(network)):
         made, file = label(info.base), lora_path(path)
         warn(f"{file} was made for {made}, not for {label(here)}; a LoRA draws best on its own base")
 

@@ -197,16 +197,20 @@ def _store_weights(model: Any, dtype: torch.dtype) -> None:
     """Store in `dtype` the weights of an fp32 graph that it holds exactly, with a cast to fp32 behind each: the graph
     computes what it did. Each is rounded as it is written."""
     import onnx_ir as ir
+    from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 
-    kind = ir.tensor_adapters.from_torch_dtype(dtype)
+    def rounded(weights: Any) -> TorchTensor:
+        return TorchTensor(torch.from_numpy(weights.numpy()).to(dtype))
+
+    kind = from_torch_dtype(dtype)
     for value in [*model.graph.initializers.values()]:
         if value.dtype != ir.DataType.FLOAT:
             continue
         whole = torch.from_numpy(value.const_value.numpy())
         if whole.numel() < SMALL or not torch.equal(whole.to(dtype).float(), whole):
             continue
-        name, rounded = value.name, partial(_rounded, value.const_value, dtype)
-        stored = ir.LazyTensor(rounded, kind, value.shape, name=f"{name}.stored")
+        name, later = value.name, partial(rounded, value.const_value)
+        stored = ir.LazyTensor(later, kind, value.shape, name=f"{name}.stored")
         source = ir.Value(name=stored.name, shape=value.shape, type=ir.TensorType(kind), const_value=stored)
         cast = ir.node("Cast", [source], {"to": ir.DataType.FLOAT})
         model.graph.insert_before(model.graph[0], cast)
@@ -214,12 +218,6 @@ def _store_weights(model: Any, dtype: torch.dtype) -> None:
         del model.graph.initializers[name]
         cast.outputs[0].name = name
         model.graph.register_initializer(source)
-
-
-def _rounded(weights: Any, dtype: torch.dtype) -> Any:
-    from onnx_ir.tensor_adapters import TorchTensor
-
-    return TorchTensor(torch.from_numpy(weights.numpy()).to(dtype))
 
 
 def _squeeze() -> Any:

@@ -94,9 +94,13 @@ def pipeline_version(pipeline: "DiffusionPipeline") -> str:
     return hashlib.sha256(repr((weights, settings, scaling)).encode()).hexdigest()[:16]
 
 
+def is_quantised(network: nn.Module) -> bool:
+    return any(getattr(network, flag, False) for flag in FLAGS.values())
+
+
 def identity(backbone: "LatentBackbone") -> dict[str, dict[str, str]]:
     """`fingerprints`, and that of the network unless it is quantised."""
-    quantised = any(getattr(backbone.network, flag, False) for flag in FLAGS.values())
+    quantised = is_quantised(backbone.network)
     return fingerprints(backbone) | ({} if quantised else {backbone.part: network_fingerprint(backbone.network)})
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from scott.data.captions import read_columns, utf8
 from scott.data.pictures import named_as_picture
@@ -25,8 +25,8 @@ _NUMBER = re.compile(r"#\d+$")
 """Of the caption, behind a picture's name, in Flickr8k's first edition."""
 _KEY = re.compile(rb'\s*(?:(\[)|\{\s*"((?:[^"\\]|\\.)*)"\s*:)', re.DOTALL)
 UNPACKED, UNPACKED_LEAST = 64, 1 << 28
-"""A packed table may be so many times as large, or so many bytes: text packs to a tenth, what is made to fill memory to
-a thousandth."""
+"""A packed table may be so many times as large, or so many bytes where that is more: text packs to a tenth, what is
+made to fill memory to a thousandth."""
 Row = dict[str, Any]
 
 
@@ -79,12 +79,8 @@ def read_table(file: Path) -> tuple[list[str], list[Row | Skip]]:
     name = file.name.lower().removesuffix(".gz")
     try:
         is_packed = file.suffix.lower() == ".gz"
-        most = max(UNPACKED_LEAST, UNPACKED * file.stat().st_size) if is_packed else -1
         with opened(str(file), "gzip" if is_packed else None) as stream:
-            content = stream.read(most)
-            if is_packed and stream.read(1):
-                raise ValueError(f"it unpacks to more than {most:,} bytes")
-        content = utf8(content).replace(b"\r\n", b"\n")
+            content = utf8(_unpacked(stream, file) if is_packed else stream.read()).replace(b"\r\n", b"\n")
         if kind := kind_of_start(content[:64]):
             raise ValueError(": ".join(kind))
         if name.endswith(OF_TEXT):
@@ -100,6 +96,16 @@ def read_table(file: Path) -> tuple[list[str], list[Row | Skip]]:
     if not any(isinstance(row, dict) for row in rows) and not name.endswith(OF_TEXT):
         raise UserError(f"{file} has no row that is a JSON object; expected one a line, or a list of them")
     return header, rows
+
+
+def _unpacked(stream: IO[bytes], file: Path) -> bytes:
+    """All of a packed file, in pieces: one call for `most` bytes would take as many before it reads any."""
+    content, most = bytearray(), max(UNPACKED_LEAST, UNPACKED * file.stat().st_size)
+    while piece := stream.read(1 << 20):
+        content += piece
+        if len(content) > most:
+            raise ValueError(f"it unpacks to more than {most:,} bytes")
+    return bytes(content)
 
 
 def _json_rows(content: bytes, may_be_object: bool) -> Iterator[Row | Skip]:
