@@ -164,10 +164,10 @@ def small(teacher_folders, tmp_path_factory):
     return load
 
 
-def fall(backbone, config):
+def fall(backbone, config, updates=200, rank=RANK):
     """ln(L_0 / L_200) of the student's L_CD on one batch of two, at a low and a middle time."""
     torch.manual_seed(0)
-    backbone.add_student(config.train, rank=RANK, alpha=float(RANK))
+    backbone.add_student(config.train, rank=rank, alpha=float(rank))
     optimization, times = Optimization(backbone, config), config.make_grid(backbone.schedule).times
     t_n = times[[len(times) // 10, len(times) // 2]]
     x0, noise, *walk = (drawn[:2] for drawn in draws(backbone, config, BATCH))
@@ -175,7 +175,7 @@ def fall(backbone, config):
     x_m, t_m, cond = walked(backbone, config, x_n, t_n, walk)
     student, target = (ConsistencyFunction(f, backbone.schedule) for f in (backbone.student, backbone.target))
     losses = []
-    for step in range(200):
+    for step in range(updates):
         with torch.no_grad():
             f_m = target(x_m, t_m, cond)
         loss = consistency_loss(student(x_n, t_n, cond), f_m)
@@ -203,3 +203,10 @@ def test_a_lora_learns_as_fast_as_a_full_student(recipe, small):
     made = RECIPES[recipe]
     full, lora = (fall(small(recipe), made(data="d", train=train, **plain)) for train in ("full", "lora"))
     assert lora == pytest.approx(full, rel=1 / 2 if recipe == "chroma" else 1 / 3)
+
+
+def test_a_lora_of_the_embedded_teacher_learns_as_fast_as_a_full_student():
+    """By 50 updates of LCM, which are as telling."""
+    configs = (RECIPES["mini"](method="lcm", train=train, warmup_steps=0) for train in ("full", "lora"))
+    full, lora = (fall(embedded.load_teacher(), config, 50, config.lora_rank) for config in configs)
+    assert lora == pytest.approx(full, rel=1 / 3)
