@@ -118,8 +118,8 @@ def _stock_target(
     lora = f"+{Path(measured.lora).name.removesuffix('.safetensors')}" if measured.lora else ""
     label = f"{Path(name).name}{lora}-{scheduler.removesuffix('Scheduler').lower()}"
     own = embedded.default_guidance(name) or default_guidance(pipeline)
-    info = None
-    if held and (file := lora_path(Path(held))).is_file() and (info := lora_info(file)) and is_fingerprint(info.base):
+    info = lora_info(lora_path(Path(held))) if held and Path(held).exists() else None
+    if held and info and is_fingerprint(info.base):
         warn_of_base(network_of(pipeline)[1], Path(held), info, warn)
     if held and not info:
         info = StudentInfo.read(folder_of(held))

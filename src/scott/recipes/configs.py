@@ -87,10 +87,10 @@ def mini(**changes: Any) -> DistillConfig:
     A 5 M-parameter network takes larger steps than SD1.5 does: 1e-4 instead of 8e-6, a LoRA 1e-3. So few updates do not
     carry the data through 42 jumps of 24, and each jump adds the student's own error to its target; hence jumps of 100,
     by LCM too, and by the paper's method 300. Noise costs more here than it gives (experiments/trial), so a jump is one
-    step of the ODE, and what is left of SCott's is its critic: heads on the frozen network, which come for the last 40
-    % of the steps, are shown samples as they are drawn, and whose gradient is held to .6 of the consistency loss's. The
-    loss is weighted as one of v (see docs/architecture.md). The guidance range is centred on 2, the teacher's. Each
-    walked jump is learnt from three times, by LCM too.
+    step of the ODE, and what is left of SCott's is its critic: heads on the frozen network, which come for the last two
+    fifths of the steps, are shown samples as they are drawn, and whose gradient is held to .6 of the consistency
+    loss's. The loss is weighted as one of v (see docs/architecture.md). The guidance range is centred on 2, the
+    teacher's. Each walked jump is learnt from three times, by LCM too.
     """
     train = changes.get("train", "full")
     low, high = (1.0, 3.0) if train == "full" else (2.0, 2.0)
