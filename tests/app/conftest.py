@@ -10,10 +10,11 @@ from playwright.sync_api import sync_playwright
 from scott.app import draw_view
 from scott.app.models import Models
 from scott.app.page import build, serve
-from scott.commands import prepare
+from scott.commands import prepare, validation
 from scott.commands.distill import run
 from scott.commands.plan import planned
 from scott.recipes.configs import mini
+from scott.training.config import PROMPTS
 from scott.training.metrics import WARNINGS
 
 WARNING = "step 2: the critic tells nothing"
@@ -33,6 +34,7 @@ def runs(tmp_path_factory):
             shutil.copytree(ready, first)
         else:
             patch.setattr(prepare, "MINI_SCENES", 48)
+            patch.setattr(validation, "PROMPTS", PROMPTS)  # a grid that is wider than a phone
             steps = {"max_steps": 2, "sample_every": 1, "log_every": 1, "batch_size": 2, "tracker": "none"}
             run(mini(out=first, **steps), lambda *_: None)
         shutil.copytree(first, second)

@@ -81,7 +81,7 @@ def test_a_device_holds_what_encodes_or_the_network(teacher_folders, pictures, t
         monkeypatch.setattr(module, "best_device", lambda: "gpu")
     monkeypatch.setattr(LatentBackbone, "place_encoders", lambda self, device: moved.append(("encoders", device)))
     monkeypatch.setattr(LatentBackbone, "place_network", lambda self, device: moved.append(("network", device)))
-    monkeypatch.setattr(distilling, "distill", lambda *given: moved.append("train"))
+    monkeypatch.setattr(distilling, "distill", lambda *given, opened: moved.append("train"))
     monkeypatch.setattr(distilling, "is_exported", lambda config: True)
     config = sd15(teacher=str(teacher_folders["sd1"]), data=str(pictures), out=tmp_path / "run", precision="fp32")
     distilling.run(config, quiet)
@@ -337,7 +337,7 @@ def test_what_was_left_out_is_told(backbone, pictures, tmp_path):
 def test_distill_tells_what_was_left_out(teacher_folders, pictures, tmp_path, monkeypatch):
     """And leaves it in the run's folder."""
     (pictures / "3.png").write_bytes(b"")
-    monkeypatch.setattr(distilling, "distill", lambda *given: 1)
+    monkeypatch.setattr(distilling, "distill", lambda *given, opened: 1)
     monkeypatch.setattr(distilling, "export_finished", lambda *given: None)
     config = sd15(teacher=str(teacher_folders["sd1"]), data=str(pictures), out=tmp_path / "run", precision="fp32")
     said = []

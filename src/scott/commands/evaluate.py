@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -12,7 +12,6 @@ from typing import Any
 
 from scott import __version__
 from scott.choices import check_gamma
-from scott.commands.prepare import Warn
 from scott.data.preparation import Report
 from scott.data.sources import check_there
 from scott.device import best_device, processes, use_own_device
@@ -47,7 +46,7 @@ def evaluate_target(
     *,
     out: Path | None,
     report: Report,
-    warn: Warn = lambda message: None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> tuple[Results, Path]:
     """Rows of the target, of a teacher if asked for, and of the real-against-real floor where it is known.
 

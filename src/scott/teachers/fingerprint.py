@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scott.teachers.lora import plain_state
 from scott.teachers.quantize import FLAGS
 
 if TYPE_CHECKING:
@@ -52,6 +51,12 @@ def network_version(network: nn.Module, rounded: torch.dtype | None = None) -> s
 def network_signs(network: nn.Module) -> str:
     """The same besides where LoRAs that were merged in are rounded otherwise, as another machine may."""
     return fingerprint(network, dict(network.named_parameters()), type(network).__name__)["signs"][:16]
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """A network's state without peft's adapters, under the names that it has without them."""
+    state = network.state_dict()
+    return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
 
 
 def network_fingerprint(network: nn.Module) -> dict[str, str]:

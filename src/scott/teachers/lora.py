@@ -21,17 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from scott.choices import unknown
 from scott.errors import UserError
+from scott.teachers.fingerprint import plain_state
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
 FEED_FORWARD = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 VARIANTS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-
-
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state without peft's adapters, under the names that it has without them."""
-    state = network.state_dict()
-    return {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
 
 
 class Adapters:
